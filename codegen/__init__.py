@@ -1,0 +1,1 @@
+"""Text to kernel: rules, specs, schedules and devices in; compiled Triton and TVM kernels out."""

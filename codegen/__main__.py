@@ -1,0 +1,159 @@
+"""The command line of the compiler: `python -m codegen show KERNEL` prints a generated source, or what became of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import fields, replace
+
+from codegen.backends import Resources, backend
+from codegen.device import NAMED, Device, named
+from codegen.errors import IllegalScheduleError, TrellisError, UnknownKernelError, UnknownStageError
+from codegen.program import KERNELS_OF_VARIANT
+from codegen.render import KERNELS, Source, render
+from codegen.rule import MAPS, STEP_SIZES, Rule
+from codegen.schedule import BACKENDS, VARIANTS, Schedule, default, from_settings, why_illegal
+from codegen.spec import DTYPES, OPERATORS, Problem, Spec
+
+_OPERATOR_OF_KERNEL = {
+    "trellis_fused": "trellis_attention",
+    "memory_update": "memory_update",
+    "memory_readout": "memory_readout",
+    "memory_step": "trellis_step",
+}
+_DEVICE_OF_BACKEND = {"triton": "sm_90", "tvm": "here"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        print(_show(options).rstrip("\n"), flush=True)
+    except TrellisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader has seen enough; without this Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m codegen", description=__doc__)
+    show = parser.add_subparsers(dest="command", required=True).add_parser(
+        "show",
+        help="print a generated kernel",
+        description="Print the source of a kernel with its header, or what its compiler made of it.",
+    )
+    show.add_argument("kernel", choices=KERNELS, help="template to render")
+    show.add_argument(
+        "--backend", choices=BACKENDS, default="triton", help="compiler to render for (default: %(default)s)"
+    )
+    _add_problem(show)
+    _add_rule(show)
+    show.add_argument(
+        "--device",
+        help=f"'here' for this machine's CPU, or {', '.join(NAMED)} (default: sm_90 for triton, here for tvm)",
+    )
+    show.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a field of the schedule, instead of its default; may be repeated",
+    )
+    output = show.add_mutually_exclusive_group()
+    output.add_argument("--ptx", dest="stage", action="store_const", const="ptx", help="print the PTX")
+    output.add_argument("--asm", dest="stage", action="store_const", const="asm", help="print the machine's assembly")
+    output.add_argument("--stage", metavar="NAME", help="print this stage of the compiler, such as ttgir or llvm")
+    output.add_argument("--resources", action="store_true", help="print registers, spills, shared memory, code size")
+    return parser
+
+
+def _add_problem(show: argparse.ArgumentParser) -> None:
+    problem = Problem()
+    show.add_argument("--operator", choices=OPERATORS, help="operator it is part of (default: the kernel's own)")
+    show.add_argument("--dim", type=int, metavar="D", help="both head dimensions at once")
+    show.add_argument("--dim-k", type=int, metavar="D", help=f"width of q and k (default: {problem.dim_k})")
+    show.add_argument("--dim-v", type=int, metavar="D", help=f"width of v and y (default: {problem.dim_v})")
+    show.add_argument(
+        "--slots", type=int, metavar="M", default=problem.slots, help="memory slots (default: %(default)s)"
+    )
+    show.add_argument("--chunk", type=int, metavar="C", default=problem.chunk, help="chunk size (default: %(default)s)")
+    show.add_argument(
+        "--dtype", choices=DTYPES, default=problem.dtype, help="type of the inputs (default: %(default)s)"
+    )
+
+
+def _add_rule(show: argparse.ArgumentParser) -> None:
+    rule = Rule()
+    show.add_argument("--phi", choices=MAPS, default=rule.phi, help="write map (default: %(default)s)")
+    show.add_argument("--phi-eps", type=float, default=rule.phi_eps, help="its epsilon (default: %(default)s)")
+    show.add_argument("--link", choices=MAPS, default=rule.link, help="map between the passes (default: %(default)s)")
+    show.add_argument("--out", choices=MAPS, default=rule.out, help="map of the last readout (default: %(default)s)")
+    show.add_argument(
+        "--step-size", choices=STEP_SIZES, default=rule.step_size, help="gamma per (default: %(default)s)"
+    )
+
+
+def _show(options: argparse.Namespace) -> str:
+    spec = _spec(options)
+    device = named(options.device or _DEVICE_OF_BACKEND[options.backend])
+    schedule = _schedule(options, spec, device)
+    source = render(options.kernel, spec, schedule, device)
+    if options.stage:
+        return _stage(options.stage, source, spec, schedule, device)
+    if options.resources:
+        return _table(backend(schedule.backend).resources(source, spec, schedule, device))
+    return source.text
+
+
+def _spec(options: argparse.Namespace) -> Spec:
+    dim = Problem().dim_k if options.dim is None else options.dim
+    problem = Problem(
+        operator=options.operator or _OPERATOR_OF_KERNEL[options.kernel],
+        batch=1,
+        tokens=1,
+        heads=1,
+        dim_k=dim if options.dim_k is None else options.dim_k,
+        dim_v=dim if options.dim_v is None else options.dim_v,
+        slots=options.slots,
+        chunk=options.chunk,
+        dtype=options.dtype,
+    )
+    return Spec(Rule(options.phi, options.link, options.out, options.phi_eps, options.step_size), problem)
+
+
+def _schedule(options: argparse.Namespace, spec: Spec, device: Device) -> Schedule:
+    operator = spec.problem.operator
+    own = [variant for variant in VARIANTS[operator] if options.kernel in KERNELS_OF_VARIANT[variant]]
+    if not own:
+        known = sorted({kernel for variant in VARIANTS[operator] for kernel in KERNELS_OF_VARIANT[variant]})
+        raise UnknownKernelError(name=options.kernel, known=f"{', '.join(known)} (the kernels of {operator})")
+    settings: dict[str, object] = {**default(options.backend, spec, device).settings(), "variant": own[0]}
+    for assignment in options.set:
+        name, _, value = assignment.partition("=")
+        settings[name] = int(value) if value.isdecimal() else value
+    schedule = from_settings(options.backend, settings)
+    # memory_update as a part of "split" is rendered for its own operator, so the variant may be another's.
+    reason = why_illegal(spec, replace(schedule, variant=own[0]), device)
+    if reason is not None:
+        raise IllegalScheduleError(schedule=schedule.key(), spec=spec.key(), reason=reason)
+    return schedule
+
+
+def _stage(name: str, source: Source, spec: Spec, schedule: Schedule, device: Device) -> str:
+    stages = backend(schedule.backend).inspect(source, spec, schedule, device)
+    if name not in stages:
+        raise UnknownStageError(name=name, backend=schedule.backend, device=device.arch, known=", ".join(stages))
+    return stages[name]
+
+
+def _table(resources: Resources) -> str:
+    values = ((field.name, getattr(resources, field.name)) for field in fields(resources))
+    return "\n".join(f"{name:13} {'unknown' if value is None else value}" for name, value in values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The two compilers behind one small protocol; a registry that imports each only when it is asked for."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+from codegen.device import Device
+from codegen.errors import UnknownBackendError
+from codegen.render import Source
+from codegen.schedule import BACKENDS, Schedule
+from codegen.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the compiler says a kernel needs; None where the target has no such number.
+
+    Attributes:
+        registers: per thread.
+        spill_bytes: of stack per thread.
+        shared_bytes: per block, static and dynamic.
+        code_bytes: of machine code.
+    """
+
+    registers: int | None = None
+    spill_bytes: int | None = None
+    shared_bytes: int | None = None
+    code_bytes: int | None = None
+
+
+class Kernel(Protocol):
+    """A compiled kernel."""
+
+    source: Source
+
+    def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
+        """Run `programs` independent programs; outputs are arguments, written in place."""
+
+
+class Backend(Protocol):
+    """A compiler that turns a Source into a Kernel."""
+
+    name: str
+
+    def why_unavailable(self, device: Device) -> str | None:
+        """Why kernels for `device` cannot run in this process, in one sentence; None if they can."""
+
+    def compile(self, source: Source, spec: Spec, schedule: Schedule, device: Device) -> Kernel:
+        """Compile for a device that is here, ready to be called."""
+
+    def inspect(self, source: Source, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
+        """Compile for a device that need not be here; the texts of each stage by name ("asm", "ptx", ...)."""
+
+    def resources(self, source: Source, spec: Spec, schedule: Schedule, device: Device) -> Resources:
+        """Compile for a device that need not be here; what the compiler says the kernel needs."""
+
+    def toolchain(self) -> dict[str, str]:
+        """Package name to version: provenance of what this backend compiled."""
+
+
+@functools.cache
+def backend(name: str) -> Backend:
+    """The backend called `name`; its compiler is imported no earlier than its first use.
+
+    Raises:
+        UnknownBackendError: no such backend.
+    """
+    if name not in BACKENDS:
+        raise UnknownBackendError(name=name, known=", ".join(BACKENDS))
+    return cast(Backend, importlib.import_module(f"codegen.backends.{name}"))

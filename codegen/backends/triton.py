@@ -1,0 +1,250 @@
+"""Triton: sources compiled for NVIDIA and AMD GPUs, here or not, or interpreted on CPU tensors (TRITON_INTERPRET=1).
+
+Triton decides when it is imported whether it compiles or interprets, so one process does one of the two.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from codegen.backends import Resources
+from codegen.backends.source_module import module_of
+from codegen.device import Device, cuda_device
+from codegen.errors import BackendUnavailableError, CompileError
+from codegen.render import Source
+from codegen.schedule import Schedule, TritonSchedule
+from codegen.spec import Spec
+
+name = "triton"
+
+_POINTER_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+_TORCH_TYPES = {"*fp32": torch.float32, "*bf16": torch.bfloat16, "*fp16": torch.float16, "*i32": torch.int32}
+_ALIGNMENT = 16
+_INTEGERS = ("most_chunks", "H")
+_OFFSETS = ("cu_seqlens_ptr", "chunk_offsets_ptr")
+_TYPED_AS_INPUT = ("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr", "y_ptr")
+_STAGES = {"cuda": ("ttir", "ttgir", "llir", "ptx"), "hip": ("ttir", "ttgir", "llir", "amdgcn")}
+
+
+@dataclass(frozen=True)
+class InterpretedKernel:
+    """A kernel that Triton's interpreter runs, one program after the other."""
+
+    source: Source
+    function: Any
+
+    def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
+        """Run `programs` programs."""
+        self.function[(programs,)](*arguments, _heads(arguments))
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A kernel on a GPU.
+
+    Attributes:
+        source: what it was compiled from.
+        function: what recompiles for another GPU, another type or another alignment, at some 30 us a call more.
+        compiled: `function` for the tensor types `types`, aligned to 16 bytes, on GPU number `gpu`.
+        num_warps: warps per program.
+    """
+
+    source: Source
+    function: Any
+    compiled: Any
+    types: tuple[torch.dtype | None, ...]
+    gpu: int
+    num_warps: int
+
+    def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
+        """Launch `programs` programs on the current stream of the tensors' GPU."""
+        if self._fits(arguments):
+            self.compiled[(programs, 1, 1)](*arguments, _heads(arguments))
+            return
+        first = arguments[0]
+        assert isinstance(first, torch.Tensor)
+        with torch.cuda.device(first.device):
+            self.function[(programs,)](*arguments, _heads(arguments), num_warps=self.num_warps)
+
+    def _fits(self, arguments: tuple[torch.Tensor | int, ...]) -> bool:
+        if torch.cuda.current_device() != self.gpu:
+            return False
+        for argument, dtype in zip(arguments, self.types, strict=True):
+            if isinstance(argument, torch.Tensor) and (
+                argument.dtype is not dtype or argument.get_device() != self.gpu or argument.data_ptr() % _ALIGNMENT
+            ):
+                return False
+        return True
+
+
+def why_unavailable(device: Device) -> str | None:
+    """Why kernels for `device` cannot run in this process, in one sentence; None if they can."""
+    try:
+        interprets = _interprets()
+    except BackendUnavailableError as error:
+        return str(error.reason)
+    if interprets:
+        return None
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        return "TRITON_INTERPRET was set after triton was imported; set it before Python starts"
+    if device.kind == "cpu":
+        return "Triton compiles for GPUs only; set TRITON_INTERPRET=1 before Python starts to interpret its kernels"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no GPU in this machine"
+    here = [cuda_device(index).arch for index in range(torch.cuda.device_count())]
+    if device.arch not in here:
+        return f"the GPUs in this machine are {', '.join(here)}, not {device.arch}"
+    return None
+
+
+def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> InterpretedKernel | CompiledKernel:
+    """Compile for the current GPU, or make ready to interpret.
+
+    Raises:
+        BackendUnavailableError: the GPU, or Triton, is missing.
+        CompileError: Triton refused the source, or the kernel needs more than the GPU has.
+    """
+    reason = why_unavailable(device)
+    if reason is not None:
+        raise BackendUnavailableError(backend=name, reason=reason)
+    function = getattr(module_of(source, name), source.kernel)
+    if _interprets():
+        return InterpretedKernel(source, function)
+    *types, _ = (_TORCH_TYPES.get(kind) for kind in _signature(function.arg_names, spec.problem.dtype).values())
+    num_warps = _num_warps(schedule)
+    try:
+        compiled = function.warmup(*(dtype or 1 for dtype in (*types, None)), grid=(1,), num_warps=num_warps)
+        # Loading it now shows here, not in the first call, that it needs more shared memory than there is.
+        compiled._init_handles()
+    except Exception as error:
+        raise CompileError(backend=name, path=source.path, reason=_reason(error)) from error
+    return CompiledKernel(source, function, compiled, tuple(types), torch.cuda.current_device(), num_warps)
+
+
+def inspect(source: Source, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
+    """The texts of each stage: "ttir", "ttgir", "llir", "ptx" or for AMD "amdgcn", and "asm" (SASS, or again "amdgcn").
+
+    Raises:
+        BackendUnavailableError: `device` is a CPU, Triton is missing, or this process interprets.
+        CompileError: Triton refused the source.
+    """
+    compiled = _compiled(source, spec, schedule, device)
+    stages = {stage: str(compiled.asm[stage]) for stage in _STAGES[device.kind]}
+    return stages | {"asm": _cuobjdump(compiled, "-sass") if device.kind == "cuda" else stages["amdgcn"]}
+
+
+def resources(source: Source, spec: Spec, schedule: Schedule, device: Device) -> Resources:
+    """What the compiler says the kernel needs; raises as `inspect` does."""
+    compiled = _compiled(source, spec, schedule, device)
+    shared = int(compiled.metadata.shared)
+    if device.kind == "hip":
+        text = compiled.asm["amdgcn"]
+        registers, spilled = (
+            _number(r"\.vgpr_count:\s*(\d+)", text),
+            _number(r"\.private_segment_fixed_size:\s*(\d+)", text),
+        )
+        return Resources(registers, spilled, shared, _number(r"; codeLenInByte = (\d+)", text))
+    usage = _cuobjdump(compiled, "-res-usage")
+    registers, stack = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
+    addresses = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/", _cuobjdump(compiled, "-sass"), re.MULTILINE)
+    return Resources(registers, stack, shared, int(addresses[-1], 16) + 16 if addresses else None)
+
+
+def toolchain() -> dict[str, str]:
+    """Versions of Triton and of the ptxas that it calls (TRITON_PTXAS_PATH chooses another)."""
+    triton = _triton()
+    ptxas = triton.knobs.nvidia.ptxas
+    origin = "TRITON_PTXAS_PATH" if os.environ.get("TRITON_PTXAS_PATH") == ptxas.path else "bundled"
+    banner = subprocess.run([ptxas.path, "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r"\bV(\d+(?:\.\d+)+)", banner)
+    return {"triton": str(triton.__version__), "ptxas": f"{version.group(1) if version else ptxas.version} ({origin})"}
+
+
+def _compiled(source: Source, spec: Spec, schedule: Schedule, device: Device) -> Any:
+    if device.kind == "cpu":
+        raise BackendUnavailableError(backend=name, reason="Triton compiles for GPUs only; name one, such as sm_90")
+    triton = _triton()
+    if _interprets():
+        reason = "this process interprets Triton kernels; unset TRITON_INTERPRET to compile them"
+        raise BackendUnavailableError(backend=name, reason=reason)
+    function = getattr(module_of(source, name), source.kernel)
+    types = _signature(function.arg_names, spec.problem.dtype)
+    aligned = {(i,): [["tt.divisibility", _ALIGNMENT]] for i, kind in enumerate(types.values()) if kind.startswith("*")}
+    try:
+        return triton.compile(
+            triton.compiler.ASTSource(function, types, attrs=aligned),
+            target=_target(triton, device),
+            options={"num_warps": _num_warps(schedule)},
+        )
+    except Exception as error:
+        raise CompileError(backend=name, path=source.path, reason=_reason(error)) from error
+
+
+def _target(triton: Any, device: Device) -> Any:
+    kind = triton.backends.compiler.GPUTarget
+    if device.kind == "cuda":
+        return kind("cuda", int(device.arch.removeprefix("sm_")), 32)
+    return kind("hip", device.arch, 64 if device.arch.startswith("gfx9") else 32)
+
+
+def _signature(arguments: list[str], dtype: str) -> dict[str, str]:
+    types = {}
+    for argument in arguments:
+        if argument in _INTEGERS:
+            types[argument] = "i32"
+        elif argument in _OFFSETS:
+            types[argument] = "*i32"
+        else:
+            types[argument] = _POINTER_TYPES[dtype if argument in _TYPED_AS_INPUT else "float32"]
+    return types
+
+
+def _num_warps(schedule: Schedule) -> int:
+    assert isinstance(schedule, TritonSchedule), f"{schedule.key()} is no schedule of the backend {name}"
+    return schedule.num_warps
+
+
+def _heads(arguments: tuple[torch.Tensor | int, ...]) -> int:
+    # The first argument of every kernel is a tensor [B*T, H, .].
+    first = arguments[0]
+    assert isinstance(first, torch.Tensor)
+    return first.shape[1]
+
+
+def _cuobjdump(compiled: Any, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [_triton().knobs.nvidia.cuobjdump.path, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _number(pattern: str, text: str) -> int | None:
+    match = re.search(pattern, text)
+    return int(match.group(1)) if match else None
+
+
+def _interprets() -> bool:
+    # Asks what triton.jit made of Triton's own functions: decided at import, whatever the environment says now.
+    triton = _triton()
+    return not isinstance(triton.language.sigmoid, triton.JITFunction)
+
+
+def _triton() -> Any:
+    try:
+        import triton
+    except ImportError as error:
+        reason = f"the package triton (it comes with trellis-ops on Linux x86-64) cannot be imported: {error}"
+        raise BackendUnavailableError(backend=name, reason=reason) from error
+    return triton
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,134 @@
+"""The machine a kernel is made for: read from the one in use, or named to compile for one that is not here.
+
+Nothing here starts a GPU: the names of the cards come from text files of the operating system, and only
+`cuda_device`, called once a tensor lives on a card, asks the driver for more.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from codegen.errors import UnknownDeviceError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A machine, as far as kernels care.
+
+    Attributes:
+        kind: "cpu", "cuda" or "hip".
+        name: what its maker calls it, in lower case with dashes ("nvidia-h200", "amd-epyc-f25m17").
+        arch: what a compiler calls it ("x86-64-v4", "aarch64", "sm_90", "gfx942").
+        cores: processors that this process may use, or multiprocessors.
+        vector_bits: width of a CPU vector register in bits; 0 for a GPU.
+        shared_bytes: shared memory that one block may use, in bytes; 0 for a CPU.
+    """
+
+    kind: str
+    name: str
+    arch: str
+    cores: int
+    vector_bits: int = 0
+    shared_bytes: int = 0
+
+    def key(self) -> str:
+        """Stable text key, fit for a file name; the second half of a tuning record's identity."""
+        if self.kind == "cpu":
+            return f"{self.name}-{self.arch}-{self.cores}-cores"
+        return self.name
+
+
+NAMED: dict[str, Device] = {
+    "x86-64-v2": Device("cpu", "generic", "x86-64-v2", cores=2, vector_bits=128),
+    "x86-64-v3": Device("cpu", "generic", "x86-64-v3", cores=2, vector_bits=256),
+    "x86-64-v4": Device("cpu", "generic", "x86-64-v4", cores=2, vector_bits=512),
+    "aarch64": Device("cpu", "generic", "aarch64", cores=2, vector_bits=128),
+    "sm_80": Device("cuda", "nvidia-a100", "sm_80", cores=108, shared_bytes=166_912),
+    "sm_90": Device("cuda", "nvidia-h200", "sm_90", cores=132, shared_bytes=232_448),
+    "gfx942": Device("hip", "amd-mi300x", "gfx942", cores=304, shared_bytes=65_536),
+}
+"""Devices by the name of their architecture, for compiling without them."""
+
+_X86_LEVELS = (
+    ("x86-64-v4", 512, ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")),
+    ("x86-64-v3", 256, ("avx2", "bmi2", "fma", "f16c")),
+    ("x86-64-v2", 128, ("sse4_2", "popcnt")),
+)
+
+
+def named(name: str) -> Device:
+    """The device called `name`: "here" for this machine's CPU, or a key of `NAMED`.
+
+    Raises:
+        UnknownDeviceError: any other name.
+    """
+    if name == "here":
+        return cpu()
+    if name not in NAMED:
+        raise UnknownDeviceError(name=name, known=", ".join(NAMED))
+    return NAMED[name]
+
+
+@functools.cache
+def cpu() -> Device:
+    """The CPU of this machine, with the cores that this process may use."""
+    facts = _cpuinfo()
+    name, arch, vector_bits = _cpu_identity(facts, platform.machine().lower())
+    return Device("cpu", name, arch, _usable_cores(), vector_bits)
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Names of the NVIDIA cards that the operating system lists, without starting any of them."""
+    listing = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    models = (re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE) for path in listing)
+    return tuple(_slug(match.group(1)) for match in models if match)
+
+
+@functools.cache
+def cuda_device(index: int) -> Device:
+    """Card number `index` of torch; asks the driver, so call it only for a tensor that is already there."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    shared = getattr(properties, "shared_memory_per_block_optin", 49_152)
+    if torch.version.hip:
+        arch = properties.gcnArchName.split(":")[0]
+        return Device("hip", _slug(properties.name), arch, properties.multi_processor_count, 0, shared)
+    arch = f"sm_{properties.major}{properties.minor}"
+    return Device("cuda", _slug(properties.name), arch, properties.multi_processor_count, 0, shared)
+
+
+def _cpu_identity(facts: dict[str, str], machine: str) -> tuple[str, str, int]:
+    model = _slug(facts.get("model name", "") or platform.processor() or "cpu")
+    if machine in ("x86_64", "amd64"):
+        name = f"{model}-f{facts.get('cpu family', '0')}m{facts.get('model', '0')}"
+        flags = set(facts.get("flags", "").split())
+        for arch, bits, needed in _X86_LEVELS:
+            if flags.issuperset(needed):
+                return name, arch, bits
+        return name, "x86-64", 128
+    return model, "aarch64" if machine in ("arm64", "aarch64") else machine, 128
+
+
+def _cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    first, _, _ = path.read_text().partition("\n\n")
+    pairs = (line.partition(":") for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("(r)", "").replace("(tm)", "")).strip("-")

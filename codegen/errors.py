@@ -1,0 +1,141 @@
+"""One class per failure, with the message on the class.
+
+Raise with the details as keywords; they fill the message and stay readable as attributes:
+
+    raise UnknownMapError(role="phi", name="relu", known="identity, silu")
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TrellisError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+    message: ClassVar[str] = "{detail}"
+
+    def __init__(self, **details: object) -> None:
+        super().__init__(self.message.format(**details))
+        self.details = details
+
+    def __getattr__(self, name: str) -> object:
+        details = self.__dict__.get("details", {})
+        if name in details:
+            return details[name]
+        raise AttributeError(f"{type(self).__name__} has no detail {name!r}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.details))
+
+
+def _rebuild(kind: type[TrellisError], details: dict[str, object]) -> TrellisError:
+    return kind(**details)
+
+
+class UnknownMapError(TrellisError, ValueError):
+    """A map name that no rule knows."""
+
+    message = "{role}={name!r} is no known map; choose one of: {known}"
+
+
+class UnknownKernelError(TrellisError, ValueError):
+    """A kernel name that has no template."""
+
+    message = "{name!r} is no known kernel; choose one of: {known}"
+
+
+class UnknownBackendError(TrellisError, ValueError):
+    """A backend name outside the registry."""
+
+    message = "{name!r} is no known backend; choose one of: {known}"
+
+
+class UnknownDeviceError(TrellisError, ValueError):
+    """A device name that is neither here nor in the table of named devices."""
+
+    message = "{name!r} is no known device; choose one of: {known}, or 'here'"
+
+
+class ShapeError(TrellisError, ValueError):
+    """A tensor, or a size, whose shape does not fit the others."""
+
+    message = "{name} has shape {shape}; expected {expected}"
+
+
+class SizeError(TrellisError, ValueError):
+    """A size outside the supported range."""
+
+    message = "{name}={value} is out of range; expected {expected}"
+
+
+class DtypeError(TrellisError, TypeError):
+    """A tensor type that no implementation takes."""
+
+    message = "{name} has dtype {dtype}; expected {expected}"
+
+
+class DeviceMismatchError(TrellisError, ValueError):
+    """Tensors of one call that live on different devices."""
+
+    message = "{name} is on {device} but q (or w) is on {expected}; move all tensors of a call to one device"
+
+
+class SequenceError(TrellisError, ValueError):
+    """Sequence offsets that do not describe the tokens given."""
+
+    message = "cu_seqlens {problem}: {value}; expected N + 1 non-decreasing offsets from 0 to T with B = 1"
+
+
+class ValueCheckError(TrellisError, ValueError):
+    """A value that TRELLIS_OPS_CHECK_VALUES=1 looks for and refuses."""
+
+    message = "{name} {problem} (first at index {index}, value {value})"
+
+
+class GradientError(TrellisError, RuntimeError):
+    """A gradient was asked of an operator that has none."""
+
+    message = "{name} has no gradient: {advice}"
+
+
+class ImplementationError(TrellisError, RuntimeError):
+    """A forced implementation that cannot run this call."""
+
+    message = "implementation={name!r} cannot run this call: {reason}"
+
+
+class IllegalScheduleError(TrellisError, ValueError):
+    """A schedule that does not fit its spec or device."""
+
+    message = "schedule {schedule} is illegal for {spec}: {reason}"
+
+
+class ScheduleFieldError(TrellisError, ValueError):
+    """A stored or typed schedule with an unknown, missing or mistyped field."""
+
+    message = "schedule field {field}={value!r} is not valid for backend {backend}: {reason}"
+
+
+class TemplateError(TrellisError, RuntimeError):
+    """A template that did not render."""
+
+    message = "template {path} did not render: {reason}"
+
+
+class CompileError(TrellisError, RuntimeError):
+    """A generated source that its compiler refused."""
+
+    message = "{backend} could not compile {path}: {reason}"
+
+
+class BackendUnavailableError(TrellisError, RuntimeError):
+    """A backend whose package, or whose device, is missing."""
+
+    message = "backend {backend!r} is not available: {reason}"
+
+
+class UnknownStageError(TrellisError, ValueError):
+    """A stage of compilation that a backend does not have for a device."""
+
+    message = "{backend} has no stage {name!r} for {device}; choose one of: {known}"

@@ -1,0 +1,223 @@
+"""An operator as one call: the kernels of a schedule's variant, in order, with the buffers between them.
+
+All tensors are contiguous and flattened over tokens: q, k `[B*T, H, D_k]`, v `[B*T, H, D_v]`, alpha `[B*T, H, M]`,
+log_beta `[B*T, H]` float32, gamma `[H]` or `[B*T, H]` float32, states `[N, H, M, D]` float32, updated in place.
+Sequences are offsets into the tokens, `cu_seqlens [N + 1]` int32; a batch is N = B sequences of equal length, a decode
+step is N = B sequences of one token. `chunk_offsets [N + 1]` int32 says where a sequence's chunks start among all
+chunk-start states.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from codegen.backends import Kernel, backend
+from codegen.device import Device
+from codegen.render import render, template_digest
+from codegen.schedule import VARIANTS, Schedule, require_legal
+from codegen.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
+    "fused": ("trellis_fused",),
+    "split": ("memory_update", "memory_readout"),
+    "recurrent": ("memory_step",),
+    "update": ("memory_update",),
+    "readout": ("memory_readout",),
+}
+"""Which templates a variant is made of."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where sequences and their chunks lie.
+
+    Attributes:
+        cu_seqlens: `[N + 1]` int32, offsets into the tokens.
+        chunk_offsets: `[N + 1]` int32, offsets into the chunk-start states.
+        chunks: number of chunk-start states to allocate.
+        most_chunks: no sequence has more chunks than this.
+    """
+
+    cu_seqlens: torch.Tensor
+    chunk_offsets: torch.Tensor
+    chunks: int
+    most_chunks: int
+
+    @property
+    def count(self) -> int:
+        """N, the number of sequences."""
+        return self.cu_seqlens.shape[0] - 1
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled operator.
+
+    Attributes:
+        spec, schedule, device: what it was made from.
+        kernels: compiled kernels in launch order.
+    """
+
+    spec: Spec
+    schedule: Schedule
+    device: Device
+    kernels: tuple[Kernel, ...]
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        alpha: torch.Tensor,
+        log_beta: torch.Tensor,
+        gamma: torch.Tensor,
+        S_k: torch.Tensor,
+        S_v: torch.Tensor,
+        sequences: Sequences,
+        y: torch.Tensor,
+    ) -> None:
+        """Run trellis_attention: write y `[B*T, H, D_v]`, leave the final states in S_k and S_v."""
+        programs = sequences.count * q.shape[1]
+        if self.schedule.variant == "split":
+            self._split(q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences, y)
+        else:
+            self.kernels[0](programs, q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences.cu_seqlens, y)
+
+    def _split(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        alpha: torch.Tensor,
+        log_beta: torch.Tensor,
+        gamma: torch.Tensor,
+        S_k: torch.Tensor,
+        S_v: torch.Tensor,
+        sequences: Sequences,
+        y: torch.Tensor,
+    ) -> None:
+        update_k, update_v, readout = self.kernels
+        programs = sequences.count * q.shape[1]
+        cu_seqlens, chunk_offsets = sequences.cu_seqlens, sequences.chunk_offsets
+        states_k = S_k.new_empty((sequences.chunks, *S_k.shape[1:]))
+        states_v = S_v.new_empty((sequences.chunks, *S_v.shape[1:]))
+        codes_k = S_k.new_empty(alpha.shape)
+        codes_v = S_v.new_empty(alpha.shape)
+        update_k(programs, k, alpha, log_beta, gamma, S_k, cu_seqlens, chunk_offsets, states_k, codes_k)
+        update_v(programs, v, alpha, log_beta, gamma, S_v, cu_seqlens, chunk_offsets, states_v, codes_v)
+        readout(
+            programs * sequences.most_chunks,
+            *(q, k, v, log_beta, gamma, states_k, codes_k, states_v, codes_v, cu_seqlens, chunk_offsets),
+            sequences.most_chunks,
+            y,
+        )
+
+    def update(
+        self,
+        w: torch.Tensor,
+        alpha: torch.Tensor,
+        log_beta: torch.Tensor,
+        gamma: torch.Tensor,
+        S: torch.Tensor,
+        sequences: Sequences,
+        chunk_states: torch.Tensor,
+        codes: torch.Tensor,
+    ) -> None:
+        """Run memory_update: write chunk_states `[chunks, H, M, D]`, codes `[B*T, H, M]`, the final state into S."""
+        programs = sequences.count * w.shape[1]
+        offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
+        self.kernels[0](programs, w, alpha, log_beta, gamma, S, *offsets, chunk_states, codes)
+
+    def readout(
+        self,
+        read: torch.Tensor,
+        w: torch.Tensor,
+        chunk_states: torch.Tensor,
+        codes: torch.Tensor,
+        log_beta: torch.Tensor,
+        gamma: torch.Tensor,
+        sequences: Sequences,
+        y: torch.Tensor,
+    ) -> None:
+        """Run memory_readout: write o = S q `[B*T, H, M]`, or y = S^T r `[B*T, H, D]` where the spec is transposed."""
+        self.kernels[0](
+            sequences.count * w.shape[1] * sequences.most_chunks,
+            *(read, w, log_beta, gamma, chunk_states, codes, sequences.cu_seqlens, sequences.chunk_offsets),
+            sequences.most_chunks,
+            y,
+        )
+
+    def step(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        alpha: torch.Tensor,
+        log_beta: torch.Tensor,
+        gamma: torch.Tensor,
+        S_k: torch.Tensor,
+        S_v: torch.Tensor,
+        gradient_states: tuple[torch.Tensor, torch.Tensor] | tuple[()],
+        cu_seqlens: torch.Tensor,
+        y: torch.Tensor,
+    ) -> None:
+        """Run trellis_step: one token per sequence; gradient_states only where the spec is trellis_step_chunked."""
+        programs = q.shape[0] * q.shape[1]
+        self.kernels[0](programs, q, k, v, alpha, log_beta, gamma, S_k, S_v, *gradient_states, cu_seqlens, y)
+
+
+def build(spec: Spec, schedule: Schedule, device: Device) -> Program:
+    """Render and compile the kernels of `schedule`; the same arguments give the same Program again.
+
+    B, T and H do not enter the kernels, so one Program serves every batch, length and number of heads.
+
+    Raises:
+        IllegalScheduleError, TemplateError, CompileError, BackendUnavailableError: as their names say.
+    """
+    require_legal(spec, schedule, device)
+    return _build(replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=1)), schedule, device)
+
+
+@functools.lru_cache(maxsize=512)
+def _build(spec: Spec, schedule: Schedule, device: Device) -> Program:
+    compiler = backend(schedule.backend)
+    sources = [render(kernel, part, schedule, device) for kernel, part in parts(spec, schedule)]
+    kernels = [
+        compiler.compile(source, part, schedule, device)
+        for source, (_, part) in zip(sources, parts(spec, schedule), strict=True)
+    ]
+    return Program(spec, schedule, device, tuple(kernels))
+
+
+def parts(spec: Spec, schedule: Schedule) -> tuple[tuple[str, Spec], ...]:
+    """The kernels of `schedule.variant` in launch order, each with the spec it is rendered for."""
+    if schedule.variant != "split":
+        return tuple((kernel, spec) for kernel in KERNELS_OF_VARIANT[schedule.variant])
+    return (
+        ("memory_update", _one_memory(spec, spec.problem.dim_k)),
+        ("memory_update", _one_memory(spec, spec.problem.dim_v)),
+        ("memory_readout", spec),
+    )
+
+
+def _one_memory(spec: Spec, dim: int) -> Spec:
+    return replace(spec, problem=replace(spec.problem, operator="memory_update", dim_k=dim, dim_v=dim))
+
+
+def schedule_digest(schedule: Schedule) -> str:
+    """Digest of the templates that `schedule` would render; says what made one kernel."""
+    return template_digest(schedule.backend, KERNELS_OF_VARIANT[schedule.variant])
+
+
+def operator_digest(operator: str, backend_name: str) -> str:
+    """Digest of the templates of every variant of `operator`; the one that studies and tuning records are keyed by.
+
+    It needs no schedule, so a lookup can form it, and a change to any variant reopens the question which one wins.
+    """
+    kernels = {kernel for variant in VARIANTS[operator] for kernel in KERNELS_OF_VARIANT[variant]}
+    return template_digest(backend_name, tuple(sorted(kernels)))

@@ -1,0 +1,170 @@
+"""Templates to source: strict Jinja, and real files that say what made them.
+
+Tracebacks, profilers and both compilers need real files, so a rendered kernel is written under the cache folder with
+a name that its content decides, only if it is not there yet. Jinja is imported by the first kernel that is rendered:
+`import trellis_ops` should not pay for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codegen.device import Device
+from codegen.errors import TemplateError, UnknownKernelError
+from codegen.rule import READOUT_EPS
+from codegen.schedule import VECTORS_PER_ROW, Schedule
+from codegen.spec import Spec, next_power_of_two
+
+if TYPE_CHECKING:
+    import jinja2
+
+KERNELS = ("trellis_fused", "memory_update", "memory_readout", "memory_step")
+"""Every kernel; each has one template of its name in the folder of each backend."""
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A rendered kernel.
+
+    Attributes:
+        kernel: which of `KERNELS`.
+        text: the Python source.
+        path: the real file that holds it.
+        digest: of the text, in hexadecimal.
+    """
+
+    kernel: str
+    text: str
+    path: Path
+    digest: str
+
+
+def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Source:
+    """Render one kernel and write it to its file.
+
+    Raises:
+        UnknownKernelError: no template has that name.
+        TemplateError: the template does not render; the message names the file and line.
+    """
+    import jinja2
+
+    _require_kernel(kernel)
+    name = f"{schedule.backend}/{kernel}.py.j2"
+    try:
+        body = (
+            _environment()
+            .get_template(name)
+            .render(
+                kernel=kernel,
+                rule=spec.rule,
+                problem=spec.problem,
+                schedule=schedule,
+                device=device,
+                READOUT_EPS=READOUT_EPS,
+                VECTORS_PER_ROW=VECTORS_PER_ROW,
+            )
+        )
+    except jinja2.TemplateError as error:
+        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise TemplateError(path=TEMPLATES / name, reason=f"{error}{line}") from error
+    text = _header(kernel, spec, schedule, device) + body
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path = generated_folder() / schedule.backend / f"{kernel}_{digest[:16]}.py"
+    _write_if_different(path, text)
+    return Source(kernel, text, path, digest)
+
+
+@functools.cache
+def template_digest(backend: str, kernels: tuple[str, ...]) -> str:
+    """Digest of the templates of `kernels` and of all that they import; part of a tuning record's identity."""
+    names: set[str] = set()
+    waiting = [f"{backend}/{kernel}.py.j2" for kernel in kernels]
+    while waiting:
+        name = waiting.pop()
+        if name not in names:
+            names.add(name)
+            waiting += _referenced(name)
+    content = b"\0".join(name.encode() + b"\0" + (TEMPLATES / name).read_bytes() for name in sorted(names))
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _referenced(name: str) -> list[str]:
+    import jinja2.meta
+
+    try:
+        tree = _environment().parse((TEMPLATES / name).read_text())
+    except jinja2.TemplateSyntaxError:
+        return []  # It cannot be rendered either, and `render` says why; its own bytes still count.
+    return [found for found in jinja2.meta.find_referenced_templates(tree) if found]
+
+
+def generated_folder() -> Path:
+    """Where generated sources live: TRELLIS_OPS_CACHE, or the user's cache folder."""
+    configured = os.environ.get("TRELLIS_OPS_CACHE")
+    if configured:
+        return Path(configured) / "generated"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("trellis-ops")) / "generated"
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["next_power_of_two"] = next_power_of_two
+    environment.filters["round_up"] = lambda n, multiple: -(-n // multiple) * multiple
+    return environment
+
+
+def _header(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
+    digest = template_digest(schedule.backend, (kernel,))
+    return (
+        f"# {kernel} for {schedule.backend}, generated; do not edit.\n"
+        f"# template  templates/{schedule.backend}/{kernel}.py.j2, digest {digest}\n"
+        f"# spec      {spec.key()}\n"
+        f"# schedule  {schedule.key()}\n"
+        f"# device    {device.key()}\n"
+        f"# again     {show_command(kernel, spec, schedule, device)}\n"
+    )
+
+
+def show_command(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
+    """The command that prints this kernel again."""
+    problem, rule = spec.problem, spec.rule
+    settings = " ".join(f"--set {name}={value}" for name, value in schedule.settings().items())
+    return (
+        f"python -m codegen show {kernel} --backend {schedule.backend} --operator {problem.operator}"
+        f" --dim-k {problem.dim_k} --dim-v {problem.dim_v} --slots {problem.slots} --chunk {problem.chunk}"
+        f" --dtype {problem.dtype} --phi {rule.phi} --phi-eps {rule.phi_eps!r} --link {rule.link} --out {rule.out}"
+        f" --step-size {rule.step_size} --device {device.arch} {settings}"
+    )
+
+
+def _require_kernel(kernel: str) -> None:
+    if kernel not in KERNELS:
+        raise UnknownKernelError(name=kernel, known=", ".join(KERNELS))
+
+
+def _write_if_different(path: Path, text: str) -> None:
+    if path.exists() and path.read_text() == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as handle:
+        handle.write(text)
+    os.replace(handle.name, path)

@@ -1,0 +1,250 @@
+"""How a kernel computes: schedules, their choices, their defaults, and the single test of legality.
+
+A schedule never changes the result beyond rounding, so a tuner may search all of it freely.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
+
+from codegen.device import Device
+from codegen.errors import IllegalScheduleError, ScheduleFieldError, UnknownBackendError
+from codegen.spec import Spec, next_power_of_two
+
+Value = int | str
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "trellis_attention": ("fused", "split", "recurrent"),
+    "memory_update": ("update",),
+    "memory_readout": ("readout",),
+    "memory_readout_transposed": ("readout",),
+    "trellis_step": ("recurrent",),
+    "trellis_step_chunked": ("recurrent",),
+}
+"""Variants of each operator.
+
+fused: both memories and both readouts in one program per sequence and head, states resident.
+split: an update kernel per memory that stores chunk-start states and codes, then a readout kernel parallel over chunks.
+recurrent: token by token, exact; with one token it is the decode step.
+"""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What every schedule has: a backend and a variant."""
+
+    backend: ClassVar[str]
+    choices: ClassVar[dict[str, tuple[Value, ...]]]
+    variant: str
+
+    def key(self) -> str:
+        """Stable text key."""
+        return f"{self.backend}:" + ",".join(f"{name}={value}" for name, value in self.settings().items())
+
+    def settings(self) -> dict[str, Value]:
+        """The fields as plain data, as a tuning record stores them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TvmSchedule(Schedule):
+    """Settings of the TVM templates for CPUs.
+
+    Attributes:
+        tile_tokens: tokens processed at a time; they are the vector lanes of the chunk's products.
+        vector_width: float32 lanes per vector instruction.
+        register_rows: rows of an output tile that are accumulated in registers at once.
+        threads: tasks that the programs are dealt to; 1 stays on the calling thread.
+    """
+
+    backend: ClassVar[str] = "tvm"
+    choices: ClassVar[dict[str, tuple[Value, ...]]] = {
+        "tile_tokens": (4, 8, 16, 32, 64),
+        "vector_width": (4, 8, 16),
+        "register_rows": (1, 2, 4, 8, 16),
+        "threads": (1, 2, 4, 8, 16, 32, 64),
+    }
+    tile_tokens: int
+    vector_width: int
+    register_rows: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class TritonSchedule(Schedule):
+    """Settings of the Triton templates.
+
+    Attributes:
+        tile_rows: tokens processed at a time (rows of a dot operand), at least 16.
+        num_warps: warps per program.
+        num_stages: software-pipelining depth of the token loop.
+        dot_precision: how float32 operands enter a dot: "ieee", "tf32x3" or "tf32".
+    """
+
+    backend: ClassVar[str] = "triton"
+    choices: ClassVar[dict[str, tuple[Value, ...]]] = {
+        "tile_rows": (16, 32, 64),
+        "num_warps": (1, 2, 4, 8),
+        "num_stages": (1, 2, 3),
+        "dot_precision": ("ieee", "tf32x3", "tf32"),
+    }
+    tile_rows: int
+    num_warps: int
+    num_stages: int
+    dot_precision: str
+
+
+VECTORS_PER_ROW = 4
+"""Vectors of an output row that the TVM templates accumulate at once."""
+
+SCHEDULES: dict[str, type[TvmSchedule] | type[TritonSchedule]] = {"tvm": TvmSchedule, "triton": TritonSchedule}
+BACKENDS = tuple(SCHEDULES)
+
+
+def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
+    """The schedule that stored plain data describes.
+
+    Raises:
+        UnknownBackendError: no such backend.
+        ScheduleFieldError: a field that is unknown, missing, of the wrong type, or outside its choices.
+    """
+    if backend not in SCHEDULES:
+        raise UnknownBackendError(name=backend, known=", ".join(BACKENDS))
+    kind = SCHEDULES[backend]
+    variants = tuple(dict.fromkeys(variant for group in VARIANTS.values() for variant in group))
+    allowed: dict[str, tuple[Value, ...]] = {"variant": variants, **kind.choices}
+    for name in sorted({field.name for field in fields(kind)} ^ settings.keys()):
+        reason = "missing" if name in allowed else "unknown field"
+        raise ScheduleFieldError(field=name, value=settings.get(name), backend=backend, reason=reason)
+    for name, value in settings.items():
+        if isinstance(value, bool) or value not in allowed[name]:
+            reason = f"expected one of {allowed[name]}"
+            raise ScheduleFieldError(field=name, value=value, backend=backend, reason=reason)
+    return kind(**settings)  # type: ignore[arg-type]
+
+
+def default(backend: str, spec: Spec, device: Device) -> Schedule:
+    """The schedule to use where nothing better is known; always legal where any is.
+
+    Raises:
+        UnknownBackendError: no such backend.
+    """
+    if backend == "tvm":
+        return _default_tvm(spec, device)
+    if backend == "triton":
+        return _default_triton(spec, device)
+    raise UnknownBackendError(name=backend, known=", ".join(BACKENDS))
+
+
+def why_illegal(spec: Spec, schedule: Schedule, device: Device) -> str | None:
+    """Why `schedule` cannot be used for `spec` on `device`, in one sentence; None if it can.
+
+    This is the single source of truth: the search never compiles what is illegal, dispatch never runs it.
+    """
+    variants = VARIANTS[spec.problem.operator]
+    if schedule.variant not in variants:
+        return f"variant {schedule.variant!r} does not compute {spec.problem.operator}; it has {', '.join(variants)}"
+    if schedule.variant == "recurrent" and spec.problem.operator == "trellis_attention" and spec.problem.chunk != 1:
+        return f"variant 'recurrent' is exact only for chunk 1, not {spec.problem.chunk}"
+    if isinstance(schedule, TvmSchedule):
+        return _why_illegal_tvm(spec, schedule, device)
+    if isinstance(schedule, TritonSchedule):
+        return _why_illegal_triton(spec, schedule, device)
+    return f"no rule for schedules of type {type(schedule).__name__}"
+
+
+def require_legal(spec: Spec, schedule: Schedule, device: Device) -> None:
+    """Raise IllegalScheduleError if `why_illegal` finds a reason."""
+    reason = why_illegal(spec, schedule, device)
+    if reason is not None:
+        raise IllegalScheduleError(schedule=schedule.key(), spec=spec.key(), reason=reason)
+
+
+def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
+    variant = _default_variant(spec)
+    width = min(16, max(4, device.vector_bits // 32))
+    threads = max(n for n in TvmSchedule.choices["threads"] if isinstance(n, int) and n <= device.cores)
+    if variant == "recurrent":
+        return TvmSchedule(variant, width, width, 1, threads)
+    # Two vectors a row and as many rows as the registers hold: a short tile wastes less above the diagonal.
+    tile = max(width, min(2 * width, next_power_of_two(spec.problem.chunk)))
+    rows = max(rows for rows in (1, 2, 4, 8, 16) if _accumulators(rows, tile, width) <= _most_accumulators(device))
+    return TvmSchedule(variant, tile, width, rows, threads)
+
+
+def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
+    # Compiled for sm_90 these are the largest tiles without spills; for larger states every fused kernel spills.
+    problem = spec.problem
+    precision = "tf32x3" if problem.dtype == "float32" else "tf32"
+    if precision not in _dot_precisions(device):
+        precision = _dot_precisions(device)[0]
+    large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
+    tile = 32 if precision == "tf32" and not large and problem.chunk > 16 else 16
+    variant = _default_variant(spec)
+    if variant == "fused" and large:
+        variant = "split"
+    elif variant == "recurrent":
+        tile = 16
+    return TritonSchedule(variant, tile, num_warps=8, num_stages=1, dot_precision=precision)
+
+
+def _dot_precisions(device: Device) -> tuple[str, ...]:
+    # What Triton has for float32 operands there; the interpreter computes in float32 whatever it is told.
+    if device.kind == "hip":
+        return ("ieee", "tf32") if device.arch == "gfx942" else ("ieee",)
+    return ("ieee", "tf32x3", "tf32")
+
+
+def _default_variant(spec: Spec) -> str:
+    if spec.problem.operator == "trellis_attention" and spec.problem.chunk == 1:
+        return "recurrent"
+    return VARIANTS[spec.problem.operator][0]
+
+
+def _accumulators(register_rows: int, tile_tokens: int, vector_width: int) -> int:
+    return register_rows * min(VECTORS_PER_ROW, tile_tokens // vector_width)
+
+
+def _most_accumulators(device: Device) -> int:
+    # A quarter of the vector registers stays free for the operands of the product.
+    registers = 32 if device.vector_bits == 512 or device.arch == "aarch64" else 16
+    return registers * 3 // 4
+
+
+def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str | None:
+    if device.kind == "hip":
+        return "the TVM templates are written for CPUs and CUDA, not HIP"
+    if device.kind == "cuda":
+        only_update = spec.problem.operator == "memory_update"
+        return None if only_update else "for CUDA only memory_update has a TVM template"
+    if schedule.vector_width * 32 > device.vector_bits:
+        return f"vector_width {schedule.vector_width} exceeds the {device.vector_bits}-bit vectors of {device.arch}"
+    if schedule.variant == "recurrent" and (
+        schedule.tile_tokens != schedule.vector_width or schedule.register_rows > 1
+    ):
+        return "variant 'recurrent' has no tile: tile_tokens must be the vector width, and register_rows 1"
+    if schedule.tile_tokens % schedule.vector_width:
+        return f"tile_tokens {schedule.tile_tokens} is no multiple of vector_width {schedule.vector_width}"
+    if schedule.tile_tokens > max(schedule.vector_width, next_power_of_two(spec.problem.chunk)):
+        return f"tile_tokens {schedule.tile_tokens} exceeds the chunk of {spec.problem.chunk} tokens"
+    accumulators = _accumulators(schedule.register_rows, schedule.tile_tokens, schedule.vector_width)
+    if accumulators > _most_accumulators(device):
+        return f"{accumulators} accumulators do not fit the vector registers of {device.arch}"
+    if schedule.threads > device.cores:
+        return f"threads {schedule.threads} exceeds the {device.cores} cores"
+    return None
+
+
+def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) -> str | None:
+    if device.kind == "cpu" and schedule.num_stages > 1:
+        return "the interpreter has no software pipeline: num_stages must be 1"
+    if schedule.tile_rows > max(16, next_power_of_two(spec.problem.chunk)):
+        return f"tile_rows {schedule.tile_rows} exceeds the chunk of {spec.problem.chunk} tokens"
+    if schedule.variant == "recurrent" and schedule.tile_rows != 16:
+        return "variant 'recurrent' has no tile: tile_rows must be 16"
+    if schedule.dot_precision not in _dot_precisions(device):
+        return f"{device.arch} has no {schedule.dot_precision} dots, only {', '.join(_dot_precisions(device))}"
+    if spec.problem.dtype != "float32" and schedule.dot_precision == "ieee" and device.kind != "hip":
+        return f"ieee dots cost most and gain nothing over tf32x3 for {spec.problem.dtype} inputs"
+    return None

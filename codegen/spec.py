@@ -1,0 +1,118 @@
+"""What is computed, on what: Problem, Spec, and the one shape bucket that tuning and lookup share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from codegen.errors import DtypeError, SizeError, UnknownKernelError
+from codegen.rule import Rule
+
+OPERATORS = (
+    "trellis_attention",
+    "memory_update",
+    "memory_readout",
+    "memory_readout_transposed",
+    "trellis_step",
+    "trellis_step_chunked",
+)
+"""The operators a spec can name.
+
+`memory_readout` is o = S q, `memory_readout_transposed` is y = S^T r. `trellis_step` takes the inner gradient at the
+current state (C = 1), `trellis_step_chunked` at chunk-start states that the caller keeps.
+"""
+
+DIRECTIONS = ("forward", "backward")
+DTYPES = ("float32", "bfloat16", "float16")
+MAX_DIM = 256
+MAX_SLOTS = 256
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The sizes and types of one call.
+
+    Attributes:
+        operator: one of `OPERATORS`.
+        batch: B. Packed sequences count as B = 1 with `tokens` their total.
+        tokens: T; 1 for a decode step.
+        heads: H.
+        dim_k: D_k, the width of q and k; for a single memory, the width of w.
+        dim_v: D_v, the width of v and y; for a single memory, equal to `dim_k`.
+        slots: M.
+        chunk: C; 1 is the exact recurrence.
+        dtype: type of q, k, v, alpha and y; states and gates are float32.
+        direction: "forward" or "backward".
+
+    Raises:
+        UnknownKernelError, DtypeError, SizeError: a field outside its range.
+    """
+
+    operator: str = "trellis_attention"
+    batch: int = 1
+    tokens: int = 4096
+    heads: int = 8
+    dim_k: int = 64
+    dim_v: int = 64
+    slots: int = 64
+    chunk: int = 64
+    dtype: str = "float32"
+    direction: str = "forward"
+
+    def __post_init__(self) -> None:
+        if self.operator not in OPERATORS:
+            raise UnknownKernelError(name=self.operator, known=", ".join(OPERATORS))
+        if self.direction not in DIRECTIONS:
+            raise UnknownKernelError(name=self.direction, known=", ".join(DIRECTIONS))
+        if self.dtype not in DTYPES:
+            raise DtypeError(name="problem", dtype=self.dtype, expected=" or ".join(DTYPES))
+        for name, most in (("dim_k", MAX_DIM), ("dim_v", MAX_DIM), ("slots", MAX_SLOTS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise SizeError(name=name, value=getattr(self, name), expected=f"1 to {most}")
+        for name in ("batch", "tokens", "heads", "chunk"):
+            if getattr(self, name) < 1:
+                raise SizeError(name=name, value=getattr(self, name), expected="at least 1")
+
+    def key(self) -> str:
+        """Stable text key."""
+        return (
+            f"{self.operator}-{self.direction}/B{self.batch}-T{self.tokens}-H{self.heads}"
+            f"/Dk{self.dim_k}-Dv{self.dim_v}-M{self.slots}-C{self.chunk}/{self.dtype}"
+        )
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Rule plus Problem: everything that decides the result of a call."""
+
+    rule: Rule
+    problem: Problem
+
+    def key(self) -> str:
+        """Stable text key, the first half of a tuning record's identity."""
+        return f"{self.problem.key()}/{self.rule.key()}"
+
+
+def bucket(spec: Spec) -> Spec:
+    """The representative of all specs that one tuned schedule serves.
+
+    T is rounded up to a power of two; so is B x H, the number of independent programs, which is all that B and H
+    decide about speed. `phi_eps` and the layout of gamma do not change what is fast and are set to their defaults.
+
+    Example:
+        >>> bucket(Spec(Rule(phi_eps=1e-2), Problem(batch=3, heads=4, tokens=1000))).problem.key()
+        'trellis_attention-forward/B1-T1024-H16/Dk64-Dv64-M64-C64/float32'
+    """
+    problem = replace(
+        spec.problem,
+        batch=1,
+        heads=next_power_of_two(spec.problem.batch * spec.problem.heads),
+        tokens=next_power_of_two(spec.problem.tokens),
+    )
+    default = Rule()
+    rule = replace(spec.rule, phi_eps=default.phi_eps, step_size=default.step_size)
+    return Spec(rule, problem)
+
+
+def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n (n >= 1)."""
+    return 1 << (n - 1).bit_length()
