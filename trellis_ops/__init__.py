@@ -1,0 +1,25 @@
+"""Bounded-memory attention as PyTorch operators, on the fastest kernels known for this machine.
+
+Importing reads the machine and the tuning database's index; it compiles nothing and starts no GPU.
+"""
+
+from __future__ import annotations
+
+from trellis_ops.dispatch import Selection, selection
+from trellis_ops.explanation import Explanation, explain
+from trellis_ops.ops import memory_readout, memory_update, trellis_attention, trellis_step
+from trellis_ops.plan import forget
+
+__all__ = [
+    "Explanation",
+    "Selection",
+    "explain",
+    "forget",
+    "memory_readout",
+    "memory_update",
+    "selection",
+    "trellis_attention",
+    "trellis_step",
+]
+
+selection()

@@ -1,0 +1,236 @@
+"""What a call asks for: its tensors checked against each other, and the Spec that they add up to.
+
+Only shapes, types and devices are looked at, so that nothing waits for a GPU; `values.py` reads data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from codegen.errors import DeviceMismatchError, DtypeError, SequenceError, ShapeError, SizeError
+from codegen.rule import Rule
+from codegen.spec import MAX_DIM, MAX_SLOTS, Problem, Spec
+from trellis_ops.outer_gradient import is_first_order
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+"""Types that kernels take; float64 runs on the eager implementation only."""
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked call.
+
+    Attributes:
+        spec: what it computes; for float64 the spec of the same call in float32.
+        device: where its tensors are.
+        float64: whether the inputs are float64, which only the eager implementation takes.
+    """
+
+    spec: Spec
+    device: torch.device
+    float64: bool
+
+
+def attention_request(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    initial_state: tuple[Tensor | None, Tensor | None],
+    cu_seqlens: Tensor | None,
+    rule: Rule,
+    chunk_size: int,
+    outer_gradient: str,
+) -> Request:
+    """Check the arguments of `trellis_attention`.
+
+    Raises:
+        ShapeError, DtypeError, DeviceMismatchError, SequenceError, SizeError, ValueError: as their names say.
+    """
+    is_first_order(outer_gradient)
+    _rank("q", q, 4, "[B, T, H, D_k]")
+    batch, tokens, heads, dim_k = q.shape
+    if tokens < 1:
+        raise SizeError(name="T", value=tokens, expected="at least 1 token (q has no tokens)")
+    _shape("k", k, (batch, tokens, heads, dim_k), "[B, T, H, D_k] like q")
+    _rank("v", v, 4, "[B, T, H, D_v]")
+    dim_v, slots = v.shape[-1], alpha.shape[-1] if alpha.ndim == 4 else 0
+    _shape("v", v, (batch, tokens, heads, dim_v), "[B, T, H, D_v] with B, T, H of q")
+    _rank("alpha", alpha, 4, "[B, T, H, M]")
+    _shape("alpha", alpha, (batch, tokens, heads, slots), "[B, T, H, M] with B, T, H of q")
+    _gates(log_beta, gamma, (batch, tokens, heads), "[B, T, H]", q)
+    _sizes(dim_k=dim_k, dim_v=dim_v, slots=slots, chunk_size=chunk_size, batch=batch, heads=heads)
+    _same(q, k=k, v=v, alpha=alpha)
+    sequences = batch if cu_seqlens is None else _offsets(cu_seqlens, q)
+    for name, state, dim in (("S_k", initial_state[0], dim_k), ("S_v", initial_state[1], dim_v)):
+        if state is not None:
+            _state(f"initial_state's {name}", state, (sequences, heads, slots, dim), q)
+    problem = Problem(
+        "trellis_attention", batch, tokens, heads, dim_k, dim_v, slots, chunk_size, DTYPES.get(q.dtype, "float32")
+    )
+    return Request(Spec(_with_step_size(rule, gamma), problem), q.device, q.dtype == torch.float64)
+
+
+def update_request(
+    w: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    initial_state: Tensor | None,
+    rule: Rule,
+    chunk_size: int,
+) -> Request:
+    """Check the arguments of `memory_update`; raises as `attention_request`."""
+    _rank("w", w, 4, "[B, T, H, D]")
+    batch, tokens, heads, dim = w.shape
+    if tokens < 1:
+        raise SizeError(name="T", value=tokens, expected="at least 1 token (w has no tokens)")
+    _rank("alpha", alpha, 4, "[B, T, H, M]")
+    slots = alpha.shape[-1]
+    _shape("alpha", alpha, (batch, tokens, heads, slots), "[B, T, H, M] with B, T, H of w")
+    _gates(log_beta, gamma, (batch, tokens, heads), "[B, T, H]", w)
+    _sizes(dim_k=dim, slots=slots, chunk_size=chunk_size, batch=batch, heads=heads)
+    _same(w, alpha=alpha)
+    if initial_state is not None:
+        _state("initial_state", initial_state, (batch, heads, slots, dim), w)
+    problem = Problem(
+        "memory_update", batch, tokens, heads, dim, dim, slots, chunk_size, DTYPES.get(w.dtype, "float32")
+    )
+    return Request(Spec(_with_step_size(rule, gamma), problem), w.device, w.dtype == torch.float64)
+
+
+def readout_request(
+    read: Tensor,
+    w: Tensor,
+    chunk_states: Tensor,
+    codes: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    chunk_size: int,
+    transpose: bool,
+) -> Request:
+    """Check the arguments of `memory_readout`; raises as `attention_request`."""
+    _rank("w", w, 4, "[B, T, H, D]")
+    batch, tokens, heads, dim = w.shape
+    if tokens < 1:
+        raise SizeError(name="T", value=tokens, expected="at least 1 token (w has no tokens)")
+    _rank("codes", codes, 4, "[B, T, H, M]")
+    slots = codes.shape[-1]
+    _sizes(dim_k=dim, slots=slots, chunk_size=chunk_size, batch=batch, heads=heads)
+    width, letter = (slots, "M") if transpose else (dim, "D")
+    _shape("read", read, (batch, tokens, heads, width), f"[B, T, H, {letter}] with B, T, H of w")
+    _same(w, read=read)
+    _gates(log_beta, gamma, (batch, tokens, heads), "[B, T, H]", w)
+    chunks = -(-tokens // chunk_size)
+    _state("codes", codes, (batch, tokens, heads, slots), w)
+    _state("chunk_states", chunk_states, (batch, chunks, heads, slots, dim), w)
+    operator = "memory_readout_transposed" if transpose else "memory_readout"
+    problem = Problem(operator, batch, tokens, heads, dim, dim, slots, chunk_size, DTYPES.get(w.dtype, "float32"))
+    return Request(Spec(_with_step_size(Rule(), gamma), problem), w.device, w.dtype == torch.float64)
+
+
+def step_request(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    state: Pair,
+    gradient_state: tuple[Tensor | None, Tensor | None],
+    rule: Rule,
+) -> Request:
+    """Check the arguments of `trellis_step`; raises as `attention_request`."""
+    _rank("q", q, 3, "[B, H, D_k]")
+    batch, heads, dim_k = q.shape
+    _shape("k", k, (batch, heads, dim_k), "[B, H, D_k] like q")
+    _rank("v", v, 3, "[B, H, D_v]")
+    _rank("alpha", alpha, 3, "[B, H, M]")
+    dim_v, slots = v.shape[-1], alpha.shape[-1]
+    _shape("v", v, (batch, heads, dim_v), "[B, H, D_v] with B, H of q")
+    _shape("alpha", alpha, (batch, heads, slots), "[B, H, M] with B, H of q")
+    _gates(log_beta, gamma, (batch, heads), "[B, H]", q)
+    _sizes(dim_k=dim_k, dim_v=dim_v, slots=slots, batch=batch, heads=heads)
+    _same(q, k=k, v=v, alpha=alpha)
+    for name, pair in (("state", state), ("gradient_state", gradient_state)):
+        for part, tensor, dim in (("S_k", pair[0], dim_k), ("S_v", pair[1], dim_v)):
+            if tensor is not None:
+                _state(f"{name}'s {part}", tensor, (batch, heads, slots, dim), q)
+    operator = "trellis_step" if gradient_state[0] is None else "trellis_step_chunked"
+    problem = Problem(operator, batch, 1, heads, dim_k, dim_v, slots, 1, DTYPES.get(q.dtype, "float32"))
+    return Request(Spec(_with_step_size(rule, gamma), problem), q.device, q.dtype == torch.float64)
+
+
+def _with_step_size(rule: Rule, gamma: Tensor) -> Rule:
+    step_size = "head" if gamma.ndim == 1 else "token"
+    return Rule(rule.phi, rule.link, rule.out, rule.phi_eps, step_size)
+
+
+def _rank(name: str, tensor: Tensor, rank: int, expected: str) -> None:
+    if tensor.ndim != rank:
+        raise ShapeError(name=name, shape=tuple(tensor.shape), expected=expected)
+
+
+def _shape(name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    if tensor.shape != shape:
+        raise ShapeError(name=name, shape=tuple(tensor.shape), expected=f"{meaning}, here {shape}")
+
+
+def _sizes(*, slots: int, batch: int, heads: int, dim_k: int, dim_v: int = 1, chunk_size: int = 1) -> None:
+    for name, value, most in (("D_k", dim_k, MAX_DIM), ("D_v", dim_v, MAX_DIM), ("M", slots, MAX_SLOTS)):
+        if not 1 <= value <= most:
+            raise SizeError(name=name, value=value, expected=f"1 to {most}")
+    for name, value in (("chunk_size", chunk_size), ("B", batch), ("H", heads)):
+        if value < 1:
+            raise SizeError(name=name, value=value, expected="at least 1")
+
+
+def _same(first: Tensor, **others: Tensor) -> None:
+    if first.dtype not in DTYPES and first.dtype != torch.float64:
+        raise DtypeError(
+            name="q (or w)", dtype=first.dtype, expected="float32, bfloat16, float16 (float64: eager only)"
+        )
+    for name, tensor in others.items():
+        if tensor.dtype != first.dtype:
+            raise DtypeError(name=name, dtype=tensor.dtype, expected=f"{first.dtype}, the type of q (or w)")
+        if tensor.device != first.device:
+            raise DeviceMismatchError(name=name, device=tensor.device, expected=first.device)
+
+
+def _gates(log_beta: Tensor, gamma: Tensor, shape: tuple[int, ...], letters: str, like: Tensor) -> None:
+    _shape("log_beta", log_beta, shape, letters)
+    if gamma.shape != shape and gamma.shape != shape[-1:]:
+        raise ShapeError(name="gamma", shape=tuple(gamma.shape), expected=f"[H] or {letters}, here {shape}")
+    for name, tensor in (("log_beta", log_beta), ("gamma", gamma)):
+        if not tensor.dtype.is_floating_point:
+            raise DtypeError(name=name, dtype=tensor.dtype, expected="a floating-point type, best float32")
+        if tensor.device != like.device:
+            raise DeviceMismatchError(name=name, device=tensor.device, expected=like.device)
+
+
+def _state(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    _shape(name, tensor, shape, "the sizes of the other tensors")
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if tensor.dtype != dtype:
+        raise DtypeError(name=name, dtype=tensor.dtype, expected=f"{dtype}: states and codes are kept in it")
+    if tensor.device != like.device:
+        raise DeviceMismatchError(name=name, device=tensor.device, expected=like.device)
+
+
+def _offsets(cu_seqlens: Tensor, q: Tensor) -> int:
+    if q.shape[0] != 1:
+        raise SequenceError(problem="was given with a batch", value=f"B = {q.shape[0]}")
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
+        raise SequenceError(problem="has the wrong shape", value=tuple(cu_seqlens.shape))
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise DtypeError(name="cu_seqlens", dtype=cu_seqlens.dtype, expected="torch.int32 or torch.int64")
+    if cu_seqlens.device != q.device:
+        raise DeviceMismatchError(name="cu_seqlens", device=cu_seqlens.device, expected=q.device)
+    return int(cu_seqlens.shape[0]) - 1

@@ -1,0 +1,227 @@
+"""What a reference language model is made of: its sizes, its rule, and the settings that the tuner may choose."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from codegen.device import Device, cpu
+from codegen.errors import SizeError, UnknownMapError
+from codegen.rule import Rule
+from codegen.spec import MAX_DIM, MAX_SLOTS
+from tuning_db import Recommendation, default_store
+
+DEFAULT_SLOTS = 64
+"""Slot count that `num_slots="auto"` takes where nothing is recommended; the paper's at 125M parameters."""
+
+DEFAULT_CHUNK = 64
+"""Chunk size that `chunk_size="auto"` takes where nothing is recommended; the paper names none."""
+
+DECODES = ("chunked", "exact")
+"""Where decoding takes the inner gradient: at the chunk's start, like the chunked forward, or at the current state."""
+
+_COUNTS = ("vocab_size", "layers", "width", "heads", "conv_width")
+_POSITIVE = ("mlp_ratio", "norm_eps", "init_gamma")
+
+
+class MissingRecommendationWarning(UserWarning):
+    """A setting is "auto", but nothing usable is recommended for the device; the message says what was taken."""
+
+
+@dataclass(frozen=True)
+class TrellisConfig:
+    """Sizes, rule and options of a `TrellisLM`; the block is figure 1 of arXiv 2512.23852.
+
+    The paper names neither `phi`, `phi_eps`, C, the first state nor any normalisation of q, k and v. The defaults here
+    are the combination that learned recall best when measured: `ln_silu` written with `phi_eps` 1e-2 from a zero state,
+    with L2-normalised q, k and v. At `phi_eps` 1e-6 and a zero state the first writes explode and nothing is learned.
+
+    Attributes:
+        vocab_size: number of tokens; 32,000 is that of the Llama 2 tokenizer, 256 is bytes.
+        layers: number of blocks.
+        width: width of the residual stream.
+        heads: H.
+        dim_k, dim_v: D_k and D_v; None is `width // heads`.
+        num_slots: M, or "auto" for the tuner's recommendation.
+        chunk_size: C, or "auto" for the tuner's recommendation; 1 is the exact recurrence. Changes the result.
+        phi, link, out, phi_eps: see `codegen.rule.Rule`.
+        step_size: "head" for one learned gamma per head, "token" for one per head and token.
+        learned_state: whether the state that a sequence starts from is a parameter, drawn from N(0, 1/D), or zero.
+        normalize_qkv: whether q, k and v have unit length per head.
+        decode: "chunked" keeps the chunk-start states beside the current ones until the chunk ends, so that decoding
+            continues the forward over all tokens; "exact" keeps only the current ones and takes z there.
+        conv_width: tokens that the causal convolutions of q and k see, the current one included.
+        mlp_ratio: hidden width of the SwiGLU over `width`, rounded up to a multiple of 64.
+        norm_eps: epsilon of every RMSNorm.
+        init_beta: forget gate at the start of training, between 0 and 1.
+        init_gamma: step size at the start of training.
+
+    Raises:
+        SizeError: a number outside its range. UnknownMapError: an unknown map, step size or way to decode.
+
+    Example:
+        >>> TrellisConfig.preset("tiny", chunk_size=1).key_width
+        128
+    """
+
+    vocab_size: int = 32_000
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    dim_k: int | None = None
+    dim_v: int | None = None
+    num_slots: int | Literal["auto"] = DEFAULT_SLOTS
+    chunk_size: int | Literal["auto"] = DEFAULT_CHUNK
+    phi: str = "ln_silu"
+    link: str = "ln_silu"
+    out: str = "identity"
+    phi_eps: float = 1e-2
+    step_size: str = "head"
+    learned_state: bool = False
+    normalize_qkv: bool = True
+    decode: str = "chunked"
+    conv_width: int = 4
+    mlp_ratio: float = 8 / 3
+    norm_eps: float = 1e-6
+    init_beta: float = 0.99
+    init_gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        Rule(self.phi, self.link, self.out, self.phi_eps, self.step_size)
+        if self.decode not in DECODES:
+            raise UnknownMapError(role="decode", name=self.decode, known=", ".join(DECODES))
+        for name in _COUNTS:
+            _check_count(name, getattr(self, name))
+        if (self.dim_k is None or self.dim_v is None) and self.width % self.heads:
+            expected = f"a multiple of heads={self.heads} where dim_k or dim_v is not given"
+            raise SizeError(name="width", value=self.width, expected=expected)
+        for name in ("dim_k", "dim_v"):
+            dim = getattr(self, name)
+            _check_count(name, self.width // self.heads if dim is None else dim, MAX_DIM)
+        if self.num_slots != "auto":
+            _check_count("num_slots", self.num_slots, MAX_SLOTS, ' or "auto"')
+        if self.chunk_size != "auto":
+            _check_count("chunk_size", self.chunk_size, also=' or "auto"')
+        for name in _POSITIVE:
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise SizeError(name=name, value=getattr(self, name), expected="a positive finite number")
+        if not 0.0 < self.init_beta < 1.0:
+            raise SizeError(name="init_beta", value=self.init_beta, expected="a number between 0 and 1, both excluded")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> TrellisConfig:
+        """The preset called `name`, one of `PRESETS`, with `changes` to its fields.
+
+        Raises:
+            UnknownMapError: another name.
+        """
+        if name not in PRESETS:
+            raise UnknownMapError(role="preset", name=name, known=", ".join(PRESETS))
+        return replace(PRESETS[name], **changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrellisConfig:
+        """The configuration that `to_dict` described; fields left out take their defaults.
+
+        Raises:
+            UnknownMapError: a field that there is not. SizeError, UnknownMapError: as the constructor.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UnknownMapError(role="field", name=name, known=", ".join(known))
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, fit for JSON and for `from_dict`."""
+        return asdict(self)
+
+    @property
+    def key_width(self) -> int:
+        """Width of q and of k over all heads, H D_k."""
+        return self.heads * self.dim_k if self.dim_k is not None else self.width
+
+    @property
+    def value_width(self) -> int:
+        """Width of v over all heads, H D_v."""
+        return self.heads * self.dim_v if self.dim_v is not None else self.width
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the SwiGLU."""
+        return -(-int(self.mlp_ratio * self.width) // 64) * 64
+
+    @property
+    def slots(self) -> int:
+        """M; a SizeError while it is still "auto"."""
+        return self._resolved_count("num_slots")
+
+    @property
+    def chunk(self) -> int:
+        """C; a SizeError while it is still "auto"."""
+        return self._resolved_count("chunk_size")
+
+    @property
+    def keeps_starts(self) -> bool:
+        """Whether decoding keeps the chunk-start states beside the current ones."""
+        return self.decode == "chunked" and self.chunk > 1
+
+    def resolved(self, device: Device | None = None) -> TrellisConfig:
+        """This configuration with every "auto" replaced by the number the tuner recommends for `device`.
+
+        M and C change what a model computes. So a model keeps the resolved configuration, and a checkpoint means the
+        same on every machine.
+
+        Args:
+            device: the machine to run on; None is this machine's CPU.
+
+        Warns:
+            MissingRecommendationWarning: nothing usable is recommended; `DEFAULT_SLOTS`, `DEFAULT_CHUNK` are taken.
+        """
+        auto = [name for name in ("num_slots", "chunk_size") if getattr(self, name) == "auto"]
+        if not auto:
+            return self
+        key = (device or cpu()).key()
+        found = default_store().recommendation(key)
+        problem = _unusable(found)
+        if found is None or problem:
+            chosen = {"num_slots": DEFAULT_SLOTS, "chunk_size": DEFAULT_CHUNK}
+            taken = ", ".join(f"{name}={chosen[name]}" for name in auto)
+            text = f'{problem} for {key}, so "auto" takes the default {taken}; run `make tune`, or give numbers'
+            warnings.warn(text, MissingRecommendationWarning, stacklevel=2)
+        else:
+            chosen = {"num_slots": found.slots, "chunk_size": found.chunk}
+        changes: dict[str, Any] = {name: chosen[name] for name in auto}
+        return replace(self, **changes)
+
+    def _resolved_count(self, name: str) -> int:
+        count = getattr(self, name)
+        if not isinstance(count, int):
+            raise SizeError(name=name, value=repr(count), expected="a number here; call resolved() first")
+        return count
+
+
+def _check_count(name: str, value: object, most: int | None = None, also: str = "") -> None:
+    # An exact type: True is an int, and a float would only fail much later, inside torch.
+    if type(value) is not int or value < 1 or (most is not None and value > most):
+        expected = "an int of at least 1" if most is None else f"an int from 1 to {most}"
+        raise SizeError(name=name, value=repr(value), expected=expected + also)
+
+
+def _unusable(found: Recommendation | None) -> str:
+    if found is None:
+        return "no slot count and chunk size are recommended"
+    if found.slots > MAX_SLOTS:
+        return f"the recommended slot count {found.slots} is above {MAX_SLOTS}"
+    return ""
+
+
+PRESETS: dict[str, TrellisConfig] = {
+    "tiny": TrellisConfig(vocab_size=256, layers=2, width=128, heads=4, num_slots=32, chunk_size=16),
+    "125M": TrellisConfig(layers=12, width=768, heads=12),
+    "350M": TrellisConfig(layers=24, width=1024, heads=16),
+    "780M": TrellisConfig(layers=24, width=1536, heads=16),
+}
+"""Published sizes (arXiv 2512.23852, M = 64) and `tiny`, a model of bytes for demonstrations and tests."""

@@ -1,0 +1,101 @@
+"""What a call would run, and why: the answer of `explain`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from trellis_ops import arguments, dispatch, operators, ops
+from trellis_ops.arguments import Request
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a call is served.
+
+    Attributes:
+        spec: text key of what is computed.
+        implementation: "eager", "tvm" or "triton".
+        origin: "forced", "exact winner", "bucket winner", "default schedule" or "fallback".
+        schedule: text key of the schedule; None for eager.
+        device: key of the device.
+        record: file of the tuning record behind it; None without one.
+        notes: one sentence for each better choice that was passed over.
+    """
+
+    spec: str
+    implementation: str
+    origin: str
+    schedule: str | None
+    device: str
+    record: str | None
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"spec            {self.spec}",
+            f"device          {self.device}",
+            f"implementation  {self.implementation} ({self.origin})",
+            f"schedule        {self.schedule or '-'}",
+            f"record          {self.record or '-'}",
+        ]
+        return "\n".join([*lines, *(f"note            {note}" for note in self.notes)])
+
+
+def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Which implementation and schedule a call would use, on which device, from which record, and why not a better one.
+
+    Nothing is compiled or run.
+
+    Args:
+        operator: `trellis_attention`, `memory_update`, `memory_readout` or `trellis_step`.
+        *args, **kwargs: exactly what the call would be given.
+
+    Raises:
+        What the call itself would raise for bad arguments.
+
+    Example:
+        >>> print(explain(trellis_attention, q, k, v, alpha, log_beta, gamma, chunk_size=16))  # doctest: +SKIP
+    """
+    call = inspect.signature(operator).bind(*args, **kwargs)
+    call.apply_defaults()
+    given = dict(call.arguments)
+    implementation = given.pop("implementation")
+    request = _REQUESTS[operator.__name__](given)
+    found = dispatch.resolve_request(request, implementation)
+    return Explanation(
+        spec=request.spec.key(),
+        implementation=found.implementation,
+        origin=found.origin,
+        schedule=None if found.schedule is None else found.schedule.key(),
+        device=found.device.key(),
+        record=None if found.match is None else str(found.match.path),
+        notes=found.notes,
+    )
+
+
+def _attention(given: dict[str, Any]) -> Request:
+    given.pop("output_final_state")
+    s_k, s_v = given.pop("initial_state") or (None, None)
+    return operators.attention_request(**given, S_k=s_k, S_v=s_v)
+
+
+def _update(given: dict[str, Any]) -> Request:
+    state = given.pop("initial_state")
+    return operators.update_request(**given, S=state)
+
+
+def _step(given: dict[str, Any]) -> Request:
+    s_k, s_v = given.pop("state")
+    g_k, g_v = given.pop("gradient_state") or (None, None)
+    return operators.step_request(**given, S_k=s_k, S_v=s_v, G_k=g_k, G_v=g_v)
+
+
+_REQUESTS: dict[str, Callable[[dict[str, Any]], Request]] = {
+    ops.trellis_attention.__name__: _attention,
+    ops.memory_update.__name__: _update,
+    ops.memory_readout.__name__: lambda given: arguments.readout_request(**given),
+    ops.trellis_step.__name__: _step,
+}

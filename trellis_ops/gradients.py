@@ -1,0 +1,86 @@
+"""Gradients of the operators, by differentiating the eager implementation.
+
+Each operator `trellis_ops::name` gets a second one, `trellis_ops::name_backward`, so that torch.compile sees one opaque
+call. The forward may have run on a kernel; the backward runs the eager forward again and lets autograd walk it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Forward = Callable[..., tuple[Tensor, ...]]
+
+
+def differentiate(
+    forward: Forward, inputs: Sequence[Tensor | None], wanted: Sequence[int], cotangents: Sequence[Tensor]
+) -> list[Tensor]:
+    """Vector-Jacobian products of `forward` at `inputs` for the inputs numbered in `wanted`."""
+    with _autograd(), torch.enable_grad():
+        leaves = [None if x is None else x.detach().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
+        outputs = forward(*leaves)
+        pairs = [(out, bar) for out, bar in zip(outputs, cotangents, strict=True) if out.requires_grad]
+        gradients = torch.autograd.grad(
+            [out for out, _ in pairs],
+            [leaf for i, leaf in enumerate(leaves) if leaf is not None and i in wanted],
+            [bar for _, bar in pairs],
+            materialize_grads=True,
+        )
+    # Copied apart: gradients of stacked tensors share one storage, and an operator must not return overlapping tensors.
+    return [gradient.clone(memory_format=torch.contiguous_format) for gradient in gradients]
+
+
+@contextlib.contextmanager
+def _autograd() -> Iterator[None]:
+    # The dispatcher runs the body of an operator with autograd excluded; here it is the work to be done.
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradOther", "AutogradFunctionality", "AutogradCPU", "AutogradCUDA", "ADInplaceOrView"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+        yield
+
+
+def register(name: str, tensors: str, settings: str, forward: Callable[..., Forward], outputs: int) -> None:
+    """Give the operator `trellis_ops::name` its gradient.
+
+    Args:
+        name: of the operator.
+        tensors: its tensor arguments, as in a schema.
+        settings: its other arguments, as in a schema.
+        forward: settings to a differentiable function from the tensors to a tuple of outputs.
+        outputs: how many outputs it has.
+    """
+    count = tensors.count(",") + 1
+    bars = ", ".join(f"Tensor bar_{i}" for i in range(outputs))
+
+    def backward_of(*arguments: Any) -> list[Tensor]:
+        cotangents, wanted = arguments[:outputs], arguments[outputs]
+        inputs, rest = arguments[outputs + 1 : outputs + 1 + count], arguments[outputs + 1 + count :]
+        return differentiate(forward(*rest), inputs, wanted, cotangents)
+
+    operator = torch.library.custom_op(
+        f"trellis_ops::{name}_backward",
+        backward_of,
+        mutates_args=(),
+        schema=f"({bars}, int[] wanted, {tensors}, {settings}) -> Tensor[]",
+    )
+
+    @operator.register_fake
+    def _(*arguments: Any) -> list[Tensor]:
+        inputs = arguments[outputs + 1 : outputs + 1 + count]
+        return [torch.empty_like(inputs[i], memory_format=torch.contiguous_format) for i in arguments[outputs]]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:count])
+        ctx.settings = inputs[count:]
+
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = [i for i in range(count) if ctx.needs_input_grad[i]]
+        gradients = iter(operator(*cotangents, wanted, *ctx.saved_tensors, *ctx.settings))
+        return (*(next(gradients) if i in wanted else None for i in range(count)), *(None for _ in ctx.settings))
+
+    torch.library.register_autograd(f"trellis_ops::{name}", backward, setup_context=setup_context)

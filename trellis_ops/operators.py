@@ -1,0 +1,340 @@
+"""The operators as torch.library sees them: flat arguments, fake implementations, gradients.
+
+`trellis_ops.ops` has the functions that users call; each operator here is what one of them becomes under torch.compile
+and where gradients are wanted, and each `run_*` is what both of them do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codegen.rule import Rule
+from trellis_ops import arguments, eager, gradients, launch, values
+from trellis_ops.plan import plan
+
+_ATTENTION_TENSORS = (
+    "Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor log_beta, Tensor gamma,"
+    " Tensor? S_k, Tensor? S_v, Tensor? cu_seqlens"
+)
+_ATTENTION_SETTINGS = (
+    "str phi, str link, str out, float phi_eps, int chunk_size, str outer_gradient, str? implementation"
+)
+_UPDATE_TENSORS = "Tensor w, Tensor alpha, Tensor log_beta, Tensor gamma, Tensor? S"
+_UPDATE_SETTINGS = "str phi, float phi_eps, int chunk_size, str? implementation"
+_READOUT_TENSORS = "Tensor read, Tensor w, Tensor chunk_states, Tensor codes, Tensor log_beta, Tensor gamma"
+_READOUT_SETTINGS = "int chunk_size, bool transpose, str? implementation"
+_STEP_SCHEMA = (
+    "(Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor log_beta, Tensor gamma, Tensor(a!) S_k, Tensor(b!) S_v,"
+    " Tensor? G_k, Tensor? G_v, str phi, str link, str out, float phi_eps, str? implementation) -> Tensor"
+)
+
+
+def run_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    S_k: Tensor | None,
+    S_v: Tensor | None,
+    cu_seqlens: Tensor | None,
+    phi: str,
+    link: str,
+    out: str,
+    phi_eps: float,
+    chunk_size: int,
+    outer_gradient: str,
+    implementation: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y `[B, T, H, D_v]` and the final states, by whichever implementation the plan says."""
+    tensors = (q, k, v, alpha, log_beta, gamma, S_k, S_v, cu_seqlens)
+    settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
+    found = plan("attention", tensors, settings, implementation, lambda: attention_request(*tensors, *settings))
+    if cu_seqlens is not None:
+        values.check_offsets(cu_seqlens, q.shape[1])
+    if values.enabled():
+        values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v)
+    if found.program is None:
+        y, s_k, s_v = _eager_attention(*settings)(*tensors)
+        return y, s_k, s_v
+    initial_state = (S_k, S_v)
+    return launch.attention(found.program, q, k, v, alpha, log_beta, gamma, initial_state, cu_seqlens, chunk_size)
+
+
+def attention_request(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    S_k: Tensor | None,
+    S_v: Tensor | None,
+    cu_seqlens: Tensor | None,
+    phi: str,
+    link: str,
+    out: str,
+    phi_eps: float,
+    chunk_size: int,
+    outer_gradient: str,
+) -> arguments.Request:
+    """The checked call of `trellis_attention`."""
+    rule = Rule(phi, link, out, phi_eps)
+    return arguments.attention_request(
+        q, k, v, alpha, log_beta, gamma, (S_k, S_v), cu_seqlens, rule, chunk_size, outer_gradient
+    )
+
+
+attention = torch.library.custom_op(
+    "trellis_ops::attention",
+    run_attention,
+    mutates_args=(),
+    schema=f"({_ATTENTION_TENSORS}, {_ATTENTION_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@attention.register_fake
+def _(*call: object) -> tuple[Tensor, Tensor, Tensor]:
+    request = attention_request(*call[:-1])  # type: ignore[arg-type]
+    q, _, v, alpha, *_, cu_seqlens = (x for x in call[:9])
+    assert isinstance(q, Tensor) and isinstance(v, Tensor) and isinstance(alpha, Tensor)
+    sequences = cu_seqlens.shape[0] - 1 if isinstance(cu_seqlens, Tensor) else q.shape[0]
+    shape, dtype = (sequences, *alpha.shape[2:]), _state_dtype(request)
+    return (
+        v.new_empty(v.shape),
+        q.new_empty((*shape, q.shape[-1]), dtype=dtype),
+        q.new_empty((*shape, v.shape[-1]), dtype=dtype),
+    )
+
+
+def _eager_attention(
+    phi: str,
+    link: str,
+    out: str,
+    phi_eps: float,
+    chunk_size: int,
+    outer_gradient: str,
+    implementation: str | None = None,
+) -> gradients.Forward:
+    rule = Rule(phi, link, out, phi_eps)
+
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        alpha: Tensor,
+        log_beta: Tensor,
+        gamma: Tensor,
+        S_k: Tensor | None,
+        S_v: Tensor | None,
+        cu_seqlens: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        y, states = eager.attention(
+            *(q, k, v, alpha, log_beta, gamma),
+            rule=rule,
+            chunk_size=chunk_size,
+            initial_state=None if S_k is None or S_v is None else (S_k, S_v),
+            cu_seqlens=cu_seqlens,
+            outer_gradient=outer_gradient,
+        )
+        return y, *states
+
+    return forward
+
+
+gradients.register("attention", _ATTENTION_TENSORS, _ATTENTION_SETTINGS, _eager_attention, outputs=3)
+
+
+def run_update(
+    w: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    S: Tensor | None,
+    phi: str,
+    phi_eps: float,
+    chunk_size: int,
+    implementation: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """chunk_states, codes and the final state, by whichever implementation the plan says."""
+    tensors, settings = (w, alpha, log_beta, gamma, S), (phi, phi_eps, chunk_size)
+    found = plan("update", tensors, settings, implementation, lambda: update_request(*tensors, *settings))
+    if values.enabled():
+        values.check_values(log_beta, gamma, w=w, alpha=alpha, S=S)
+    if found.program is None:
+        chunk_states, codes, state = _eager_update(*settings)(*tensors)
+        return chunk_states, codes, state
+    return launch.update(found.program, *tensors, chunk_size)
+
+
+def update_request(
+    w: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    S: Tensor | None,
+    phi: str,
+    phi_eps: float,
+    chunk_size: int,
+) -> arguments.Request:
+    """The checked call of `memory_update`."""
+    return arguments.update_request(w, alpha, log_beta, gamma, S, Rule(phi, phi_eps=phi_eps), chunk_size)
+
+
+update = torch.library.custom_op(
+    "trellis_ops::update",
+    run_update,
+    mutates_args=(),
+    schema=f"({_UPDATE_TENSORS}, {_UPDATE_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@update.register_fake
+def _(
+    w: Tensor, alpha: Tensor, log_beta: Tensor, gamma: Tensor, S: Tensor | None, *settings: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    request = update_request(w, alpha, log_beta, gamma, S, *settings[:-1])  # type: ignore[arg-type]
+    batch, tokens, heads, dim = w.shape
+    slots, dtype, chunk_size = alpha.shape[-1], _state_dtype(request), request.spec.problem.chunk
+    chunks = (tokens + chunk_size - 1) // chunk_size
+    return (
+        w.new_empty((batch, chunks, heads, slots, dim), dtype=dtype),
+        w.new_empty((batch, tokens, heads, slots), dtype=dtype),
+        w.new_empty((batch, heads, slots, dim), dtype=dtype),
+    )
+
+
+def _eager_update(phi: str, phi_eps: float, chunk_size: int, implementation: str | None = None) -> gradients.Forward:
+    rule = Rule(phi, phi_eps=phi_eps)
+
+    def forward(
+        w: Tensor, alpha: Tensor, log_beta: Tensor, gamma: Tensor, S: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return eager.update(w, alpha, log_beta, gamma, rule=rule, chunk_size=chunk_size, initial_state=S)
+
+    return forward
+
+
+gradients.register("update", _UPDATE_TENSORS, _UPDATE_SETTINGS, _eager_update, outputs=3)
+
+
+def run_readout(
+    read: Tensor,
+    w: Tensor,
+    chunk_states: Tensor,
+    codes: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    chunk_size: int,
+    transpose: bool,
+    implementation: str | None,
+) -> Tensor:
+    """S_t q_t or S_t^T r_t, by whichever implementation the plan says."""
+    tensors, settings = (read, w, chunk_states, codes, log_beta, gamma), (chunk_size, transpose)
+    found = plan("readout", tensors, settings, implementation, lambda: arguments.readout_request(*tensors, *settings))
+    if values.enabled():
+        values.check_values(log_beta, gamma, read=read, w=w, chunk_states=chunk_states, codes=codes)
+    if found.program is None:
+        return eager.readout(*tensors, chunk_size=chunk_size, transpose=transpose)
+    return launch.readout(found.program, *tensors, *settings)
+
+
+readout = torch.library.custom_op(
+    "trellis_ops::readout",
+    run_readout,
+    mutates_args=(),
+    schema=f"({_READOUT_TENSORS}, {_READOUT_SETTINGS}) -> Tensor",
+)
+
+
+@readout.register_fake
+def _(
+    read: Tensor,
+    w: Tensor,
+    chunk_states: Tensor,
+    codes: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    chunk_size: int,
+    transpose: bool,
+    implementation: str | None,
+) -> Tensor:
+    arguments.readout_request(read, w, chunk_states, codes, log_beta, gamma, chunk_size, transpose)
+    return read.new_empty((*w.shape[:3], w.shape[-1] if transpose else codes.shape[-1]))
+
+
+def _eager_readout(chunk_size: int, transpose: bool, implementation: str | None = None) -> gradients.Forward:
+    def forward(*tensors: Tensor) -> tuple[Tensor]:
+        return (eager.readout(*tensors, chunk_size=chunk_size, transpose=transpose),)
+
+    return forward
+
+
+gradients.register("readout", _READOUT_TENSORS, _READOUT_SETTINGS, _eager_readout, outputs=1)
+
+
+def run_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    S_k: Tensor,
+    S_v: Tensor,
+    G_k: Tensor | None,
+    G_v: Tensor | None,
+    phi: str,
+    link: str,
+    out: str,
+    phi_eps: float,
+    implementation: str | None,
+) -> Tensor:
+    """y `[B, H, D_v]`, by whichever implementation the plan says; S_k and S_v move in place."""
+    tensors, settings = (q, k, v, alpha, log_beta, gamma, S_k, S_v, G_k, G_v), (phi, link, out, phi_eps)
+    found = plan("step", tensors, settings, implementation, lambda: step_request(*tensors, *settings))
+    if values.enabled():
+        values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v, G_k=G_k, G_v=G_v)
+    gradient_state = None if G_k is None or G_v is None else (G_k, G_v)
+    inputs, state = (q, k, v, alpha, log_beta, gamma), (S_k, S_v)
+    if found.program is None:
+        return eager.step(*inputs, state, rule=Rule(*settings), gradient_state=gradient_state)
+    return launch.step(found.program, *inputs, state, gradient_state)
+
+
+def step_request(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    S_k: Tensor,
+    S_v: Tensor,
+    G_k: Tensor | None,
+    G_v: Tensor | None,
+    phi: str,
+    link: str,
+    out: str,
+    phi_eps: float,
+) -> arguments.Request:
+    """The checked call of `trellis_step`."""
+    rule = Rule(phi, link, out, phi_eps)
+    return arguments.step_request(q, k, v, alpha, log_beta, gamma, (S_k, S_v), (G_k, G_v), rule)
+
+
+step = torch.library.custom_op("trellis_ops::step", run_step, mutates_args=("S_k", "S_v"), schema=_STEP_SCHEMA)
+
+
+@step.register_fake
+def _(*call: object) -> Tensor:
+    step_request(*call[:-1])  # type: ignore[arg-type]
+    v = call[2]
+    assert isinstance(v, Tensor)
+    return v.new_empty(v.shape)
+
+
+def _state_dtype(request: arguments.Request) -> torch.dtype:
+    return torch.float64 if request.float64 else torch.float32

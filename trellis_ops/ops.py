@@ -1,0 +1,194 @@
+"""The operators that users call.
+
+Each calls its registered form in `trellis_ops.operators` where torch must see it (a gradient is wanted, torch.compile
+traces, tensors are fake or wrapped), and what that form runs directly otherwise, which saves 20 us a call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codegen.errors import GradientError
+from trellis_ops import operators
+from trellis_ops.plan import is_plain
+from trellis_ops.tokens import States
+
+
+def trellis_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    *,
+    phi: str = "ln_silu",
+    link: str = "ln_silu",
+    out: str = "identity",
+    phi_eps: float = 1e-6,
+    chunk_size: int = 64,
+    initial_state: States | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    outer_gradient: str = "bilevel",
+    implementation: str | None = None,
+) -> tuple[Tensor, States | None]:
+    """Two-pass attention over a memory of M slots per head (TRELLIS, arXiv 2512.23852, section 3.2).
+
+    Per head and token: z = S w at the state at the start of the token's chunk, u = J_phi(z)^T (phi(z) - alpha),
+    S <- beta S - gamma u w^T, for S_k with w = k and for S_v with w = v; then r = link(S_k q), y = out(S_v^T r).
+
+    Gradients come from differentiating the eager implementation, whichever implementation ran the forward.
+
+    Args:
+        q, k: `[B, T, H, D_k]`, float32, bfloat16 or float16 (float64: eager only). Any strides.
+        v: `[B, T, H, D_v]`, like q.
+        alpha: `[B, T, H, M]`, like q; the target of both writes.
+        log_beta: `[B, T, H]`, float32; log of the forget gate, at most 0. -inf forgets everything.
+        gamma: `[H]` or `[B, T, H]`, float32; step size, at least 0. The factor 2 of the paper's loss belongs into it.
+        phi, link, out: names of maps, see `codegen.rule.MAPS`.
+        phi_eps: epsilon of ln_silu as phi. At a zero state the write is scaled by 1 / (2 sqrt(phi_eps)).
+        chunk_size: C >= 1, a model setting: z is taken at the state before the chunk. 1 is the exact recurrence.
+        initial_state: S_k `[B, H, M, D_k]`, S_v `[B, H, M, D_v]` (`[N, ...]` if packed), float32; None is zero.
+        output_final_state: whether to return the states after the last token.
+        cu_seqlens: `[N + 1]` int32 or int64, offsets of N sequences packed into B = 1; chunks restart with each.
+        outer_gradient: "bilevel" differentiates through z, "first_order" treats z as a constant inside u.
+        implementation: "eager", "tvm" or "triton" forces one; None takes the best that is known (see `explain`).
+
+    Returns:
+        y `[B, T, H, D_v]` in the type of q, and (S_k, S_v) in float32, or None.
+
+    Raises:
+        ShapeError, DtypeError, DeviceMismatchError, SequenceError, SizeError, UnknownMapError: bad arguments.
+        ImplementationError: `implementation` is unknown or cannot run this call.
+
+    Example:
+        >>> B, T, H, D, M = 1, 128, 2, 32, 16
+        >>> q, k, v = (torch.nn.functional.normalize(torch.randn(B, T, H, D), dim=-1) for _ in range(3))
+        >>> alpha, log_beta = torch.randn(B, T, H, M), torch.full((B, T, H), -0.02)
+        >>> y, state = trellis_attention(q, k, v, alpha, log_beta, torch.full((H,), 0.1), phi_eps=1e-2)
+        >>> y.shape
+        torch.Size([1, 128, 2, 32])
+    """
+    s_k, s_v = (None, None) if initial_state is None else initial_state
+    tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
+    run = operators.run_attention if is_plain(*tensors) else operators.attention
+    y, s_k, s_v = run(*tensors, phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
+    return y, (s_k, s_v) if output_final_state else None
+
+
+def memory_update(
+    w: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    *,
+    phi: str = "ln_silu",
+    phi_eps: float = 1e-6,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    implementation: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The states of one memory, written by w (TRELLIS, arXiv 2512.23852, section 3.2, chunk form).
+
+    Gradients come from differentiating the eager implementation.
+
+    Args:
+        w: `[B, T, H, D]`, the write vectors: k for the first memory, v for the second.
+        alpha, log_beta, gamma, phi, phi_eps, chunk_size, implementation: as in `trellis_attention`.
+        initial_state: `[B, H, M, D]` float32; None starts from zero.
+
+    Returns:
+        chunk_states `[B, ceil(T / C), H, M, D]`, those at the start of each chunk; codes u `[B, T, H, M]`; the final
+        state `[B, H, M, D]`; all float32.
+
+    Raises:
+        As `trellis_attention`.
+    """
+    tensors = (w, alpha, log_beta, gamma, initial_state)
+    run = operators.run_update if is_plain(*tensors) else operators.update
+    chunk_states, codes, final_state = run(*tensors, phi, phi_eps, chunk_size, implementation)
+    return chunk_states, codes, final_state
+
+
+def memory_readout(
+    read: Tensor,
+    w: Tensor,
+    chunk_states: Tensor,
+    codes: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    *,
+    chunk_size: int = 64,
+    transpose: bool = False,
+    implementation: str | None = None,
+) -> Tensor:
+    """One readout per token from what `memory_update` returned (arXiv 2512.23852, section 3.2, chunk form).
+
+    All chunks are read at once. No map is applied. Gradients come from differentiating the eager implementation.
+
+    Args:
+        read: q `[B, T, H, D]`, or with `transpose` r `[B, T, H, M]`; of the type of w.
+        w: `[B, T, H, D]`, the write vectors that `memory_update` was given.
+        chunk_states, codes: the first two results of `memory_update`.
+        log_beta, gamma, chunk_size, implementation: as in `trellis_attention`, the same as for `memory_update`.
+        transpose: read S_t^T r_t instead of S_t q_t.
+
+    Returns:
+        S_t q_t `[B, T, H, M]`, or with `transpose` S_t^T r_t `[B, T, H, D]`, in the type of `read`.
+
+    Raises:
+        As `trellis_attention`.
+    """
+    tensors = (read, w, chunk_states, codes, log_beta, gamma)
+    run = operators.run_readout if is_plain(*tensors) else operators.readout
+    y: Tensor = run(*tensors, chunk_size, transpose, implementation)
+    return y
+
+
+def trellis_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    state: States,
+    *,
+    phi: str = "ln_silu",
+    link: str = "ln_silu",
+    out: str = "identity",
+    phi_eps: float = 1e-6,
+    gradient_state: States | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """One token of `trellis_attention`; the state is updated in place (arXiv 2512.23852, section 3.2).
+
+    Args:
+        q, k: `[B, H, D_k]`.
+        v: `[B, H, D_v]`.
+        alpha: `[B, H, M]`.
+        log_beta: `[B, H]`.
+        gamma: `[H]` or `[B, H]`.
+        state: S_k `[B, H, M, D_k]` and S_v `[B, H, M, D_v]`, float32; they hold the new state afterwards.
+        phi, link, out, phi_eps, implementation: as in `trellis_attention`.
+        gradient_state: the states that z is taken at: those at the start of the chunk, kept by the caller until it
+            ends. None takes the current state: the exact recurrence (C = 1).
+
+    Returns:
+        y `[B, H, D_v]` in the type of q.
+
+    Raises:
+        GradientError: a gradient is wanted; a step overwrites what the backward would need.
+        As `trellis_attention` otherwise.
+    """
+    g_k, g_v = (None, None) if gradient_state is None else gradient_state
+    if gradient_state is not None and g_k is state[0] and g_v is state[1]:
+        g_k = g_v = None
+    tensors = (q, k, v, alpha, log_beta, gamma, *state, g_k, g_v)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
+    run = operators.run_step if is_plain(*tensors) else operators.step
+    y: Tensor = run(*tensors, phi, link, out, phi_eps, implementation)
+    return y

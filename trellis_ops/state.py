@@ -1,0 +1,120 @@
+"""What a model carries from token to token: per layer two memories and a convolution tail, of constant size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from codegen.errors import DeviceMismatchError, DtypeError, ShapeError, SizeError
+from trellis_ops.tokens import States
+
+
+@dataclass
+class LayerState:
+    """What one layer carries.
+
+    Attributes:
+        S_k, S_v: the memories, `[B, H, M, D_k]` and `[B, H, M, D_v]`, float32.
+        start_k, start_v: the memories as they were at the start of the current chunk, where z is taken until the chunk
+            ends; None if decoding takes z at the current ones. At position 0 they hold nothing yet.
+        tail: the last `conv_width - 1` inputs of the convolutions, `[B, conv_width - 1, H D_k]`. One tail serves both,
+            since q and k come from the same map.
+    """
+
+    S_k: Tensor
+    S_v: Tensor
+    start_k: Tensor | None
+    start_v: Tensor | None
+    tail: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, those that are None left out."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+    def memories(self) -> States:
+        """(S_k, S_v)."""
+        return self.S_k, self.S_v
+
+    def starts(self) -> States | None:
+        """(start_k, start_v), or None if none are kept."""
+        if self.start_k is None or self.start_v is None:
+            return None
+        return self.start_k, self.start_v
+
+    def clone(self) -> LayerState:
+        """A state that shares no memory with this one."""
+        copies = {name: tensor.clone() for name, tensor in self.tensors().items()}
+        return LayerState(copies["S_k"], copies["S_v"], copies.get("start_k"), copies.get("start_v"), copies["tail"])
+
+
+@dataclass
+class TrellisState:
+    """What a `TrellisLM` carries from token to token; its size does not depend on how many there were.
+
+    Attributes:
+        layers: one `LayerState` per layer.
+        position: tokens since the start of the current chunk, 0 to C - 1; always 0 where no starts are kept.
+    """
+
+    layers: tuple[LayerState, ...]
+    position: int = 0
+
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors().values())
+
+    def clone(self) -> TrellisState:
+        """A state that shares no memory with this one, for going on from it twice."""
+        return TrellisState(tuple(layer.clone() for layer in self.layers), self.position)
+
+    def detach(self) -> TrellisState:
+        """The same state cut off from the graph that made it, for truncated back-propagation; shares memory."""
+        cut = [
+            LayerState(
+                layer.S_k.detach(),
+                layer.S_v.detach(),
+                None if layer.start_k is None else layer.start_k.detach(),
+                None if layer.start_v is None else layer.start_v.detach(),
+                layer.tail.detach(),
+            )
+            for layer in self.layers
+        ]
+        return TrellisState(tuple(cut), self.position)
+
+
+def check_state(
+    state: TrellisState, layers: int, shapes: Mapping[str, tuple[int, ...]], chunk: int, device: torch.device
+) -> None:
+    """Raise unless a state fits a model.
+
+    Args:
+        state: what to check.
+        layers: how many layers the model has.
+        shapes: the tensors that each layer carries, by name, with their shapes.
+        chunk: the chunk size within which `position` must lie.
+        device: where the model is.
+
+    Raises:
+        ShapeError, DtypeError, DeviceMismatchError, SizeError: what differs, with the name of the tensor.
+    """
+    if len(state.layers) != layers:
+        raise SizeError(name="number of layers in state", value=len(state.layers), expected=str(layers))
+    if not 0 <= state.position < chunk:
+        raise SizeError(name="state.position", value=state.position, expected=f"0 to {chunk - 1} in this model")
+    for index, layer in enumerate(state.layers):
+        found = layer.tensors()
+        for name in {**shapes, **found}:
+            _check_tensor(f"state.layers[{index}].{name}", found.get(name), shapes.get(name), device)
+
+
+def _check_tensor(name: str, found: Tensor | None, shape: tuple[int, ...] | None, device: torch.device) -> None:
+    if found is None or shape is None or found.shape != shape:
+        given = None if found is None else list(found.shape)
+        raise ShapeError(name=name, shape=given, expected=str(shape and list(shape)))
+    if found.dtype != torch.float32 and not name.endswith("tail"):
+        raise DtypeError(name=name, dtype=found.dtype, expected="torch.float32")
+    if found.device != device:
+        raise DeviceMismatchError(name=name, device=found.device, expected=device)

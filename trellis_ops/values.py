@@ -1,0 +1,60 @@
+"""Checks that must read the data: always for offsets on the CPU, for the rest under TRELLIS_OPS_CHECK_VALUES=1.
+
+Reading a tensor stalls a GPU, so nothing here runs on one unless the environment variable asks for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import torch
+from torch import Tensor
+
+from codegen.errors import SequenceError, ValueCheckError
+
+VARIABLE = "TRELLIS_OPS_CHECK_VALUES"
+
+
+def enabled() -> bool:
+    """Whether TRELLIS_OPS_CHECK_VALUES asks for the checks."""
+    return os.environ.get(VARIABLE, "") not in ("", "0")
+
+
+def check_offsets(cu_seqlens: Tensor, tokens: int) -> None:
+    """Refuse offsets that do not start at 0, do not end at `tokens`, or hold an empty sequence.
+
+    Raises:
+        SequenceError: with the offending offset.
+    """
+    if cu_seqlens.device.type != "cpu" and not enabled():
+        return
+    offsets = cu_seqlens.tolist()
+    if offsets[0] != 0:
+        raise SequenceError(problem="does not start at 0", value=offsets[0])
+    if offsets[-1] != tokens:
+        raise SequenceError(problem=f"does not end at T = {tokens}", value=offsets[-1])
+    for first, last in itertools.pairwise(offsets):
+        if last <= first:
+            raise SequenceError(problem="holds an empty or negative sequence", value=f"{first} to {last}")
+
+
+def check_values(log_beta: Tensor, gamma: Tensor, **tensors: Tensor | None) -> None:
+    """Refuse NaN anywhere, a positive log_beta and a negative gamma, if the environment variable asks for it.
+
+    Raises:
+        ValueCheckError: with the first offending index and value.
+    """
+    if not enabled():
+        return
+    for name, tensor in {**tensors, "log_beta": log_beta, "gamma": gamma}.items():
+        if tensor is not None:
+            _refuse(name, tensor, torch.isnan(tensor), "holds NaN")
+    _refuse("log_beta", log_beta, log_beta > 0, "is positive (beta = exp(log_beta) must be at most 1)")
+    _refuse("gamma", gamma, gamma < 0, "is negative (the step size must be at least 0)")
+
+
+def _refuse(name: str, tensor: Tensor, wrong: Tensor, problem: str) -> None:
+    if bool(wrong.any()):
+        index = tuple(int(i) for i in wrong.nonzero()[0])
+        raise ValueCheckError(name=name, problem=problem, index=index, value=float(tensor[index]))

@@ -1,0 +1,40 @@
+"""What is known: tuning records in a user layer over a shipped one. Needs neither torch nor a compiler."""
+
+from __future__ import annotations
+
+from tuning_db.errors import (
+    FOLDER_VARIABLE,
+    DatabaseBusyError,
+    DatabaseFullError,
+    DatabaseWriteError,
+    RecordError,
+    TuningDatabaseError,
+)
+from tuning_db.field_rules import shortened, utc_now
+from tuning_db.recommendation import FrontRow, Recommendation
+from tuning_db.record import SCHEMA, Identity, Outcome, Record
+from tuning_db.store import SHIPPED, Match, NearMiss, Store, default_store
+from tuning_db.warning import TuningDatabaseWarning
+
+__all__ = [
+    "FOLDER_VARIABLE",
+    "SCHEMA",
+    "SHIPPED",
+    "DatabaseBusyError",
+    "DatabaseFullError",
+    "DatabaseWriteError",
+    "FrontRow",
+    "Identity",
+    "Match",
+    "NearMiss",
+    "Outcome",
+    "Recommendation",
+    "Record",
+    "RecordError",
+    "Store",
+    "TuningDatabaseError",
+    "TuningDatabaseWarning",
+    "default_store",
+    "shortened",
+    "utc_now",
+]

@@ -1,0 +1,245 @@
+"""Lookup, commit, merge: a user layer, which this machine's tuner writes, over the shipped one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from tuning_db.device_file import DeviceFile
+from tuning_db.errors import FOLDER_VARIABLE, DatabaseWriteError, RecordError
+from tuning_db.field_rules import check_device, is_device_key
+from tuning_db.layer import Layer, LayerName, winners
+from tuning_db.recommendation import Recommendation
+from tuning_db.record import Identity, Outcome, Record
+from tuning_db.warning import warn_once
+
+SHIPPED = Path(__file__).parent / "winners"
+"""The folder of the winners that come with the package."""
+
+
+class Match(msgspec.Struct, frozen=True):
+    """A record that answers a lookup.
+
+    Attributes:
+        record: the winner.
+        layer: the layer it comes from.
+        path: the file it was read from.
+        how: "exact" if it was measured on the spec asked for, "bucket" if on another spec of the same bucket.
+    """
+
+    record: Record
+    layer: LayerName
+    path: Path
+    how: Literal["exact", "bucket"]
+
+
+class NearMiss(msgspec.Struct, frozen=True):
+    """A record that does not answer a lookup, and the fields that keep it from doing so.
+
+    Attributes:
+        differs: names among "device", "template_digest" and "outcome".
+    """
+
+    record: Record
+    layer: LayerName
+    path: Path
+    differs: tuple[str, ...]
+
+
+class Store:
+    """What is known about kernels: `user` over `shipped`, each a folder with one JSON file per device.
+
+    Reading never raises: a file that is missing, damaged or hostile is a miss with one `TuningDatabaseWarning` per
+    file and process. Files that another process changes are noticed at the next call. Writing is atomic and safe
+    under many processes.
+
+    Args:
+        user: folder of this machine's records, made at the first commit; None for a store that is only read.
+        shipped: folder of the records that come with the package.
+    """
+
+    def __init__(self, user: Path | None, shipped: Path = SHIPPED) -> None:
+        self.user = None if user is None else Layer("user", user)
+        self.shipped = Layer("shipped", shipped)
+        self._layers = tuple(layer for layer in (self.user, self.shipped) if layer is not None)
+
+    def lookup(self, *, spec: str, bucket: str, device: str, backend: str, template_digest: str) -> Match | None:
+        """The winner for a spec: exact in the user layer, exact in the shipped one, then the bucket in the same order.
+
+        Warns once if neither layer has a file for the device. Among several records of a bucket, see `Index.buckets`.
+        """
+        indices = [(layer, layer.index(device)) for layer in self._layers]
+        for layer, index in indices:
+            record = index.exact.get((spec, backend, template_digest))
+            if record is not None:
+                return Match(record, layer.name, layer.path(device), "exact")
+        for layer, index in indices:
+            record = index.buckets.get((bucket, backend, template_digest))
+            if record is not None:
+                return Match(record, layer.name, layer.path(device), "bucket")
+        if is_device_key(device) and all(index.missing for _, index in indices):
+            path = self._layers[0].path(device)
+            warn_once(str(path), f"{path} does not exist, so nothing is tuned for this device; run `make tune` once")
+        return None
+
+    def near_misses(
+        self, *, spec: str, device: str, backend: str, template_digest: str, bucket: str | None = None
+    ) -> tuple[NearMiss, ...]:
+        """Records of the same spec (or `bucket`, if given) and backend that a lookup passes over, nearest first."""
+        found = []
+        for layer in self._layers:
+            for other in layer.devices():
+                for record in layer.index(other).content.records:
+                    if record.backend != backend or (record.spec != spec and record.bucket != bucket):
+                        continue
+                    differs = _differences(record, device, template_digest)
+                    if differs:
+                        found.append(NearMiss(record, layer.name, layer.path(other), differs))
+        found.sort(key=lambda miss: miss.record.recency(), reverse=True)
+        return tuple(sorted(found, key=lambda miss: len(miss.differs)))
+
+    def records(self, device: str | None = None, layer: LayerName | None = None) -> tuple[Record, ...]:
+        """The records of a device, or of all, sorted by identity; the user layer's hide shipped ones of the same."""
+        known: dict[Identity, tuple[tuple[object, ...], Record]] = {}
+        for each in [each for each in self._layers if layer in (None, each.name)]:
+            for name in each.devices() if device is None else (device,):
+                for record in each.index(name).content.records:
+                    rank = (record.outcome is Outcome.ok, each.name == "user", *record.recency())
+                    rival = known.get(record.identity())
+                    if rival is None or rank > rival[0]:
+                        known[record.identity()] = (rank, record)
+        return tuple(known[identity][1] for identity in sorted(known))
+
+    def devices(self) -> tuple[str, ...]:
+        """The devices that either layer has a file for, sorted."""
+        return tuple(sorted({device for layer in self._layers for device in layer.devices()}))
+
+    def recommendation(self, device: str) -> Recommendation | None:
+        """The slot count and chunk size recommended for a device, the user layer's before the shipped one's."""
+        for layer in self._layers:
+            found = layer.index(device).content.recommendation
+            if found is not None:
+                return found
+        return None
+
+    def commit(self, record: Record) -> bool:
+        """Put a record in the user layer in place of the one with the same identity; False if its outcome is not ok.
+
+        Raises:
+            DatabaseWriteError: the user folder cannot be written, or the store has none.
+            DatabaseBusyError, DatabaseFullError: see those.
+        """
+        if record.outcome is not Outcome.ok:
+            return False
+        identity = record.identity()
+        self._writable().update(
+            record.device,
+            lambda old: replace(old, records=(*(r for r in old.records if r.identity() != identity), record)),
+        )
+        return True
+
+    def merge(self, records: Iterable[Record]) -> int:
+        """Take in the records that win over what the user layer holds, newest first; the number taken.
+
+        Order and repetition do not matter: of each identity the greatest by `Record.recency` stays. Raises as `commit`.
+        """
+        user, taken = self._writable(), 0
+        incoming = sorted(winners(records).values(), key=lambda record: record.device)
+        for device, group in itertools.groupby(incoming, key=lambda record: record.device):
+            offered = tuple(group)
+            before = user.update(device, partial(_merged, offered=offered))
+            taken += len(_newer(before, offered))
+        return taken
+
+    def recommend(self, recommendation: Recommendation) -> None:
+        """Put a recommendation in the user layer in place of the device's former one. Raises as `commit`."""
+        self._writable().update(recommendation.device, lambda old: replace(old, recommendation=recommendation))
+
+    def ship(
+        self,
+        device: str,
+        records: Iterable[Record],
+        *,
+        recommendation: Recommendation | None = None,
+        folder: Path | None = None,
+    ) -> Path:
+        """Write `<device>.json` of the shipped layer, or of another folder, and return its path.
+
+        Of each spec and backend the newest ok record is written, in place of all that were there for them, so that
+        winners of older templates do not pile up. Specs that `records` does not name keep what they had; so does
+        the recommendation if none is given.
+
+        Raises:
+            RecordError: a record or recommendation of another device.
+            DatabaseWriteError, DatabaseBusyError, DatabaseFullError: see those.
+        """
+        check_device(device)
+        newest: dict[tuple[str, str], Record] = {}
+        for record in sorted(winners(records).values(), key=Record.recency):
+            newest[record.spec, record.backend] = record
+        offered: list[Record | Recommendation] = [*newest.values()]
+        if recommendation is not None:
+            offered.append(recommendation)
+        for each in offered:
+            if each.device != device:
+                raise RecordError(field="device", value=each.device, expected=f"{device!r}, the device to ship")
+
+        def shipped(old: DeviceFile) -> DeviceFile:
+            others = (record for record in old.records if (record.spec, record.backend) not in newest)
+            return DeviceFile((*others, *newest.values()), recommendation or old.recommendation)
+
+        layer = self.shipped if folder is None else Layer("shipped", folder)
+        layer.update(device, shipped)
+        return layer.path(device)
+
+    def _writable(self) -> Layer:
+        if self.user is None:
+            raise DatabaseWriteError(folder="(no user folder)", reason="this store is only read")
+        return self.user
+
+
+def default_store() -> Store:
+    """The store of this user: `TRELLIS_OPS_TUNING_DB`, or the user's data folder, over the package's winners."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    if named:
+        return Store(_absolute(os.path.expanduser(named)))
+    import platformdirs  # 10 ms that a named folder need not pay
+
+    return Store(Path(platformdirs.user_data_dir("trellis-ops", appauthor=False)) / "tuning_db")
+
+
+def _absolute(folder: str) -> Path:
+    try:
+        return Path(os.path.abspath(folder))
+    except FileNotFoundError:
+        return Path(folder)  # the working directory is gone: reading will miss, and writing will say why
+
+
+def _newer(old: DeviceFile, offered: tuple[Record, ...]) -> tuple[Record, ...]:
+    held = winners(old.records)
+    rivals = ((record, held.get(record.identity())) for record in offered)
+    return tuple(record for record, rival in rivals if rival is None or record.recency() > rival.recency())
+
+
+def _merged(old: DeviceFile, offered: tuple[Record, ...]) -> DeviceFile:
+    newer = _newer(old, offered)
+    gone = {record.identity() for record in newer}
+    return replace(old, records=(*(record for record in old.records if record.identity() not in gone), *newer))
+
+
+def _differences(record: Record, device: str, template_digest: str) -> tuple[str, ...]:
+    differs = []
+    if record.device != device:
+        differs.append("device")
+    if record.template_digest != template_digest:
+        differs.append("template_digest")
+    if record.outcome is not Outcome.ok:
+        differs.append("outcome")
+    return tuple(differs)
