@@ -1,0 +1,83 @@
+"""What a spec costs without this project's kernels: the vectorised eager implementation, and `torch.compile` of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codegen.device import Device
+from codegen.spec import Spec
+from trellis_ops import eager
+from tuner.inputs import Inputs, timing_inputs
+from tuner.measure import Timed, Timing, measure
+
+_SECONDS = 1.0
+_ROUNDS = 30
+
+
+def time_eager(spec: Spec, device: Device) -> Timing:
+    """The eager implementation of `spec`, with all threads that torch has.
+
+    It is timed on its own and not in turn with kernels: the waiting threads of one runtime slow the other down.
+    """
+    return _time(spec, device, lambda function: function)
+
+
+def time_compiled(spec: Spec, device: Device) -> Timing:
+    """`torch.compile` of the eager implementation; compiling alone may take minutes."""
+    return _time(spec, device, lambda function: torch.compile(function, dynamic=False))
+
+
+def _time(spec: Spec, device: Device, made: Callable[[Any], Any]) -> Timing:
+    inputs = timing_inputs(spec, device)
+    with torch.no_grad():
+        call = _call(spec, inputs, made)
+        return measure({"baseline": call}, device, seconds=_SECONDS, rounds=_ROUNDS)["baseline"]
+
+
+def _call(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:
+    problem, rule = spec.problem, spec.rule
+    if problem.operator.startswith("trellis_step"):
+        return _step(spec, inputs, made)
+    t = {name: _batched(name, tensor, spec) for name, tensor in inputs.tensors.items()}
+    if problem.operator == "trellis_attention":
+        attention = made(eager.attention)
+        tokens = [t[name] for name in ("q", "k", "v", "alpha", "log_beta", "gamma")]
+        first = (t["S_k"], t["S_v"])
+        return _pure(lambda: attention(*tokens, rule=rule, chunk_size=problem.chunk, initial_state=first))
+    if problem.operator == "memory_update":
+        update = made(eager.update)
+        tokens = [t[name] for name in ("k", "alpha", "log_beta", "gamma")]
+        return _pure(lambda: update(*tokens, rule=rule, chunk_size=problem.chunk, initial_state=t["S_k"]))
+    readout = made(eager.readout)
+    transpose = problem.operator == "memory_readout_transposed"
+    names = ("r" if transpose else "q", "k", "chunk_states", "codes", "log_beta", "gamma")
+    return _pure(lambda: readout(*[t[name] for name in names], chunk_size=problem.chunk, transpose=transpose))
+
+
+def _step(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:
+    step = made(eager.step)
+    tokens = [inputs[name] for name in ("q", "k", "v", "alpha", "log_beta", "gamma")]
+    states = (inputs["S_k"].clone(), inputs["S_v"].clone())
+    chunked = spec.problem.operator == "trellis_step_chunked"
+    start = (inputs["G_k"], inputs["G_v"]) if chunked else None
+
+    def reset() -> None:
+        for state, name in zip(states, ("S_k", "S_v"), strict=True):
+            state.copy_(inputs[name])
+
+    return Timed(lambda: step(*tokens, states, rule=spec.rule, gradient_state=start), reset)
+
+
+def _pure(run: Callable[[], object]) -> Timed:
+    return Timed(run, lambda: None)
+
+
+def _batched(name: str, tensor: Tensor, spec: Spec) -> Tensor:
+    """A tensor of the kernels' layout with its batch axis: `[B * T, ...]` as `[B, T, ...]`."""
+    if name.startswith(("S_", "G_")) or (name == "gamma" and spec.rule.step_size == "head"):
+        return tensor
+    return tensor.reshape(spec.problem.batch, -1, *tensor.shape[1:])

@@ -1,0 +1,83 @@
+"""What this machine can do at most, measured in the same run: a matrix product for compute, a copy for memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from codegen.device import Device
+from tuner.cost import Cost
+from tuner.measure import Timed, measure
+
+_SIDES = {"cpu": (256, 512, 768, 1024), "cuda": (4096, 8192), "hip": (4096, 8192)}
+_SECONDS = 0.25
+_ROUNDS = 200
+_SMALLEST_COPY = 1 << 16
+_LARGEST_COPY = 1 << 28
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Measured limits.
+
+    Attributes:
+        flops: floating-point operations per second of a matrix product.
+        bandwidth: bytes per second of a copy, those read and those written.
+    """
+
+    flops: float
+    bandwidth: float
+
+    def share(self, cost: Cost, seconds: float) -> float:
+        """The share of the nearer limit that `cost` in `seconds` reaches; above 1 if a probe was disturbed."""
+        return max(cost.flops / self.flops, cost.bytes / self.bandwidth) / seconds
+
+
+def ceiling_of(device: Device, dtype: str, moved: int) -> Ceiling:
+    """The limits that a kernel for `dtype` has which moves `moved` bytes.
+
+    A CPU computes in float32 whatever the inputs are, so its product is of float32. The copy moves as many bytes as
+    the kernel does, so that both use the same caches.
+    """
+    where = "cpu" if device.kind == "cpu" else "cuda"
+    product_type = torch.float32 if device.kind == "cpu" else getattr(torch, dtype)
+    size = min(max(moved, _SMALLEST_COPY), _LARGEST_COPY)
+    return Ceiling(_best_product(device, where, product_type), _copy(device, where, (size - 1).bit_length()))
+
+
+@cache
+def _best_product(device: Device, where: str, dtype: torch.dtype) -> float:
+    rates = []
+    for side in _SIDES[device.kind]:
+        left = torch.randn(side, side, dtype=torch.float32, device=where).to(dtype)
+        right, product = torch.randn_like(left), torch.empty_like(left)
+        seconds = _time(device, lambda a=left, b=right, c=product: torch.mm(a, b, out=c))  # type: ignore[misc]
+        rates.append(2 * side**3 / seconds)
+    return max(rates)
+
+
+@cache
+def _copy(device: Device, where: str, size_bits: int) -> float:
+    # Half is read and half is written; sizes are rounded to powers of two so that few probes serve all specs.
+    count = (1 << size_bits) // 8
+    source = torch.randn(count, device=where)
+    target = torch.empty_like(source)
+    moved = 8 * count
+    rate = moved / _time(device, lambda: target.copy_(source))
+    if device.kind != "cpu":
+        return rate
+    # What fits a core's own cache is copied faster by one thread than by several that must meet.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return max(rate, moved / _time(device, lambda: target.copy_(source)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _time(device: Device, run: Callable[[], object]) -> float:
+    timing = measure({"probe": Timed(run, lambda: None)}, device, seconds=_SECONDS, rounds=_ROUNDS)["probe"]
+    return min(timing.samples)

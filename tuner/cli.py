@@ -1,0 +1,260 @@
+"""The command line: tune, slots, prune, show, report, ship."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+from rich.console import Console
+
+from codegen.device import Device, cpu, cuda_device, named
+from codegen.errors import BackendUnavailableError, TrellisError
+from codegen.schedule import BACKENDS
+from tuner import report
+from tuner.budget import DEFAULT, Budget, parse_budget
+from tuner.errors import BudgetError, WorkloadError
+from tuner.offline import examine_some
+from tuner.progress import SearchProgress
+from tuner.session import Session, backend_for
+from tuner.slots import BUDGET, recommend
+from tuner.studies import default_url, open_storage
+from tuner.tune import Tuned, tune
+from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload, parse_spec, require_distinct
+from tuning_db import TuningDatabaseError, default_store
+
+_PLAIN_WIDTH = 160
+_OFFLINE_DEVICE = "sm_90"
+_SAMPLE, _SAMPLE_SECONDS = 6, 15.0
+_USAGE, _FAILED, _INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; 0 if all went well, 1 if not, 2 for a mistake on the command line, 130 if interrupted."""
+    options = _parser().parse_args(arguments)
+    options.command_line = shlex.join(["python", "-m", "tuner", *arguments])
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        with _terminated_like_interrupted():
+            code: int = options.run(options, console)
+            return code
+    except (WorkloadError, BudgetError) as error:
+        errors.print(f"error: {error}", markup=False)
+        return _USAGE
+    except (TrellisError, TuningDatabaseError) as error:
+        errors.print(f"error: {error}", markup=False)
+        return _FAILED
+    except KeyboardInterrupt:
+        errors.print("interrupted; what was measured is kept, and the same command goes on from there", markup=False)
+        return _INTERRUPTED
+
+
+def _session(options: argparse.Namespace) -> Session:
+    device = _device(options.device)
+    return Session(
+        device=device,
+        backend=backend_for(device, options.backend),
+        storage=open_storage(options.storage or default_url()),
+        store=default_store(),
+        budget=parse_budget(options.budget) if options.budget else DEFAULT,
+        with_compile=getattr(options, "compile", False),
+        source=options.command_line,
+    )
+
+
+def _tune(options: argparse.Namespace, console: Console) -> int:
+    workload = _workload(options, _device(options.device))
+    session = _session(options)
+    device = session.device
+    console.print(
+        f"{device.key()}, backend {session.backend}: {len(workload)} specs, {session.budget} each; studies in "
+        f"{session.storage.url}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    results, problems = _tune_all(workload, session, console)
+    if results:
+        console.print(report.tuned_table(results))
+        _print_lines(console, report.tuned_lines(results))
+    for name, problem in problems:
+        console.print(f"{name}: {problem}", style="red", markup=False, soft_wrap=True)
+    if not options.no_offline and device.kind == "cpu":
+        _examine_sample(console)
+    if not options.no_slots:
+        _recommend(session, BUDGET, console)
+    return _FAILED if problems else 0
+
+
+def _slots(options: argparse.Namespace, console: Console) -> int:
+    _recommend(_session(options), parse_budget(options.budget) if options.budget else BUDGET, console)
+    return 0
+
+
+def _recommend(session: Session, budget: Budget, console: Console) -> None:
+    with SearchProgress(console) as progress:
+        progress.begin("slots and chunk")
+        recommendation, status = recommend(session, budget, progress.show_slots)
+        measured = f"{status.measured} of {status.points} points measured"
+        progress.end(f"slots {recommendation.slots}, chunk {recommendation.chunk} recommended; {measured}")
+    console.print(report.front_table(recommendation))
+
+
+def _prune(options: argparse.Namespace, console: Console) -> int:
+    device = named(options.device or _OFFLINE_DEVICE)
+    for each in _workload(options, device):
+        examined = list(examine_some(each.spec, device, most=options.most, seconds=options.seconds))
+        console.print(report.examined_table(each.name, device, examined))
+    return 0
+
+
+def _examine_sample(console: Console) -> None:
+    """Compile a few Triton candidates of the GPU workload's first spec, to say what can be said without a GPU."""
+    device = named(_OFFLINE_DEVICE)
+    first = load_workload(DEFAULT_FILE, device.kind)[0]
+    try:
+        examined = list(examine_some(first.spec, device, most=_SAMPLE, seconds=_SAMPLE_SECONDS))
+    except BackendUnavailableError as error:
+        console.print(f"no Triton candidate was compiled for {device.arch}: {error}", markup=False, soft_wrap=True)
+        return
+    console.print(report.examined_table(first.name, device, examined))
+
+
+def _tune_all(
+    workload: Sequence[NamedSpec], session: Session, console: Console
+) -> tuple[list[Tuned], list[tuple[str, TrellisError]]]:
+    results: list[Tuned] = []
+    problems: list[tuple[str, TrellisError]] = []
+    with SearchProgress(console) as progress:
+        for each in workload:
+            try:
+                results.append(tune(each, session, progress))
+            except TrellisError as error:
+                # One spec that cannot be tuned says nothing about the next.
+                progress.end(f"failed: {error}")
+                problems.append((each.name, error))
+    return results, problems
+
+
+def _show(options: argparse.Namespace, console: Console) -> int:
+    store = default_store()
+    key = None if options.all else _device(options.device).key()
+    _print_lines(console, report.known_lines(store, key))
+    for device in store.devices() if key is None else (key,):
+        recommendation = store.recommendation(device)
+        if recommendation is not None:
+            console.print(report.front_table(recommendation))
+    return 0
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    _print_lines(console, report.study_lines(open_storage(options.storage or default_url())))
+    return 0
+
+
+def _print_lines(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _ship(options: argparse.Namespace, console: Console) -> int:
+    store, key = default_store(), _device(options.device).key()
+    records, recommendation = store.records(key, "user"), store.recommendation(key)
+    if not records:
+        console.print(f"nothing was tuned for {key} yet; run `make tune` first", soft_wrap=True, highlight=False)
+        return _FAILED
+    path = store.ship(key, records, recommendation=recommendation, folder=options.folder)
+    console.print(f"{len(records)} records written to {path}; commit that file", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _workload(options: argparse.Namespace, device: Device) -> tuple[NamedSpec, ...]:
+    own = tuple(parse_spec(text) for text in options.spec or ())
+    listed: tuple[NamedSpec, ...] = ()
+    if options.workload or not own:
+        path = Path(options.workload or DEFAULT_FILE)
+        listed = load_workload(path, device.kind)
+        if options.only:
+            known = [each.name for each in listed]
+            for name in options.only:
+                if name not in known:
+                    raise WorkloadError(source=f"--only {name}", problem=f"{path} lists {', '.join(known)}")
+            listed = tuple(each for each in listed if each.name in options.only)
+    return require_distinct((*listed, *own), "the command line and the workload together")
+
+
+def _device(name: str | None) -> Device:
+    """The device that a command is about: the one named, or the GPU if there is one, or else the CPU."""
+    if name == "cpu" or (name is None and not torch.cuda.is_available()):
+        return cpu()
+    return cuda_device(0) if name in (None, "cuda") else named(name)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Within it SIGTERM ends the process as Ctrl-C does: the running trial is released, the terminal put right."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tuner", description="Find the fastest correct kernels for this machine."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    tuning = _command(commands, "tune", _tune, "search every spec of the workload and keep the winners")
+    _workload_options(tuning)
+    _measuring_options(tuning, f"for each spec: 60s, 5m, or 40 trials in all (default {DEFAULT})")
+    tuning.add_argument("--compile", action="store_true", help="measure torch.compile of the eager code too (minutes)")
+    tuning.add_argument("--no-slots", action="store_true", help="leave out the study of slot count and chunk size")
+    tuning.add_argument("--no-offline", action="store_true", help=f"compile nothing for {_OFFLINE_DEVICE}")
+    slots = _command(commands, "slots", _slots, "study slot count and chunk size, and recommend one of each")
+    _measuring_options(slots, f"60s, 5m, or a number of points (default {BUDGET})")
+    pruning = _command(commands, "prune", _prune, "compile Triton candidates for a GPU that is not here")
+    _workload_options(pruning)
+    pruning.add_argument("--most", metavar="N", type=int, default=1000, help="candidates for each spec (default: all)")
+    pruning.add_argument("--seconds", metavar="S", type=float, default=3600.0, help="for each spec (default 3600)")
+    showing = _command(commands, "show", _show, "list the winners and the recommendation known here")
+    showing.add_argument("--all", action="store_true", help="of every device, not only of this one")
+    _storage(_command(commands, "report", _report, "list the studies, what they tried, and why candidates failed"))
+    shipping = _command(commands, "ship", _ship, "write the winners of this machine to where they can be committed")
+    shipping.add_argument("--folder", type=Path, help="instead of tuning_db/winners")
+    return parser
+
+
+def _workload_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workload", metavar="FILE", help="a file like tuner/workload.yaml")
+    command.add_argument("--only", metavar="NAME", action="append", help="only this spec of the workload (repeatable)")
+    command.add_argument("--spec", metavar="TEXT", action="append", help='"name: tokens=4096, heads=12" (repeatable)')
+
+
+def _measuring_options(command: argparse.ArgumentParser, budget: str) -> None:
+    command.add_argument("--budget", metavar="TEXT", help=budget)
+    command.add_argument("--backend", choices=BACKENDS, help="whose kernels to measure")
+    _storage(command)
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: object, text: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    command.add_argument("--device", metavar="NAME", help="cpu or cuda (prune: sm_90, gfx942, ...)")
+    return command
+
+
+def _storage(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--storage", metavar="URL", help="another Optuna storage, e.g. postgresql://host/name")

@@ -1,0 +1,88 @@
+"""What a spec costs at least: floating-point operations and bytes, counted as EQUATIONS of the paper have them.
+
+Source: TRELLIS, arXiv 2512.23852, section 3; per token, head and memory of width D the update takes 4 M D operations
+(z, and the outer products) and the readout 2 M D + 2 C (D + M).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from codegen.spec import Problem, Spec
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STATE_BYTES = 4
+_GATE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Least work of one call.
+
+    Attributes:
+        flops: floating-point operations, a multiply-add counted as two.
+        bytes: read and written if every value moves once.
+    """
+
+    flops: int
+    bytes: int
+
+
+def cost_of(spec: Spec) -> Cost:
+    """The least work of one call of `spec`."""
+    problem = spec.problem
+    rows = problem.batch * problem.tokens * problem.heads
+    per_row = _gate_bytes(spec) + _value_bytes(problem)
+    return Cost(rows * _flops_per_row(problem), rows * per_row + _state_bytes(problem))
+
+
+def state_bytes(problem: Problem) -> int:
+    """Bytes of the carried states of both memories, for all sequences and heads."""
+    per_head = problem.slots * (problem.dim_k + problem.dim_v) * _STATE_BYTES
+    return problem.batch * problem.heads * per_head
+
+
+def _flops_per_row(problem: Problem) -> int:
+    dims = (problem.dim_k, problem.dim_v)
+    if problem.operator == "memory_update":
+        return _update_flops(problem, problem.dim_k)
+    if problem.operator.startswith("memory_readout"):
+        return _readout_flops(problem, problem.dim_k)
+    return sum(_update_flops(problem, dim) + _readout_flops(problem, dim) for dim in dims)
+
+
+def _update_flops(problem: Problem, dim: int) -> int:
+    return 4 * problem.slots * dim
+
+
+def _readout_flops(problem: Problem, dim: int) -> int:
+    # The exact recurrence reads the moved state, so it has no products within a chunk.
+    stepwise = problem.chunk == 1 or problem.operator.startswith("trellis_step")
+    within = 0 if stepwise else 2 * problem.chunk * (dim + problem.slots)
+    return 2 * problem.slots * dim + within
+
+
+def _value_bytes(problem: Problem) -> int:
+    item, slots = _ITEM_BYTES[problem.dtype], problem.slots
+    codes = slots * _STATE_BYTES
+    if problem.operator == "memory_update":
+        return (problem.dim_k + slots) * item + codes
+    if problem.operator.startswith("memory_readout"):
+        return (2 * problem.dim_k + slots) * item + codes
+    return (2 * problem.dim_k + 2 * problem.dim_v + slots) * item
+
+
+def _gate_bytes(spec: Spec) -> int:
+    return _GATE_BYTES * (2 if spec.rule.step_size == "token" else 1)
+
+
+def _state_bytes(problem: Problem) -> int:
+    sequences = problem.batch * problem.heads
+    one_memory = sequences * problem.slots * problem.dim_k * _STATE_BYTES
+    chunks = -(-problem.tokens // problem.chunk)
+    if problem.operator == "memory_update":
+        return one_memory * (2 + chunks)
+    if problem.operator.startswith("memory_readout"):
+        return one_memory * chunks
+    gradient_states = 1 if problem.operator == "trellis_step_chunked" else 0
+    return state_bytes(problem) * (2 + gradient_states)

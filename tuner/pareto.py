@@ -1,0 +1,44 @@
+"""Fronts of two objectives, and the point on one where giving up more of either buys least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tuning_db import FrontRow
+
+
+def front_of(rows: Sequence[FrontRow]) -> list[FrontRow]:
+    """The rows that no other is at least as fast and as good in recall as, and better in one; fastest first.
+
+    Of rows that are equal in both, the one with fewer state bytes stays.
+    """
+    ordered = sorted(rows, key=lambda row: (row.seconds_per_token, -row.recall, row.state_bytes))
+    front: list[FrontRow] = []
+    for row in ordered:
+        if not front or row.recall > front[-1].recall:
+            front.append(row)
+    return front
+
+
+def knee_of(front: Sequence[FrontRow]) -> FrontRow:
+    """The row furthest above the straight line between the fastest and the best row.
+
+    Time is taken by its logarithm, and both axes from 0 to 1 over the front. Where no row lies above the line, the one
+    with the best recall is taken.
+
+    Raises:
+        ValueError: an empty front.
+    """
+    if not front:
+        raise ValueError("an empty front has no knee")
+    times = [math.log(row.seconds_per_token) for row in front]
+    recalls = [row.recall for row in front]
+    width = max(times) - min(times) or 1.0
+    height = max(recalls) - min(recalls) or 1.0
+
+    def above(row: FrontRow) -> tuple[float, float]:
+        time = (math.log(row.seconds_per_token) - min(times)) / width
+        return (row.recall - min(recalls)) / height - time, row.recall
+
+    return max(front, key=above)

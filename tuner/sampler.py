@@ -1,0 +1,111 @@
+"""TPE that proposes only what is legal and was not tried before."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+Point = Mapping[str, Any]
+
+RELEASED = "released"
+"""User attribute of trials that ended because they were interrupted, or because another one has their point."""
+
+# Few candidates per draw: the best of many is nearly always the point that leads already, which was tried.
+_DRAWS, _CANDIDATES = 16, 6
+_STARTUP_TRIALS = 5
+_TAKEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING)
+
+MOST_DEATHS = 2
+"""A point is given up after the process that tried it died this often."""
+
+
+class FreshSampler(BaseSampler):
+    """Draws from TPE until a point is legal and untried; takes an untried neighbour of the best if none of a few is.
+
+    A box of categorical values contains illegal points, and TPE alone repeats itself about once in five trials, so
+    neither is left to chance. The points are few enough to list. Neighbours, those that differ from the best point so
+    far in fewest fields, also come before TPE knows enough: the first trial is a default that was chosen with care.
+
+    Args:
+        points: every legal point.
+        distributions: a box that contains them.
+        seed: of TPE, and of the choice among neighbours.
+    """
+
+    def __init__(
+        self, points: Sequence[Point], distributions: Mapping[str, CategoricalDistribution], seed: int
+    ) -> None:
+        self._points = tuple(points)
+        self._distributions = distributions
+        self._random = random.Random(seed)
+        self._tpe = TPESampler(
+            seed=seed,
+            n_startup_trials=_STARTUP_TRIALS,
+            n_ei_candidates=_CANDIDATES,
+            multivariate=True,
+            constant_liar=False,
+        )
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The fields that have more than one legal value."""
+        return {name: values for name, values in self._distributions.items() if not values.single()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """A legal point that no other trial of the study has; any legal one if none is left."""
+        fresh = untried(study, self._points, besides=trial.number) or list(self._points)
+        for _ in range(_DRAWS):
+            drawn = self._tpe.sample_relative(study, trial, search_space)
+            if not drawn:
+                break
+            for point in fresh:
+                if all(point[name] == value for name, value in drawn.items()):
+                    return drawn
+        chosen = self._random.choice(_nearest(study, fresh))
+        return {name: chosen[name] for name in search_space}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Never needed: every field is either fixed, or in the relative space."""
+        raise RuntimeError(f"{param_name} is no field of the search space")
+
+
+def _nearest(study: optuna.Study, points: list[Point]) -> list[Point]:
+    """Those of `points` nearest to the best one so far; all of them if there is none, or more than one objective."""
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not done or len(study.directions) > 1:
+        return points
+    best = study.best_params
+    distances = [sum(point[name] != value for name, value in best.items()) for point in points]
+    return [point for point, distance in zip(points, distances, strict=True) if distance == min(distances)]
+
+
+def untried(study: optuna.Study, points: Sequence[Point], besides: int | None = None) -> list[Point]:
+    """The points that no trial holds, whether measured, failed, running or waiting; trial `besides` does not count.
+
+    A trial that was interrupted holds nothing, so that its point comes again; one whose process died comes again once.
+    """
+    trials = study.get_trials(deepcopy=False)
+    taken = [held_point(trial) for trial in trials if trial.state in _TAKEN and trial.number != besides]
+    died = [trial.params for trial in trials if trial.state is TrialState.FAIL and RELEASED not in trial.user_attrs]
+    return [point for point in points if point not in taken and died.count(dict(point)) < MOST_DEATHS]
+
+
+def release(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Give the point of a running trial back, for no fault of its own."""
+    trial.set_user_attr(RELEASED, True)
+    study.tell(trial, state=TrialState.FAIL)
+
+
+def held_point(trial: FrozenTrial) -> Point:
+    """The point of a trial, also of one that only waits to be run."""
+    fixed: Point | None = trial.system_attrs.get("fixed_params")
+    return trial.params if fixed is None else fixed

@@ -1,0 +1,181 @@
+"""Slot count and chunk size: a short two-objective study of time per token against recall."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from codegen.device import Device
+from codegen.errors import TrellisError
+from codegen.program import operator_digest
+from codegen.schedule import Schedule, default, from_settings, why_illegal
+from codegen.spec import Problem, Spec, bucket
+from tuner.budget import Budget, Clock
+from tuner.cost import state_bytes
+from tuner.errors import NothingMeasuredError
+from tuner.pareto import front_of, knee_of
+from tuner.quality import RULE, recall
+from tuner.sampler import FreshSampler, release, untried
+from tuner.session import Session, toolchain
+from tuner.studies import claim, release_lost_trials
+from tuner.worker import Candidate, evaluate
+from tuning_db import FrontRow, Outcome, Recommendation, Store, utc_now
+
+SLOTS = (16, 32, 64, 128)
+CHUNKS = (1, 16, 32, 64)
+DIM = 64
+HEADS = 8
+
+BUDGET = Budget(seconds=60.0)
+"""Enough for all points on a machine with two cores."""
+
+_TOKENS, _EXACT_TOKENS = 4096, 512
+
+
+@dataclass(frozen=True)
+class SlotStatus:
+    """How far the study has come: points measured of all, and the share of the budget that is gone."""
+
+    measured: int
+    points: int
+    share: float
+
+
+def recommend(
+    session: Session, budget: Budget, show: Callable[[SlotStatus], None]
+) -> tuple[Recommendation, SlotStatus]:
+    """Measure slot counts and chunk sizes, and store the knee of their front as what "auto" reads.
+
+    A study that exists is continued; when a new winner changes which schedules are measured, a new one begins.
+
+    Raises:
+        NothingMeasuredError: no point could be measured.
+    """
+    schedules = {
+        (slots, chunk): known_schedule(_spec(slots, chunk), session.backend, session.device, session.store)
+        for slots, chunk in itertools.product(SLOTS, CHUNKS)
+    }
+    study = _study(session, schedules)
+    points = [{"slots": slots, "chunk": chunk} for slots, chunk in schedules]
+    clock = Clock(budget)
+    while True:
+        rows = _rows(study.get_trials(deepcopy=False))
+        status = SlotStatus(len(rows), len(points), max(clock.share(len(rows)), len(rows) / len(points)))
+        show(status)
+        if not untried(study, points) or (rows and clock.spent(len(rows))):
+            break
+        _one_trial(study, session, schedules)
+    if not rows:
+        raise NothingMeasuredError(spec="slots and chunk", reasons=_reasons(study))
+    front = front_of(rows)
+    knee = knee_of(front)
+    recommendation = Recommendation(
+        device=session.device.key(),
+        slots=knee.slots,
+        chunk=knee.chunk,
+        seconds_per_token=knee.seconds_per_token,
+        state_bytes=knee.state_bytes,
+        recall=knee.recall,
+        front=front,
+        toolchain=toolchain(session.backend),
+        created=utc_now(),
+        source=session.source,
+    )
+    session.store.recommend(recommendation)
+    return recommendation, status
+
+
+def known_schedule(spec: Spec, backend: str, device: Device, store: Store) -> Schedule:
+    """The winner that is known for `spec` or its bucket, else the default."""
+    match = store.lookup(
+        spec=spec.key(),
+        bucket=bucket(spec).key(),
+        device=device.key(),
+        backend=backend,
+        template_digest=operator_digest(spec.problem.operator, backend),
+    )
+    fallback = default(backend, spec, device)
+    if match is None:
+        return fallback
+    try:
+        schedule = from_settings(backend, dict(match.record.schedule))
+    except TrellisError:
+        return fallback
+    return fallback if why_illegal(spec, schedule, device) else schedule
+
+
+def _spec(slots: int, chunk: int) -> Spec:
+    # The lengths that the workload tunes, so that its winners serve; time per token hardly depends on the length.
+    tokens = _EXACT_TOKENS if chunk == 1 else _TOKENS
+    return Spec(RULE, Problem(tokens=tokens, heads=HEADS, dim_k=DIM, dim_v=DIM, slots=slots, chunk=chunk))
+
+
+def _study(session: Session, schedules: dict[tuple[int, int], Schedule]) -> optuna.Study:
+    about = [
+        session.device.key(),
+        str(toolchain(session.backend)),
+        operator_digest("trellis_attention", session.backend),
+    ]
+    about += [schedule.key() for schedule in schedules.values()]
+    name = f"slots and chunk {session.backend} {hashlib.sha256('|'.join(about).encode()).hexdigest()[:12]}"
+    distributions = {"slots": CategoricalDistribution(SLOTS), "chunk": CategoricalDistribution(CHUNKS)}
+    points = [{"slots": slots, "chunk": chunk} for slots, chunk in schedules]
+    study = optuna.create_study(
+        storage=session.storage,
+        study_name=name,
+        sampler=FreshSampler(points, distributions, seed=0),
+        directions=["minimize", "maximize"],
+        load_if_exists=True,
+    )
+    release_lost_trials(study)
+    return study
+
+
+def _one_trial(study: optuna.Study, session: Session, schedules: dict[tuple[int, int], Schedule]) -> None:
+    trial = study.ask({"slots": CategoricalDistribution(SLOTS), "chunk": CategoricalDistribution(CHUNKS)})
+    claim(trial)
+    slots, chunk = trial.params["slots"], trial.params["chunk"]
+    spec, schedule = _spec(slots, chunk), schedules[slots, chunk]
+    try:
+        result = evaluate(Candidate(spec, session.device, session.backend, schedule.settings()))
+        share = recall(slots, chunk, dim=DIM) if result.outcome is Outcome.ok else 0.0
+    except BaseException:
+        release(study, trial)
+        raise
+    trial.set_user_attr("outcome", result.outcome.value)
+    trial.set_user_attr("reason", result.reason)
+    if result.seconds is None:
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        study.tell(trial, [result.seconds / spec.problem.tokens, share])
+
+
+def _rows(trials: list[FrozenTrial]) -> list[FrontRow]:
+    rows = []
+    for trial in trials:
+        if trial.state is not TrialState.COMPLETE:
+            continue
+        slots, chunk = trial.params["slots"], trial.params["chunk"]
+        one_head = Problem(heads=1, dim_k=DIM, dim_v=DIM, slots=slots, chunk=chunk)
+        seconds, share = trial.values
+        rows.append(
+            FrontRow(
+                slots=slots,
+                chunk=chunk,
+                seconds_per_token=seconds,
+                state_bytes=state_bytes(one_head),
+                recall=share,
+            )
+        )
+    return rows
+
+
+def _reasons(study: optuna.Study) -> str:
+    reasons = (trial.user_attrs.get("reason") for trial in study.get_trials(deepcopy=False))
+    return "; ".join(dict.fromkeys(str(reason) for reason in reasons if reason))

@@ -1,0 +1,133 @@
+"""Optuna studies: where they are stored, how one is named, what its trials say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import optuna
+import sqlalchemy.exc
+from filelock import FileLock
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from codegen.backends import backend as compiler
+from codegen.device import Device
+from codegen.program import operator_digest
+from codegen.render import generated_folder
+from codegen.spec import Spec
+from tuner.errors import StudyError
+from tuner.owner import is_lost, this_process
+from tuner.space import Space
+from tuning_db import Outcome
+
+_BUSY_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class StudyKey:
+    """What a study is about; its trials can be compared only where all of this agrees.
+
+    Attributes:
+        spec, device: text keys.
+        backend: the compiler.
+        toolchain: its versions.
+        template_digest: of every template that the operator may use.
+        space_digest: of every schedule that may be tried.
+    """
+
+    spec: str
+    device: str
+    backend: str
+    toolchain: str
+    template_digest: str
+    space_digest: str
+
+    def name(self) -> str:
+        """The name of the Optuna study; readable in a dashboard, and unique."""
+        return f"{self.spec.partition('/trellis(')[0]} {self.backend} {_digest(astuple(self))}"
+
+
+def study_key(spec: Spec, backend: str, device: Device, space: Space) -> StudyKey:
+    """The key of the study that searches `space` for `spec`."""
+    versions = compiler(backend).toolchain()
+    return StudyKey(
+        spec.key(),
+        device.key(),
+        backend,
+        ", ".join(f"{package} {versions[package]}" for package in sorted(versions)),
+        operator_digest(spec.problem.operator, backend),
+        _digest(sorted(space.schedules)),
+    )
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
+
+
+def default_url() -> str:
+    """The SQLite file in the user's cache folder."""
+    return f"sqlite:///{generated_folder().parent / 'studies.db'}"
+
+
+def open_storage(url: str) -> RDBStorage:
+    """The Optuna storage at `url`, an SQLAlchemy URL; made if it is not there.
+
+    Raises:
+        StudyError: it cannot be opened, or holds something else.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    arguments = {}
+    path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+    try:
+        if path is None:
+            return RDBStorage(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arguments = {"connect_args": {"timeout": _BUSY_SECONDS}}
+        # Two processes that create the tables at once would trip over each other.
+        with FileLock(f"{path}.lock", timeout=_BUSY_SECONDS):
+            return RDBStorage(url, engine_kwargs=arguments)
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, OSError, ImportError, RuntimeError) as error:
+        raise StudyError(url=url, reason=str(error).partition("\n")[0]) from error
+
+
+def open_study(storage: RDBStorage, key: StudyKey, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    """The study called `key.name()`, continued if it exists; trials that a dead process left running are failed."""
+    study = optuna.create_study(
+        storage=storage, study_name=key.name(), sampler=sampler, direction="minimize", load_if_exists=True
+    )
+    for name, value in asdict(key).items():
+        if study.user_attrs.get(name) != value:
+            study.set_user_attr(name, value)
+    release_lost_trials(study)
+    return study
+
+
+def claim(trial: optuna.Trial) -> None:
+    """Write this process's name on a trial it runs."""
+    trial.set_user_attr("owner", this_process())
+
+
+def release_lost_trials(study: optuna.Study) -> int:
+    """Fail the trials that nobody runs any more, so that their points are tried again; how many there were."""
+    lost = 0
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if is_lost(trial.user_attrs.get("owner"), trial.datetime_start, datetime.now()):
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            lost += 1
+    return lost
+
+
+def measured(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that were right and timed, fastest first."""
+    done = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    return sorted(done, key=lambda trial: trial.value or float("inf"))
+
+
+def outcomes(trials: Sequence[FrozenTrial]) -> Counter[Outcome]:
+    """How many trials ended how; those that were interrupted have no outcome."""
+    return Counter(Outcome(trial.user_attrs["outcome"]) for trial in trials if "outcome" in trial.user_attrs)

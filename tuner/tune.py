@@ -1,0 +1,143 @@
+"""One spec from search to committed winner."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy.exc
+from optuna.exceptions import OptunaError
+
+from codegen.program import operator_digest
+from codegen.schedule import Schedule
+from codegen.spec import bucket
+from tuner.baseline import time_compiled, time_eager
+from tuner.ceiling import ceiling_of
+from tuner.cost import cost_of
+from tuner.errors import NothingMeasuredError, StudyError
+from tuner.finals import Verdict, judge
+from tuner.measure import Timing, policy
+from tuner.progress import SearchProgress
+from tuner.search import Searched, search
+from tuner.session import Session, toolchain
+from tuner.studies import measured, outcomes
+from tuner.worker import Candidate, contest
+from tuner.workload import NamedSpec
+from tuning_db import Outcome, Record, shortened, utc_now
+
+FINALISTS = 3
+"""How many candidates meet the default once more."""
+
+FINAL_ROUNDS = 60
+"""Most rounds of the finals."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of one spec.
+
+    Attributes:
+        name: of the spec.
+        record: as committed.
+        verdict: who won against the default, and by how much.
+        default: key of the default schedule.
+        winner: key of the winner.
+        compile_seconds: one call of `torch.compile`d eager code; None if it was not asked for.
+        failures: how many trials ended how, `ok` left out.
+        points, exhausted: size of the space, and whether all of it was tried.
+    """
+
+    name: str
+    record: Record
+    verdict: Verdict
+    default: str
+    winner: str
+    compile_seconds: float | None
+    failures: Counter[Outcome]
+    points: int
+    exhausted: bool
+
+
+def tune(named: NamedSpec, session: Session, progress: SearchProgress) -> Tuned:
+    """Search, hold the finals, measure what to compare with, and commit the winner.
+
+    Raises:
+        NothingMeasuredError: no candidate was right.
+        StudyError: the study storage failed.
+        tuning_db.TuningDatabaseError: the winner could not be stored.
+    """
+    spec, device, backend = named.spec, session.device, session.backend
+    progress.begin(named.name)
+    try:
+        searched = search(spec, backend, device, session.storage, session.store, session.budget, progress.show)
+    except (sqlalchemy.exc.SQLAlchemyError, OptunaError) as error:
+        raise StudyError(url=session.storage.url, reason=str(error).partition("\n")[0]) from error
+    progress.phase("finals: the best few and the default side by side")
+    timings = _finals(named, session, searched)
+    verdict = judge(timings, searched.space.default.key())
+    progress.phase("measuring eager PyTorch and the ceiling")
+    compile_seconds = time_compiled(spec, device).seconds if session.with_compile else None
+    record = _record(named, session, searched, timings, verdict)
+    session.store.commit(record)
+    progress.end(verdict.reason)
+    failures = outcomes(searched.trials())
+    del failures[Outcome.ok]
+    return Tuned(
+        name=named.name,
+        record=record,
+        verdict=verdict,
+        default=searched.space.default.key(),
+        winner=verdict.winner,
+        compile_seconds=compile_seconds,
+        failures=failures,
+        points=len(searched.space.schedules),
+        exhausted=searched.exhausted,
+    )
+
+
+def _finals(named: NamedSpec, session: Session, searched: Searched) -> dict[str, Timing]:
+    finalists = _finalists(searched)
+    candidates = [Candidate(named.spec, session.device, session.backend, schedule.settings()) for schedule in finalists]
+    timings = contest(candidates, seconds=session.final_seconds, rounds=FINAL_ROUNDS)
+    if not timings:
+        reasons = Counter(str(trial.user_attrs.get("reason")) for trial in searched.trials())
+        most = "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common(2))
+        raise NothingMeasuredError(spec=named.spec.key(), reasons=most)
+    return {finalists[place].key(): timing for place, timing in timings.items()}
+
+
+def _finalists(searched: Searched) -> list[Schedule]:
+    best = [searched.space.at(trial.params) for trial in measured(searched.trials())]
+    others = [schedule for schedule in best if schedule != searched.space.default]
+    return [searched.space.default, *others[:FINALISTS]]
+
+
+def _record(
+    named: NamedSpec, session: Session, searched: Searched, timings: dict[str, Timing], verdict: Verdict
+) -> Record:
+    spec, device = named.spec, session.device
+    timing, cost = timings[verdict.winner], cost_of(spec)
+    default = timings.get(searched.space.default.key())
+    settings: dict[str, Any] = dict(searched.space.schedules[verdict.winner].settings())
+    ceiling = ceiling_of(device, spec.problem.dtype, cost.bytes)
+    return Record(
+        spec=spec.key(),
+        bucket=bucket(spec).key(),
+        device=device.key(),
+        backend=session.backend,
+        template_digest=operator_digest(spec.problem.operator, session.backend),
+        schedule=settings,
+        outcome=Outcome.ok,
+        reason=shortened(verdict.reason),
+        seconds=timing.seconds,
+        spread=timing.spread,
+        default_seconds=None if default is None else default.seconds,
+        eager_seconds=time_eager(spec, device).seconds,
+        ceiling_share=ceiling.share(cost, timing.seconds),
+        trials=len(searched.trials()),
+        policy=policy(device, FINAL_ROUNDS),
+        toolchain=toolchain(session.backend),
+        created=utc_now(),
+        source=shortened(session.source, 500),
+    )

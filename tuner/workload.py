@@ -1,0 +1,111 @@
+"""The specs to tune: a readable file of named ones, or one's own from the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+import msgspec.yaml
+
+from codegen.errors import TrellisError
+from codegen.rule import Rule
+from codegen.spec import Problem, Spec
+from tuner.errors import WorkloadError
+
+DEFAULT_FILE = Path(__file__).with_name("workload.yaml")
+"""The workload of `make tune`."""
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
+
+
+@dataclass(frozen=True)
+class NamedSpec:
+    """A spec, and what the person who listed it calls it."""
+
+    name: str
+    spec: Spec
+
+
+def _entry_type() -> type[msgspec.Struct]:
+    """The fields of Problem and of Rule with their own types and defaults, plus `name` and the shorthand `dim`."""
+    members: list[Any] = [("name", Name), ("dim", int | None, None)]
+    for kind in (Problem, Rule):
+        types = get_type_hints(kind)
+        members += [(field.name, types[field.name], field.default) for field in fields(kind)]
+    return msgspec.defstruct("Entry", members, frozen=True, kw_only=True, forbid_unknown_fields=True)
+
+
+_Entry = _entry_type()
+
+
+def load_workload(path: Path, kind: str) -> tuple[NamedSpec, ...]:
+    """The specs that the file at `path` lists for devices of `kind` ("cpu", "cuda" or "hip"; hip takes cuda's).
+
+    Raises:
+        WorkloadError: the file cannot be read, or an entry is wrong; the message names the file and the entry.
+    """
+    try:
+        content = msgspec.yaml.decode(path.read_bytes())
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise WorkloadError(source=path, problem=error) from error
+    section = "cuda" if kind == "hip" else kind
+    entries = content.get(section) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise WorkloadError(source=path, problem=f"expected a list of specs under {section!r}")
+    sources = [f"{path}, {section} entry {number}" for number in range(1, len(entries) + 1)]
+    named = tuple(_named(entry, source, strict=True) for entry, source in zip(entries, sources, strict=True))
+    return require_distinct(named, str(path))
+
+
+def parse_spec(text: str) -> NamedSpec:
+    """The spec that `text` describes, written as "name: key=value, key=value"; keys are those of a workload file.
+
+    Raises:
+        WorkloadError: anything else.
+
+    Example:
+        >>> parse_spec("mine: operator=trellis_step, heads=12, tokens=1, chunk=1").spec.problem.heads
+        12
+    """
+    name, colon, body = text.partition(":")
+    source = f"--spec {text!r}"
+    if not colon:
+        raise WorkloadError(source=source, problem='expected "name: key=value, key=value"')
+    entry: dict[str, str] = {"name": name.strip()}
+    for pair in filter(None, (part.strip() for part in body.split(","))):
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or key in entry:
+            problem = f"{key!r} is given twice" if equals else f"{pair!r} is not key=value"
+            raise WorkloadError(source=source, problem=problem)
+        entry[key] = value
+    return _named(entry, source, strict=False)
+
+
+def require_distinct(named: tuple[NamedSpec, ...], source: str) -> tuple[NamedSpec, ...]:
+    """`named` itself.
+
+    Raises:
+        WorkloadError: two of them have one name.
+    """
+    names = [each.name for each in named]
+    for name in names:
+        if names.count(name) > 1:
+            raise WorkloadError(source=source, problem=f"the name {name!r} is given to two specs")
+    return named
+
+
+def _named(entry: object, source: str, *, strict: bool) -> NamedSpec:
+    try:
+        values = msgspec.to_builtins(msgspec.convert(entry, _Entry, strict=strict))
+    except msgspec.ValidationError as error:
+        raise WorkloadError(source=source, problem=error) from error
+    name, dim = values.pop("name"), values.pop("dim")
+    if dim is not None:
+        values |= {"dim_k": dim, "dim_v": dim}
+    rule = {field.name: values.pop(field.name) for field in fields(Rule)}
+    try:
+        return NamedSpec(name, Spec(Rule(**rule), Problem(**values)))
+    except TrellisError as error:
+        raise WorkloadError(source=source, problem=error) from error
