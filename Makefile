@@ -1,0 +1,72 @@
+# What one does with this project. Every target makes .venv if it is missing; nothing is installed outside it.
+
+PYTHON ?= python3
+KERNEL ?= trellis_fused
+BACKEND ?= tvm
+VENV := .venv/bin
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help tune test bench report show lint clean
+
+# List the targets.
+help:
+	@awk '/^# /{text = substr($$0, 3)} /^[a-z]+:/{sub(":.*", ""); printf "make %-8s %s\n", $$0, text}' Makefile
+	@echo 'Variables, as in `make tune BUDGET=60s`: WORKLOAD, SPEC, BUDGET, STORAGE (tune); STORAGE (report);'
+	@echo '  KERNEL, BACKEND (show); PYTHON (which Python .venv is made from); ARGS (more options for the command).'
+
+# Find the fastest correct kernels for this machine.
+tune: .venv/installed-tune
+	@echo 'Tuning for this machine: about five minutes. Interrupt it any time; run again, it goes on.'
+	@$(VENV)/python -m tuner tune $(tune_options) $(ARGS)
+
+# Run the tests, then those that need Triton's interpreter, which is chosen when Triton is imported.
+test: .venv/installed-test
+	@echo 'Testing, in two runs: ten to twenty minutes on two cores.'
+	@status=0; \
+	$(undisturbed) $(VENV)/python -m pytest $(ARGS) || status=$$?; \
+	$(undisturbed) TRITON_INTERPRET=1 $(VENV)/python -m pytest tests/interpreted $(ARGS) || status=$$?; \
+	exit $$status
+
+# Compare eager, torch.compile, the default schedule and the tuned winner.
+bench: .venv/installed-test
+	@echo 'Benchmarking: three to five minutes.'
+	@GOMP_SPINCOUNT=200 $(VENV)/python -m pytest tests/benchmarks -o addopts= $(ARGS)
+
+# List what earlier searches tried, and why candidates failed.
+report: .venv/installed-tune
+	@$(VENV)/python -m tuner report $(if $(STORAGE),--storage '$(STORAGE)') $(ARGS)
+
+# Print the generated source of a kernel: make show KERNEL=memory_update BACKEND=triton.
+show: .venv/installed-tune
+	@$(VENV)/python -m codegen show $(KERNEL) --backend $(BACKEND) $(ARGS)
+
+# Check style and types.
+lint: .venv/installed-lint
+	@status=0; \
+	$(VENV)/ruff check . || status=$$?; \
+	$(VENV)/ruff format --check . || status=$$?; \
+	$(VENV)/mypy || status=$$?; \
+	exit $$status
+
+# Remove .venv and all caches of this folder; tuned records and studies are kept.
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+tune_options = $(if $(WORKLOAD),--workload '$(WORKLOAD)') $(if $(SPEC),--spec '$(SPEC)') \
+	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(STORAGE),--storage '$(STORAGE)')
+
+# What its user has tuned or set must not decide whether a test passes.
+undisturbed = env -u TRELLIS_OPS_IMPLEMENTATION -u TRELLIS_OPS_CHECK_VALUES \
+	TRELLIS_OPS_TUNING_DB='$(CURDIR)/.pytest_cache/no-records'
+
+.venv/installed-%: pyproject.toml constraints.txt | .venv/bin/python
+	@echo 'Installing trellis-ops with its [$*] packages into .venv: about two minutes the first time.'
+	@$(VENV)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 14) or sys.exit("Python 3.10 to 3.13 is needed, this is " + sys.version + "; name one as in: make PYTHON=python3.12 tune")'
+	@echo 'Making .venv with $(PYTHON).'
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }

@@ -1,0 +1,79 @@
+"""What a call of a public operator costs beyond its kernel, once the first call has resolved it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from codegen.device import Device, cpu
+from codegen.program import build
+from codegen.rule import Rule
+from codegen.schedule import TvmSchedule, default
+from codegen.spec import Problem, Spec
+from tests.benchmarks.calls import Subject, subject
+from tests.benchmarks.comparison import without_records
+from tests.benchmarks.replay import Replay
+from tests.benchmarks.summary import Overhead, Results
+from trellis_ops import dispatch, explain, forget
+from tuner.inputs import Inputs, sequences_of
+from tuner.launch import bind
+from tuner.measure import Timed, measure
+from tuner.progress import duration
+
+LIMIT = 30e-6
+_TINY = {"batch": 1, "tokens": 1, "heads": 1, "dim_k": 8, "dim_v": 8, "slots": 8, "chunk": 1}
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Calls resolve to the default schedule on the calling thread: waking another costs as much as a tiny kernel."""
+
+    def serial(backend: str, spec: Spec, device: Device) -> object:
+        schedule = default(backend, spec, device)
+        return replace(schedule, threads=1) if isinstance(schedule, TvmSchedule) else schedule
+
+    monkeypatch.setattr(dispatch, "default", serial)
+    forget()
+    with without_records():
+        yield
+    forget()
+
+
+@pytest.mark.parametrize("operator", ["trellis_attention", "trellis_step"])
+def test_call_overhead(operator: str, one_thread: None, results: Results, replay: Replay) -> None:
+    spec = Spec(Rule(), Problem(operator, **_TINY))
+    bound = subject(spec, torch.device("cpu"))
+    found = explain(bound.operator.function, *bound.operator.args, **bound.operator.kwargs)
+    if found.schedule is None:
+        replay.skip("; ".join(found.notes))
+    run_kernel, reset = _kernel(spec, bound)
+    with torch.no_grad():
+        timings = measure(
+            {"operator": Timed(bound.operator, bound.reset), "kernel": Timed(run_kernel, reset)},
+            cpu(),
+            seconds=3.0,
+            rounds=1000,
+        )
+    pairs = zip(timings["operator"].samples, timings["kernel"].samples, strict=True)
+    samples = tuple(whole - part for whole, part in pairs)
+    kernel = timings["kernel"].seconds
+    remark = f"the kernel alone {duration(kernel)}"
+    results.overheads.append(Overhead(f"call of {operator} beyond its kernel", samples, LIMIT, remark))
+    replay("what a call costs beyond its kernel", samples, kernel_seconds=kernel)
+
+
+def _kernel(spec: Spec, bound: Subject) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The program that the operator runs, on buffers that are there already; and what puts its states back."""
+    inputs, p = bound.inputs, spec.problem
+    first = inputs.initial_state
+    assert first is not None
+    names = ("q", "k", "v", "alpha", "log_beta")
+    rows = {name: getattr(inputs, name).flatten(0, 1) for name in names}
+    tensors = {**rows, "gamma": inputs.gamma, "S_k": first[0], "S_v": first[1]}
+    lengths = (p.tokens,) * p.batch
+    flat = Inputs(lengths, sequences_of(lengths, p.chunk, torch.device("cpu")), tensors)
+    launch = bind(build(spec, dispatch.default("tvm", spec, cpu()), cpu()), flat)
+    return launch.run, launch.reset_states

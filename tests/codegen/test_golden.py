@@ -1,0 +1,132 @@
+"""Rendered kernels against the copies in tests/golden.
+
+After a wanted change of a template, accept the new text and read it in the diff of the commit:
+
+    TRELLIS_OPS_ACCEPT_GOLDEN=1 python -m pytest tests/codegen/test_golden.py
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from codegen.device import named
+from codegen.render import render
+from codegen.rule import Rule
+from codegen.schedule import Schedule, TritonSchedule, TvmSchedule
+from codegen.spec import Problem, Spec
+
+FOLDER = Path(__file__).parent.parent / "golden"
+ACCEPT = "TRELLIS_OPS_ACCEPT_GOLDEN"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One copy, in tests/golden/<backend>/<kernel>[_<label>].py.txt."""
+
+    kernel: str
+    spec: Spec
+    schedule: Schedule
+    device: str
+    label: str = ""
+
+    @property
+    def path(self) -> Path:
+        name = f"{self.kernel}_{self.label}" if self.label else self.kernel
+        return FOLDER / self.schedule.backend / f"{name}.py.txt"
+
+
+PLAIN = Spec(Rule(), Problem(batch=1, tokens=1, heads=1))
+# Every size is padded, a chunk has two tiles of unequal length, all maps differ, and gamma is per token.
+PADDED = Spec(
+    Rule("l2_silu", link="softmax", out="ln_silu", phi_eps=1e-2, step_size="token"),
+    Problem(batch=1, tokens=1, heads=1, dim_k=24, dim_v=40, slots=20, chunk=20, dtype="bfloat16"),
+)
+TRITON = TritonSchedule("fused", tile_rows=64, num_warps=8, num_stages=1, dot_precision="tf32x3")
+TRITON_TILED = TritonSchedule("fused", tile_rows=16, num_warps=4, num_stages=2, dot_precision="tf32")
+
+
+TVM = TvmSchedule("fused", tile_tokens=64, vector_width=16, register_rows=4, threads=2)
+TVM_TILED = TvmSchedule("fused", tile_tokens=16, vector_width=8, register_rows=2, threads=1)
+
+
+def of(spec: Spec, operator: str) -> Spec:
+    return replace(spec, problem=replace(spec.problem, operator=operator))
+
+
+def triton(kernel: str, operator: str, variant: str, padded_operator: str | None = None) -> list[Golden]:
+    """The kernel at both specs."""
+    return [
+        Golden(kernel, of(PLAIN, operator), replace(TRITON, variant=variant), "sm_90"),
+        Golden(
+            kernel, of(PADDED, padded_operator or operator), replace(TRITON_TILED, variant=variant), "sm_90", "padded"
+        ),
+    ]
+
+
+def tvm(kernel: str, operator: str, variant: str, padded_operator: str | None = None) -> list[Golden]:
+    """The kernel at both specs; a kernel without tiles has a tile of one vector."""
+    changes = {"variant": variant} | (
+        {"tile_tokens": 8, "vector_width": 8, "register_rows": 1} if variant == "recurrent" else {}
+    )
+    plain, padded = of(PLAIN, operator), of(PADDED, padded_operator or operator)
+    return [
+        Golden(kernel, plain, replace(TVM, **changes), "x86-64-v4"),
+        Golden(kernel, padded, replace(TVM_TILED, **changes), "x86-64-v4", "padded"),
+    ]
+
+
+GOLDEN = [
+    *tvm("trellis_fused", "trellis_attention", "fused"),
+    *tvm("memory_update", "memory_update", "update"),
+    *tvm("memory_readout", "trellis_attention", "split"),
+    *tvm("memory_step", "trellis_step", "recurrent", "trellis_step_chunked"),
+    *triton("trellis_fused", "trellis_attention", "fused"),
+    *triton("memory_update", "memory_update", "update"),
+    *triton("memory_readout", "trellis_attention", "split"),
+    *triton("memory_step", "trellis_step", "recurrent", "trellis_step_chunked"),
+]
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: str(golden.path.relative_to(FOLDER)))
+def test_rendered_text(golden):
+    text = render(golden.kernel, golden.spec, golden.schedule, named(golden.device)).text
+    if os.environ.get(ACCEPT) == "1":
+        golden.path.parent.mkdir(parents=True, exist_ok=True)
+        golden.path.write_text(text)
+    assert golden.path.exists(), f"no golden copy yet; accept this one with {ACCEPT}=1"
+    assert text == golden.path.read_text(), f"the text has changed; if that is wanted, accept it with {ACCEPT}=1"
+
+
+def test_no_copy_is_left_over():
+    assert {path for path in FOLDER.rglob("*.py.txt")} == {golden.path for golden in GOLDEN}
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: str(golden.path.relative_to(FOLDER)))
+def test_generated_code_fits_the_page(golden):
+    text = render(golden.kernel, golden.spec, golden.schedule, named(golden.device)).text
+    code = [line for line in text.splitlines() if not line.startswith("#")]
+    assert max(map(len, code)) <= 120
+    assert not any(line != line.rstrip() for line in code)
+    assert text.endswith("\n") and not text.endswith("\n\n")
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: str(golden.path.relative_to(FOLDER)))
+def test_generated_code_defines_only_what_it_uses(golden):
+    module = ast.parse(render(golden.kernel, golden.spec, golden.schedule, named(golden.device)).text)
+    functions = {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
+    names = [node for node in ast.walk(module) if isinstance(node, ast.Name)]
+    constants = {
+        name.id
+        for node in module.body
+        if isinstance(node, ast.Assign)
+        for name in ast.walk(node.targets[0])
+        if isinstance(name, ast.Name)
+    }
+    used = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+    # A TVM kernel is a method of its module, a Triton kernel a function that the launcher uses.
+    assert (functions | constants) - used <= {golden.kernel}

@@ -1,0 +1,103 @@
+"""`python -m codegen show`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from codegen import __main__ as command_line
+from codegen.device import named
+from codegen.render import KERNELS, render
+from codegen.rule import Rule
+from codegen.schedule import BACKENDS, default
+from codegen.spec import Problem, Spec
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def show(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
+    assert command_line.main(["show", *shlex.split(arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
+    assert command_line.main(["show", *shlex.split(arguments)]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    return output.err
+
+
+def test_prints_the_source_that_would_be_compiled(capsys):
+    spec, device = Spec(Rule(), Problem(batch=1, tokens=1, heads=1, dim_k=32, dim_v=32, slots=24)), named("sm_90")
+    source = render("trellis_fused", spec, default("triton", spec, device), device)
+    assert show(capsys, "trellis_fused --backend triton --slots 24 --dim 32") == source.text
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_header_s_command_prints_the_same_again(capsys, kernel, backend):
+    options = "--dim-k 24 --dim-v 24 --slots 20 --chunk 20 --dtype bfloat16 --phi l2_silu --step-size token"
+    text = show(
+        capsys, f"{kernel} --backend {backend} --device {'sm_90' if backend == 'triton' else 'x86-64-v3'} {options}"
+    )
+    (again,) = (line for line in text.splitlines() if line.startswith("# again"))
+    command = again.removeprefix("# again").strip()
+    assert command.startswith("python -m codegen show ")
+    assert show(capsys, command.removeprefix("python -m codegen show ")) == text
+
+
+def test_the_update_of_a_split_program_can_be_shown(capsys):
+    schedule = "--set variant=split --set tile_rows=32"
+    assert "variant=split,tile_rows=32" in show(capsys, f"memory_update --operator memory_update {schedule}")
+
+
+def test_what_the_compiler_made_of_it(capsys):
+    pytest.importorskip("triton")
+    kernel = "memory_step --slots 16 --dim 16"
+    assert ".entry memory_step(" in show(capsys, f"{kernel} --ptx")
+    assert "Function : memory_step" in show(capsys, f"{kernel} --asm")
+    assert "ttg.num-warps" in show(capsys, f"{kernel} --stage ttgir")
+    names = [line.split()[0] for line in show(capsys, f"{kernel} --resources").splitlines()]
+    assert names == ["registers", "spill_bytes", "shared_bytes", "code_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("trellis_fused --slots 0", "slots=0"),
+        ("trellis_fused --dim-k 0", "dim_k=0"),
+        ("trellis_fused --phi-eps -1", "phi_eps=-1.0"),
+        ("trellis_fused --device sm_1", "sm_1"),
+        ("trellis_fused --set tile_rows=17", "tile_rows=17"),
+        ("trellis_fused --set colour=red", "colour"),
+        ("trellis_fused --set tile_rows=64 --chunk 16", "exceeds the chunk of 16"),
+        ("trellis_fused --operator trellis_step", "memory_step"),
+        ("memory_step --device here --ptx", "name one, such as sm_90"),
+        ("memory_step --stage poetry", "ttir, ttgir, llir, ptx, asm"),
+    ],
+)
+def test_bad_input_is_one_clear_line(capsys, arguments, words):
+    message = refusal(capsys, arguments)
+    assert words in message
+    assert message.startswith("error: ") and message.count("\n") == 1
+
+
+def test_every_flag_has_help():
+    parser = command_line._parser()
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for action in commands.choices["show"]._actions:
+        assert action.help, action.option_strings
+
+
+def test_a_reader_may_stop_early():
+    pytest.importorskip("triton")
+    show_much = f"{sys.executable} -m codegen show memory_step --slots 16 --dim 16 --asm"
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {show_much} | head -c 1"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "\n", "")

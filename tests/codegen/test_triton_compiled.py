@@ -1,0 +1,137 @@
+"""Triton kernels compiled for GPUs that are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from codegen.backends import backend
+from codegen.device import Device, cpu, named
+from codegen.errors import BackendUnavailableError, CompileError
+from codegen.program import KERNELS_OF_VARIANT, build, parts
+from codegen.render import Source, render
+from codegen.rule import Rule
+from codegen.schedule import VARIANTS, TritonSchedule, default, why_illegal
+from codegen.spec import Problem, Spec
+
+pytest.importorskip("triton")
+
+SMALL = Problem(batch=1, tokens=1, heads=1, dim_k=16, dim_v=16, slots=12, chunk=16, dtype="bfloat16")
+PARTS = [
+    (operator, variant)
+    for operator, variants in VARIANTS.items()
+    for variant in variants
+    if (operator, variant) != ("trellis_attention", "recurrent")
+]
+
+
+def spec_of(operator: str, **sizes: object) -> Spec:
+    return Spec(Rule(), dataclasses.replace(SMALL, operator=operator, **sizes))
+
+
+def schedule_of(variant: str, **settings: object) -> TritonSchedule:
+    simple = TritonSchedule(variant, 16, num_warps=4, num_stages=1, dot_precision="tf32")
+    return dataclasses.replace(simple, **settings)
+
+
+def sources(spec: Spec, schedule: TritonSchedule, device: Device) -> list[tuple[Source, Spec]]:
+    assert why_illegal(spec, schedule, device) is None
+    return [(render(kernel, part, schedule, device), part) for kernel, part in parts(spec, schedule)]
+
+
+@pytest.mark.parametrize(("operator", "variant"), PARTS)
+def test_every_kernel_compiles_for_sm_90(operator, variant):
+    spec, schedule, device = spec_of(operator), schedule_of(variant), named("sm_90")
+    for source, part in sources(spec, schedule, device):
+        stages = backend("triton").inspect(source, part, schedule, device)
+        assert f".entry {source.kernel}(" in stages["ptx"]
+        assert ".target sm_90a" in stages["ptx"]
+        assert f"Function : {source.kernel}" in stages["asm"]
+        assert "tt.func" in stages["ttir"]
+        needs = backend("triton").resources(source, part, schedule, device)
+        assert 0 < needs.registers <= 255
+        assert needs.spill_bytes == 0
+        assert 0 < needs.shared_bytes <= device.shared_bytes
+        assert needs.code_bytes > 1000
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
+def test_every_precision_compiles(precision):
+    schedule, device = schedule_of("fused", dot_precision=precision), named("sm_90")
+    ((source, part),) = sources(spec_of("trellis_attention", dtype="float32"), schedule, device)
+    assert backend("triton").resources(source, part, schedule, device).registers > 0
+
+
+def test_a_deeper_pipeline_takes_more_shared_memory():
+    needs = []
+    for stages in (1, 3):
+        schedule, device = schedule_of("fused", num_stages=stages), named("sm_90")
+        ((source, part),) = sources(spec_of("trellis_attention"), schedule, device)
+        needs.append(backend("triton").resources(source, part, schedule, device).shared_bytes)
+    assert needs[1] > needs[0]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "gfx942"])
+@pytest.mark.parametrize("operator", ["trellis_attention", "trellis_step"])
+def test_other_gpus(arch, operator):
+    device = named(arch)
+    spec = spec_of(operator, dtype="float32")
+    schedule = default("triton", spec, device)
+    ((source, part),) = sources(spec, schedule, device)
+    stages = backend("triton").inspect(source, part, schedule, device)
+    assert arch in stages["amdgcn" if device.kind == "hip" else "ptx"]
+    assert source.kernel in stages["asm"]
+    needs = backend("triton").resources(source, part, schedule, device)
+    assert needs.registers > 0
+    assert needs.spill_bytes == 0
+    assert needs.code_bytes > 1000
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_default_schedule_of_the_paper_s_sizes_spills_nothing(dtype):
+    spec, device = Spec(Rule(), Problem(dtype=dtype)), named("sm_90")
+    schedule = default("triton", spec, device)
+    ((source, part),) = sources(spec, schedule, device)
+    assert backend("triton").resources(source, part, schedule, device).spill_bytes == 0
+
+
+def test_no_cpu():
+    device = cpu()
+    spec = spec_of("trellis_step")
+    schedule = schedule_of("recurrent")
+    assert "TRITON_INTERPRET=1" in backend("triton").why_unavailable(device)
+    with pytest.raises(BackendUnavailableError, match="TRITON_INTERPRET=1"):
+        build(spec, schedule, device)
+    ((source, part),) = sources(spec, schedule, device)
+    with pytest.raises(BackendUnavailableError, match="sm_90"):
+        backend("triton").inspect(source, part, schedule, device)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [("r = link(apply(S_k, q))", "r = link(apply(S_k, v))"), ("import triton\n", "import triton_is_not_here\n")],
+)
+def test_a_source_that_does_not_compile(broken, reason, tmp_path):
+    device, schedule = named("sm_90"), schedule_of("recurrent")
+    ((source, part),) = sources(spec_of("trellis_step", dim_v=40), schedule, device)
+    assert broken in source.text
+    path = tmp_path / f"broken_{abs(hash(reason))}.py"
+    path.write_text(source.text.replace(broken, reason))
+    bad = dataclasses.replace(source, path=path)
+    with pytest.raises(CompileError, match=str(path)):
+        backend("triton").inspect(bad, part, schedule, device)
+
+
+def test_toolchain_names_triton_and_its_assembler():
+    import triton
+
+    toolchain = backend("triton").toolchain()
+    assert toolchain["triton"] == triton.__version__
+    assert toolchain["ptxas"][0].isdigit()
+    assert "(bundled)" in toolchain["ptxas"] or "(TRITON_PTXAS_PATH)" in toolchain["ptxas"]
+
+
+def test_every_kernel_is_covered():
+    covered = {kernel for _, variant in PARTS for kernel in KERNELS_OF_VARIANT[variant]}
+    assert covered == {kernel for kernels in KERNELS_OF_VARIANT.values() for kernel in kernels}

@@ -1,0 +1,228 @@
+"""Every TVM kernel, compiled and run on this CPU, against the oracle in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from codegen.backends import backend
+from codegen.device import NAMED, cpu
+from codegen.errors import BackendUnavailableError, CompileError
+from codegen.program import Program, build, parts
+from codegen.render import render
+from codegen.rule import MAPS, Rule
+from codegen.schedule import TvmSchedule, default, why_illegal
+from codegen.spec import Spec
+from tests.kernel_cases import Case, check_attention, check_readout, check_step, check_update
+
+SILU = Rule("silu", link="silu")
+
+
+class With:
+    """Builds specs with the default schedule, changed as told."""
+
+    def __init__(self, **changes: object) -> None:
+        self.changes = changes
+
+    def __call__(self, spec: Spec) -> Program:
+        schedule = dataclasses.replace(default("tvm", spec, cpu()), **self.changes)
+        return build(spec, schedule, cpu())
+
+
+def tiled(variant: str, tile: int, rows: int = 2) -> With:
+    width = min(tile, cpu().vector_bits // 32)
+    return With(variant=variant, tile_tokens=tile, vector_width=width, register_rows=rows)
+
+
+@pytest.mark.parametrize("variant", ["fused", "split"])
+@pytest.mark.parametrize("phi", MAPS)
+def test_every_write_map(phi, variant):
+    check_attention(tiled(variant, 8), Case(rule=Rule(phi, phi_eps=1e-2)))
+
+
+@pytest.mark.parametrize("variant", ["fused", "split"])
+@pytest.mark.parametrize("name", [name for name in MAPS if name != "identity"])
+def test_every_readout_map(name, variant):
+    check_attention(With(variant=variant), Case(rule=Rule("identity", link=name, out=name)))
+
+
+@pytest.mark.parametrize("phi", MAPS)
+@pytest.mark.parametrize("step_size", ["head", "token"])
+def test_recurrent(phi, step_size):
+    rule = Rule(phi, link=phi, out=phi, phi_eps=1e-2, step_size=step_size)
+    check_attention(With(), Case(chunk=1, lengths=(9, 9), rule=rule))
+
+
+@pytest.mark.parametrize("variant", ["fused", "split"])
+@pytest.mark.parametrize(
+    ("chunk", "tile"), [(1, 4), (2, 8), (16, 16), (17, 16), (20, 16), (33, 8), (70, 64), (2**30, 16)]
+)
+def test_every_chunk_and_tile(variant, chunk, tile):
+    check_attention(tiled(variant, tile), Case(chunk=chunk, lengths=(7,) if chunk < 16 else (67,)))
+
+
+@pytest.mark.parametrize("width", [4, 8, 16])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_every_vector_width(width, rows):
+    if width * 32 > cpu().vector_bits:
+        pytest.skip(f"{cpu().arch} has {cpu().vector_bits}-bit vectors")
+    changes = {"vector_width": width, "tile_tokens": 16, "register_rows": rows}
+    check_attention(With(**changes), Case())
+    check_attention(With(vector_width=width, tile_tokens=width), Case(chunk=1, lengths=(5,)))
+
+
+@pytest.mark.parametrize("variant", ["fused", "split", "recurrent"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_inputs(variant, dtype):
+    check_attention(With(variant=variant), Case(chunk=1 if variant == "recurrent" else 20, dtype=dtype))
+
+
+@pytest.mark.parametrize("variant", ["fused", "split"])
+@pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(1, 1, 1), (3, 40, 2), (33, 5, 17), (64, 64, 64), (80, 96, 48)])
+def test_sizes(variant, dim_k, dim_v, slots):
+    check_attention(With(variant=variant), Case(dim_k=dim_k, dim_v=dim_v, slots=slots, rule=SILU))
+
+
+@pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(1, 1, 1), (33, 5, 17), (64, 64, 64), (80, 130, 48)])
+def test_sizes_of_the_recurrent_variant(dim_k, dim_v, slots):
+    check_attention(With(), Case(chunk=1, lengths=(5,), dim_k=dim_k, dim_v=dim_v, slots=slots, rule=SILU))
+
+
+@pytest.mark.parametrize("chunk", [1, 64])
+def test_the_largest_sizes(chunk):
+    sizes = {"dim_k": 256, "dim_v": 256, "slots": 256, "heads": 1}
+    check_attention(With(), Case(chunk=chunk, lengths=(5,) if chunk == 1 else (70,), **sizes))
+
+
+@pytest.mark.parametrize("variant", ["fused", "split", "recurrent"])
+def test_step_size_per_token(variant):
+    rule = Rule(phi_eps=1e-2, step_size="token")
+    check_attention(With(variant=variant), Case(chunk=1 if variant == "recurrent" else 20, rule=rule))
+
+
+@pytest.mark.parametrize("variant", ["fused", "split", "recurrent"])
+def test_packed_sequences(variant):
+    chunk = 1 if variant == "recurrent" else 20
+    check_attention(With(variant=variant), Case(chunk=chunk, lengths=(41, 0, 1, 20, 5), packed=True))
+
+
+@pytest.mark.parametrize("variant", ["fused", "split", "recurrent"])
+def test_forgetting_everything(variant):
+    case = Case(chunk=1 if variant == "recurrent" else 20)
+    inputs = case.inputs()
+    inputs.log_beta[:, ::3] = float("-inf")
+    inputs.log_beta[:, 1::3] = -40.0
+    check_attention(With(variant=variant), case, inputs)
+
+
+def test_zero_state():
+    case = Case()
+    check_attention(With(), case, case.inputs(state="zero"))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("heads", [1, 5])
+def test_programs_that_threads_do_not_divide(threads, heads):
+    if threads > cpu().cores:
+        pytest.skip(f"{cpu().cores} core")
+    check_attention(With(threads=threads), Case(heads=heads, lengths=(21, 21, 21)))
+
+
+def test_inputs_that_no_vector_is_aligned_to():
+    case = Case(dim_k=16, dim_v=16, slots=16)
+    inputs = case.inputs()
+
+    def shifted(x: torch.Tensor) -> torch.Tensor:
+        room = torch.empty(x.numel() + 1, dtype=x.dtype)
+        return room[1:].view(x.shape).copy_(x)
+
+    check_attention(With(), case, inputs.map(shifted))
+
+
+@pytest.mark.parametrize(("chunk", "tile"), [(1, 16), (16, 16), (20, 16), (64, 16)])
+def test_update(chunk, tile):
+    check_update(tiled("update", tile), Case("memory_update", chunk, lengths=(47, 47), dim_v=20))
+
+
+@pytest.mark.parametrize("operator", ["memory_readout", "memory_readout_transposed"])
+@pytest.mark.parametrize(("chunk", "tile"), [(1, 16), (16, 16), (20, 16), (64, 16)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_readout(chunk, tile, operator, dtype):
+    check_readout(tiled("readout", tile), Case(operator, chunk, lengths=(47, 47), dim_v=20, dtype=dtype))
+
+
+@pytest.mark.parametrize("operator", ["trellis_step", "trellis_step_chunked"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_step(operator, dtype):
+    check_step(With(), Case(operator, lengths=(1, 1, 1), dtype=dtype))
+
+
+@pytest.mark.parametrize("arch", ["x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64"])
+@pytest.mark.parametrize("operator", ["trellis_attention", "trellis_step"])
+def test_kernels_compile_for_cpus_that_are_not_here(arch, operator):
+    device, compiler = NAMED[arch], backend("tvm")
+    spec = Case(operator, dim_k=64, dim_v=64, slots=64, chunk=64).spec
+    schedule = default("tvm", spec, device)
+    ((kernel, part),) = parts(spec, schedule)
+    source = render(kernel, part, schedule, device)
+    text = compiler.inspect(source, part, schedule, device)["asm"]
+    assert {"x86-64-v2": "mulps", "x86-64-v3": "ymm", "x86-64-v4": "zmm", "aarch64": "fmla"}[arch] in text
+    assert "expf" not in text or operator == "trellis_step"
+    assert compiler.resources(source, part, schedule, device).code_bytes > 1000
+
+
+def cuda_update():
+    device = NAMED["sm_90"]
+    spec = Case("memory_update", dim_k=64, dim_v=64, slots=64, chunk=64).spec
+    schedule = default("tvm", spec, device)
+    return render("memory_update", spec, schedule, device), spec, schedule, device
+
+
+def test_the_update_kernel_becomes_cuda_for_sm_90():
+    stages = backend("tvm").inspect(*cuda_update())
+    assert "__global__" in stages["cuda"]
+    assert "memory_update" in stages["cuda"]
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_nvcc_compiles_the_update_kernel_for_sm_90():
+    assert ".target sm_90" in backend("tvm").inspect(*cuda_update())["ptx"]
+    resources = backend("tvm").resources(*cuda_update())
+    assert 0 < resources.registers <= 255
+
+
+def test_a_cuda_kernel_cannot_be_run_here():
+    with pytest.raises(BackendUnavailableError, match="CPU tensors"):
+        backend("tvm").compile(*cuda_update())
+
+
+def test_a_source_that_does_not_parse_is_a_compile_error(tmp_path):
+    spec = Case().spec
+    schedule = default("tvm", spec, cpu())
+    path = tmp_path / "broken.py"
+    path.write_text("from tvm.script import tirx as T\nthis is not Python\n")
+    source = dataclasses.replace(render("trellis_fused", spec, schedule, cpu()), path=path)
+    with pytest.raises(CompileError, match=r"broken\.py"):
+        backend("tvm").compile(source, spec, schedule, cpu())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"vector_width": 32}, "vectors"),
+        ({"tile_tokens": 24}, "multiple"),
+        ({"tile_tokens": 64}, "exceeds the chunk"),
+        ({"register_rows": 16, "tile_tokens": 32}, "accumulators"),
+        ({"threads": 4096}, "cores"),
+        ({"variant": "recurrent"}, "chunk 1"),
+        ({"variant": "step"}, "does not compute"),
+    ],
+)
+def test_illegal_schedules_say_why(changes, reason):
+    schedule = TvmSchedule("fused", tile_tokens=32, vector_width=16, register_rows=4, threads=1)
+    illegal = why_illegal(Case(chunk=20).spec, dataclasses.replace(schedule, **changes), NAMED["x86-64-v4"])
+    assert illegal is not None
+    assert reason in illegal

@@ -1,0 +1,144 @@
+"""What the documents name exists: files, targets, commands and options, variables, Python names. Their examples run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "templates/README.md", "tuning_db/winners/README.md")
+TEXTS = {name: (ROOT / name).read_text() for name in DOCUMENTS}
+EVERYTHING = "\n".join(TEXTS.values())
+
+SUFFIXES = ("py", "j2", "md", "yaml", "toml", "txt", "json")
+FOLDERS = ("codegen", "templates", "tests", "trellis_ops", "tuner", "tuning_db")
+PLACEHOLDER = re.compile(r"<\w+>")
+MAINS = {"codegen": "codegen.__main__", "tuner": "tuner.cli", "trellis_ops.demo": "trellis_ops.demo"}
+"""The command lines of this project, by the name that `python -m` takes, and the module that holds `main`."""
+
+
+def in_backticks(text: str) -> set[str]:
+    """What stands between single backticks."""
+    return set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)))
+
+
+def paths_in(text: str) -> set[str]:
+    """The paths of this project that `text` names, in backticks or as the target of a link."""
+    linked = {target for target in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in target}
+    named = {
+        word
+        for phrase in in_backticks(text)
+        for word in phrase.split()
+        if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w.<>/-]*|[\w-]+\.({'|'.join(SUFFIXES)})", word)
+    }
+    return linked | named
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Every line of `text` that calls Python with a module, as words."""
+    return [shlex.split(line) for line in sorted(set(re.findall(r"python -m [^`\n#\"]+", text)))]
+
+
+def exists(path: str, folder: Path) -> bool:
+    """Whether `path`, in which <names> stand for anything, is there, seen from the root or from `folder`."""
+    pattern = PLACEHOLDER.sub("*", path).rstrip("/")
+    return any(True for start in (ROOT, folder) for _ in start.glob(pattern))
+
+
+NAMED_PATHS = [(name, path) for name, text in TEXTS.items() for path in sorted(paths_in(text))]
+
+
+@pytest.mark.parametrize(("document", "path"), NAMED_PATHS)
+def test_every_path_exists(document: str, path: str) -> None:
+    shipped_by_a_user = path == "tuning_db/winners/<device>.json" or path == "<device>.json"
+    assert shipped_by_a_user or exists(path, (ROOT / document).parent)
+
+
+def test_every_target_exists_and_every_target_is_documented() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", EVERYTHING, re.MULTILINE))
+    assert named <= targets
+    assert {"help", "tune", "test", "bench", "show", "lint", "clean"} <= targets
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert targets == set(re.findall(r"^make (\w+) +\S", helped, re.MULTILINE))
+
+
+def test_every_variable_of_make_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"\bmake [a-z]+ ([A-Z]+)=", EVERYTHING))
+    assert named
+    assert [name for name in named if f"$({name})" not in makefile] == []
+
+
+@pytest.mark.parametrize("words", commands_in(EVERYTHING), ids=" ".join)
+def test_every_command_and_its_options_exist(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    module, arguments = words[2], words[3:]
+    assert importlib.util.find_spec(module) is not None
+    if module not in MAINS:
+        assert module in ("pytest", "pip")
+        return
+    subcommand = [word for word in arguments if not word.startswith("-")][:1] if module != "trellis_ops.demo" else []
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(MAINS[module]).main([*subcommand, "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    options = {word for word in arguments if word.startswith("--")}
+    assert {option for option in options if not re.search(rf"{option}\b", printed)} == set()
+
+
+def test_every_environment_variable_is_read_and_documented() -> None:
+    sources = [path.read_text() for folder in FOLDERS if folder != "tests" for path in (ROOT / folder).rglob("*.py")]
+    tests = [path.read_text() for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    read = set(re.findall(r'"(TRELLIS_OPS_[A-Z_]+|TVM_[A-Z_]+)"', "\n".join(sources)))
+    assert {"TRELLIS_OPS_CACHE", "TRELLIS_OPS_IMPLEMENTATION"} <= read
+    assert [name for name in sorted(read) if f"| `{name}` |" not in TEXTS["README.md"]] == []
+    listed = re.findall(r"^\| `([A-Z_]+)` \|", TEXTS["README.md"], re.MULTILINE)
+    named = {*listed, *re.findall(r"\b(?:TRELLIS_OPS|TRITON|TVM|GOMP)_[A-Z_]+\b", EVERYTHING)}
+    assert [name for name in sorted(named) if f'"{name}"' not in "\n".join([*sources, *tests])] == []
+
+
+def test_every_dotted_name_exists() -> None:
+    dotted = {phrase for phrase in in_backticks(EVERYTHING) if re.fullmatch(rf"({'|'.join(FOLDERS)})(\.\w+)+", phrase)}
+    assert "codegen.rule.Rule" in dotted
+    for name in sorted(dotted - {"tests"}):
+        parts = name.split(".")
+        found = importlib.import_module(parts[0])
+        for depth, part in enumerate(parts[1:], start=2):
+            if not hasattr(found, part):
+                importlib.import_module(".".join(parts[:depth]))
+            found = getattr(found, part)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_example_runs(document: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", TEXTS[document], re.DOTALL | re.MULTILINE)
+    assert blocks or document != "README.md"
+    if not blocks:
+        return
+    environment = {**os.environ, "TRELLIS_OPS_TUNING_DB": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "\n".join(blocks)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([1, 4096, 8, 64])" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [("see `codegen/nothing.py`", "codegen/nothing.py"), ("[it](missing.md)", "missing.md")],
+)
+def test_a_path_that_is_not_there_is_found(text: str, path: str) -> None:
+    assert paths_in(text) == {path}
+    assert not exists(path, ROOT)

@@ -1,0 +1,36 @@
+"""`import trellis_ops` brings in no compiler and no tuner, and makes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+IMPORT = """
+import json, sys
+import torch
+before = set(sys.modules)
+import trellis_ops
+print(json.dumps({
+    "brought": sorted({name.partition(".")[0] for name in set(sys.modules) - before}),
+    "gpu": torch.cuda.is_initialized(),
+}))
+"""
+
+
+def test_importing_brings_in_no_compiler_and_makes_nothing(tmp_path: Path) -> None:
+    cache, database = tmp_path / "cache", tmp_path / "database"
+    environment = {**os.environ, "TRELLIS_OPS_CACHE": str(cache), "TRELLIS_OPS_TUNING_DB": str(database)}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert "trellis_ops" in found["brought"]
+    assert not {"triton", "tvm", "tvm_ffi", "optuna", "jinja2", "tuner", "rich"}.intersection(found["brought"])
+    assert found["gpu"] is False
+    assert not cache.exists()
+    assert not database.exists()

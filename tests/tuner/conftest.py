@@ -1,0 +1,65 @@
+"""Real storages in temporary folders, and specs so small that a kernel compiles in a fraction of a second."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from codegen import program, render
+from codegen.device import cpu
+from codegen.rule import Rule
+from codegen.spec import Problem, Spec
+from tuner.budget import Budget
+from tuner.progress import SearchProgress
+from tuner.session import Session
+from tuner.studies import open_storage
+from tuning_db import Store
+
+STEP = Spec(Rule(), Problem("trellis_step", tokens=1, heads=2, dim_k=8, dim_v=8, slots=8, chunk=1))
+UPDATE = Spec(Rule(), Problem("memory_update", tokens=32, heads=2, dim_k=8, dim_v=8, slots=8, chunk=8))
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees, or changes, what its user has."""
+    monkeypatch.setenv("TRELLIS_OPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRELLIS_OPS_TUNING_DB", str(tmp_path / "tuning_db"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "tuning_db", tmp_path / "shipped")
+
+
+@pytest.fixture
+def session(tmp_path: Path, store: Store) -> Session:
+    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    return Session(cpu(), "tvm", storage, store, Budget(trials=3), final_seconds=0.2)
+
+
+@pytest.fixture
+def progress() -> Iterator[SearchProgress]:
+    with SearchProgress(Console(quiet=True)) as shown:
+        yield shown
+
+
+@pytest.fixture
+def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the templates that a test may break; what is compiled from it is forgotten afterwards."""
+    copy = tmp_path / "templates"
+    shutil.copytree(render.TEMPLATES, copy)
+    _forget()
+    monkeypatch.setattr(render, "TEMPLATES", copy)
+    yield copy
+    monkeypatch.undo()
+    _forget()
+
+
+def _forget() -> None:
+    render._environment.cache_clear()
+    render.template_digest.cache_clear()
+    program._build.cache_clear()

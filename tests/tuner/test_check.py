@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from codegen.device import cpu
+from codegen.program import Program, build
+from codegen.rule import Rule
+from codegen.schedule import default
+from codegen.spec import OPERATORS, Problem, Spec
+from tuner.check import TOLERANCE, check, check_inputs, compare, expected, relative_error
+from tuner.inputs import make_inputs
+from tuner.launch import bind
+from tuner.oracle import oracle
+from tuning_db import Outcome
+
+
+def small(operator: str, **changes: object) -> Spec:
+    chunk = 1 if operator.startswith("trellis_step") else 4
+    sizes = {"tokens": 8, "heads": 2, "dim_k": 8, "dim_v": 8, "slots": 8, "chunk": chunk}
+    rule = Rule(step_size=str(changes.pop("step_size", "head")))
+    return Spec(rule, Problem(operator, **(sizes | changes)))
+
+
+def compiled(spec: Spec) -> Program:
+    return build(spec, default("tvm", spec, cpu()), cpu())
+
+
+@dataclass(frozen=True)
+class Tampered:
+    """A real kernel, and something done to its arguments after it ran."""
+
+    kernel: Any
+    tamper: Any
+
+    def __call__(self, programs: int, *arguments: Any) -> None:
+        self.kernel(programs, *arguments)
+        self.tamper(arguments)
+
+
+def tampered(spec: Spec, tamper: Any) -> Program:
+    program = compiled(spec)
+    return replace(program, kernels=(Tampered(program.kernels[0], tamper), *program.kernels[1:]))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_right_kernels_pass(operator):
+    spec = small(operator)
+    checked = check(compiled(spec), spec)
+    assert checked.outcome is Outcome.ok, checked.reason
+    assert checked.errors.keys() == expected(spec).keys()
+    assert all(0 <= error <= TOLERANCE["float32"] for error in checked.errors.values())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_types_have_their_own_tolerance(dtype):
+    spec = small("trellis_attention", dtype=dtype, step_size="token", dim_v=6, slots=5)
+    checked = check(compiled(spec), spec)
+    assert checked.outcome is Outcome.ok, checked.reason
+    assert TOLERANCE["float32"] < checked.errors["y"] <= TOLERANCE[dtype]
+
+
+STEP = small("trellis_step")
+ATTENTION = small("trellis_attention")
+STATE = 7
+"""Place of S_v among the arguments of `memory_step`, and of `trellis_fused`."""
+
+
+@pytest.mark.parametrize("spec", [STEP, ATTENTION], ids=["step", "fused"])
+def test_an_output_that_is_not_written_is_wrong(spec):
+    checked = check(tampered(spec, lambda arguments: arguments[-1][-1].fill_(float("nan"))), spec)
+    assert checked.outcome is Outcome.wrong_answer
+    assert "y: 16 of" in checked.reason
+
+
+@pytest.mark.parametrize("spec", [STEP, ATTENTION], ids=["step", "fused"])
+def test_a_wrong_state_is_wrong_though_every_output_is_right(spec):
+    checked = check(tampered(spec, lambda arguments: arguments[STATE][0, 1].mul_(1.001)), spec)
+    assert checked.outcome is Outcome.wrong_answer
+    assert checked.errors["y"] <= TOLERANCE["float32"]
+    assert "S_v: relative error" in checked.reason
+
+
+def test_one_wrong_token_of_a_sequence_is_wrong():
+    checked = check(tampered(ATTENTION, lambda arguments: arguments[-1][40, 1, 0].add_(0.1)), ATTENTION)
+    assert checked.outcome is Outcome.wrong_answer
+
+
+def test_a_kernel_that_changes_its_inputs_is_wrong():
+    checked = check(tampered(STEP, lambda arguments: arguments[1].mul_(2)), STEP)
+    assert checked.outcome is Outcome.wrong_answer
+    assert "wrote to its inputs k" in checked.reason
+
+
+def test_a_kernel_that_writes_beside_an_output_is_wrong():
+    def trespass(arguments: Any) -> None:
+        y = arguments[-1]
+        torch.as_strided(y, (1,), (1,), y.storage_offset() + y.numel()).fill_(0.0)
+
+    checked = check(tampered(STEP, trespass), STEP)
+    assert checked.outcome is Outcome.wrong_answer
+    assert "wrote beside its outputs y" in checked.reason
+
+
+def test_a_kernel_whose_runs_differ_is_unstable():
+    runs = []
+
+    def race(arguments: Any) -> None:
+        runs.append(None)
+        arguments[-1].mul_(1.0 + 1e-6 * len(runs))
+
+    checked = check(tampered(STEP, race), STEP)
+    assert checked.outcome is Outcome.unstable
+    assert "differ in y" in checked.reason
+
+
+def test_scratch_memory_holds_nan_before_a_program_uses_it():
+    spec = small("trellis_attention")
+    split = replace(default("tvm", spec, cpu()), variant="split")
+    seen = []
+    program = build(spec, split, cpu())
+    readout = program.kernels[2]
+
+    def watch(programs: int, *arguments: Any) -> None:
+        seen.extend(bool(torch.isfinite(arguments[place]).all()) for place in (5, 6, 7, 8))
+        readout(programs, *arguments)
+
+    watched = replace(program, kernels=(lambda *_: None, program.kernels[1], watch))
+    checked = check(watched, spec)
+    assert checked.outcome is Outcome.wrong_answer
+    assert seen[:4] == [False, False, True, True]
+
+
+def test_compare_wants_every_tensor_within_tolerance():
+    wanted = {"y": torch.ones(4, dtype=torch.float64), "S": torch.ones(2, dtype=torch.float64)}
+    good = {"y": torch.full((4,), 1.000001), "S": torch.ones(2)}
+    assert compare(good, wanted, 1e-5).outcome is Outcome.ok
+    assert compare(good, wanted, 1e-7).outcome is Outcome.wrong_answer
+    assert compare(good | {"S": torch.tensor([1.0, float("inf")])}, wanted, 1e-5).outcome is Outcome.wrong_answer
+    assert relative_error(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])) == pytest.approx(1.25)
+
+
+def test_the_inputs_of_a_check_are_ragged_and_the_same_every_time():
+    spec = small("trellis_attention", chunk=16)
+    one, two = check_inputs(spec, cpu()), check_inputs(spec, cpu())
+    assert len({*one.lengths}) == len(one.lengths) > 2
+    assert 1 in one.lengths
+    assert any(length % 16 for length in one.lengths)
+    assert max(one.lengths) > 2 * 16
+    assert all(torch.equal(one[name], two[name]) for name in one.tensors)
+    assert float(one["log_beta"].min()) < -4 < float(one["log_beta"].max()) <= 0
+
+
+def test_the_oracle_of_attention_is_that_of_its_parts():
+    spec = small("trellis_attention", step_size="token")
+    whole = oracle(spec, check_inputs(spec, cpu()))
+    update = replace(spec, problem=replace(spec.problem, operator="memory_update"))
+    part = oracle(update, check_inputs(update, cpu()))
+    torch.testing.assert_close(part["S"], whole["S_k"])
+
+
+def test_a_launch_can_be_repeated_from_the_same_states():
+    spec = small("trellis_attention")
+    inputs = make_inputs(spec, (8, 8), cpu())
+    launch = bind(compiled(spec), inputs)
+    launch.run()
+    first = {name: tensor.clone() for name, tensor in launch.outputs.items()}
+    launch.reset_states()
+    assert torch.equal(launch.outputs["S_k"], inputs["S_k"])
+    launch.run()
+    assert all(torch.equal(first[name], tensor) for name, tensor in launch.outputs.items())

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from codegen.device import cpu
+from tests.tuner.conftest import STEP
+from tuner.cli import main
+from tuner.progress import describe, duration
+from tuner.search import Status
+from tuner.studies import default_url, open_storage
+from tuning_db import Outcome, Store, default_store
+
+STEP_TEXT = "step: operator=trellis_step, tokens=1, heads=2, dim=8, slots=8, chunk=1"
+BROKEN_TEXT = "broken: operator=memory_update, tokens=32, heads=2, dim=8, slots=8, chunk=8"
+
+
+def test_tune_show_report_and_ship(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["tune", "--spec", STEP_TEXT, "--budget", "2", "--no-slots", "--no-offline"]) == 0
+    said = capsys.readouterr().out
+    assert "step: searching" in said
+    assert "Tuned here" in said
+    assert "step: variant=recurrent" in said
+    assert default_url().removeprefix("sqlite:///") in said
+    (record,) = default_store().records(cpu().key(), layer="user")
+    assert record.spec == STEP.key()
+    assert record.source.startswith("python -m tuner tune --spec 'step: ")
+
+    assert main(["show"]) == 0
+    assert f"{STEP.key()}\n    tvm, user, " in capsys.readouterr().out
+    assert main(["report"]) == 0
+    assert "  2 tried, 0 failed" in capsys.readouterr().out
+
+    assert main(["ship", "--folder", str(tmp_path / "winners")]) == 0
+    assert f"{cpu().key()}.json" in capsys.readouterr().out.replace("\n", "")
+    shipped = Store(None, tmp_path / "winners")
+    assert record in shipped.records(cpu().key())
+
+
+def test_one_spec_that_fails_does_not_end_the_run(templates, capsys):
+    (templates / "tvm" / "memory_update.py.j2").write_text("{{ missing.name }}")
+    specs = ["--spec", BROKEN_TEXT, "--spec", STEP_TEXT]
+    assert main(["tune", *specs, "--budget", "1", "--no-slots", "--no-offline"]) == 1
+    said = capsys.readouterr().out
+    assert "'missing' is undefined" in said
+    assert [record.spec for record in default_store().records(layer="user")] == [STEP.key()]
+
+
+def test_nothing_is_shipped_before_anything_is_tuned(tmp_path: Path, capsys):
+    assert main(["ship", "--folder", str(tmp_path / "winners")]) == 1
+    assert "run `make tune` first" in capsys.readouterr().out
+    assert not (tmp_path / "winners").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["tune", "--budget", "soon"], 2, "budget 'soon' is not one"),
+        (["tune", "--spec", "x: heads=0"], 2, "heads=0 is out of range"),
+        (["tune", "--workload", "/nowhere.yaml"], 2, "/nowhere.yaml"),
+        (["tune", "--only", "nothing"], 2, "lists prefill"),
+        (["tune", "--backend", "triton"], 1, "nothing can be tuned on"),
+        (["tune", "--storage", "nonsense"], 1, "cannot use the study storage nonsense"),
+        (["show", "--device", "sm_1"], 1, "'sm_1' is no known device"),
+        (["prune", "--device", "sm_1"], 1, "'sm_1' is no known device"),
+    ],
+)
+def test_mistakes_are_said_in_a_line(capsys, arguments, code, said):
+    assert main(arguments) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_a_storage_that_is_no_database_is_left_as_it_is(tmp_path: Path, capsys):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, but dear to its owner")
+    assert main(["report", "--storage", f"sqlite:///{path}"]) == 1
+    assert "cannot use the study storage" in capsys.readouterr().err
+    assert path.read_text() == "not a database, but dear to its owner"
+
+
+def test_studies_of_others_in_a_storage_are_left_alone(capsys):
+    storage = open_storage(default_url())
+    study = optuna.create_study(storage=storage, study_name="someone else's")
+    study.tell(study.ask(), 1.0)
+    assert main(["report"]) == 0
+    assert "someone" not in capsys.readouterr().out
+
+
+def test_unknown_commands_and_help_end_as_usual(capsys):
+    for arguments, code in ((["fly"], 2), ([], 2), (["--help"], 0)):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == code
+    assert "tune" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2.0, "2.00 s"), (0.0123, "12.3 ms"), (0.456, "456 ms"), (1.5e-5, "15.0 us"), (3e-8, "0.0300 us")],
+)
+def test_durations_have_three_digits_and_a_unit(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_status_names_failures_by_kind():
+    failures = {Outcome.wrong_answer: 2, Outcome.compile_error: 1}
+    status = Status(trials=7, points=40, share=0.2, best=1e-3, default=2e-3, failures=failures)
+    assert describe(status) == "best 1.00 ms, 2.00x the default; 7 of 40 tried (1 compile_error, 2 wrong_answer)"

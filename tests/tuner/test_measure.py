@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+
+from codegen.device import cpu
+from codegen.rule import Rule
+from codegen.spec import Problem, Spec
+from tuner import measure as timing
+from tuner.baseline import time_eager
+from tuner.ceiling import Ceiling, ceiling_of
+from tuner.cost import Cost, cost_of, state_bytes
+from tuner.finals import LEAST_GAIN, judge
+from tuner.measure import Timed, Timing, measure
+
+
+def test_calls_are_measured_in_turn_and_their_inputs_put_back_before_each_sample():
+    events: list[str] = []
+
+    def call(name: str) -> Timed:
+        return Timed(lambda: events.append(name), lambda: events.append(f"reset {name}"))
+
+    samples = measure({"a": call("a"), "b": call("b")}, cpu(), seconds=10.0, rounds=4)
+    resets = [event for event in events if event.startswith("reset")]
+    assert resets[-8:] == ["reset a", "reset b"] * 4
+    assert [len(samples[name].samples) for name in ("a", "b")] == [4, 4]
+    assert all(sample > 0 for each in samples.values() for sample in each.samples)
+
+
+def test_rounds_end_with_the_time_but_not_before_the_least():
+    samples = measure({"a": Timed(lambda: None, lambda: None)}, cpu(), seconds=0.0, rounds=100, least=5)
+    assert len(samples["a"].samples) == 5
+
+
+def test_a_timing_is_a_median_with_its_spread():
+    each = Timing((1.0, 2.0, 3.0, 4.0, 100.0))
+    assert each.seconds == 3.0
+    assert each.spread == pytest.approx(1.0 / 3.0)
+    assert Timing((2.0,)).spread == 0.0
+
+
+def test_the_policy_names_what_was_done():
+    assert timing.policy(cpu(), 60) == f"cpu, {cpu().cores} cores, warm caches, interleaved medians of up to 60"
+
+
+def test_the_winner_must_beat_the_default_by_more_than_the_noise():
+    steady = Timing((10.0,) * 8)
+    verdict = judge({"default": steady, "fast": Timing((5.0,) * 8), "slow": Timing((20.0,) * 8)}, "default")
+    assert (verdict.winner, verdict.gain) == ("fast", pytest.approx(1.0))
+    assert "2.00x the default's speed" in verdict.reason
+
+
+def test_the_default_is_kept_within_the_noise_and_that_is_said():
+    # The lower quartile of the ratios lies a tenth below their median, which gains a twentieth.
+    default = Timing((1.0,) * 9)
+    other = Timing(tuple(1 / ratio for ratio in (0.9, 0.95, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)))
+    verdict = judge({"default": default, "other": other}, "default")
+    assert verdict.winner == "default"
+    assert verdict.gain == 0.0
+    assert verdict.noise == pytest.approx(0.1)
+    assert verdict.reason == "default kept: the best other has 1.05x its speed, noise 10.0%"
+
+
+def test_a_default_that_stumbles_upwards_only_does_not_hide_a_gain():
+    # The other is faster in every round; that the default is sometimes ten times slower is no reason to keep it.
+    default = Timing((1.2, 1.2, 12.0, 1.2, 12.0, 1.2, 12.0, 1.2))
+    assert judge({"default": default, "other": Timing((1.0,) * 8)}, "default").winner == "other"
+
+
+def test_a_gain_below_the_least_is_none_on_the_quietest_machine():
+    other = Timing((1 / (1 + LEAST_GAIN / 2),) * 5)
+    assert judge({"default": Timing((1.0,) * 5), "other": other}, "default").winner == "default"
+
+
+def test_a_disturbance_of_whole_rounds_does_not_hide_a_gain():
+    # Both are ten times slower in half of the rounds; only pairs of one round can be compared.
+    load = (1.0, 10.0) * 6
+    default, other = Timing(load), Timing(tuple(seconds / 1.2 for seconds in load))
+    assert judge({"default": default, "other": other}, "default").winner == "other"
+
+
+def test_without_a_rival_the_default_is_kept_and_without_a_default_the_fastest_wins():
+    only = {"default": Timing((1.0, 1.0))}
+    assert judge(only, "default").winner == "default"
+    rivals = {"a": Timing((2.0, 2.0)), "b": Timing((1.0, 1.0))}
+    verdict = judge(rivals, "default")
+    assert verdict.winner == "b"
+    assert "default schedule was not right" in verdict.reason
+
+
+@pytest.mark.parametrize("operator", ["trellis_attention", "memory_update", "memory_readout", "trellis_step_chunked"])
+def test_eager_is_timed_for_every_operator(operator):
+    step = operator.startswith("trellis_step")
+    problem = Problem(
+        operator, batch=2, tokens=1 if step else 8, heads=2, chunk=1 if step else 4, dim_k=8, dim_v=8, slots=8
+    )
+    assert time_eager(Spec(Rule(step_size="token"), problem), cpu()).seconds > 0
+
+
+def test_ceilings_are_positive_and_shares_are_of_the_nearer_one():
+    measured = ceiling_of(cpu(), "float32", 1 << 20)
+    assert measured.flops > 0
+    assert measured.bandwidth > 0
+    ceiling = Ceiling(flops=100.0, bandwidth=10.0)
+    assert ceiling.share(Cost(flops=50, bytes=1), seconds=1.0) == pytest.approx(0.5)
+    assert ceiling.share(Cost(flops=50, bytes=9), seconds=1.0) == pytest.approx(0.9)
+
+
+def test_costs_are_those_of_the_equations():
+    problem = Problem(tokens=100, heads=3, dim_k=32, dim_v=48, slots=16, chunk=8)
+    memories = sum(6 * 16 * dim + 2 * 8 * (dim + 16) for dim in (32, 48))
+    cost = cost_of(Spec(Rule(), problem))
+    assert cost.flops == 100 * 3 * memories
+    values = 100 * 3 * (2 * 32 + 2 * 48 + 16) * 4
+    assert cost.bytes == values + 100 * 3 * 4 + 2 * state_bytes(problem)
+    assert state_bytes(problem) == 3 * 16 * (32 + 48) * 4
+
+
+def test_a_decode_step_costs_six_m_d_for_each_memory():
+    step = Problem("trellis_step", tokens=1, heads=1, dim_k=64, dim_v=64, slots=64, chunk=1)
+    assert cost_of(Spec(Rule(), step)).flops == 2 * 6 * 64 * 64

@@ -1,0 +1,111 @@
+"""Real processes: one that is killed, and two that tune at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import optuna
+from optuna.trial import TrialState
+
+from codegen.device import cpu
+from tests.tuner.conftest import UPDATE
+from tuner.budget import Budget
+from tuner.owner import NAMELESS_FOR, SILENT_FOR, is_lost, this_process
+from tuner.search import search
+from tuner.studies import open_storage
+from tuning_db import Store, default_store
+
+ROOT = Path(__file__).resolve().parents[2]
+UPDATE_TEXT = "operator=memory_update, tokens=32, heads=2, dim=8, slots=8, chunk=8"
+PATIENCE_SECONDS = 300
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tuner", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def tuning(url: str, *specs: str, budget: str) -> Sequence[str]:
+    texts = [part for spec in specs for part in ("--spec", spec)]
+    return ("tune", "--no-slots", "--no-offline", "--budget", budget, "--storage", url, *texts)
+
+
+def finished(storage: optuna.storages.RDBStorage) -> int:
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    return sum("outcome" in trial.user_attrs for study in studies for trial in study.get_trials(deepcopy=False))
+
+
+def test_a_killed_tuner_loses_at_most_its_running_trial(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    storage = open_storage(url)
+    process = start(*tuning(url, f"update: {UPDATE_TEXT}", budget="10000"))
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while finished(storage) < 3 and time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = finished(storage)
+    assert before >= 3
+
+    again = search(
+        UPDATE, "tvm", cpu(), storage, Store(tmp_path / "db"), Budget(trials=before + 2), lambda status: None
+    )
+    trials = again.study.get_trials()
+    assert len(again.trials()) == before + 2
+    assert sum(trial.state is TrialState.RUNNING for trial in trials) == 0
+    assert sum(trial.state is TrialState.FAIL for trial in trials) <= 1
+    tried = [trial.params for trial in again.trials()]
+    assert all(tried.count(settings) == 1 for settings in tried)
+
+
+def test_a_terminated_tuner_says_that_it_can_go_on(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    storage = open_storage(url)
+    process = start(*tuning(url, f"update: {UPDATE_TEXT}", budget="10000"))
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while finished(storage) < 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.terminate()
+    said, _ = process.communicate()
+    assert process.returncode == 130, said
+    assert "the same command goes on from there" in said
+
+
+def test_two_tuners_share_a_study_and_a_database(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    common = f"update: {UPDATE_TEXT}"
+    own = ["a: operator=trellis_step, tokens=1, chunk=1, heads=1, dim=4, slots=4"]
+    own += ["b: operator=trellis_step, tokens=1, chunk=1, heads=1, dim=6, slots=4"]
+    processes = [start(*tuning(url, common, each, budget="4")) for each in own]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    operators = [record.spec.partition("/")[0] for record in default_store().records(cpu().key(), layer="user")]
+    assert sorted(operators) == ["memory_update-forward", "trellis_step-forward", "trellis_step-forward"]
+    storage = open_storage(url)
+    for name in optuna.get_all_study_names(storage):
+        trials = optuna.load_study(study_name=name, storage=storage).get_trials()
+        tried = [trial.params for trial in trials if "outcome" in trial.user_attrs]
+        assert len(tried) >= 4
+        assert all(tried.count(settings) == 1 for settings in tried)
+
+
+def test_a_trial_is_lost_when_its_process_is_gone():
+    now = datetime.now()
+    host, process, started = this_process().split("|")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    assert not is_lost(this_process(), now, now)
+    assert is_lost(f"{host}|{dead.pid}|1", now, now)
+    assert is_lost(f"{host}|{process}|{started}0", now, now), "a process id that was given out again"
+    assert not is_lost(f"elsewhere|{process}|{started}", now - SILENT_FOR / 2, now)
+    assert is_lost(f"elsewhere|{process}|{started}", now - SILENT_FOR - timedelta(seconds=1), now)
+    assert not is_lost(None, now, now)
+    assert is_lost(None, now - NAMELESS_FOR - timedelta(seconds=1), now)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from codegen.device import NAMED, cpu
+from codegen.schedule import default, why_illegal
+from codegen.spec import OPERATORS, bucket
+from tuner.errors import WorkloadError
+from tuner.workload import DEFAULT_FILE, load_workload, parse_spec
+
+
+@pytest.mark.parametrize(("kind", "backend", "device"), [("cpu", "tvm", cpu()), ("cuda", "triton", NAMED["sm_90"])])
+def test_the_default_workload_has_prefill_exact_and_decode_and_can_be_tuned(kind, backend, device):
+    named = load_workload(DEFAULT_FILE, kind)
+    operators = {(each.spec.problem.operator, each.spec.problem.chunk == 1) for each in named}
+    assert {("trellis_attention", False), ("trellis_attention", True), ("trellis_step", True)} <= operators
+    assert len({each.name for each in named}) == len(named)
+    for each in named:
+        assert why_illegal(each.spec, default(backend, each.spec, device), device) is None
+
+
+def test_no_two_specs_of_a_workload_share_a_bucket():
+    for kind in ("cpu", "cuda"):
+        buckets = [bucket(each.spec).key() for each in load_workload(DEFAULT_FILE, kind)]
+        assert len(set(buckets)) == len(buckets)
+
+
+def test_a_spec_of_ones_own():
+    spec = parse_spec("mine: operator=trellis_step, heads=12, tokens=1, chunk=1, dim=48, phi_eps=1e-2, out=silu").spec
+    assert (spec.problem.heads, spec.problem.dim_k, spec.problem.dim_v) == (12, 48, 48)
+    assert (spec.rule.phi_eps, spec.rule.out) == (1e-2, "silu")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("heads=2", 'expected "name: key=value'),
+        ("x: heads", "'heads' is not key=value"),
+        ("x: heads=two", "heads"),
+        ("x: head=2", "head"),
+        ("x: heads=0", "heads=0 is out of range"),
+        ("x: heads=1, heads=2", "'heads' is given twice"),
+        ("x: phi=relu", "phi='relu' is no known map"),
+        ("../x: heads=1", "name"),
+        ("x: dim=300", "dim_k=300 is out of range"),
+    ],
+)
+def test_a_wrong_spec_says_what_is_wrong(text, said):
+    with pytest.raises(WorkloadError) as error:
+        parse_spec(text)
+    assert said in str(error.value)
+
+
+def test_a_workload_file_of_ones_own(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("cpu:\n  - {name: a, heads: 3}\n  - {name: b, operator: memory_update, chunk: 16}\n")
+    named = load_workload(path, "cpu")
+    assert [each.name for each in named] == ["a", "b"]
+    assert named[0].spec.problem.heads == 3
+    assert named[1].spec.problem.operator in OPERATORS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "",
+        "cpu: 3",
+        "cuda: [{name: a}]",
+        "cpu: [{name: a, heads: '2'}]",
+        "cpu: [{name: a}, {name: a, heads: 2}]",
+        "cpu: [{heads: 2}]",
+        "cpu: [{name: a, unknown: 2}]",
+        "cpu: [&a [*a]]",
+        "cpu: [",
+        "!!python/object/apply:os.system ['true']",
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_broken_workload_file_is_named(tmp_path: Path, content):
+    path = tmp_path / "broken.yaml"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(content)
+    with pytest.raises(WorkloadError, match=r"broken\.yaml"):
+        load_workload(path, "cpu")
