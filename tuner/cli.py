@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
-import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 from rich.console import Console
@@ -20,6 +17,7 @@ from codegen.schedule import BACKENDS
 from tuner import report
 from tuner.budget import DEFAULT, Budget, parse_budget
 from tuner.errors import BudgetError, WorkloadError
+from tuner.interruption import interruptible, stop_if_interrupted
 from tuner.offline import examine_some
 from tuner.progress import SearchProgress
 from tuner.session import Session, backend_for
@@ -42,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        with _terminated_like_interrupted():
+        with interruptible():
             code: int = options.run(options, console)
             return code
     except (WorkloadError, BudgetError) as error:
@@ -139,6 +137,7 @@ def _tune_all(
                 # One spec that cannot be tuned says nothing about the next.
                 progress.end(f"failed: {error}")
                 problems.append((each.name, error))
+            stop_if_interrupted()
     return results, problems
 
 
@@ -194,20 +193,6 @@ def _device(name: str | None) -> Device:
     if name == "cpu" or (name is None and not torch.cuda.is_available()):
         return cpu()
     return cuda_device(0) if name in (None, "cuda") else named(name)
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Within it SIGTERM ends the process as Ctrl-C does: the running trial is released, the terminal put right."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from codegen.errors import TrellisError
 from codegen.schedule import Schedule, from_settings
 from codegen.spec import Spec, bucket
 from tuner.budget import Budget, Clock
+from tuner.interruption import stop_if_interrupted
 from tuner.sampler import FreshSampler, Point, held_point, release, untried
 from tuner.space import Space, space_of
 from tuner.studies import claim, measured, open_study, outcomes, study_key
@@ -89,6 +90,7 @@ def search(
     _enqueue(study, [space.default, *_earlier_winners(spec, backend, device, store, space)], points)
     clock = Clock(budget)
     while True:
+        stop_if_interrupted()
         status = _status(study, space, clock)
         show(status)
         open_points = [*untried(study, points), *_waiting(study)]

@@ -19,6 +19,7 @@ from codegen.spec import Problem, Spec, bucket
 from tuner.budget import Budget, Clock
 from tuner.cost import state_bytes
 from tuner.errors import NothingMeasuredError
+from tuner.interruption import stop_if_interrupted
 from tuner.pareto import front_of, knee_of
 from tuner.quality import RULE, recall
 from tuner.sampler import FreshSampler, release, untried
@@ -65,6 +66,7 @@ def recommend(
     points = [{"slots": slots, "chunk": chunk} for slots, chunk in schedules]
     clock = Clock(budget)
     while True:
+        stop_if_interrupted()
         rows = _rows(study.get_trials(deepcopy=False))
         status = SlotStatus(len(rows), len(points), max(clock.share(len(rows)), len(rows) / len(points)))
         show(status)
