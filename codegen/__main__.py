@@ -13,11 +13,12 @@ from codegen.errors import IllegalScheduleError, TrellisError, UnknownKernelErro
 from codegen.program import KERNELS_OF_VARIANT
 from codegen.render import KERNELS, Source, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
-from codegen.schedule import BACKENDS, VARIANTS, Schedule, default, from_settings, why_illegal
+from codegen.schedule import BACKENDS, Schedule, default, from_settings, variants_of, why_illegal
 from codegen.spec import DTYPES, OPERATORS, Problem, Spec
 
 _OPERATOR_OF_KERNEL = {
     "trellis_fused": "trellis_attention",
+    "trellis_pair": "trellis_attention",
     "memory_update": "memory_update",
     "memory_readout": "memory_readout",
     "memory_step": "trellis_step",
@@ -127,10 +128,13 @@ def _spec(options: argparse.Namespace) -> Spec:
 
 def _schedule(options: argparse.Namespace, spec: Spec, device: Device) -> Schedule:
     operator = spec.problem.operator
-    own = [variant for variant in VARIANTS[operator] if options.kernel in KERNELS_OF_VARIANT[variant]]
+    variants = variants_of(operator, options.backend)
+    own = [variant for variant in variants if options.kernel in KERNELS_OF_VARIANT[variant]]
     if not own:
-        known = sorted({kernel for variant in VARIANTS[operator] for kernel in KERNELS_OF_VARIANT[variant]})
-        raise UnknownKernelError(name=options.kernel, known=f"{', '.join(known)} (the kernels of {operator})")
+        known = sorted({kernel for variant in variants for kernel in KERNELS_OF_VARIANT[variant]})
+        raise UnknownKernelError(
+            name=options.kernel, known=f"{', '.join(known)} (what {options.backend} has for {operator})"
+        )
     settings: dict[str, object] = {**default(options.backend, spec, device).settings(), "variant": own[0]}
     for assignment in options.set:
         name, _, value = assignment.partition("=")

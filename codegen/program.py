@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from codegen.backends import Kernel, backend
 from codegen.device import Device
 from codegen.render import render, template_digest
-from codegen.schedule import VARIANTS, Schedule, require_legal
+from codegen.schedule import Schedule, require_legal, variants_of
 from codegen.spec import Spec
 
 if TYPE_CHECKING:
@@ -24,12 +24,18 @@ if TYPE_CHECKING:
 
 KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
     "fused": ("trellis_fused",),
+    "pair": ("trellis_pair",),
     "split": ("memory_update", "memory_readout"),
     "recurrent": ("memory_step",),
     "update": ("memory_update",),
     "readout": ("memory_readout",),
 }
 """Which templates a variant is made of."""
+
+# In variant `pair` one of the two programs has nothing to do in the first and in the last launch: many segments waste
+# little time so, but each must be worth waking a thread for.
+_MOST_SEGMENTS = 16
+_SEGMENT_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,8 @@ class Program:
         programs = sequences.count * q.shape[1]
         if self.schedule.variant == "split":
             self._split(q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences, y)
+        elif self.schedule.variant == "pair":
+            self._pair(q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences, y)
         else:
             self.kernels[0](programs, q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences.cu_seqlens, y)
 
@@ -116,6 +124,26 @@ class Program:
             sequences.most_chunks,
             y,
         )
+
+    def _pair(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        alpha: torch.Tensor,
+        log_beta: torch.Tensor,
+        gamma: torch.Tensor,
+        S_k: torch.Tensor,
+        S_v: torch.Tensor,
+        sequences: Sequences,
+        y: torch.Tensor,
+    ) -> None:
+        programs = 2 * sequences.count * q.shape[1]
+        segments = min(_MOST_SEGMENTS, max(2, sequences.most_chunks * self.spec.problem.chunk // _SEGMENT_TOKENS))
+        r = S_k.new_empty(alpha.shape)
+        tensors = (q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences.cu_seqlens, r, y)
+        for segment in range(segments + 1):
+            self.kernels[0](programs, segment, segments, *tensors)
 
     def update(
         self,
@@ -219,5 +247,5 @@ def operator_digest(operator: str, backend_name: str) -> str:
 
     It needs no schedule, so a lookup can form it, and a change to any variant reopens the question which one wins.
     """
-    kernels = {kernel for variant in VARIANTS[operator] for kernel in KERNELS_OF_VARIANT[variant]}
+    kernels = {kernel for variant in variants_of(operator, backend_name) for kernel in KERNELS_OF_VARIANT[variant]}
     return template_digest(backend_name, tuple(sorted(kernels)))

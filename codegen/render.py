@@ -24,8 +24,8 @@ from codegen.spec import Spec, next_power_of_two
 if TYPE_CHECKING:
     import jinja2
 
-KERNELS = ("trellis_fused", "memory_update", "memory_readout", "memory_step")
-"""Every kernel; each has one template of its name in the folder of each backend."""
+KERNELS = ("trellis_fused", "trellis_pair", "memory_update", "memory_readout", "memory_step")
+"""Every kernel; each has one template of its name in the folder of each backend, trellis_pair in that of TVM only."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 

@@ -15,7 +15,7 @@ from codegen.spec import Spec, next_power_of_two
 Value = int | str
 
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "trellis_attention": ("fused", "split", "recurrent"),
+    "trellis_attention": ("fused", "pair", "split", "recurrent"),
     "memory_update": ("update",),
     "memory_readout": ("readout",),
     "memory_readout_transposed": ("readout",),
@@ -25,6 +25,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 """Variants of each operator.
 
 fused: both memories and both readouts in one program per sequence and head, states resident.
+pair: keys and values in programs of their own, the values a segment of the sequence behind; for few heads.
 split: an update kernel per memory that stores chunk-start states and codes, then a readout kernel parallel over chunks.
 recurrent: token by token, exact; with one token it is the decode step.
 """
@@ -54,7 +55,7 @@ class TvmSchedule(Schedule):
     Attributes:
         tile_tokens: tokens processed at a time; they are the vector lanes of the chunk's products.
         vector_width: float32 lanes per vector instruction.
-        register_rows: rows of an output tile that are accumulated in registers at once.
+        accumulators: vector registers that a product sums in at once; the others are for its operands.
         threads: tasks that the programs are dealt to; 1 stays on the calling thread.
     """
 
@@ -62,12 +63,12 @@ class TvmSchedule(Schedule):
     choices: ClassVar[dict[str, tuple[Value, ...]]] = {
         "tile_tokens": (4, 8, 16, 32, 64),
         "vector_width": (4, 8, 16),
-        "register_rows": (1, 2, 4, 8, 16),
+        "accumulators": (4, 8, 12, 16, 24),
         "threads": (1, 2, 4, 8, 16, 32, 64),
     }
     tile_tokens: int
     vector_width: int
-    register_rows: int
+    accumulators: int
     threads: int
 
 
@@ -95,11 +96,20 @@ class TritonSchedule(Schedule):
     dot_precision: str
 
 
+_ONLY_TVM = ("pair",)
+_FEWEST_ACCUMULATORS = 4
+_SPANNING = ("fused", "pair")  # TVM variants whose tiles may span several chunks.
+
 VECTORS_PER_ROW = 4
 """Vectors of an output row that the TVM templates accumulate at once."""
 
 SCHEDULES: dict[str, type[TvmSchedule] | type[TritonSchedule]] = {"tvm": TvmSchedule, "triton": TritonSchedule}
 BACKENDS = tuple(SCHEDULES)
+
+
+def variants_of(operator: str, backend: str) -> tuple[str, ...]:
+    """The variants of `operator` that `backend` has templates for."""
+    return tuple(variant for variant in VARIANTS[operator] if backend == "tvm" or variant not in _ONLY_TVM)
 
 
 def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
@@ -142,9 +152,10 @@ def why_illegal(spec: Spec, schedule: Schedule, device: Device) -> str | None:
 
     This is the single source of truth: the search never compiles what is illegal, dispatch never runs it.
     """
-    variants = VARIANTS[spec.problem.operator]
+    variants = variants_of(spec.problem.operator, schedule.backend)
     if schedule.variant not in variants:
-        return f"variant {schedule.variant!r} does not compute {spec.problem.operator}; it has {', '.join(variants)}"
+        known = ", ".join(variants)
+        return f"{schedule.backend} has no variant {schedule.variant!r} of {spec.problem.operator}, only {known}"
     if schedule.variant == "recurrent" and spec.problem.operator == "trellis_attention" and spec.problem.chunk != 1:
         return f"variant 'recurrent' is exact only for chunk 1, not {spec.problem.chunk}"
     if isinstance(schedule, TvmSchedule):
@@ -162,15 +173,16 @@ def require_legal(spec: Spec, schedule: Schedule, device: Device) -> None:
 
 
 def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
-    variant = _default_variant(spec)
+    variant = _default_tvm_variant(spec, device)
     width = min(16, max(4, device.vector_bits // 32))
     threads = max(n for n in TvmSchedule.choices["threads"] if isinstance(n, int) and n <= device.cores)
     if variant == "recurrent":
-        return TvmSchedule(variant, width, width, 1, threads)
-    # Two vectors a row and as many rows as the registers hold: a short tile wastes less above the diagonal.
-    tile = max(width, min(2 * width, next_power_of_two(spec.problem.chunk)))
-    rows = max(rows for rows in (1, 2, 4, 8, 16) if _accumulators(rows, tile, width) <= _most_accumulators(device))
-    return TvmSchedule(variant, tile, width, rows, threads)
+        return TvmSchedule(variant, width, width, _FEWEST_ACCUMULATORS, threads)
+    # Two vectors a row; a longer tile wastes more above the diagonal.
+    tile = 2 * width
+    if variant not in _SPANNING:
+        tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
+    return TvmSchedule(variant, tile, width, _vector_registers(device) // 2, threads)
 
 
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
@@ -202,14 +214,20 @@ def _default_variant(spec: Spec) -> str:
     return VARIANTS[spec.problem.operator][0]
 
 
-def _accumulators(register_rows: int, tile_tokens: int, vector_width: int) -> int:
-    return register_rows * min(VECTORS_PER_ROW, tile_tokens // vector_width)
+def _default_tvm_variant(spec: Spec, device: Device) -> str:
+    problem = spec.problem
+    if problem.operator != "trellis_attention":
+        return VARIANTS[problem.operator][0]
+    return "pair" if problem.batch * problem.heads < device.cores else "fused"
+
+
+def _vector_registers(device: Device) -> int:
+    return 32 if device.vector_bits == 512 or device.arch == "aarch64" else 16
 
 
 def _most_accumulators(device: Device) -> int:
     # A quarter of the vector registers stays free for the operands of the product.
-    registers = 32 if device.vector_bits == 512 or device.arch == "aarch64" else 16
-    return registers * 3 // 4
+    return _vector_registers(device) * 3 // 4
 
 
 def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str | None:
@@ -221,16 +239,20 @@ def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str |
     if schedule.vector_width * 32 > device.vector_bits:
         return f"vector_width {schedule.vector_width} exceeds the {device.vector_bits}-bit vectors of {device.arch}"
     if schedule.variant == "recurrent" and (
-        schedule.tile_tokens != schedule.vector_width or schedule.register_rows > 1
+        schedule.tile_tokens != schedule.vector_width or schedule.accumulators != _FEWEST_ACCUMULATORS
     ):
-        return "variant 'recurrent' has no tile: tile_tokens must be the vector width, and register_rows 1"
+        return (
+            "variant 'recurrent' has no tile: tile_tokens must be the vector width, and accumulators"
+            f" {_FEWEST_ACCUMULATORS}"
+        )
     if schedule.tile_tokens % schedule.vector_width:
         return f"tile_tokens {schedule.tile_tokens} is no multiple of vector_width {schedule.vector_width}"
-    if schedule.tile_tokens > max(schedule.vector_width, next_power_of_two(spec.problem.chunk)):
+    if schedule.variant not in _SPANNING and schedule.tile_tokens > max(
+        schedule.vector_width, next_power_of_two(spec.problem.chunk)
+    ):
         return f"tile_tokens {schedule.tile_tokens} exceeds the chunk of {spec.problem.chunk} tokens"
-    accumulators = _accumulators(schedule.register_rows, schedule.tile_tokens, schedule.vector_width)
-    if accumulators > _most_accumulators(device):
-        return f"{accumulators} accumulators do not fit the vector registers of {device.arch}"
+    if schedule.accumulators > _most_accumulators(device):
+        return f"{schedule.accumulators} accumulators do not fit the vector registers of {device.arch}"
     if schedule.threads > device.cores:
         return f"threads {schedule.threads} exceeds the {device.cores} cores"
     return None

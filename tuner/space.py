@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from optuna.distributions import CategoricalDistribution
 
 from codegen.device import Device
-from codegen.schedule import SCHEDULES, VARIANTS, Schedule, Value, default, from_settings, why_illegal
+from codegen.schedule import SCHEDULES, Schedule, Value, default, from_settings, variants_of, why_illegal
 from codegen.spec import Spec
 from tuner.errors import NoScheduleError
 
@@ -48,7 +48,7 @@ def legal_schedules(spec: Spec, backend: str, device: Device) -> tuple[Schedule,
         NoScheduleError: there is none.
     """
     fields: dict[str, tuple[Value, ...]] = {
-        "variant": VARIANTS[spec.problem.operator],
+        "variant": variants_of(spec.problem.operator, backend),
         **SCHEDULES[backend].choices,
     }
     every = (

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from codegen.backends import Resources
@@ -148,4 +151,23 @@ def _tvm() -> Any:
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "1000")
     import tvm
 
+    _find_parsers_quickly()
     return tvm
+
+
+@functools.cache
+def _find_parsers_quickly() -> None:
+    # An inlined function finds its parser by inspect.getouterframes, which looks up the source lines of every frame of
+    # the stack: two thirds of the time that a kernel takes to parse. The frames alone say as much.
+    from tvm.script.parser.core.parser import ScriptMacro
+
+    def find_parser(macro: Any) -> Any:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            parser = frame.f_globals.get(macro.parser_object_name)
+            if parser is not None:
+                return parser
+            frame = frame.f_back
+        raise RuntimeError(f"{macro.parser_object_name} not available")
+
+    ScriptMacro._find_parser_def = find_parser

@@ -50,8 +50,8 @@ TRITON = TritonSchedule("fused", tile_rows=64, num_warps=8, num_stages=1, dot_pr
 TRITON_TILED = TritonSchedule("fused", tile_rows=16, num_warps=4, num_stages=2, dot_precision="tf32")
 
 
-TVM = TvmSchedule("fused", tile_tokens=64, vector_width=16, register_rows=4, threads=2)
-TVM_TILED = TvmSchedule("fused", tile_tokens=16, vector_width=8, register_rows=2, threads=1)
+TVM = TvmSchedule("fused", tile_tokens=32, vector_width=16, accumulators=16, threads=2)
+TVM_TILED = TvmSchedule("fused", tile_tokens=16, vector_width=8, accumulators=8, threads=1)
 
 
 def of(spec: Spec, operator: str) -> Spec:
@@ -71,7 +71,7 @@ def triton(kernel: str, operator: str, variant: str, padded_operator: str | None
 def tvm(kernel: str, operator: str, variant: str, padded_operator: str | None = None) -> list[Golden]:
     """The kernel at both specs; a kernel without tiles has a tile of one vector."""
     changes = {"variant": variant} | (
-        {"tile_tokens": 8, "vector_width": 8, "register_rows": 1} if variant == "recurrent" else {}
+        {"tile_tokens": 8, "vector_width": 8, "accumulators": 4} if variant == "recurrent" else {}
     )
     plain, padded = of(PLAIN, operator), of(PADDED, padded_operator or operator)
     return [
@@ -82,6 +82,7 @@ def tvm(kernel: str, operator: str, variant: str, padded_operator: str | None = 
 
 GOLDEN = [
     *tvm("trellis_fused", "trellis_attention", "fused"),
+    *tvm("trellis_pair", "trellis_attention", "pair"),
     *tvm("memory_update", "memory_update", "update"),
     *tvm("memory_readout", "trellis_attention", "split"),
     *tvm("memory_step", "trellis_step", "recurrent", "trellis_step_chunked"),

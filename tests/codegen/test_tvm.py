@@ -19,6 +19,9 @@ from codegen.spec import Spec
 from tests.kernel_cases import Case, check_attention, check_readout, check_step, check_update
 
 SILU = Rule("silu", link="silu")
+CHUNKED = ("fused", "pair", "split")
+# A tile of these variants ends with its chunk: it is no longer than the chunk, or the shortest there is.
+SMALL_TILES = ((1, 4), (16, 16), (20, 16), (64, 16))
 
 
 class With:
@@ -28,22 +31,25 @@ class With:
         self.changes = changes
 
     def __call__(self, spec: Spec) -> Program:
-        schedule = dataclasses.replace(default("tvm", spec, cpu()), **self.changes)
+        untiled = {"accumulators": 4} if self.changes.get("variant") == "recurrent" else {}
+        schedule = dataclasses.replace(default("tvm", spec, cpu()), **untiled, **self.changes)
+        if untiled:
+            schedule = dataclasses.replace(schedule, tile_tokens=schedule.vector_width)
         return build(spec, schedule, cpu())
 
 
-def tiled(variant: str, tile: int, rows: int = 2) -> With:
-    width = min(tile, cpu().vector_bits // 32)
-    return With(variant=variant, tile_tokens=tile, vector_width=width, register_rows=rows)
+def tiled(variant: str, tile: int) -> With:
+    """The variant with tiles of `tile` tokens, in the widest vectors that this machine has and the tile fills."""
+    return With(variant=variant, tile_tokens=tile, vector_width=min(tile, cpu().vector_bits // 32))
 
 
-@pytest.mark.parametrize("variant", ["fused", "split"])
+@pytest.mark.parametrize("variant", CHUNKED)
 @pytest.mark.parametrize("phi", MAPS)
 def test_every_write_map(phi, variant):
     check_attention(tiled(variant, 8), Case(rule=Rule(phi, phi_eps=1e-2)))
 
 
-@pytest.mark.parametrize("variant", ["fused", "split"])
+@pytest.mark.parametrize("variant", CHUNKED)
 @pytest.mark.parametrize("name", [name for name in MAPS if name != "identity"])
 def test_every_readout_map(name, variant):
     check_attention(With(variant=variant), Case(rule=Rule("identity", link=name, out=name)))
@@ -53,10 +59,10 @@ def test_every_readout_map(name, variant):
 @pytest.mark.parametrize("step_size", ["head", "token"])
 def test_recurrent(phi, step_size):
     rule = Rule(phi, link=phi, out=phi, phi_eps=1e-2, step_size=step_size)
-    check_attention(With(), Case(chunk=1, lengths=(9, 9), rule=rule))
+    check_attention(With(variant="recurrent"), Case(chunk=1, lengths=(9, 9), rule=rule))
 
 
-@pytest.mark.parametrize("variant", ["fused", "split"])
+@pytest.mark.parametrize("variant", CHUNKED)
 @pytest.mark.parametrize(
     ("chunk", "tile"), [(1, 4), (2, 8), (16, 16), (17, 16), (20, 16), (33, 8), (70, 64), (2**30, 16)]
 )
@@ -64,23 +70,39 @@ def test_every_chunk_and_tile(variant, chunk, tile):
     check_attention(tiled(variant, tile), Case(chunk=chunk, lengths=(7,) if chunk < 16 else (67,)))
 
 
+@pytest.mark.parametrize("variant", ["fused", "pair"])
+@pytest.mark.parametrize(("chunk", "tile"), [(1, 16), (3, 16), (8, 16), (16, 64), (24, 64), (20, 32)])
+@pytest.mark.parametrize("phi", ["identity", "ln_silu", "softmax"])
+def test_tiles_that_span_chunks(variant, chunk, tile, phi):
+    case = Case(chunk=chunk, lengths=(41, 67, 1, 16), packed=True, rule=Rule(phi, phi_eps=1e-2, step_size="token"))
+    check_attention(tiled(variant, tile), case)
+
+
+def test_strong_forgetting_in_tiles_that_span_chunks():
+    for chunk in (3, 8):
+        case = Case(chunk=chunk, lengths=(67,))
+        inputs = case.inputs()
+        inputs.log_beta[:, ::3] = float("-inf")
+        inputs.log_beta[:, 1::3] = -40.0
+        check_attention(tiled("fused", 32), case, inputs)
+
+
 @pytest.mark.parametrize("width", [4, 8, 16])
-@pytest.mark.parametrize("rows", [1, 4])
-def test_every_vector_width(width, rows):
+@pytest.mark.parametrize("accumulators", [4, 12])
+def test_every_vector_width(width, accumulators):
     if width * 32 > cpu().vector_bits:
         pytest.skip(f"{cpu().arch} has {cpu().vector_bits}-bit vectors")
-    changes = {"vector_width": width, "tile_tokens": 16, "register_rows": rows}
-    check_attention(With(**changes), Case())
-    check_attention(With(vector_width=width, tile_tokens=width), Case(chunk=1, lengths=(5,)))
+    check_attention(With(vector_width=width, tile_tokens=16, accumulators=accumulators), Case())
+    check_attention(With(variant="recurrent", vector_width=width), Case(chunk=1, lengths=(5,)))
 
 
-@pytest.mark.parametrize("variant", ["fused", "split", "recurrent"])
+@pytest.mark.parametrize("variant", [*CHUNKED, "recurrent"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_inputs(variant, dtype):
     check_attention(With(variant=variant), Case(chunk=1 if variant == "recurrent" else 20, dtype=dtype))
 
 
-@pytest.mark.parametrize("variant", ["fused", "split"])
+@pytest.mark.parametrize("variant", CHUNKED)
 @pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(1, 1, 1), (3, 40, 2), (33, 5, 17), (64, 64, 64), (80, 96, 48)])
 def test_sizes(variant, dim_k, dim_v, slots):
     check_attention(With(variant=variant), Case(dim_k=dim_k, dim_v=dim_v, slots=slots, rule=SILU))
@@ -88,7 +110,8 @@ def test_sizes(variant, dim_k, dim_v, slots):
 
 @pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(1, 1, 1), (33, 5, 17), (64, 64, 64), (80, 130, 48)])
 def test_sizes_of_the_recurrent_variant(dim_k, dim_v, slots):
-    check_attention(With(), Case(chunk=1, lengths=(5,), dim_k=dim_k, dim_v=dim_v, slots=slots, rule=SILU))
+    sizes = {"dim_k": dim_k, "dim_v": dim_v, "slots": slots}
+    check_attention(With(variant="recurrent"), Case(chunk=1, lengths=(5,), rule=SILU, **sizes))
 
 
 @pytest.mark.parametrize("chunk", [1, 64])
@@ -97,19 +120,19 @@ def test_the_largest_sizes(chunk):
     check_attention(With(), Case(chunk=chunk, lengths=(5,) if chunk == 1 else (70,), **sizes))
 
 
-@pytest.mark.parametrize("variant", ["fused", "split", "recurrent"])
+@pytest.mark.parametrize("variant", [*CHUNKED, "recurrent"])
 def test_step_size_per_token(variant):
     rule = Rule(phi_eps=1e-2, step_size="token")
     check_attention(With(variant=variant), Case(chunk=1 if variant == "recurrent" else 20, rule=rule))
 
 
-@pytest.mark.parametrize("variant", ["fused", "split", "recurrent"])
+@pytest.mark.parametrize("variant", [*CHUNKED, "recurrent"])
 def test_packed_sequences(variant):
     chunk = 1 if variant == "recurrent" else 20
     check_attention(With(variant=variant), Case(chunk=chunk, lengths=(41, 0, 1, 20, 5), packed=True))
 
 
-@pytest.mark.parametrize("variant", ["fused", "split", "recurrent"])
+@pytest.mark.parametrize("variant", [*CHUNKED, "recurrent"])
 def test_forgetting_everything(variant):
     case = Case(chunk=1 if variant == "recurrent" else 20)
     inputs = case.inputs()
@@ -142,13 +165,13 @@ def test_inputs_that_no_vector_is_aligned_to():
     check_attention(With(), case, inputs.map(shifted))
 
 
-@pytest.mark.parametrize(("chunk", "tile"), [(1, 16), (16, 16), (20, 16), (64, 16)])
+@pytest.mark.parametrize(("chunk", "tile"), SMALL_TILES)
 def test_update(chunk, tile):
     check_update(tiled("update", tile), Case("memory_update", chunk, lengths=(47, 47), dim_v=20))
 
 
 @pytest.mark.parametrize("operator", ["memory_readout", "memory_readout_transposed"])
-@pytest.mark.parametrize(("chunk", "tile"), [(1, 16), (16, 16), (20, 16), (64, 16)])
+@pytest.mark.parametrize(("chunk", "tile"), SMALL_TILES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_readout(chunk, tile, operator, dtype):
     check_readout(tiled("readout", tile), Case(operator, chunk, lengths=(47, 47), dim_v=20, dtype=dtype))
@@ -214,15 +237,15 @@ def test_a_source_that_does_not_parse_is_a_compile_error(tmp_path):
     [
         ({"vector_width": 32}, "vectors"),
         ({"tile_tokens": 24}, "multiple"),
-        ({"tile_tokens": 64}, "exceeds the chunk"),
-        ({"register_rows": 16, "tile_tokens": 32}, "accumulators"),
+        ({"variant": "split", "tile_tokens": 64}, "exceeds the chunk"),
+        ({"accumulators": 32}, "accumulators"),
         ({"threads": 4096}, "cores"),
         ({"variant": "recurrent"}, "chunk 1"),
-        ({"variant": "step"}, "does not compute"),
+        ({"variant": "step"}, "no variant"),
     ],
 )
 def test_illegal_schedules_say_why(changes, reason):
-    schedule = TvmSchedule("fused", tile_tokens=32, vector_width=16, register_rows=4, threads=1)
+    schedule = TvmSchedule("fused", tile_tokens=32, vector_width=16, accumulators=16, threads=1)
     illegal = why_illegal(Case(chunk=20).spec, dataclasses.replace(schedule, **changes), NAMED["x86-64-v4"])
     assert illegal is not None
     assert reason in illegal

@@ -119,7 +119,7 @@ def test_a_kernel_whose_runs_differ_is_unstable():
 
 def test_scratch_memory_holds_nan_before_a_program_uses_it():
     spec = small("trellis_attention")
-    split = replace(default("tvm", spec, cpu()), variant="split")
+    split = replace(default("tvm", spec, cpu()), variant="split", tile_tokens=4, vector_width=4)
     seen = []
     program = build(spec, split, cpu())
     readout = program.kernels[2]

@@ -31,13 +31,13 @@ def settings_of(searched) -> list[dict]:
 
 def test_the_default_comes_first_and_a_second_run_goes_on(session):
     statuses: list[Status] = []
-    first = run(session, statuses=statuses)
+    first = run(session, UPDATE, statuses=statuses)
     assert settings_of(first)[0] == first.space.default.settings()
     assert len(first.trials()) == 3
     assert [status.trials for status in statuses] == [0, 1, 2, 3]
     assert statuses[-1].best is not None
     assert statuses[-1].best <= statuses[-1].default
-    second = run(session, budget=Budget(trials=5))
+    second = run(session, UPDATE, Budget(trials=5))
     assert len(second.trials()) == 5
     assert second.study.study_name == first.study.study_name
     tried = settings_of(second)

@@ -8,7 +8,7 @@ import pytest
 
 from codegen.device import NAMED, cpu
 from codegen.rule import Rule
-from codegen.schedule import SCHEDULES, VARIANTS, default, from_settings, why_illegal
+from codegen.schedule import SCHEDULES, default, from_settings, variants_of, why_illegal
 from codegen.spec import OPERATORS, Problem, Spec
 from tuner.errors import NoScheduleError
 from tuner.sampler import MOST_DEATHS, FreshSampler, release, untried
@@ -25,7 +25,7 @@ MACHINES = [("tvm", cpu()), ("tvm", NAMED["x86-64-v2"]), ("tvm", NAMED["aarch64"
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.problem.key())
 def test_the_space_is_every_legal_schedule_and_no_other(spec, backend, device):
     space = space_of(spec, backend, device)
-    fields = {"variant": VARIANTS[spec.problem.operator], **SCHEDULES[backend].choices}
+    fields = {"variant": variants_of(spec.problem.operator, backend), **SCHEDULES[backend].choices}
     box = (dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values()))
     every = [from_settings(backend, settings) for settings in box]
     legal = {schedule.key() for schedule in every if why_illegal(spec, schedule, device) is None}
@@ -47,7 +47,7 @@ def test_the_sampler_proposes_each_legal_point_once_and_nothing_else():
     while untried(study, points) or not proposed:
         trial = study.ask(dict(space.distributions))
         proposed.append(trial.params)
-        worth = trial.params["register_rows"] * trial.params["tile_tokens"] + trial.params["threads"]
+        worth = trial.params["accumulators"] * trial.params["tile_tokens"] + trial.params["threads"]
         study.tell(trial, -float(worth))
     assert proposed[0] == space.default.settings()
     assert len(proposed) == len(points)
