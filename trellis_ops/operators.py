@@ -6,11 +6,13 @@ and where gradients are wanted, and each `run_*` is what both of them do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from codegen.rule import Rule
-from trellis_ops import arguments, eager, gradients, launch, values
+from trellis_ops import arguments, backward, eager, gradients, launch, values
 from trellis_ops.plan import plan
 
 _ATTENTION_TENSORS = (
@@ -144,7 +146,26 @@ def _eager_attention(
     return forward
 
 
-gradients.register("attention", _ATTENTION_TENSORS, _ATTENTION_SETTINGS, _eager_attention, outputs=3)
+def _attention_gradient(
+    phi: str,
+    link: str,
+    out: str,
+    phi_eps: float,
+    chunk_size: int,
+    outer_gradient: str,
+    implementation: str | None = None,
+) -> gradients.VectorJacobian:
+    rule = Rule(phi, link, out, phi_eps)
+
+    def pull_back(inputs: Sequence[Tensor | None], wanted: Sequence[int], cotangents: Sequence[Tensor]) -> list[Tensor]:
+        return backward.gradients(
+            inputs, wanted, cotangents, rule=rule, chunk_size=chunk_size, outer_gradient=outer_gradient
+        )
+
+    return pull_back
+
+
+gradients.register("attention", _ATTENTION_TENSORS, _ATTENTION_SETTINGS, _attention_gradient, outputs=3)
 
 
 def run_update(
@@ -217,7 +238,7 @@ def _eager_update(phi: str, phi_eps: float, chunk_size: int, implementation: str
     return forward
 
 
-gradients.register("update", _UPDATE_TENSORS, _UPDATE_SETTINGS, _eager_update, outputs=3)
+gradients.register("update", _UPDATE_TENSORS, _UPDATE_SETTINGS, gradients.by_autograd(_eager_update), outputs=3)
 
 
 def run_readout(
@@ -272,7 +293,7 @@ def _eager_readout(chunk_size: int, transpose: bool, implementation: str | None 
     return forward
 
 
-gradients.register("readout", _READOUT_TENSORS, _READOUT_SETTINGS, _eager_readout, outputs=1)
+gradients.register("readout", _READOUT_TENSORS, _READOUT_SETTINGS, gradients.by_autograd(_eager_readout), outputs=1)
 
 
 def run_step(
