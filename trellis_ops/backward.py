@@ -24,6 +24,9 @@ from trellis_ops.maps import apply_map
 from trellis_ops.outer_gradient import is_first_order
 from trellis_ops.tokens import States, Tokens
 
+_COPIES_PAY_BELOW = 16
+"""Tokens of a chunk below which walking both memories at once saves more than copying them side by side costs."""
+
 
 def attention(
     q: Tensor,
@@ -182,7 +185,7 @@ def _segment(
         Write(k, u_k, start_k, bar_first.values, bar_first.keys, bar_first.start.mT),
         Write(v, u_v, start_v, bar_second.keys, bar_second.values, bar_second.start),
     )
-    side_by_side = ((0, 1),) if k.shape == v.shape else ((0,), (1,))
+    side_by_side = ((0, 1),) if k.shape == v.shape and chunk < _COPIES_PAY_BELOW else ((0,), (1,))
     pulled = [
         result
         for memories in side_by_side
@@ -213,6 +216,8 @@ def _pull_back_together(
     wants_gates: bool,
 ) -> list[tuple[Tensor, Tensor, Tensor, GateGradients]]:
     """`pull_back_write` of memories of one shape, in one walk."""
+    if len(writes) == 1:
+        return [pull_back_write(writes[0], bar_states[0], alpha, gates, rule, first_order, wants_gates)]
     count = len(writes)
 
     def repeated(x: Tensor) -> Tensor:
