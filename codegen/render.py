@@ -24,8 +24,9 @@ from codegen.spec import Spec, next_power_of_two
 if TYPE_CHECKING:
     import jinja2
 
-KERNELS = ("trellis_fused", "trellis_pair", "memory_update", "memory_readout", "memory_step")
-"""Every kernel; each has one template of its name in the folder of each backend, trellis_pair in that of TVM only."""
+KERNELS = ("trellis_fused", "trellis_pair", "trellis_backward", "memory_update", "memory_readout", "memory_step")
+"""Every kernel; each has one template of its name in the folder of each backend, trellis_pair and trellis_backward in that
+of TVM only."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 

@@ -97,7 +97,7 @@ def _kernel(name: str, spec: Spec, device: Device, forced: str | None) -> Resolu
         bucket=bucket(spec).key(),
         device=device.key(),
         backend=name,
-        template_digest=operator_digest(spec.problem.operator, name),
+        template_digest=operator_digest(spec.problem.operator, name, spec.problem.direction),
     )
     if match is None:
         notes.append(_why_no_record(name, spec, device))
@@ -140,7 +140,7 @@ def _why_no_record(name: str, spec: Spec, device: Device) -> str:
         bucket=bucket(spec).key(),
         device=device.key(),
         backend=name,
-        template_digest=operator_digest(spec.problem.operator, name),
+        template_digest=operator_digest(spec.problem.operator, name, spec.problem.direction),
     )
     if not misses:
         return f"no tuning record of {spec.key()} for {device.key()}; `make tune` makes one"
