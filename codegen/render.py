@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import jinja2
 
 KERNELS = ("trellis_fused", "trellis_pair", "trellis_backward", "memory_update", "memory_readout", "memory_step")
-"""Every kernel; each has one template of its name in the folder of each backend, trellis_pair and trellis_backward in that
-of TVM only."""
+"""Every kernel; each has one template of its name in the folder of each backend, trellis_pair and trellis_backward
+only in that of TVM."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 

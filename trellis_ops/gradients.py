@@ -53,7 +53,7 @@ def _autograd() -> Iterator[None]:
 
 
 def register(
-    name: str, tensors: str, settings: str, vector_jacobian: Callable[..., VectorJacobian], outputs: int
+    name: str, tensors: str, settings: str, vector_jacobian: Callable[..., VectorJacobian], outputs: int, kept: int = 0
 ) -> None:
     """Give the operator `trellis_ops::name` its gradient.
 
@@ -62,21 +62,24 @@ def register(
         tensors: its tensor arguments, as in a schema.
         settings: its other arguments, as in a schema.
         vector_jacobian: settings to the function that computes the gradients; they are contiguous and share no storage.
-        outputs: how many outputs it has.
+        outputs: how many outputs it has that users see.
+        kept: how many more it has for `vector_jacobian`, which finds them behind its inputs.
     """
     count = tensors.count(",") + 1
+    saved = count + kept
+    more = "".join(f"Tensor kept_{i}, " for i in range(kept))
     bars = ", ".join(f"Tensor bar_{i}" for i in range(outputs))
 
     def backward_of(*arguments: Any) -> list[Tensor]:
         cotangents, wanted = arguments[:outputs], arguments[outputs]
-        inputs, rest = arguments[outputs + 1 : outputs + 1 + count], arguments[outputs + 1 + count :]
+        inputs, rest = arguments[outputs + 1 : outputs + 1 + saved], arguments[outputs + 1 + saved :]
         return vector_jacobian(*rest)(inputs, wanted, cotangents)
 
     operator = torch.library.custom_op(
         f"trellis_ops::{name}_backward",
         backward_of,
         mutates_args=(),
-        schema=f"({bars}, int[] wanted, {tensors}, {settings}) -> Tensor[]",
+        schema=f"({bars}, int[] wanted, {tensors}, {more}{settings}) -> Tensor[]",
     )
 
     @operator.register_fake
@@ -85,12 +88,12 @@ def register(
         return [torch.empty_like(inputs[i], memory_format=torch.contiguous_format) for i in arguments[outputs]]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:count])
+        ctx.save_for_backward(*inputs[:count], *(output[outputs:] if kept else ()))
         ctx.settings = inputs[count:]
 
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         wanted = [i for i in range(count) if ctx.needs_input_grad[i]]
-        gradients = iter(operator(*cotangents, wanted, *ctx.saved_tensors, *ctx.settings))
+        gradients = iter(operator(*cotangents[:outputs], wanted, *ctx.saved_tensors, *ctx.settings))
         return (*(next(gradients) if i in wanted else None for i in range(count)), *(None for _ in ctx.settings))
 
     torch.library.register_autograd(f"trellis_ops::{name}", backward, setup_context=setup_context)

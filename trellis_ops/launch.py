@@ -6,6 +6,7 @@ Shapes are those of the public operators; arguments have been checked.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +37,68 @@ def attention(
     rows = y.view(-1, *v.shape[2:])
     program.attention(_rows(q), _rows(k), _rows(v), _rows(alpha), log_beta, gamma, s_k, s_v, sequences, rows)
     return y, s_k, s_v
+
+
+def attention_kept(
+    program: Program,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    S_k: Tensor | None,
+    S_v: Tensor | None,
+    cu_seqlens: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `attention`, of a backward program; and the chunk-start states `[chunks, H, M, D]` of both memories."""
+    batch, length = q.shape[:2]
+    sequences = sequences_of(batch, length, chunk_size, q.device, cu_seqlens)
+    s_k = _first_state(S_k, sequences.count, alpha, k)
+    s_v = _first_state(S_v, sequences.count, alpha, v)
+    kept_k, kept_v = (s.new_empty((sequences.chunks, *s.shape[1:])) for s in (s_k, s_v))
+    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    log_beta, gamma = _gates(log_beta, gamma)
+    tokens = (_rows(q), _rows(k), _rows(v), _rows(alpha), log_beta, gamma)
+    program.attention_kept(*tokens, s_k, s_v, sequences, (kept_k, kept_v), y.view(-1, *v.shape[2:]))
+    return y, s_k, s_v, kept_k, kept_v
+
+
+def attention_backward(
+    program: Program,
+    inputs: Sequence[Tensor | None],
+    chunk_states: Sequence[Tensor | None],
+    cotangents: Sequence[Tensor],
+    chunk_size: int,
+) -> tuple[Tensor, ...]:
+    """The gradients of q, k, v, alpha, log_beta, gamma, S_k and S_v, each in the shape and type of its input.
+
+    Args:
+        inputs: those of `attention_kept`, cu_seqlens last.
+        chunk_states: its last two results.
+        cotangents: of y and of the final states.
+    """
+    q, k, v, alpha, log_beta, gamma, _, _, cu_seqlens = inputs
+    kept_k, kept_v = chunk_states
+    assert q is not None and k is not None and v is not None and alpha is not None
+    assert log_beta is not None and gamma is not None and kept_k is not None and kept_v is not None
+    batch, length = q.shape[:2]
+    sequences = sequences_of(batch, length, chunk_size, q.device, cu_seqlens)
+    gates = _gates(log_beta, gamma)
+    bars = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, alpha)]
+    bar_gates = [torch.empty(log_beta.shape, dtype=torch.float32, device=q.device) for _ in range(2)]
+    bar_states = [x.clone(memory_format=torch.contiguous_format) for x in cotangents[1:]]
+    program.backward(
+        (_rows(q), _rows(k), _rows(v), _rows(alpha), *gates),
+        (kept_k, kept_v),
+        _rows(cotangents[0]),
+        (bar_states[0], bar_states[1]),
+        sequences,
+        tuple(_rows(x) for x in (*bars, *bar_gates)),
+    )
+    bar_gamma = bar_gates[1].sum(dim=(0, 1)) if gamma.ndim == 1 else bar_gates[1]
+    return (*bars, bar_gates[0].to(log_beta.dtype), bar_gamma.to(gamma.dtype), *bar_states)
 
 
 def update(
@@ -112,10 +175,17 @@ def sequences_of(
     if cu_seqlens is None:
         return _even_sequences(batch, tokens, chunks, device)
     count = cu_seqlens.shape[0] - 1
+    total = count_chunks(batch, tokens, chunk_size, count)
     # Sequence n has at most floor(end / C) - floor(start / C) + 1 chunks, so these offsets never overlap.
     chunk_offsets = cu_seqlens // chunk_size + torch.arange(count + 1, device=device, dtype=cu_seqlens.dtype)
     offsets = cu_seqlens.to(torch.int32).contiguous()
-    return Sequences(offsets, chunk_offsets.to(torch.int32), chunks + count, chunks)
+    return Sequences(offsets, chunk_offsets.to(torch.int32), total, chunks)
+
+
+def count_chunks(batch: int, tokens: int, chunk_size: int, packed: int | None) -> int:
+    """How many chunk-start states are allocated, for `packed` sequences or for a batch."""
+    chunks = -(-tokens // chunk_size)
+    return batch * chunks if packed is None else chunks + packed
 
 
 @functools.lru_cache(maxsize=256)

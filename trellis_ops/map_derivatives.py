@@ -59,7 +59,7 @@ def prepare_write(name: str, z: Tensor, alpha: Tensor, eps: float) -> tuple[Tens
 
 
 def push_write(name: str, parts: tuple[Tensor, ...], bar_u: Tensor) -> tuple[Tensor, Tensor]:
-    """(bar z, J(z) bar_u) of a write that `prepare_write` has seen; bar alpha is the second, negated (B8, B9, B15 to B18)."""
+    """(bar z, J bar_u) of a write that `prepare_write` saw; bar alpha is the second, negated (B8, B9, B15 to B18)."""
     if name == "identity":
         return bar_u, bar_u
     if name == "softmax":

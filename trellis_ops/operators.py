@@ -15,11 +15,11 @@ from codegen.rule import Rule
 from trellis_ops import arguments, backward, eager, gradients, launch, values
 from trellis_ops.plan import plan
 
-_ATTENTION_TENSORS = (
+ATTENTION_TENSORS = (
     "Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor log_beta, Tensor gamma,"
     " Tensor? S_k, Tensor? S_v, Tensor? cu_seqlens"
 )
-_ATTENTION_SETTINGS = (
+ATTENTION_SETTINGS = (
     "str phi, str link, str out, float phi_eps, int chunk_size, str outer_gradient, str? implementation"
 )
 _UPDATE_TENSORS = "Tensor w, Tensor alpha, Tensor log_beta, Tensor gamma, Tensor? S"
@@ -54,15 +54,30 @@ def run_attention(
     tensors = (q, k, v, alpha, log_beta, gamma, S_k, S_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
     found = plan("attention", tensors, settings, implementation, lambda: attention_request(*tensors, *settings))
-    if cu_seqlens is not None:
-        values.check_offsets(cu_seqlens, q.shape[1])
-    if values.enabled():
-        values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v)
+    check_attention_values(*tensors)
     if found.program is None:
         y, s_k, s_v = _eager_attention(*settings)(*tensors)
         return y, s_k, s_v
     initial_state = (S_k, S_v)
     return launch.attention(found.program, q, k, v, alpha, log_beta, gamma, initial_state, cu_seqlens, chunk_size)
+
+
+def check_attention_values(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    S_k: Tensor | None,
+    S_v: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> None:
+    """The checks of `trellis_attention` that read data."""
+    if cu_seqlens is not None:
+        values.check_offsets(cu_seqlens, q.shape[1])
+    if values.enabled():
+        values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v)
 
 
 def attention_request(
@@ -93,12 +108,13 @@ attention = torch.library.custom_op(
     "trellis_ops::attention",
     run_attention,
     mutates_args=(),
-    schema=f"({_ATTENTION_TENSORS}, {_ATTENTION_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({ATTENTION_TENSORS}, {ATTENTION_SETTINGS}) -> (Tensor, Tensor, Tensor)",
 )
 
 
 @attention.register_fake
-def _(*call: object) -> tuple[Tensor, Tensor, Tensor]:
+def fake_attention(*call: object) -> tuple[Tensor, Tensor, Tensor]:
+    """y and the final states, without data."""
     request = attention_request(*call[:-1])  # type: ignore[arg-type]
     q, _, v, alpha, *_, cu_seqlens = (x for x in call[:9])
     assert isinstance(q, Tensor) and isinstance(v, Tensor) and isinstance(alpha, Tensor)
@@ -165,7 +181,7 @@ def _attention_gradient(
     return pull_back
 
 
-gradients.register("attention", _ATTENTION_TENSORS, _ATTENTION_SETTINGS, _attention_gradient, outputs=3)
+gradients.register("attention", ATTENTION_TENSORS, ATTENTION_SETTINGS, _attention_gradient, outputs=3)
 
 
 def run_update(

@@ -6,12 +6,11 @@ traces, tensors are fake or wrapped), and what that form runs directly otherwise
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from codegen.errors import GradientError
-from trellis_ops import operators
-from trellis_ops.plan import is_plain
+from trellis_ops import kept_attention, operators
+from trellis_ops.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
 
 
@@ -39,7 +38,8 @@ def trellis_attention(
     Per head and token: z = S w at the state at the start of the token's chunk, u = J_phi(z)^T (phi(z) - alpha),
     S <- beta S - gamma u w^T, for S_k with w = k and for S_v with w = v; then r = link(S_k q), y = out(S_v^T r).
 
-    Gradients come from differentiating the eager implementation, whichever implementation ran the forward.
+    Its gradient is that of docs/backward.md: by a kernel where there is one (on CPUs, for chunks of 3 to 256 tokens),
+    which keeps the chunk-start states, else by eager PyTorch, which keeps nothing and computes the states again.
 
     Args:
         q, k: `[B, T, H, D_k]`, float32, bfloat16 or float16 (float64: eager only). Any strides.
@@ -73,8 +73,12 @@ def trellis_attention(
     """
     s_k, s_v = (None, None) if initial_state is None else initial_state
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
-    run = operators.run_attention if is_plain(*tensors) else operators.attention
-    y, s_k, s_v = run(*tensors, phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
+    settings = (phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
+    if wants_gradient(*tensors):
+        y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings)
+    else:
+        run = operators.run_attention if is_plain(*tensors) else operators.attention
+        y, s_k, s_v = run(*tensors, *settings)
     return y, (s_k, s_v) if output_final_state else None
 
 
@@ -187,7 +191,7 @@ def trellis_step(
     if gradient_state is not None and g_k is state[0] and g_v is state[1]:
         g_k = g_v = None
     tensors = (q, k, v, alpha, log_beta, gamma, *state, g_k, g_v)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if wants_gradient(*tensors):
         raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
     run = operators.run_step if is_plain(*tensors) else operators.step
     y: Tensor = run(*tensors, phi, link, out, phi_eps, implementation)

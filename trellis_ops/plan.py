@@ -33,6 +33,8 @@ def plan(
 ) -> Plan:
     """The plan for a call; `request` checks its arguments and is only called the first time.
 
+    A backward has no program where there is no kernel, even if an implementation is forced: that is for the forward.
+
     Raises:
         TrellisError: the arguments are wrong, or a forced implementation cannot run them.
     """
@@ -40,7 +42,12 @@ def plan(
     key = (operator, signature, settings, implementation)
     found = _PLANS.get(key)
     if found is None:
-        found = _resolve(request(), implementation)
+        asked = request()
+        optional = asked.spec.problem.direction != "forward"
+        if optional and not dispatch.has_kernel(asked, implementation):
+            found = Plan(asked, None)
+        else:
+            found = _resolve(asked, implementation)
         _PLANS[key] = found
     return found
 
@@ -54,6 +61,11 @@ def forget() -> None:
     """Drop every plan and what was read of the tuning database: after tuning, or after changing the environment."""
     _PLANS.clear()
     dispatch.store.cache_clear()
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with these tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:

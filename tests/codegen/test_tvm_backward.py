@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from codegen.device import NAMED, cpu
+from codegen.device import cpu
 from codegen.program import Program, build
 from codegen.rule import MAPS, Rule
-from codegen.schedule import TvmSchedule, default, why_illegal
+from codegen.schedule import default
 from codegen.spec import Spec
 from tests.inputs import Inputs
 from tests.kernel_cases import DTYPES, Case
@@ -55,7 +55,7 @@ def run(program: Program, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
     y = poisoned(tokens[2].shape, tokens[2].dtype)
     program.attention_kept(*tokens, *states, sequences, kept, y)
     bar_y, *bar_states = cotangents(case, inputs)
-    bar_tokens = tuple(poisoned(x.shape, x.dtype) for x in tokens[:5]) + (poisoned(tokens[4].shape),)
+    bar_tokens = (*(poisoned(x.shape, x.dtype) for x in tokens[:5]), poisoned(tokens[4].shape))
     program.backward(tokens, kept, rows(bar_y), tuple(bar_states), sequences, bar_tokens)
     bar_gamma = bar_tokens[5].sum(dim=0) if inputs.gamma.dim() == 1 else bar_tokens[5]
     found = (y, *bar_tokens[:5], bar_gamma)
@@ -64,7 +64,11 @@ def run(program: Program, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 def check(
-    case: Case, outer_gradient: str = "bilevel", inputs: Inputs | None = None, tolerance: float | None = None, **changes: object
+    case: Case,
+    outer_gradient: str = "bilevel",
+    inputs: Inputs | None = None,
+    tolerance: float | None = None,
+    **changes: object,
 ) -> None:
     inputs = case.inputs() if inputs is None else inputs
     spec = backward_spec(case, outer_gradient)
