@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from codegen.device import cpu
+from codegen.device import NAMED, cpu
 from codegen.program import Program, build
 from codegen.rule import MAPS, Rule
-from codegen.schedule import default
+from codegen.schedule import TvmSchedule, default, why_illegal
 from codegen.spec import Spec
 from tests.inputs import Inputs
 from tests.kernel_cases import DTYPES, Case
@@ -92,7 +92,75 @@ def check(
         assert_close(gradient, wanted, tolerance or 10 * TOLERANCE[dtype], name)
 
 
-@BOTH
 @pytest.mark.parametrize("phi", MAPS)
-def test_every_write_map(phi, outer_gradient):
-    check(Case(rule=Rule(phi, phi_eps=1e-2)), outer_gradient)
+def test_every_map_in_every_place(phi):
+    check(Case(chunk=16, rule=Rule(phi, link=phi, out=phi, phi_eps=1e-2, step_size="token")))
+
+
+@pytest.mark.parametrize("phi", [phi for phi in MAPS if phi != "identity"])
+def test_first_order_gradients(phi):
+    check(Case(rule=Rule(phi, link="identity", phi_eps=1e-2)), "first_order")
+
+
+@BOTH
+@pytest.mark.parametrize("tile", [16, 64])
+def test_tiles_of_a_chunk_of_packed_sequences(tile, outer_gradient):
+    check(Case(chunk=64, lengths=(150, 7, 0, 64), packed=True), outer_gradient, tile_tokens=tile)
+
+
+def test_states_and_gates_at_their_limits():
+    """One kernel: a zero state, gates that forget now and then, and gates that forget nearly everything."""
+    case = Case()
+    check(case, inputs=case.inputs(state="zero"))
+    inputs = case.inputs()
+    inputs.log_beta[:, ::3] = float("-inf")
+    inputs.log_beta[:, 1::3] = -40.0
+    check(case, inputs=inputs)
+    check(case, inputs=case.inputs(log_beta=-40.0))
+    check(case, inputs=case.inputs(log_beta=0.0))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_inputs(dtype):
+    check(Case(dtype=dtype))
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_narrow_vectors(width):
+    check(Case(chunk=3 if width == 4 else 20), vector_width=width, tile_tokens=width)
+
+
+@pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(1, 1, 1), (33, 5, 17), (80, 96, 48)])
+def test_sizes(dim_k, dim_v, slots):
+    check(Case(chunk=40, lengths=(70,), dim_k=dim_k, dim_v=dim_v, slots=slots, rule=Rule("silu", phi_eps=1e-2)))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_programs_that_threads_do_not_divide(threads):
+    if threads > cpu().cores:
+        pytest.skip(f"{cpu().cores} core")
+    check(Case(heads=5, lengths=(21, 21, 21)), threads=threads)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "changes", "reason"),
+    [
+        (300, {}, "at most 256 tokens"),
+        (4, {}, "spans several chunks"),
+        (1, {"tile_tokens": 4, "vector_width": 4}, "spans several chunks"),
+        (64, {"variant": "fused"}, "no variant 'fused' of trellis_attention backward"),
+    ],
+)
+def test_illegal_schedules_say_why(chunk, changes, reason):
+    schedule = TvmSchedule("backward", tile_tokens=16, vector_width=16, accumulators=16, threads=1)
+    spec = backward_spec(Case(chunk=chunk))
+    illegal = why_illegal(spec, dataclasses.replace(schedule, **changes), NAMED["x86-64-v4"])
+    assert illegal is not None
+    assert reason in illegal
+
+
+def test_other_operators_and_triton_have_no_backward_kernel():
+    spec = backward_spec(Case("memory_update", dim_v=20))
+    assert "and no other" in why_illegal(spec, default("tvm", spec, cpu()), cpu())
+    spec = backward_spec(Case())
+    assert "and no other" in why_illegal(spec, default("triton", spec, NAMED["sm_90"]), NAMED["sm_90"])

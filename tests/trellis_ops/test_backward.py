@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.library import opcheck
 
 from codegen.rule import MAPS, Rule
 from tests.inputs import Inputs, make_inputs
@@ -13,6 +15,7 @@ from tests.relative_error import assert_close
 from trellis_ops import backward, eager, reference, trellis_attention
 
 NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "tvm"])
 BOTH = pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
 
 
@@ -80,58 +83,96 @@ def leaves_of(dtype: torch.dtype = torch.float32, **options: Any) -> Inputs:
     return make_inputs(1, 21, 2, 8, 8, 6, dtype=dtype, **options).leaves()
 
 
-def loss_of(x: Inputs, chunk_size: int = 8) -> torch.Tensor:
-    y, states = trellis_attention(
-        *x.args, phi_eps=1e-2, chunk_size=chunk_size, initial_state=x.initial_state, output_final_state=True
-    )
+def loss_of(x: Inputs, implementation: str, **options: Any) -> Tensor:
+    options = {"phi_eps": 1e-2, "chunk_size": 16, "initial_state": x.initial_state} | options
+    y, states = trellis_attention(*x.args, **options, output_final_state=True, implementation=implementation)
     assert states is not None
     return y.float().square().sum() + sum(s.square().sum() for s in states)
 
 
-def test_one_graph_used_twice_gives_the_same_gradients_again() -> None:
+@IMPLEMENTATIONS
+def test_one_graph_used_twice_gives_the_same_gradients_again(implementation: str) -> None:
     x = leaves_of()
-    loss = loss_of(x)
+    loss = loss_of(x, implementation)
     first = torch.autograd.grad(loss, x.tensors, retain_graph=True)
     for one, other in zip(first, torch.autograd.grad(loss, x.tensors), strict=True):
         assert torch.equal(one, other)
 
 
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("name", NAMES)
-def test_one_gradient_alone_equals_that_among_all(name: str) -> None:
-    x = leaves_of(step_size="token")
+def test_one_gradient_alone_equals_that_among_all(name: str, implementation: str) -> None:
+    x = leaves_of()
     index = NAMES.index(name)
-    together = torch.autograd.grad(loss_of(x), x.tensors)[index]
-    alone = x.map(torch.Tensor.detach)
+    together = torch.autograd.grad(loss_of(x, implementation), x.tensors)[index]
+    alone = x.map(Tensor.detach)
     leaf = alone.tensors[index].requires_grad_()
-    (gradient,) = torch.autograd.grad(loss_of(alone), leaf)
+    (gradient,) = torch.autograd.grad(loss_of(alone, implementation), leaf)
     assert torch.equal(gradient, together)
 
 
-def test_gradients_have_the_types_of_their_inputs() -> None:
+@IMPLEMENTATIONS
+def test_gradients_have_the_types_of_their_inputs(implementation: str) -> None:
     x = leaves_of(torch.bfloat16)
-    for leaf, gradient in zip(x.tensors, torch.autograd.grad(loss_of(x), x.tensors), strict=True):
+    gradients = torch.autograd.grad(loss_of(x, implementation), x.tensors)
+    for leaf, gradient in zip(x.tensors, gradients, strict=True):
         assert gradient.dtype == leaf.dtype
         assert gradient.shape == leaf.shape
         assert gradient.isfinite().all()
 
 
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_under_activation_checkpointing(reentrant: bool) -> None:
+def test_under_activation_checkpointing(reentrant: bool, implementation: str) -> None:
+    x, same = leaves_of(), leaves_of()
+
+    def run(*tensors: Tensor) -> Tensor:
+        return loss_of(Inputs(*tensors[:6], initial_state=(tensors[6], tensors[7])), implementation)
+
+    torch.utils.checkpoint.checkpoint(run, *x.tensors, use_reentrant=reentrant).backward()
+    run(*same.tensors).backward()
+    for one, other in zip(x.tensors, same.tensors, strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_the_kernel_and_the_eager_reverse_pass_agree_on_packed_sequences() -> None:
+    x = make_inputs(1, 60, 2, 8, 8, 6, sequences=3).leaves()
+    options = {"cu_seqlens": torch.tensor([0, 21, 22, 60])}
+    kernel, eagerly = (torch.autograd.grad(loss_of(x, name, **options), x.tensors) for name in ("tvm", "eager"))
+    for name, one, other in zip(NAMES, kernel, eagerly, strict=True):
+        assert_close(one, other, 2e-5, name)
+
+
+@pytest.mark.parametrize(("implementation", "chunks"), [("tvm", 2), ("eager", 0)])
+def test_only_inputs_and_chunk_start_states_are_kept(implementation: str, chunks: int) -> None:
     x = leaves_of()
+    kept: dict[int, int] = {}
 
-    def run(*tensors: torch.Tensor) -> torch.Tensor:
-        return loss_of(Inputs(*tensors[:6], initial_state=(tensors[6], tensors[7])))
+    def pack(tensor: Tensor) -> Tensor:
+        if not any(tensor is leaf for leaf in x.tensors):
+            kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
 
-    again = torch.utils.checkpoint.checkpoint(run, *x.tensors, use_reentrant=reentrant)
-    gradients = torch.autograd.grad if not reentrant else _through_grad
-    for one, other in zip(gradients(again, x.tensors), torch.autograd.grad(loss_of(x), x.tensors), strict=True):
-        assert torch.equal(one, other)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y, _ = trellis_attention(*x.args, chunk_size=16, initial_state=x.initial_state, implementation=implementation)
+    assert y.requires_grad
+    assert sum(kept.values()) == chunks * sum(s.numel() for s in x.initial_state)
 
 
-def _through_grad(loss: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    """Reentrant checkpoints refuse torch.autograd.grad."""
-    loss.backward()
-    return [t.grad for t in tensors if t.grad is not None]
+def test_a_chunk_without_a_backward_kernel_falls_back_to_eager() -> None:
+    x = leaves_of()
+    kernel, eagerly = (torch.autograd.grad(loss_of(x, name, chunk_size=1), x.tensors) for name in ("tvm", "eager"))
+    for name, one, other in zip(NAMES, kernel, eagerly, strict=True):
+        assert_close(one, other, 2e-5, name)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "tvm"])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_opcheck_of_the_operator_that_keeps_states(implementation: str, with_state: bool) -> None:
+    x = make_inputs(1, 5, 2, 4, 3, 3).leaves()
+    state = x.initial_state if with_state else (None, None)
+    settings = ("ln_silu", "ln_silu", "identity", 1e-2, 4, "bilevel", implementation)
+    opcheck(torch.ops.trellis_ops.attention_kept.default, (*x.args, *state, None, *settings))
 
 
 def test_an_unknown_outer_gradient_is_refused() -> None:
