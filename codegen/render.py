@@ -149,8 +149,9 @@ def show_command(kernel: str, spec: Spec, schedule: Schedule, device: Device) ->
     """The command that prints this kernel again."""
     problem, rule = spec.problem, spec.rule
     settings = " ".join(f"--set {name}={value}" for name, value in schedule.settings().items())
+    direction = "" if problem.direction == "forward" else f" --direction {problem.direction}"
     return (
-        f"python -m codegen show {kernel} --backend {schedule.backend} --operator {problem.operator}"
+        f"python -m codegen show {kernel} --backend {schedule.backend} --operator {problem.operator}{direction}"
         f" --dim-k {problem.dim_k} --dim-v {problem.dim_v} --slots {problem.slots} --chunk {problem.chunk}"
         f" --dtype {problem.dtype} --phi {rule.phi} --phi-eps {rule.phi_eps!r} --link {rule.link} --out {rule.out}"
         f" --step-size {rule.step_size} --device {device.arch} {settings}"

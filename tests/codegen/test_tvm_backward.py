@@ -22,7 +22,6 @@ from trellis_ops import reference
 
 NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
 DIRECTIONS = {"bilevel": "backward", "first_order": "backward_first_order"}
-BOTH = pytest.mark.parametrize("outer_gradient", DIRECTIONS)
 
 
 def backward_spec(case: Case, outer_gradient: str = "bilevel") -> Spec:
@@ -97,13 +96,12 @@ def test_every_map_in_every_place(phi):
     check(Case(chunk=16, rule=Rule(phi, link=phi, out=phi, phi_eps=1e-2, step_size="token")))
 
 
-@pytest.mark.parametrize("phi", [phi for phi in MAPS if phi != "identity"])
+@pytest.mark.parametrize("phi", ["silu", "ln_silu", "softmax"])
 def test_first_order_gradients(phi):
     check(Case(rule=Rule(phi, link="identity", phi_eps=1e-2)), "first_order")
 
 
-@BOTH
-@pytest.mark.parametrize("tile", [16, 64])
+@pytest.mark.parametrize(("tile", "outer_gradient"), [(16, "bilevel"), (16, "first_order"), (64, "bilevel")])
 def test_tiles_of_a_chunk_of_packed_sequences(tile, outer_gradient):
     check(Case(chunk=64, lengths=(150, 7, 0, 64), packed=True), outer_gradient, tile_tokens=tile)
 
