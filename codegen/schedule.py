@@ -196,7 +196,8 @@ def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
     tile = 4 * width if variant == "backward" else 2 * width
     if variant not in _SPANNING:
         tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
-    return TvmSchedule(variant, tile, width, _vector_registers(device) // 2, threads)
+    accumulators = _most_accumulators(device) if variant == "backward" else _vector_registers(device) // 2
+    return TvmSchedule(variant, tile, width, accumulators, threads)
 
 
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
