@@ -34,8 +34,8 @@ KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
 
 # In variant `pair` one of the two programs has nothing to do in the first and in the last launch: many segments waste
 # little time so, but each must be worth waking a thread for.
-_MOST_SEGMENTS = 16
-_SEGMENT_TOKENS = 256
+_MOST_SEGMENTS = 32
+_SEGMENT_TOKENS = 128
 
 
 @dataclass(frozen=True)

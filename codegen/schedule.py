@@ -98,6 +98,7 @@ class TritonSchedule(Schedule):
 
 _ONLY_TVM = ("pair",)
 _FEWEST_ACCUMULATORS = 4
+_DEFAULT_TILE = 16
 _SPANNING = ("fused", "pair")  # TVM variants whose tiles may span several chunks.
 
 VECTORS_PER_ROW = 4
@@ -178,11 +179,11 @@ def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
     threads = max(n for n in TvmSchedule.choices["threads"] if isinstance(n, int) and n <= device.cores)
     if variant == "recurrent":
         return TvmSchedule(variant, width, width, _FEWEST_ACCUMULATORS, threads)
-    # Two vectors a row; a longer tile wastes more above the diagonal.
-    tile = 2 * width
+    # A longer tile has fewer products but wastes more of them above the diagonal.
+    tile = max(width, _DEFAULT_TILE)
     if variant not in _SPANNING:
         tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
-    return TvmSchedule(variant, tile, width, _vector_registers(device) // 2, threads)
+    return TvmSchedule(variant, tile, width, _most_accumulators(device), threads)
 
 
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
@@ -218,7 +219,9 @@ def _default_tvm_variant(spec: Spec, device: Device) -> str:
     problem = spec.problem
     if problem.operator != "trellis_attention":
         return VARIANTS[problem.operator][0]
-    return "pair" if problem.batch * problem.heads < device.cores else "fused"
+    if problem.batch * problem.heads < device.cores:
+        return "pair"
+    return "recurrent" if problem.chunk == 1 else "fused"
 
 
 def _vector_registers(device: Device) -> int:

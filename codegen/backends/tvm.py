@@ -129,7 +129,9 @@ def _target(device: Device) -> Any:
     if device.arch in _FOREIGN_TARGETS:
         return tvm.target.Target({"kind": "llvm", **_FOREIGN_TARGETS[device.arch]})
     mcpu = tvm.target.codegen.llvm_get_system_cpu() if device == cpu() else device.arch
-    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu})
+    # For many processors LLVM halves 512-bit vectors on its own account; how wide they are is for the schedule to say.
+    mattr = ["-prefer-256-bit"] if device.vector_bits == 512 else []
+    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "mattr": mattr})
 
 
 def _nvcc(source: Source, text: str, device: Device, *flags: str) -> tuple[str, str]:
