@@ -7,11 +7,11 @@ VENV := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tune test bench report show lint clean
+.PHONY: help tune test bench report show lint clean clean-cache
 
 # List the targets.
 help:
-	@awk '/^# /{text = substr($$0, 3)} /^[a-z]+:/{sub(":.*", ""); printf "make %-8s %s\n", $$0, text}' Makefile
+	@awk '/^# /{text = substr($$0, 3)} /^[a-z-]+:/{sub(":.*", ""); printf "make %-11s %s\n", $$0, text}' Makefile
 	@echo 'Variables, as in `make tune BUDGET=60s`: WORKLOAD, SPEC, BUDGET, STORAGE (tune); STORAGE (report);'
 	@echo '  KERNEL, BACKEND (show); PYTHON (which Python .venv is made from); ARGS (more options for the command).'
 
@@ -53,6 +53,10 @@ lint: .venv/installed-lint
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Remove generated sources and compiled kernels; tuned records and studies are kept.
+clean-cache: .venv/installed-tune
+	@$(VENV)/python -m codegen clean-cache
 
 tune_options = $(if $(WORKLOAD),--workload '$(WORKLOAD)') $(if $(SPEC),--spec '$(SPEC)') \
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(STORAGE),--storage '$(STORAGE)')
