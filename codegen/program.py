@@ -211,7 +211,8 @@ def _build_anew() -> None:
     _building = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_build_anew)
+if hasattr(os, "register_at_fork"):  # Not on Windows, which has no fork.
+    os.register_at_fork(after_in_child=_build_anew)
 
 
 def build(spec: Spec, schedule: Schedule, device: Device) -> Program:

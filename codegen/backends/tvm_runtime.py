@@ -75,7 +75,8 @@ def load() -> Any:
             import tvm  # noqa: F401
         else:
             ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-    os.register_at_fork(after_in_child=_run_alone)
+    if hasattr(os, "register_at_fork"):  # Not on Windows, which has no fork.
+        os.register_at_fork(after_in_child=_run_alone)
     return tvm_ffi
 
 
