@@ -99,6 +99,7 @@ class TritonSchedule(Schedule):
 _ONLY_TVM = ("pair",)
 _FEWEST_ACCUMULATORS = 4
 _DEFAULT_TILE = 16
+_DEFAULT_ACCUMULATORS = 16
 _SPANNING = ("fused", "pair")  # TVM variants whose tiles may span several chunks.
 
 VECTORS_PER_ROW = 4
@@ -183,7 +184,7 @@ def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
     tile = max(width, _DEFAULT_TILE)
     if variant not in _SPANNING:
         tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
-    return TvmSchedule(variant, tile, width, _most_accumulators(device), threads)
+    return TvmSchedule(variant, tile, width, min(_DEFAULT_ACCUMULATORS, _most_accumulators(device)), threads)
 
 
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
