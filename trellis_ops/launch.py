@@ -27,10 +27,13 @@ def attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y `[B, T, H, D_v]` and the final states of both memories."""
     s_k, s_v = _first_state(S_k, sequences, alpha, k), _first_state(S_v, sequences, alpha, v)
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    gates = _rows(log_beta.float()), _gamma(gamma)
-    program.attention(_rows(q), _rows(k), _rows(v), _rows(alpha), *gates, s_k, s_v, sequences, y.flatten(0, 1))
-    return y, s_k, s_v
+    rows = _rows(v)
+    y = torch.empty_like(rows)
+    program.attention(
+        *(_rows(q), _rows(k), rows, _rows(alpha), _rows(log_beta.float()), _gamma(gamma)),
+        *(s_k, s_v, sequences, y),
+    )
+    return y.view_as(v), s_k, s_v
 
 
 def update(
