@@ -56,7 +56,7 @@ class Sequences:
     chunks: int
     most_chunks: int
 
-    @property
+    @functools.cached_property
     def count(self) -> int:
         """N, the number of sequences."""
         return self.cu_seqlens.shape[0] - 1

@@ -6,12 +6,11 @@ traces, tensors are fake or wrapped), and what that form runs directly otherwise
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from codegen.errors import GradientError
 from trellis_ops import operators
-from trellis_ops.plan import is_plain
+from trellis_ops.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
 
 
@@ -73,7 +72,7 @@ def trellis_attention(
     """
     s_k, s_v = (None, None) if initial_state is None else initial_state
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
-    run = operators.run_attention if is_plain(*tensors) else operators.attention
+    run = operators.run_attention if is_plain(tensors) else operators.attention
     y, s_k, s_v = run(*tensors, phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
     return y, (s_k, s_v) if output_final_state else None
 
@@ -107,7 +106,7 @@ def memory_update(
         As `trellis_attention`.
     """
     tensors = (w, alpha, log_beta, gamma, initial_state)
-    run = operators.run_update if is_plain(*tensors) else operators.update
+    run = operators.run_update if is_plain(tensors) else operators.update
     chunk_states, codes, final_state = run(*tensors, phi, phi_eps, chunk_size, implementation)
     return chunk_states, codes, final_state
 
@@ -142,7 +141,7 @@ def memory_readout(
         As `trellis_attention`.
     """
     tensors = (read, w, chunk_states, codes, log_beta, gamma)
-    run = operators.run_readout if is_plain(*tensors) else operators.readout
+    run = operators.run_readout if is_plain(tensors) else operators.readout
     y: Tensor = run(*tensors, chunk_size, transpose, implementation)
     return y
 
@@ -187,8 +186,9 @@ def trellis_step(
     if gradient_state is not None and g_k is state[0] and g_v is state[1]:
         g_k = g_v = None
     tensors = (q, k, v, alpha, log_beta, gamma, *state, g_k, g_v)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    plain = is_plain(tensors)
+    if not plain and wants_gradient(tensors):
         raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
-    run = operators.run_step if is_plain(*tensors) else operators.step
+    run = operators.run_step if plain else operators.step
     y: Tensor = run(*tensors, phi, link, out, phi_eps, implementation)
     return y

@@ -23,7 +23,7 @@ from tuner.launch import bind
 from tuner.measure import Timed, measure
 from tuner.progress import duration
 
-LIMIT = 30e-6
+LIMIT = 10e-6
 _TINY = {"batch": 1, "tokens": 1, "heads": 1, "dim_k": 8, "dim_v": 8, "slots": 8, "chunk": 1}
 
 
