@@ -158,6 +158,7 @@ class TrellisMixer(nn.Module):
             chunk_size=self.config.chunk,
             initial_state=first,
             output_final_state=return_memories,
+            outer_gradient=self.config.outer_gradient,
             **self._maps,
         )
 
