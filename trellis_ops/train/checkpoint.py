@@ -94,7 +94,7 @@ def load(path: Path) -> Checkpoint:
     written = plain.pop("format", None)
     if written != FORMAT:
         raise CheckpointError(path=path, problem=f"format {written}; this version reads format {FORMAT}")
-    groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
+    groups: dict[str, Any] = {group: {} for group in _GROUPS}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(":")
         groups[group][rest] = tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = settings_of(options)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
+            # TVM reads it when the first kernel is compiled.
+            os.environ["TVM_NUM_THREADS"] = str(options.threads)
         with joined(options.device) as processes:
             _train(options, settings, processes)
     except (TrellisError, OSError) as error:

@@ -97,8 +97,8 @@ def draw(rows: list[Row], path: Path, title: str) -> None:
     figure = figure_of(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="bits per byte", title=title)
     axes.plot([row.step for row in rows], [row.bits_per_byte for row in rows], linewidth=0.7, label="batch")
-    measured = [row for row in rows if row.held_out is not None]
-    axes.plot([row.step for row in measured], [row.held_out for row in measured], marker="o", label="held out")
+    measured = {row.step: row.held_out for row in rows if row.held_out is not None}
+    axes.plot(list(measured), list(measured.values()), marker="o", label="held out")
     axes.grid(alpha=0.3)
     axes.legend()
     unfinished = path.with_name(f"{path.name}.unfinished")

@@ -61,10 +61,9 @@ class Objective(nn.Module):
         begin = first if carried is None else _restart(batch.fresh, first, carried)
         with torch.autocast(batch.tokens.device.type, self.dtype, enabled=self.dtype is not None):
             logits, after = self._read(batch.tokens, begin)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return losses, {name: tensor.detach() for name, tensor in after.items()}
+        flat = logits.flatten(0, 1).float()
+        loss = F.cross_entropy(flat, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        return loss, {name: tensor.detach() for name, tensor in after.items()}
 
     def _first(self, lanes: int) -> Carried:
         if isinstance(self.model, SoftmaxLM):
@@ -99,6 +98,6 @@ def _state(config: TrellisConfig, carried: Carried) -> TrellisState:
     layers = []
     for index in range(config.layers):
         S_k, S_v, tail = (carried[f"{index}.{name}"] for name in ("S_k", "S_v", "tail"))
-        starts = (S_k, S_v) if config.keeps_starts else (None, None)
-        layers.append(LayerState(S_k, S_v, *starts, tail))
+        keeps = config.keeps_starts
+        layers.append(LayerState(S_k, S_v, S_k if keeps else None, S_v if keeps else None, tail))
     return TrellisState(tuple(layers))

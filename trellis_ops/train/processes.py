@@ -6,14 +6,12 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from codegen.errors import SizeError
-from trellis_ops.config import TrellisConfig
 from trellis_ops.train.objective import Carried, Objective
 
 
@@ -110,8 +108,7 @@ def share_model(objective: Objective, processes: Processes, shard: bool) -> nn.M
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(processes.device.type, (processes.count,))
-        config = cast(TrellisConfig, objective.model.config)
-        if not config.learned_state:
+        if not objective.model.config.learned_state:
             for block in objective.model.blocks:
                 fully_shard(block, mesh=mesh)
         fully_shard(objective, mesh=mesh)
