@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from codegen.device import cpu
@@ -57,7 +58,7 @@ def study(
         return not left
     count = max(1, min(workers or cpu().cores, len(left)))
     # Spawned: a forked child would hang in the thread pool of a compiled kernel.
-    with ProcessPoolExecutor(count, get_context("spawn"), _one_thread) as pool:
+    with ProcessPoolExecutor(count, get_context("spawn"), _begin_worker) as pool:
         running: set[Future[Result]] = set()
         while running or (left and time.monotonic() < deadline):
             while left and len(running) < count and time.monotonic() < deadline:
@@ -68,11 +69,20 @@ def study(
     return not left
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
+    """One thread for the work, and one that ends this process with the one that started it, however that ended."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TVM_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _learn(cell: Cell, data: Sequence[Path]) -> Result:
