@@ -26,8 +26,9 @@ from {results} results of {cells}; a cell that has no result yet is left out, an
 Each model has {layers} layers of {heads} heads, D = {dim}, M = {slots}, and saw {steps} batches of {batch} sequences of
 multi-query associative recall (MQAR, [arXiv 2312.04927](https://arxiv.org/abs/2312.04927)) with {pairs} pairs among
 {vocab} tokens; gamma starts at {init_gamma}. An answer by chance is right {chance:.3f} of the time. *Fits* is the
-mean accuracy for at most as many pairs as there are slots, *beyond* for more; text is held-out bits per byte. Numbers
-are means over seeds ({seeds}); a run whose loss stopped being a number counts as no answer, and is named.
+mean accuracy for at most as many pairs as there are slots, *beyond* for more. Text is bits per byte of held-out text,
+for the same model after as many steps of {windows} windows of 128 bytes. Numbers are means over seeds ({seeds}); a run
+whose loss stopped being a number counts as no answer, and is named.
 """
 
 
@@ -88,6 +89,7 @@ def _head(results: Sequence[Result], cells: int, command: str) -> str:
         vocab=cell.vocab,
         init_gamma=_values(results, "init_gamma"),
         chance=2.0 / cell.vocab,
+        windows=next((each.cell.batch for each in results if each.cell.task == "text"), 0),
         seeds=_values(results, "seed"),
     )
 
@@ -118,7 +120,10 @@ def _in_short(ranked: dict[str, tuple[float, float]]) -> str:
     """The settings that recall most, over all C and gradients, beside the best linear write."""
     names = list(dict.fromkeys([_best(ranked, identity=True), *_others(ranked)[:_SHOWN]]))
     rows = [[name, f"{ranked[name][0]:.2f}", f"{ranked[name][1]:.2f}"] for name in names]
-    return "The best linear write and the best others:\n\n" + markdown(["setting", "fits", "beyond"], rows)
+    return (
+        "The best linear write and the best others, means over what there is of C, gradients and seeds:\n\n"
+        + markdown(["setting", "fits", "beyond"], rows)
+    )
 
 
 def _table(results: Sequence[Result]) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from codegen.errors import TrellisError
 from trellis_ops.config import TrellisConfig
+from trellis_ops.dispatch import device_of
 from trellis_ops.train import checkpoint as checkpoints
 from trellis_ops.train import curve as curves
 from trellis_ops.train.checkpoint import Checkpoint
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _train(options, settings, processes)
     except (TrellisError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")
 
 
 def _train(options: argparse.Namespace, settings: Settings, processes: Processes) -> None:
@@ -59,8 +62,7 @@ def _train(options: argparse.Namespace, settings: Settings, processes: Processes
     fit, held_out = hold_out(documents, settings.held_out)
     tokenizer = _tokenizer(settings, fit, before, processes)
     texts = _texts(fit, held_out, tokenizer, settings)
-    with torch.device(processes.device):
-        config = config_of(options, tokenizer.vocab_size).resolved()
+    config = config_of(options, tokenizer.vocab_size).resolved(device_of(processes.device))
     _check_same(path, before, config, settings, texts)
     trainer = Trainer(config, settings, texts, processes, options.fsdp, before)
     if processes.is_first:
