@@ -20,15 +20,17 @@ from codegen.program import KERNELS_OF_VARIANT
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
 from codegen.schedule import BACKENDS, Schedule, default, from_settings, variants_of, why_illegal
-from codegen.spec import DTYPES, OPERATORS, Problem, Spec
+from codegen.spec import DIRECTIONS, DTYPES, OPERATORS, Problem, Spec
 
 _OPERATOR_OF_KERNEL = {
     "trellis_fused": "trellis_attention",
     "trellis_pair": "trellis_attention",
+    "trellis_backward": "trellis_attention",
     "memory_update": "memory_update",
     "memory_readout": "memory_readout",
     "memory_step": "trellis_step",
 }
+_DIRECTION_OF_KERNEL = {"trellis_backward": "backward"}
 _DEVICE_OF_BACKEND = {"triton": "sm_90", "tvm": "here"}
 
 
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_problem(show: argparse.ArgumentParser) -> None:
     problem = Problem()
     show.add_argument("--operator", choices=OPERATORS, help="operator it is part of (default: the kernel's own)")
+    show.add_argument("--direction", choices=DIRECTIONS, help="which way (default: the kernel's own)")
     show.add_argument("--dim", type=int, metavar="D", help="both head dimensions at once")
     show.add_argument("--dim-k", type=int, metavar="D", help=f"width of q and k (default: {problem.dim_k})")
     show.add_argument("--dim-v", type=int, metavar="D", help=f"width of v and y (default: {problem.dim_v})")
@@ -147,13 +150,14 @@ def _spec(options: argparse.Namespace) -> Spec:
         slots=options.slots,
         chunk=options.chunk,
         dtype=options.dtype,
+        direction=options.direction or _DIRECTION_OF_KERNEL.get(options.kernel, "forward"),
     )
     return Spec(Rule(options.phi, options.link, options.out, options.phi_eps, options.step_size), problem)
 
 
 def _schedule(options: argparse.Namespace, spec: Spec, device: Device) -> Schedule:
     operator = spec.problem.operator
-    variants = variants_of(operator, options.backend)
+    variants = variants_of(operator, options.backend, spec.problem.direction)
     own = [variant for variant in variants if options.kernel in KERNELS_OF_VARIANT[variant]]
     if not own:
         known = sorted({kernel for variant in variants for kernel in KERNELS_OF_VARIANT[variant]})

@@ -31,6 +31,7 @@ KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
     "recurrent": ("memory_step",),
     "update": ("memory_update",),
     "readout": ("memory_readout",),
+    "backward": ("trellis_fused", "trellis_backward"),
 }
 """Which templates a variant is made of."""
 
@@ -147,6 +148,47 @@ class Program:
         for segment in range(segments + 1):
             self.kernels[0](programs, segment, segments, *tensors)
 
+    def attention_kept(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        alpha: torch.Tensor,
+        log_beta: torch.Tensor,
+        gamma: torch.Tensor,
+        S_k: torch.Tensor,
+        S_v: torch.Tensor,
+        sequences: Sequences,
+        chunk_states: tuple[torch.Tensor, torch.Tensor],
+        y: torch.Tensor,
+    ) -> None:
+        """As `attention`, of a backward spec: also write the chunk-start states, `[chunks, H, M, D]` of each memory."""
+        programs = sequences.count * q.shape[1]
+        offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
+        self.kernels[0](programs, q, k, v, alpha, log_beta, gamma, S_k, S_v, *offsets, *chunk_states, y)
+
+    def backward(
+        self,
+        tokens: tuple[torch.Tensor, ...],
+        chunk_states: tuple[torch.Tensor, torch.Tensor],
+        bar_y: torch.Tensor,
+        bar_states: tuple[torch.Tensor, torch.Tensor],
+        sequences: Sequences,
+        bar_tokens: tuple[torch.Tensor, ...],
+    ) -> None:
+        """Run the reverse pass of trellis_attention.
+
+        Args:
+            tokens: q, k, v, alpha, log_beta, gamma, as `attention_kept` was given.
+            chunk_states: what it wrote.
+            bar_y: `[B*T, H, D_v]`, in the type of v.
+            bar_states: cotangents of the final states; hold those of the initial states afterwards.
+            bar_tokens: written, shaped and typed as `tokens`, but gamma's is `[B*T, H]`.
+        """
+        programs = sequences.count * tokens[0].shape[1]
+        offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
+        self.kernels[1](programs, *tokens, *chunk_states, bar_y, *bar_states, *offsets, *bar_tokens)
+
     def update(
         self,
         w: torch.Tensor,
@@ -255,10 +297,11 @@ def schedule_digest(schedule: Schedule) -> str:
     return template_digest(schedule.backend, KERNELS_OF_VARIANT[schedule.variant])
 
 
-def operator_digest(operator: str, backend_name: str) -> str:
+def operator_digest(operator: str, backend_name: str, direction: str = "forward") -> str:
     """Digest of the templates of every variant of `operator`; the one that studies and tuning records are keyed by.
 
     It needs no schedule, so a lookup can form it, and a change to any variant reopens the question which one wins.
     """
-    kernels = {kernel for variant in variants_of(operator, backend_name) for kernel in KERNELS_OF_VARIANT[variant]}
+    variants = variants_of(operator, backend_name, direction)
+    kernels = {kernel for variant in variants for kernel in KERNELS_OF_VARIANT[variant]}
     return template_digest(backend_name, tuple(sorted(kernels)))

@@ -26,8 +26,9 @@ from codegen.spec import Spec, next_power_of_two
 if TYPE_CHECKING:
     import jinja2
 
-KERNELS = ("trellis_fused", "trellis_pair", "memory_update", "memory_readout", "memory_step")
-"""Every kernel; each has one template of its name in the folder of each backend, trellis_pair in that of TVM only."""
+KERNELS = ("trellis_fused", "trellis_pair", "trellis_backward", "memory_update", "memory_readout", "memory_step")
+"""Every kernel; each has one template of its name in the folder of each backend, trellis_pair and trellis_backward
+only in that of TVM."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
@@ -151,8 +152,9 @@ def show_command(kernel: str, spec: Spec, schedule: Schedule, device: Device) ->
     """The command that prints this kernel again."""
     problem, rule = spec.problem, spec.rule
     settings = " ".join(f"--set {name}={value}" for name, value in schedule.settings().items())
+    direction = "" if problem.direction == "forward" else f" --direction {problem.direction}"
     return (
-        f"python -m codegen show {kernel} --backend {schedule.backend} --operator {problem.operator}"
+        f"python -m codegen show {kernel} --backend {schedule.backend} --operator {problem.operator}{direction}"
         f" --dim-k {problem.dim_k} --dim-v {problem.dim_v} --slots {problem.slots} --chunk {problem.chunk}"
         f" --dtype {problem.dtype} --phi {rule.phi} --phi-eps {rule.phi_eps!r} --link {rule.link} --out {rule.out}"
         f" --step-size {rule.step_size} --device {device.arch} {settings}"

@@ -30,6 +30,12 @@ split: an update kernel per memory that stores chunk-start states and codes, the
 recurrent: token by token, exact; with one token it is the decode step.
 """
 
+BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {"trellis_attention": ("backward",)}
+"""Variants of the operators that have a backward kernel.
+
+backward: `fused` that also stores the chunk-start states, then one program per sequence and head that walks back.
+"""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -96,11 +102,13 @@ class TritonSchedule(Schedule):
     dot_precision: str
 
 
-_ONLY_TVM = ("pair",)
+_ONLY_TVM = ("pair", "backward")
 _FEWEST_ACCUMULATORS = 4
 _DEFAULT_TILE = 16
 _DEFAULT_ACCUMULATORS = 16
 _SPANNING = ("fused", "pair")  # TVM variants whose tiles may span several chunks.
+
+_LONGEST_BACKWARD_CHUNK = 256  # The states of its tiles are scratch of the kernel.
 
 VECTORS_PER_ROW = 4
 """Vectors of an output row that the TVM templates accumulate at once."""
@@ -109,9 +117,10 @@ SCHEDULES: dict[str, type[TvmSchedule] | type[TritonSchedule]] = {"tvm": TvmSche
 BACKENDS = tuple(SCHEDULES)
 
 
-def variants_of(operator: str, backend: str) -> tuple[str, ...]:
-    """The variants of `operator` that `backend` has templates for."""
-    return tuple(variant for variant in VARIANTS[operator] if backend == "tvm" or variant not in _ONLY_TVM)
+def variants_of(operator: str, backend: str, direction: str = "forward") -> tuple[str, ...]:
+    """The variants of `operator` in one of `codegen.spec.DIRECTIONS` that `backend` has templates for."""
+    variants = VARIANTS[operator] if direction == "forward" else BACKWARD_VARIANTS.get(operator, ())
+    return tuple(variant for variant in variants if backend == "tvm" or variant not in _ONLY_TVM)
 
 
 def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
@@ -124,7 +133,8 @@ def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
     if backend not in SCHEDULES:
         raise UnknownBackendError(name=backend, known=", ".join(BACKENDS))
     kind = SCHEDULES[backend]
-    variants = tuple(dict.fromkeys(variant for group in VARIANTS.values() for variant in group))
+    groups = (*VARIANTS.values(), *BACKWARD_VARIANTS.values())
+    variants = tuple(dict.fromkeys(variant for group in groups for variant in group))
     allowed: dict[str, tuple[Value, ...]] = {"variant": variants, **kind.choices}
     for name in sorted({field.name for field in fields(kind)} ^ settings.keys()):
         reason = "missing" if name in allowed else "unknown field"
@@ -154,10 +164,12 @@ def why_illegal(spec: Spec, schedule: Schedule, device: Device) -> str | None:
 
     This is the single source of truth: the search never compiles what is illegal, dispatch never runs it.
     """
-    variants = variants_of(spec.problem.operator, schedule.backend)
+    problem = spec.problem
+    variants = variants_of(problem.operator, schedule.backend, problem.direction)
     if schedule.variant not in variants:
-        known = ", ".join(variants)
-        return f"{schedule.backend} has no variant {schedule.variant!r} of {spec.problem.operator}, only {known}"
+        operator = problem.operator if problem.direction == "forward" else f"{problem.operator} {problem.direction}"
+        known = f"only {', '.join(variants)}" if variants else "and no other"
+        return f"{schedule.backend} has no variant {schedule.variant!r} of {operator}, {known}"
     if schedule.variant == "recurrent" and spec.problem.operator == "trellis_attention" and spec.problem.chunk != 1:
         return f"variant 'recurrent' is exact only for chunk 1, not {spec.problem.chunk}"
     if isinstance(schedule, TvmSchedule):
@@ -177,11 +189,13 @@ def require_legal(spec: Spec, schedule: Schedule, device: Device) -> None:
 def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
     variant = _default_tvm_variant(spec, device)
     width = min(16, max(4, device.vector_bits // 32))
+    while variant == "backward" and 4 < width >= 2 * spec.problem.chunk:
+        width //= 2
     threads = max(n for n in TvmSchedule.choices["threads"] if isinstance(n, int) and n <= device.cores)
     if variant == "recurrent":
         return TvmSchedule(variant, width, width, _FEWEST_ACCUMULATORS, threads)
-    # A longer tile has fewer products but wastes more of them above the diagonal.
-    tile = max(width, _DEFAULT_TILE)
+    # A longer tile has fewer products but wastes more of them above the diagonal, which the backward leaves out.
+    tile = 4 * width if variant == "backward" else max(width, _DEFAULT_TILE)
     if variant not in _SPANNING:
         tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
     return TvmSchedule(variant, tile, width, min(_DEFAULT_ACCUMULATORS, _most_accumulators(device)), threads)
@@ -220,6 +234,8 @@ def _default_tvm_variant(spec: Spec, device: Device) -> str:
     problem = spec.problem
     if problem.operator != "trellis_attention":
         return VARIANTS[problem.operator][0]
+    if problem.direction != "forward":
+        return BACKWARD_VARIANTS[problem.operator][0]
     if problem.batch * problem.heads < device.cores:
         return "pair"
     return "recurrent" if problem.chunk == 1 else "fused"
@@ -255,6 +271,12 @@ def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str |
         schedule.vector_width, next_power_of_two(spec.problem.chunk)
     ):
         return f"tile_tokens {schedule.tile_tokens} exceeds the chunk of {spec.problem.chunk} tokens"
+    if schedule.variant == "backward":
+        chunk = spec.problem.chunk
+        if chunk > _LONGEST_BACKWARD_CHUNK:
+            return f"the backward kernel takes chunks of at most {_LONGEST_BACKWARD_CHUNK} tokens, not {chunk}"
+        if schedule.tile_tokens >= 2 * chunk:
+            return f"tile_tokens {schedule.tile_tokens} spans several chunks of {chunk} tokens, whose states are needed"
     if schedule.accumulators > _most_accumulators(device):
         return f"{schedule.accumulators} accumulators do not fit the vector registers of {device.arch}"
     if schedule.threads > device.cores:

@@ -21,7 +21,10 @@ OPERATORS = (
 current state (C = 1), `trellis_step_chunked` at chunk-start states that the caller keeps.
 """
 
-DIRECTIONS = ("forward", "backward")
+DIRECTIONS = ("forward", "backward", "backward_first_order")
+"""`backward` is the gradient of the forward, `backward_first_order` the one that treats z as a constant inside u; both
+include a forward that keeps what they need."""
+
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_DIM = 256
 MAX_SLOTS = 256
@@ -41,7 +44,7 @@ class Problem:
         slots: M.
         chunk: C; 1 is the exact recurrence.
         dtype: type of q, k, v, alpha and y; states and gates are float32.
-        direction: "forward" or "backward".
+        direction: one of `DIRECTIONS`.
 
     Raises:
         UnknownKernelError, DtypeError, SizeError: a field outside its range.

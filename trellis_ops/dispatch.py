@@ -74,7 +74,7 @@ def resolve(spec: Spec, torch_device: torch.device, implementation: str | None) 
         return Resolution("eager", device, origin="forced", notes=("eager was asked for",))
     if torch_device.type not in ("cpu", "cuda"):
         return _eager_or_raise(forced, device, f"tensors are on {torch_device}; kernels exist for CPUs and GPUs")
-    name = forced or ("triton" if device.kind in ("cuda", "hip") else "tvm")
+    name = forced or _native(device)
     reason = backend(name).why_unavailable(device)
     if reason is not None:
         return _eager_or_raise(forced, device, reason)
@@ -90,6 +90,22 @@ def resolve_request(request: Request, implementation: str | None) -> Resolution:
     return Resolution("eager", device_of(request.device), notes=("float64 inputs have no kernels",))
 
 
+def has_kernel(request: Request, implementation: str | None) -> bool:
+    """Whether a kernel would serve a checked call; looks at no length and no batch, so that they may be symbolic."""
+    forced = implementation or os.environ.get(VARIABLE) or None
+    if request.float64 or forced == "eager" or request.device.type not in ("cpu", "cuda"):
+        return False
+    device = device_of(request.device)
+    name = forced or _native(device)
+    if backend(name).why_unavailable(device) is not None:
+        return False
+    return why_illegal(request.spec, default(name, request.spec, device), device) is None
+
+
+def _native(device: Device) -> str:
+    return "triton" if device.kind in ("cuda", "hip") else "tvm"
+
+
 def _kernel(name: str, spec: Spec, device: Device, forced: str | None) -> Resolution:
     notes: list[str] = []
     match = store().lookup(
@@ -97,7 +113,7 @@ def _kernel(name: str, spec: Spec, device: Device, forced: str | None) -> Resolu
         bucket=bucket(spec).key(),
         device=device.key(),
         backend=name,
-        template_digest=operator_digest(spec.problem.operator, name),
+        template_digest=operator_digest(spec.problem.operator, name, spec.problem.direction),
     )
     if match is None:
         notes.append(_why_no_record(name, spec, device))
@@ -156,7 +172,7 @@ def _why_no_record(name: str, spec: Spec, device: Device) -> str:
         bucket=bucket(spec).key(),
         device=device.key(),
         backend=name,
-        template_digest=operator_digest(spec.problem.operator, name),
+        template_digest=operator_digest(spec.problem.operator, name, spec.problem.direction),
     )
     if not misses:
         return f"no tuning record of {spec.key()} for {device.key()}; `make tune` makes one"

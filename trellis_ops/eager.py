@@ -16,6 +16,8 @@ Internal layout: `[B x H, N, C, D]` for tokens, `[B x H, M, D]` for states; two 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -74,20 +76,26 @@ def attention(
     first_order = is_first_order(outer_gradient)
     tokens = Tokens(q, k, v, alpha, log_beta, gamma.expand(log_beta.shape))
     if cu_seqlens is None:
-        states = _first_states(tokens, initial_state, sequences=q.shape[0])
+        states = first_states(tokens, initial_state, sequences=q.shape[0])
         return _run(tokens, states, rule, chunk_size, first_order)
-    states = _first_states(tokens, initial_state, sequences=len(cu_seqlens) - 1)
-    return packed.run(
-        tokens, states, cu_seqlens, lambda batch, start: _run(batch, start, rule, chunk_size, first_order)
-    )
+    states = first_states(tokens, initial_state, sequences=len(cu_seqlens) - 1)
+
+    def run_batch(batch: Sequence[Tensor], start: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        y, finals = _run(Tokens(*batch), (start[0], start[1]), rule, chunk_size, first_order)
+        return (y,), finals
+
+    (y,), (s_k, s_v) = packed.run(tokens, states, cu_seqlens, run_batch)
+    return y, (s_k, s_v)
 
 
-def _accumulation_dtype(x: Tensor) -> torch.dtype:
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """The type of states and arithmetic for inputs like x."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _first_states(tokens: Tokens, initial_state: States | None, sequences: int) -> States:
-    dtype = _accumulation_dtype(tokens.q)
+def first_states(tokens: Tokens, initial_state: States | None, sequences: int) -> States:
+    """The initial states in the type of all arithmetic, zero for None."""
+    dtype = accumulation_dtype(tokens.q)
     if initial_state is not None:
         return initial_state[0].to(dtype), initial_state[1].to(dtype)
     heads, slots = tokens.alpha.shape[-2:]
@@ -102,8 +110,7 @@ def _run(tokens: Tokens, states: States, rule: Rule, chunk_size: int, first_orde
     chunk = min(chunk_size, length)
     shapes = [s.shape for s in states]
     flat = [s.flatten(0, 1) for s in states]
-    elements = _SEGMENT_ELEMENTS.get(tokens.q.device.type, _SEGMENT_ELEMENTS_ELSEWHERE)
-    segment = chunk * max(-(-_SEGMENT_TOKENS // chunk), elements // sum(s.numel() for s in flat))
+    segment = segment_tokens(flat, chunk)
     outputs = []
     for start in range(0, length, segment):
         part = Tokens(*(x[:, start : start + segment] for x in tokens))
@@ -115,29 +122,48 @@ def _run(tokens: Tokens, states: States, rule: Rule, chunk_size: int, first_orde
     return y, (s_k, s_v)
 
 
+def segment_tokens(states: Sequence[Tensor], chunk: int) -> int:
+    """How many tokens, a multiple of the chunk, have their chunk-start states kept at once."""
+    elements = _SEGMENT_ELEMENTS.get(states[0].device.type, _SEGMENT_ELEMENTS_ELSEWHERE)
+    return chunk * max(-(-_SEGMENT_TOKENS // chunk), elements // sum(s.numel() for s in states))
+
+
 def _segment(
     tokens: Tokens, states: list[Tensor], rule: Rule, chunk: int, first_order: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """y `[B x H, N, C, D_v]` of a few chunks, and the states after them."""
     dtype = states[0].dtype
-    split = Tokens(*(chunks.split(x.to(dtype), chunk) for x in tokens))
-    q, alpha, gamma = chunks.pack(split.q), chunks.pack(split.alpha), chunks.pack(split.gamma).unsqueeze(-1)
+    split = tokens.each(lambda x: chunks.split(x.to(dtype), chunk))
     decay = chunks.decay(chunks.pack(split.log_beta), dtype)
-    side_by_side = ((split.k, split.v),) if split.k.shape == split.v.shape else ((split.k,), (split.v,))
-    starts: list[Tensor] = []
-    codes: list[Tensor] = []
-    scaled: list[Tensor] = []
-    finals: list[Tensor] = []
-    for writes in side_by_side:
-        count = len(writes)
-        state = torch.cat(states[len(finals) : len(finals) + count]) if count > 1 else states[len(finals)]
-        w = chunks.pack(*writes)
-        results = _evolve(w, alpha, gamma, decay, state, rule, first_order)
-        for memory, result in zip((starts, codes, scaled, finals), results, strict=True):
-            memory.extend(result.chunk(count))
-    o = _read(q, scaled[0], codes[0], starts[0].mT, decay)
+    starts, codes, scaled, finals = evolve(split, decay, states, rule, first_order)
+    o = _read(chunks.pack(split.q), scaled[0], codes[0], starts[0].mT, decay)
     y = _read(apply_map(rule.link, o), codes[1], scaled[1], starts[1], decay)
     return apply_map(rule.out, y), finals
+
+
+def evolve(
+    split: Tokens, decay: Decay, states: list[Tensor], rule: Rule, first_order: bool
+) -> tuple[list[Tensor], ...]:
+    """Run both memories through the chunks, side by side where their shapes allow it.
+
+    Args:
+        split: tokens by chunk, `[B, H, N, C, ...]`.
+        decay: inside each chunk, `[B x H, N, ...]`.
+        states: the first ones, `[B x H, M, D_k]` and `[B x H, M, D_v]`.
+
+    Returns:
+        Four pairs: chunk-start states `[B x H, N, M, D]`, codes `[B x H, N, C, M]`, gamma w, the last states.
+    """
+    alpha, gamma = chunks.pack(split.alpha), chunks.pack(split.gamma).unsqueeze(-1)
+    side_by_side = ((split.k, split.v),) if split.k.shape == split.v.shape else ((split.k,), (split.v,))
+    found: tuple[list[Tensor], ...] = ([], [], [], [])
+    for writes in side_by_side:
+        count, first = len(writes), len(found[0])
+        state = torch.cat(states[first : first + count]) if count > 1 else states[first]
+        results = _evolve(chunks.pack(*writes), alpha, gamma, decay, state, rule, first_order)
+        for memory, result in zip(found, results, strict=True):
+            memory.extend(result.chunk(count))
+    return found
 
 
 def _evolve(
@@ -211,7 +237,7 @@ def update(
         `[B, H, M, D]`; all in float32 (float64 for float64 inputs).
     """
     batch, length, heads, dim = w.shape
-    dtype = _accumulation_dtype(w)
+    dtype = accumulation_dtype(w)
     chunk = min(chunk_size, length)
     if initial_state is None:
         initial_state = w.new_zeros(batch, heads, alpha.shape[-1], dim, dtype=dtype)
@@ -253,7 +279,7 @@ def readout(
         S_t q_t `[B, T, H, M]`, or with `transpose` S_t^T r_t `[B, T, H, D]`, in the type of `read`; no map is applied.
     """
     batch, length = read.shape[:2]
-    dtype = _accumulation_dtype(w)
+    dtype = accumulation_dtype(w)
     chunk = min(chunk_size, length)
     x, scaled, codes, log_beta = (
         chunks.pack(chunks.split(x.to(dtype), chunk)) for x in (read, w * gamma.unsqueeze(-1), codes, log_beta)

@@ -1,12 +1,13 @@
-"""Gradients of the operators, by differentiating the eager implementation.
+"""Gradients of the operators, as operators.
 
 Each operator `trellis_ops::name` gets a second one, `trellis_ops::name_backward`, so that torch.compile sees one opaque
-call. The forward may have run on a kernel; the backward runs the eager forward again and lets autograd walk it.
+call. The forward may have run on a kernel; what the backward runs is told to `register`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,13 @@ import torch
 from torch import Tensor
 
 Forward = Callable[..., tuple[Tensor, ...]]
+VectorJacobian = Callable[[Sequence[Tensor | None], Sequence[int], Sequence[Tensor]], list[Tensor]]
+"""The inputs, the numbers of those whose gradients are wanted, and cotangents, to the wanted gradients."""
+
+
+def by_autograd(forward: Callable[..., Forward]) -> Callable[..., VectorJacobian]:
+    """What `register` takes, made of settings to a differentiable function from the tensors to a tuple of outputs."""
+    return lambda *settings: functools.partial(differentiate, forward(*settings))
 
 
 def differentiate(
@@ -44,29 +52,34 @@ def _autograd() -> Iterator[None]:
         yield
 
 
-def register(name: str, tensors: str, settings: str, forward: Callable[..., Forward], outputs: int) -> None:
+def register(
+    name: str, tensors: str, settings: str, vector_jacobian: Callable[..., VectorJacobian], outputs: int, kept: int = 0
+) -> None:
     """Give the operator `trellis_ops::name` its gradient.
 
     Args:
         name: of the operator.
         tensors: its tensor arguments, as in a schema.
         settings: its other arguments, as in a schema.
-        forward: settings to a differentiable function from the tensors to a tuple of outputs.
-        outputs: how many outputs it has.
+        vector_jacobian: settings to the function that computes the gradients; they are contiguous and share no storage.
+        outputs: how many outputs it has that users see.
+        kept: how many more it has for `vector_jacobian`, which finds them behind its inputs.
     """
     count = tensors.count(",") + 1
+    saved = count + kept
+    more = "".join(f"Tensor kept_{i}, " for i in range(kept))
     bars = ", ".join(f"Tensor bar_{i}" for i in range(outputs))
 
     def backward_of(*arguments: Any) -> list[Tensor]:
         cotangents, wanted = arguments[:outputs], arguments[outputs]
-        inputs, rest = arguments[outputs + 1 : outputs + 1 + count], arguments[outputs + 1 + count :]
-        return differentiate(forward(*rest), inputs, wanted, cotangents)
+        inputs, rest = arguments[outputs + 1 : outputs + 1 + saved], arguments[outputs + 1 + saved :]
+        return vector_jacobian(*rest)(inputs, wanted, cotangents)
 
     operator = torch.library.custom_op(
         f"trellis_ops::{name}_backward",
         backward_of,
         mutates_args=(),
-        schema=f"({bars}, int[] wanted, {tensors}, {settings}) -> Tensor[]",
+        schema=f"({bars}, int[] wanted, {tensors}, {more}{settings}) -> Tensor[]",
     )
 
     @operator.register_fake
@@ -75,12 +88,12 @@ def register(name: str, tensors: str, settings: str, forward: Callable[..., Forw
         return [torch.empty_like(inputs[i], memory_format=torch.contiguous_format) for i in arguments[outputs]]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:count])
+        ctx.save_for_backward(*inputs[:count], *(output[outputs:] if kept else ()))
         ctx.settings = inputs[count:]
 
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         wanted = [i for i in range(count) if ctx.needs_input_grad[i]]
-        gradients = iter(operator(*cotangents, wanted, *ctx.saved_tensors, *ctx.settings))
+        gradients = iter(operator(*cotangents[:outputs], wanted, *ctx.saved_tensors, *ctx.settings))
         return (*(next(gradients) if i in wanted else None for i in range(count)), *(None for _ in ctx.settings))
 
     torch.library.register_autograd(f"trellis_ops::{name}", backward, setup_context=setup_context)

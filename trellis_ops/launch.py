@@ -6,6 +6,8 @@ a whole layer: `contiguous` and `float` are cheap where nothing is to do, `to` i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,60 @@ def attention(
         *(s_k, s_v, sequences, y),
     )
     return y.view_as(v), s_k, s_v
+
+
+def attention_kept(
+    program: Program,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    S_k: Tensor | None,
+    S_v: Tensor | None,
+    sequences: Sequences,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `attention`, of a backward program; and the chunk-start states `[chunks, H, M, D]` of both memories."""
+    s_k, s_v = _first_state(S_k, sequences, alpha, k), _first_state(S_v, sequences, alpha, v)
+    kept_k, kept_v = (s.new_empty((sequences.chunks, *s.shape[1:])) for s in (s_k, s_v))
+    rows = _rows(v)
+    y = torch.empty_like(rows)
+    program.attention_kept(
+        *(_rows(q), _rows(k), rows, _rows(alpha), _rows(log_beta.float()), _gamma(gamma)),
+        *(s_k, s_v, sequences, (kept_k, kept_v), y),
+    )
+    return y.view_as(v), s_k, s_v, kept_k, kept_v
+
+
+def attention_backward(
+    program: Program,
+    inputs: Sequence[Tensor],
+    chunk_states: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    sequences: Sequences,
+) -> tuple[Tensor, ...]:
+    """The gradients of q, k, v, alpha, log_beta, gamma, S_k and S_v, each in the shape and type of its input.
+
+    Args:
+        inputs: the first six of `attention_kept`.
+        chunk_states: its last two results.
+        cotangents: of y and of the final states.
+    """
+    q, k, v, alpha, log_beta, gamma = inputs
+    bars = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, alpha)]
+    bar_gates = [torch.empty(log_beta.shape, dtype=torch.float32, device=q.device) for _ in range(2)]
+    bar_states = [x.clone(memory_format=torch.contiguous_format) for x in cotangents[1:]]
+    program.backward(
+        (_rows(q), _rows(k), _rows(v), _rows(alpha), _rows(log_beta.float()), _gamma(gamma)),
+        (chunk_states[0], chunk_states[1]),
+        _rows(cotangents[0]),
+        (bar_states[0], bar_states[1]),
+        sequences,
+        tuple(_rows(x) for x in (*bars, *bar_gates)),
+    )
+    bar_gamma = bar_gates[1].sum(dim=(0, 1)) if gamma.ndim == 1 else bar_gates[1]
+    return (*bars, bar_gates[0].to(log_beta.dtype), bar_gamma.to(gamma.dtype), *bar_states)
 
 
 def update(
@@ -105,10 +161,17 @@ def packed_sequences(cu_seqlens: Tensor, tokens: int, chunk_size: int) -> Sequen
     """The offsets of packed sequences; nothing is read back from the device."""
     chunks = -(-tokens // chunk_size)
     count = cu_seqlens.shape[0] - 1
+    total = count_chunks(1, tokens, chunk_size, count)
     # Sequence n has at most floor(end / C) - floor(start / C) + 1 chunks, so these offsets never overlap.
     chunk_offsets = cu_seqlens // chunk_size + torch.arange(count + 1, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     offsets = cu_seqlens.to(torch.int32).contiguous()
-    return Sequences(offsets, chunk_offsets.to(torch.int32), chunks + count, chunks)
+    return Sequences(offsets, chunk_offsets.to(torch.int32), total, chunks)
+
+
+def count_chunks(batch: int, tokens: int, chunk_size: int, packed: int | None) -> int:
+    """How many chunk-start states are allocated, for `packed` sequences or for a batch."""
+    chunks = -(-tokens // chunk_size)
+    return batch * chunks if packed is None else chunks + packed
 
 
 def even_sequences(batch: int, tokens: int, chunk_size: int, device: torch.device) -> Sequences:

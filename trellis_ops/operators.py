@@ -6,18 +6,21 @@ and where gradients are wanted, and each `run_*` is what both of them do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from codegen.program import Sequences
 from codegen.rule import Rule
-from trellis_ops import arguments, eager, gradients, launch, values
-from trellis_ops.plan import plan
+from trellis_ops import arguments, backward, eager, gradients, launch, values
+from trellis_ops.plan import Plan, plan
 
-_ATTENTION_TENSORS = (
+ATTENTION_TENSORS = (
     "Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor log_beta, Tensor gamma,"
     " Tensor? S_k, Tensor? S_v, Tensor? cu_seqlens"
 )
-_ATTENTION_SETTINGS = (
+ATTENTION_SETTINGS = (
     "str phi, str link, str out, float phi_eps, int chunk_size, str outer_gradient, str? implementation"
 )
 _UPDATE_TENSORS = "Tensor w, Tensor alpha, Tensor log_beta, Tensor gamma, Tensor? S"
@@ -52,16 +55,35 @@ def run_attention(
     tensors = (q, k, v, alpha, log_beta, gamma, S_k, S_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
     found = plan(attention_request, tensors, settings, implementation)
+    sequences = attention_sequences(found, *tensors, chunk_size=chunk_size)
+    if found.program is None:
+        y, s_k, s_v = _eager_attention(*settings)(*tensors)
+        return y, s_k, s_v
+    return launch.attention(found.program, q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences)
+
+
+def attention_sequences(
+    found: Plan,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    S_k: Tensor | None,
+    S_v: Tensor | None,
+    cu_seqlens: Tensor | None,
+    *,
+    chunk_size: int,
+) -> Sequences:
+    """Where the sequences of a call of `trellis_attention` lie, once the checks that read data have passed."""
     sequences = found.sequences
     if cu_seqlens is not None:
         values.check_offsets(cu_seqlens, q.shape[1], stall=found.checks_values)
         sequences = launch.packed_sequences(cu_seqlens, q.shape[1], chunk_size)
     if found.checks_values:
         values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v)
-    if found.program is None:
-        y, s_k, s_v = _eager_attention(*settings)(*tensors)
-        return y, s_k, s_v
-    return launch.attention(found.program, q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences)
+    return sequences
 
 
 def attention_request(
@@ -92,12 +114,13 @@ attention = torch.library.custom_op(
     "trellis_ops::attention",
     run_attention,
     mutates_args=(),
-    schema=f"({_ATTENTION_TENSORS}, {_ATTENTION_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({ATTENTION_TENSORS}, {ATTENTION_SETTINGS}) -> (Tensor, Tensor, Tensor)",
 )
 
 
 @attention.register_fake
-def _(*call: object) -> tuple[Tensor, Tensor, Tensor]:
+def fake_attention(*call: object) -> tuple[Tensor, Tensor, Tensor]:
+    """y and the final states, without data."""
     request = attention_request(*call[:-1])  # type: ignore[arg-type]
     q, _, v, alpha, *_, cu_seqlens = (x for x in call[:9])
     assert isinstance(q, Tensor) and isinstance(v, Tensor) and isinstance(alpha, Tensor)
@@ -145,7 +168,26 @@ def _eager_attention(
     return forward
 
 
-gradients.register("attention", _ATTENTION_TENSORS, _ATTENTION_SETTINGS, _eager_attention, outputs=3)
+def _attention_gradient(
+    phi: str,
+    link: str,
+    out: str,
+    phi_eps: float,
+    chunk_size: int,
+    outer_gradient: str,
+    implementation: str | None = None,
+) -> gradients.VectorJacobian:
+    rule = Rule(phi, link, out, phi_eps)
+
+    def pull_back(inputs: Sequence[Tensor | None], wanted: Sequence[int], cotangents: Sequence[Tensor]) -> list[Tensor]:
+        return backward.gradients(
+            inputs, wanted, cotangents, rule=rule, chunk_size=chunk_size, outer_gradient=outer_gradient
+        )
+
+    return pull_back
+
+
+gradients.register("attention", ATTENTION_TENSORS, ATTENTION_SETTINGS, _attention_gradient, outputs=3)
 
 
 def run_update(
@@ -218,7 +260,7 @@ def _eager_update(phi: str, phi_eps: float, chunk_size: int, implementation: str
     return forward
 
 
-gradients.register("update", _UPDATE_TENSORS, _UPDATE_SETTINGS, _eager_update, outputs=3)
+gradients.register("update", _UPDATE_TENSORS, _UPDATE_SETTINGS, gradients.by_autograd(_eager_update), outputs=3)
 
 
 def run_readout(
@@ -273,7 +315,7 @@ def _eager_readout(chunk_size: int, transpose: bool, implementation: str | None 
     return forward
 
 
-gradients.register("readout", _READOUT_TENSORS, _READOUT_SETTINGS, _eager_readout, outputs=1)
+gradients.register("readout", _READOUT_TENSORS, _READOUT_SETTINGS, gradients.by_autograd(_eager_readout), outputs=1)
 
 
 def run_step(

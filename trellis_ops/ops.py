@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from codegen.errors import GradientError
-from trellis_ops import operators
+from trellis_ops import kept_attention, operators
 from trellis_ops.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
 
@@ -38,7 +38,8 @@ def trellis_attention(
     Per head and token: z = S w at the state at the start of the token's chunk, u = J_phi(z)^T (phi(z) - alpha),
     S <- beta S - gamma u w^T, for S_k with w = k and for S_v with w = v; then r = link(S_k q), y = out(S_v^T r).
 
-    Gradients come from differentiating the eager implementation, whichever implementation ran the forward.
+    Its gradient is that of docs/backward.md: by a kernel where there is one (on CPUs, for chunks of 3 to 256 tokens),
+    which keeps the chunk-start states, else by eager PyTorch, which keeps nothing and computes the states again.
 
     Args:
         q, k: `[B, T, H, D_k]`, float32, bfloat16 or float16 (float64: eager only). Any strides.
@@ -72,8 +73,13 @@ def trellis_attention(
     """
     s_k, s_v = (None, None) if initial_state is None else initial_state
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
-    run = operators.run_attention if is_plain(tensors) else operators.attention
-    y, s_k, s_v = run(*tensors, phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
+    settings = (phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
+    if is_plain(tensors):
+        y, s_k, s_v = operators.run_attention(*tensors, *settings)
+    elif wants_gradient(tensors):
+        y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings)
+    else:
+        y, s_k, s_v = operators.attention(*tensors, *settings)
     return y, (s_k, s_v) if output_final_state else None
 
 

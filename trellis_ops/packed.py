@@ -3,50 +3,49 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from codegen.spec import next_power_of_two
-from trellis_ops.tokens import States, Tokens
 
-Run = Callable[[Tokens, States], tuple[Tensor, States]]
-"""Run a batch of sequences of one length: tokens `[n, T, H, ...]`, states `[n, H, M, D]` to y and the last states."""
+Tensors = Sequence[Tensor]
+Run = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
+"""Run a batch of sequences of one length: tensors `[n, T, H, ...]` and `[n, H, ...]` to results of these two kinds."""
 
 
-def run(tokens: Tokens, states: States, cu_seqlens: Tensor, run_batch: Run) -> tuple[Tensor, States]:
+def run(tokens: Tensors, states: Tensors, cu_seqlens: Tensor, run_batch: Run) -> tuple[list[Tensor], list[Tensor]]:
     """Run every packed sequence on its own, those of similar length as one batch.
 
     Args:
-        tokens: `[1, T, H, ...]`.
-        states: `[N, H, M, D_k]` and `[N, H, M, D_v]`.
+        tokens: each `[1, T, H, ...]`.
+        states: each `[N, H, ...]`.
         cu_seqlens: `[N + 1]`.
         run_batch: what to do with a batch.
 
     Returns:
-        y `[1, T, H, D_v]` and the last states, in the order of the sequences.
+        The results for tokens `[1, T, H, ...]`, and those for states `[N, H, ...]` in the order of the sequences.
     """
-    device = tokens.q.device
+    device = tokens[0].device
     offsets = cu_seqlens.tolist()
-    outputs, places, order, finals_k, finals_v = [], [], [], [], []
+    places, order, results = [], [], []
     for members in similar_lengths(offsets):
         starts = torch.tensor([offsets[n] for n in members], device=device).unsqueeze(-1)
         ends = torch.tensor([offsets[n + 1] for n in members], device=device).unsqueeze(-1)
         longest = max(1, *(offsets[n + 1] - offsets[n] for n in members))
         place = starts + torch.arange(longest, device=device)
         inside = place < ends
-        batch = Tokens(*(_padded(x, place, inside) for x in tokens))
         chosen = torch.tensor(members, device=device)
-        y, (s_k, s_v) = run_batch(batch, (states[0][chosen], states[1][chosen]))
-        outputs.append(y[inside])
+        of_tokens, of_states = run_batch([_padded(x, place, inside) for x in tokens], [s[chosen] for s in states])
+        results.append(([x[inside] for x in of_tokens], of_states))
         places.append(place[inside])
         order.append(chosen)
-        finals_k.append(s_k)
-        finals_v.append(s_v)
-    y = torch.cat(outputs)[torch.cat(places).argsort()].unsqueeze(0)
-    back = torch.cat(order).argsort()
-    return y, (torch.cat(finals_k)[back], torch.cat(finals_v)[back])
+    back_tokens, back_states = torch.cat(places).argsort(), torch.cat(order).argsort()
+    of_tokens, of_states = (
+        [torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in zip(*results, strict=True)
+    )
+    return [x[back_tokens].unsqueeze(0) for x in of_tokens], [s[back_states] for s in of_states]
 
 
 def similar_lengths(offsets: list[int]) -> list[list[int]]:

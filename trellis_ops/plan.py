@@ -42,6 +42,8 @@ def plan(
 ) -> Plan:
     """The plan for a call; `request` checks its tensors and settings, and is only called the first time.
 
+    A backward has no program where there is no kernel, even if an implementation is forced: that is for the forward.
+
     Raises:
         TrellisError: the arguments are wrong, or a forced implementation cannot run them.
     """
@@ -57,9 +59,9 @@ def plan(
 
 
 def _resolve(request: Request, implementation: str | None) -> Plan:
-    resolution = dispatch.resolve_request(request, implementation)
-    program = dispatch.program_of(resolution, request.spec)
-    problem = request.spec.problem
+    problem, program = request.spec.problem, None
+    if problem.direction == "forward" or dispatch.has_kernel(request, implementation):
+        program = dispatch.program_of(dispatch.resolve_request(request, implementation), request.spec)
     sequences = launch.even_sequences(problem.batch, problem.tokens, problem.chunk, request.device)
     return Plan(program, sequences, values.enabled())
 

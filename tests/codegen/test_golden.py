@@ -80,7 +80,18 @@ def tvm(kernel: str, operator: str, variant: str, padded_operator: str | None = 
     ]
 
 
+def backward(spec: Spec, direction: str) -> Spec:
+    return replace(spec, problem=replace(spec.problem, direction=direction))
+
+
 GOLDEN = [
+    Golden(
+        "trellis_backward", backward(PLAIN, "backward"), replace(TVM, variant="backward", tile_tokens=64), "x86-64-v4"
+    ),
+    Golden(
+        *("trellis_backward", backward(PADDED, "backward_first_order"), replace(TVM_TILED, variant="backward")),
+        *("x86-64-v4", "padded"),
+    ),
     *tvm("trellis_fused", "trellis_attention", "fused"),
     *tvm("trellis_pair", "trellis_attention", "pair"),
     *tvm("memory_update", "memory_update", "update"),
