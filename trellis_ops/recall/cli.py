@@ -74,7 +74,7 @@ def _write(options: argparse.Namespace, cells: Sequence[Cell], results: Sequence
     table = tables.curve_table(results)
     (folder / "pairs.md").write_text(table + "\n")
     plots.draw_curves(results, folder / "pairs.png")
-    plots.draw_per_slot(results, folder / "pairs-per-slot.png", lambda each: f"{each.cell.phi}, M = {each.cell.slots}")
+    plots.draw_curves(results, folder / "pairs-per-slot.png", per_slot=True)
     print(f"{table}\nsee {folder}")
 
 
@@ -84,7 +84,8 @@ def _show(progress: Progress) -> None:
         learned = "no number" if result.bits_per_byte is None else f"{result.bits_per_byte:.3f} bits per byte"
     else:
         learned = " ".join(f"{pairs}:{share:.2f}" for pairs, share in result.accuracy.items())
-    rule = f"{page.setting(result)}, {cell.outer_gradient}, M = {cell.slots}, C = {cell.chunk}, seed {cell.seed}"
+    sizes = f"M = {cell.slots}, C = {cell.chunk}, gamma from {cell.init_gamma:g}, seed {cell.seed}"
+    rule = f"{page.setting(result)}, {cell.outer_gradient}, {sizes}"
     lost = "diverged, " if result.diverged else ""
     steps = f"{lost}{result.steps} steps, {result.seconds:.0f} s"
     print(f"{progress.done} of {progress.cells}: {rule}: {learned} ({steps})", flush=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trellis_ops.recall.cell import Result
 from trellis_ops.recall.grids import USES_EPS
-from trellis_ops.recall.plots import draw_per_slot
-from trellis_ops.recall.tables import grouped, markdown
+from trellis_ops.recall.plots import draw_lines
+from trellis_ops.recall.tables import differing, grouped, label, markdown, values
 
 _SHOWN = 3
 """Lines of a plot beside phi = identity: the best of the other settings."""
+
+_NAMED = ("phi", "phi_eps", "learned_state", "normalize_qkv", "outer_gradient", "chunk")
+"""The settings that have a column or a section of their own."""
 
 HEAD = """# What makes the model learn
 
@@ -45,10 +48,15 @@ def write_page(results: Sequence[Result], cells: int, path: Path, command: str) 
     parts = [_head(results, cells, command)]
     if recall:
         picture = path.with_suffix(".png")
-        ranked = _ranked(recall)
-        shown = {"identity": _best(ranked, identity=True)} | {name: name for name in _others(ranked)[:_SHOWN]}
-        draw_per_slot([each for each in recall if setting(each) in shown.values()], picture, setting)
-        parts += [_in_short(ranked), f"![accuracy against pairs per slot]({picture.name})"]
+        also = differing(recall, _NAMED)
+
+        def name(each: Result) -> str:
+            return ", ".join(filter(None, (setting(each), label(each, also))))
+
+        ranked = _ranked(recall, name)
+        shown = _best(ranked)
+        draw_lines([each for each in recall if name(each) in shown], picture, name)
+        parts += [_in_short(ranked, shown), f"![accuracy against pairs per slot]({picture.name})"]
     for chunk in sorted({each.cell.chunk for each in results}):
         parts += [f"## C = {chunk}", _table([each for each in results if each.cell.chunk == chunk])]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,41 +106,35 @@ def _values(results: Sequence[Result], name: str) -> str:
     return ", ".join(f"{value:g}" for value in sorted({getattr(each.cell, name) for each in results}))
 
 
-def _ranked(results: Sequence[Result]) -> dict[str, tuple[float, float]]:
+def _ranked(results: Sequence[Result], name: Callable[[Result], str]) -> dict[str, tuple[float, float]]:
     """Every setting with how much it recalls where it fits and beyond, over all C, seeds and gradients; best first."""
     means = {
-        str(name): (statistics.mean(map(fits, group)), statistics.mean(map(beyond, group)))
-        for (name,), group in grouped(results, lambda each: (setting(each),)).items()
+        text: (statistics.mean(map(fits, group)), statistics.mean(map(beyond, group)))
+        for (text,), group in grouped(results, lambda each: (name(each),)).items()
     }
     return dict(sorted(means.items(), key=lambda item: -sum(item[1])))
 
 
-def _others(ranked: dict[str, tuple[float, float]]) -> list[str]:
-    return [name for name in ranked if not name.startswith("identity")]
+def _best(ranked: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The best linear write and the best of the others."""
+    linear = [name for name in ranked if name.startswith("identity")]
+    return [*linear[:1], *[name for name in ranked if name not in linear][:_SHOWN]]
 
 
-def _best(ranked: dict[str, tuple[float, float]], identity: bool) -> str:
-    names = [name for name in ranked if name.startswith("identity") == identity]
-    return names[0] if names else next(iter(ranked))
-
-
-def _in_short(ranked: dict[str, tuple[float, float]]) -> str:
-    """The settings that recall most, over all C and gradients, beside the best linear write."""
-    names = list(dict.fromkeys([_best(ranked, identity=True), *_others(ranked)[:_SHOWN]]))
-    rows = [[name, f"{ranked[name][0]:.2f}", f"{ranked[name][1]:.2f}"] for name in names]
-    return (
-        "The best linear write and the best others, means over what there is of C, gradients and seeds:\n\n"
-        + markdown(["setting", "fits", "beyond"], rows)
-    )
+def _in_short(ranked: Mapping[str, tuple[float, float]], shown: Sequence[str]) -> str:
+    rows = [[name, f"{ranked[name][0]:.2f}", f"{ranked[name][1]:.2f}"] for name in shown]
+    text = "The best linear write and the best others, means over what there is of C, gradients and seeds:"
+    return f"{text}\n\n{markdown(['setting', 'fits', 'beyond'], rows)}"
 
 
 def _table(results: Sequence[Result]) -> str:
     gradients = sorted({each.cell.outer_gradient for each in results})
-    head = ["phi", "phi_eps", "first state", "q, k, v"]
+    also = differing(results, _NAMED)
+    head = ["phi", "phi_eps", "first state", "q, k, v", *also]
     for gradient in gradients:
         head += [f"{gradient}: fits", "beyond", "text"]
     rows = []
-    for key, group in grouped(results, _row_of).items():
+    for key, group in grouped(results, lambda each: (*_row_of(each), *values(each, also))).items():
         row = [str(each) for each in key]
         for gradient in gradients:
             row += _columns([each for each in group if each.cell.outer_gradient == gradient])
@@ -140,7 +142,7 @@ def _table(results: Sequence[Result]) -> str:
     return markdown(head, rows)
 
 
-def _row_of(result: Result) -> tuple[object, ...]:
+def _row_of(result: Result) -> tuple[str, ...]:
     cell = result.cell
     eps = f"{cell.phi_eps:g}" if cell.phi in USES_EPS else "-"
     return cell.phi, eps, "learned" if cell.learned_state else "zero", "unit" if cell.normalize_qkv else "as is"
