@@ -7,18 +7,23 @@ VENV := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tune test bench report show lint clean
+.PHONY: help tune train test bench report show lint clean clean-cache
 
 # List the targets.
 help:
-	@awk '/^# /{text = substr($$0, 3)} /^[a-z]+:/{sub(":.*", ""); printf "make %-8s %s\n", $$0, text}' Makefile
+	@awk '/^# /{text = substr($$0, 3)} /^[a-z-]+:/{sub(":.*", ""); printf "make %-11s %s\n", $$0, text}' Makefile
 	@echo 'Variables, as in `make tune BUDGET=60s`: WORKLOAD, SPEC, BUDGET, STORAGE (tune); STORAGE (report);'
-	@echo '  KERNEL, BACKEND (show); PYTHON (which Python .venv is made from); ARGS (more options for the command).'
+	@echo '  DATA, FOLDER (train); KERNEL, BACKEND (show); PYTHON (which Python .venv is made from); ARGS (more options for the command).'
 
 # Find the fastest correct kernels for this machine.
 tune: .venv/installed-tune
 	@echo 'Tuning for this machine: about five minutes. Interrupt it any time; run again, it goes on.'
 	@$(VENV)/python -m tuner tune $(tune_options) $(ARGS)
+
+# Train the reference model: make train DATA='text.txt folder' FOLDER=runs/mine; without DATA on this project.
+train: .venv/installed-train
+	@$(VENV)/python -m trellis_ops.train $(if $(DATA),$(DATA),README.md CONTRIBUTING.md codegen trellis_ops) \
+		--folder '$(if $(FOLDER),$(FOLDER),runs/this-project)' $(ARGS)
 
 # Run the tests, then those that need Triton's interpreter, which is chosen when Triton is imported.
 test: .venv/installed-test
@@ -53,6 +58,10 @@ lint: .venv/installed-lint
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Remove generated sources and compiled kernels; tuned records and studies are kept.
+clean-cache: .venv/installed-tune
+	@$(VENV)/python -m codegen clean-cache
 
 tune_options = $(if $(WORKLOAD),--workload '$(WORKLOAD)') $(if $(SPEC),--spec '$(SPEC)') \
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(STORAGE),--storage '$(STORAGE)')

@@ -1,17 +1,23 @@
-"""The command line of the compiler: `python -m codegen show KERNEL` prints a generated source, or what became of it."""
+"""The command line of the compiler.
+
+`python -m codegen show KERNEL` prints a generated source, or what became of it; `python -m codegen clean-cache` removes
+what can be generated again.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from dataclasses import fields, replace
 
 from codegen.backends import Resources, backend
+from codegen.backends.kernel_cache import kernels_folder
 from codegen.device import NAMED, Device, named
 from codegen.errors import IllegalScheduleError, TrellisError, UnknownKernelError, UnknownStageError
 from codegen.program import KERNELS_OF_VARIANT
-from codegen.render import KERNELS, Source, render
+from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
 from codegen.schedule import BACKENDS, Schedule, default, from_settings, variants_of, why_illegal
 from codegen.spec import DIRECTIONS, DTYPES, OPERATORS, Problem, Spec
@@ -32,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        print(_show(options).rstrip("\n"), flush=True)
+        print(_COMMANDS[options.command](options).rstrip("\n"), flush=True)
     except TrellisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -44,7 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m codegen", description=__doc__)
-    show = parser.add_subparsers(dest="command", required=True).add_parser(
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "clean-cache",
+        help="remove generated sources and compiled kernels",
+        description="Remove generated sources and compiled kernels; studies and tuning records stay.",
+    )
+    show = commands.add_parser(
         "show",
         help="print a generated kernel",
         description="Print the source of a kernel with its header, or what its compiler made of it.",
@@ -111,6 +123,19 @@ def _show(options: argparse.Namespace) -> str:
     if options.resources:
         return _table(backend(schedule.backend).resources(source, spec, schedule, device))
     return source.text
+
+
+def _clean_cache(options: argparse.Namespace) -> str:
+    lines = []
+    for folder in (generated_folder(), kernels_folder()):
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        if folder.exists():
+            shutil.rmtree(folder)
+        lines.append(f"{folder}: {len(sizes)} files removed, {sum(sizes) / 1e6:.1f} MB")
+    return "\n".join(lines)
+
+
+_COMMANDS = {"show": _show, "clean-cache": _clean_cache}
 
 
 def _spec(options: argparse.Namespace) -> Spec:

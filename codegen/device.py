@@ -61,6 +61,12 @@ _X86_LEVELS = (
 )
 
 
+_CPU_FACTS = (
+    *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),
+    *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"),
+)
+
+
 def named(name: str) -> Device:
     """The device called `name`: "here" for this machine's CPU, or a key of `NAMED`.
 
@@ -80,6 +86,12 @@ def cpu() -> Device:
     facts = _cpuinfo()
     name, arch, vector_bits = _cpu_identity(facts, platform.machine().lower())
     return Device("cpu", name, arch, _usable_cores(), vector_bits)
+
+
+def cpu_identity() -> str:
+    """All that a compiler which is asked for code for this CPU may look at, as text; more than a device's key says."""
+    facts = _cpuinfo()
+    return "; ".join(f"{name}: {facts[name]}" for name in _CPU_FACTS if name in facts) or platform.processor()
 
 
 def gpu_names() -> tuple[str, ...]:
@@ -115,6 +127,7 @@ def _cpu_identity(facts: dict[str, str], machine: str) -> tuple[str, str, int]:
     return model, "aarch64" if machine in ("arm64", "aarch64") else machine, 128
 
 
+@functools.cache
 def _cpuinfo() -> dict[str, str]:
     path = Path("/proc/cpuinfo")
     if not path.exists():

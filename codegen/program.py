@@ -10,12 +10,14 @@ chunk-start states.
 from __future__ import annotations
 
 import functools
+import os
+import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from codegen.backends import Kernel, backend
 from codegen.device import Device
-from codegen.render import render, template_digest
+from codegen.render import template_digest
 from codegen.schedule import Schedule, require_legal, variants_of
 from codegen.spec import Spec
 
@@ -35,8 +37,8 @@ KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
 
 # In variant `pair` one of the two programs has nothing to do in the first and in the last launch: many segments waste
 # little time so, but each must be worth waking a thread for.
-_MOST_SEGMENTS = 16
-_SEGMENT_TOKENS = 256
+_MOST_SEGMENTS = 32
+_SEGMENT_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Sequences:
     chunks: int
     most_chunks: int
 
-    @property
+    @functools.cached_property
     def count(self) -> int:
         """N, the number of sequences."""
         return self.cu_seqlens.shape[0] - 1
@@ -241,6 +243,20 @@ class Program:
         self.kernels[0](programs, q, k, v, alpha, log_beta, gamma, S_k, S_v, *gradient_states, cu_seqlens, y)
 
 
+# Neither compiler is made for several threads at once, and a kernel is wanted once. A child that is forked while
+# another thread compiles has no such thread to wait for.
+_building = threading.RLock()
+
+
+def _build_anew() -> None:
+    global _building
+    _building = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows, which has no fork.
+    os.register_at_fork(after_in_child=_build_anew)
+
+
 def build(spec: Spec, schedule: Schedule, device: Device) -> Program:
     """Render and compile the kernels of `schedule`; the same arguments give the same Program again.
 
@@ -250,18 +266,15 @@ def build(spec: Spec, schedule: Schedule, device: Device) -> Program:
         IllegalScheduleError, TemplateError, CompileError, BackendUnavailableError: as their names say.
     """
     require_legal(spec, schedule, device)
-    return _build(replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=1)), schedule, device)
+    with _building:
+        return _build(replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=1)), schedule, device)
 
 
 @functools.lru_cache(maxsize=512)
 def _build(spec: Spec, schedule: Schedule, device: Device) -> Program:
     compiler = backend(schedule.backend)
-    sources = [render(kernel, part, schedule, device) for kernel, part in parts(spec, schedule)]
-    kernels = [
-        compiler.compile(source, part, schedule, device)
-        for source, (_, part) in zip(sources, parts(spec, schedule), strict=True)
-    ]
-    return Program(spec, schedule, device, tuple(kernels))
+    kernels = tuple(compiler.kernel(kernel, part, schedule, device) for kernel, part in parts(spec, schedule))
+    return Program(spec, schedule, device, kernels)
 
 
 def parts(spec: Spec, schedule: Schedule) -> tuple[tuple[str, Spec], ...]:

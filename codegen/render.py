@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,8 @@ KERNELS = ("trellis_fused", "trellis_pair", "trellis_backward", "memory_update",
 only in that of TVM."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+
+_REFERENCE = re.compile(r"""\{%[-+]?\s*(?:import|from|include|extends)\s+["']([^"']+)["']""")
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
         raise TemplateError(path=TEMPLATES / name, reason=f"{error}{line}") from error
     text = _header(kernel, spec, schedule, device) + body
     digest = hashlib.sha256(text.encode()).hexdigest()
-    path = generated_folder() / schedule.backend / f"{kernel}_{digest[:16]}.py"
-    _write_if_different(path, text)
+    path = _written(generated_folder() / schedule.backend / f"{kernel}_{digest[:16]}.py", text)
     return Source(kernel, text, path, digest)
 
 
@@ -98,23 +101,23 @@ def template_digest(backend: str, kernels: tuple[str, ...]) -> str:
 
 
 def _referenced(name: str) -> list[str]:
-    import jinja2.meta
+    # By pattern, as Jinja itself would have to be imported for it, in every process that only looks a kernel up.
+    return _REFERENCE.findall((TEMPLATES / name).read_text())
 
-    try:
-        tree = _environment().parse((TEMPLATES / name).read_text())
-    except jinja2.TemplateSyntaxError:
-        return []  # It cannot be rendered either, and `render` says why; its own bytes still count.
-    return [found for found in jinja2.meta.find_referenced_templates(tree) if found]
+
+def cache_folder() -> Path:
+    """Where all that can be made again lives: TRELLIS_OPS_CACHE, or the user's cache folder."""
+    configured = os.environ.get("TRELLIS_OPS_CACHE")
+    if configured:
+        return Path(configured)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("trellis-ops"))
 
 
 def generated_folder() -> Path:
-    """Where generated sources live: TRELLIS_OPS_CACHE, or the user's cache folder."""
-    configured = os.environ.get("TRELLIS_OPS_CACHE")
-    if configured:
-        return Path(configured) / "generated"
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("trellis-ops")) / "generated"
+    """Where generated sources live."""
+    return cache_folder() / "generated"
 
 
 @functools.cache
@@ -161,6 +164,23 @@ def show_command(kernel: str, spec: Spec, schedule: Schedule, device: Device) ->
 def _require_kernel(kernel: str) -> None:
     if kernel not in KERNELS:
         raise UnknownKernelError(name=kernel, known=", ".join(KERNELS))
+
+
+def _written(path: Path, text: str) -> Path:
+    """`text` in the file `path`; in a folder of this process, and a warning, if that cannot be written."""
+    try:
+        _write_if_different(path, text)
+        return path
+    except OSError as error:
+        elsewhere = Path(_folder_of_this_process(f"{path.parent}: {error.strerror}").name) / path.name
+        _write_if_different(elsewhere, text)
+        return elsewhere
+
+
+@functools.cache
+def _folder_of_this_process(reason: str) -> tempfile.TemporaryDirectory[str]:
+    warnings.warn(f"generated sources cannot be kept in {reason}; each process makes its own", stacklevel=2)
+    return tempfile.TemporaryDirectory(prefix="trellis-ops-", ignore_cleanup_errors=True)
 
 
 def _write_if_different(path: Path, text: str) -> None:

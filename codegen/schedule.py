@@ -104,6 +104,8 @@ class TritonSchedule(Schedule):
 
 _ONLY_TVM = ("pair", "backward")
 _FEWEST_ACCUMULATORS = 4
+_DEFAULT_TILE = 16
+_DEFAULT_ACCUMULATORS = 16
 _SPANNING = ("fused", "pair")  # TVM variants whose tiles may span several chunks.
 
 _LONGEST_BACKWARD_CHUNK = 256  # The states of its tiles are scratch of the kernel.
@@ -192,12 +194,11 @@ def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
     threads = max(n for n in TvmSchedule.choices["threads"] if isinstance(n, int) and n <= device.cores)
     if variant == "recurrent":
         return TvmSchedule(variant, width, width, _FEWEST_ACCUMULATORS, threads)
-    # Two vectors a row; a longer tile wastes more above the diagonal, which the backward leaves out block by block.
-    tile = 4 * width if variant == "backward" else 2 * width
+    # A longer tile has fewer products but wastes more of them above the diagonal, which the backward leaves out.
+    tile = 4 * width if variant == "backward" else max(width, _DEFAULT_TILE)
     if variant not in _SPANNING:
         tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
-    accumulators = _most_accumulators(device) if variant == "backward" else _vector_registers(device) // 2
-    return TvmSchedule(variant, tile, width, accumulators, threads)
+    return TvmSchedule(variant, tile, width, min(_DEFAULT_ACCUMULATORS, _most_accumulators(device)), threads)
 
 
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
@@ -235,7 +236,9 @@ def _default_tvm_variant(spec: Spec, device: Device) -> str:
         return VARIANTS[problem.operator][0]
     if problem.direction != "forward":
         return BACKWARD_VARIANTS[problem.operator][0]
-    return "pair" if problem.batch * problem.heads < device.cores else "fused"
+    if problem.batch * problem.heads < device.cores:
+        return "pair"
+    return "recurrent" if problem.chunk == 1 else "fused"
 
 
 def _vector_registers(device: Device) -> int:

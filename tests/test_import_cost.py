@@ -17,6 +17,7 @@ before = set(sys.modules)
 import trellis_ops
 print(json.dumps({
     "brought": sorted({name.partition(".")[0] for name in set(sys.modules) - before}),
+    "modules": sorted(set(sys.modules) - before),
     "gpu": torch.cuda.is_initialized(),
 }))
 """
@@ -31,6 +32,8 @@ def test_importing_brings_in_no_compiler_and_makes_nothing(tmp_path: Path) -> No
     found = json.loads(done.stdout)
     assert "trellis_ops" in found["brought"]
     assert not {"triton", "tvm", "tvm_ffi", "optuna", "jinja2", "tuner", "rich"}.intersection(found["brought"])
+    assert not {"tokenizers", "safetensors", "matplotlib"}.intersection(found["brought"])
+    assert not {"trellis_ops.train", "trellis_ops.recall", "trellis_ops.model"}.intersection(found["modules"])
     assert found["gpu"] is False
     assert not cache.exists()
     assert not database.exists()

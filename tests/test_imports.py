@@ -27,8 +27,11 @@ LIBRARIES = {"tuning_db": {"msgspec", "filelock", "platformdirs"}}
 MODEL = {"config", "demo", "mixer", "model", "sampling", "state"}
 """The modules of trellis_ops that make the reference model."""
 
-FOR_THE_MODEL = MODEL | {"ops", "dispatch", "tokens"}
+FOR_THE_MODEL = MODEL | {"ops", "dispatch", "outer_gradient", "tokens"}
 """What they may import of trellis_ops: the operators by their public names, and which device a tensor is on."""
+
+TRAINING = ("train", "recall")
+"""The packages of trellis_ops that train the model, each importing only those before it."""
 
 SHARED_WITH_THE_ORACLE = {"outer_gradient", "tokens"}
 """What the oracle may import of trellis_ops: names and shapes, no arithmetic."""
@@ -99,7 +102,13 @@ def _wrong_order(package: str, importer: str, name: str) -> str | None:
 def _wrong_use(package: str, importer: str, name: str) -> str | None:
     if package != "trellis_ops" or not name.startswith("trellis_ops."):
         return None
-    other = name.split(".")[1]
+    other, mine = name.split(".")[1], importer.partition(".")[0]
+    if mine in TRAINING:
+        before = TRAINING[: TRAINING.index(mine) + 1]
+        return None if other in {*MODEL, *before, "dispatch", "outer_gradient"} else "training uses the model only"
+    if other in TRAINING:
+        shared = importer == "demo" and name.startswith("trellis_ops.train.")
+        return None if shared else "nothing but the demonstration needs what trains the model"
     if importer in MODEL:
         return None if other in FOR_THE_MODEL else "the model uses operators through trellis_ops.ops only"
     if other in MODEL and importer:
@@ -142,6 +151,9 @@ def test_templates_hold_no_python_modules() -> None:
         ("trellis_ops.operators", "from trellis_ops.model import TrellisLM", "know no model"),
         ("trellis_ops.reference", "from trellis_ops.maps import apply_map", "shares no expression"),
         ("trellis_ops.eager", "from trellis_ops import reference", "never a call"),
+        ("trellis_ops.train.loop", "from trellis_ops import eager", "uses the model only"),
+        ("trellis_ops.train.loop", "from trellis_ops.recall import task", "uses the model only"),
+        ("trellis_ops.model", "from trellis_ops.train import loop", "trains the model"),
         ("tuner.search", "from trellis_ops.ops import trellis_attention", "against the arrows"),
         ("tuner.search", "if TYPE_CHECKING:\n    import trellis_ops", "against the arrows"),
         ("tuner.search", "from tests.inputs import Inputs", "only tests"),

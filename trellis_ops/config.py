@@ -11,6 +11,7 @@ from codegen.device import Device, cpu
 from codegen.errors import SizeError, UnknownMapError
 from codegen.rule import Rule
 from codegen.spec import MAX_DIM, MAX_SLOTS
+from trellis_ops.outer_gradient import is_first_order
 from tuning_db import Recommendation, default_store
 
 DEFAULT_SLOTS = 64
@@ -47,6 +48,7 @@ class TrellisConfig:
         num_slots: M, or "auto" for the tuner's recommendation.
         chunk_size: C, or "auto" for the tuner's recommendation; 1 is the exact recurrence. Changes the result.
         phi, link, out, phi_eps: see `codegen.rule.Rule`.
+        outer_gradient: "bilevel" trains through z, "first_order" takes it for a constant; the forward is the same.
         step_size: "head" for one learned gamma per head, "token" for one per head and token.
         learned_state: whether the state that a sequence starts from is a parameter, drawn from N(0, 1/D), or zero.
         normalize_qkv: whether q, k and v have unit length per head.
@@ -60,6 +62,7 @@ class TrellisConfig:
 
     Raises:
         SizeError: a number outside its range. UnknownMapError: an unknown map, step size or way to decode.
+        ValueError: an unknown outer gradient.
 
     Example:
         >>> TrellisConfig.preset("tiny", chunk_size=1).key_width
@@ -78,6 +81,7 @@ class TrellisConfig:
     link: str = "ln_silu"
     out: str = "identity"
     phi_eps: float = 1e-2
+    outer_gradient: str = "bilevel"
     step_size: str = "head"
     learned_state: bool = False
     normalize_qkv: bool = True
@@ -90,6 +94,7 @@ class TrellisConfig:
 
     def __post_init__(self) -> None:
         Rule(self.phi, self.link, self.out, self.phi_eps, self.step_size)
+        is_first_order(self.outer_gradient)
         if self.decode not in DECODES:
             raise UnknownMapError(role="decode", name=self.decode, known=", ".join(DECODES))
         for name in _COUNTS:

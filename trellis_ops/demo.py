@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from codegen.errors import SizeError
 from trellis_ops.config import PRESETS, TrellisConfig
 from trellis_ops.model import TrellisLM
+from trellis_ops.train.schedule import rate_share
 
 _PIECE = 4096
 """Bytes whose logits are held at once while measuring; the state goes on from piece to piece."""
@@ -47,9 +48,7 @@ def train(model: TrellisLM, text: Tensor, steps: int, batch: int, length: int, l
     length = min(length, len(text) - 1)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     warmup = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps, warmup))
     for step in range(1, steps + 1):
         starts = torch.randint(len(text) - length, (batch, 1))
         windows = text[starts + torch.arange(length + 1)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -17,7 +17,7 @@ from codegen.backends import backend
 from codegen.device import Device, cpu, cuda_device, gpu_names
 from codegen.errors import ImplementationError, ScheduleFieldError, TrellisError
 from codegen.program import Program, build, operator_digest
-from codegen.schedule import BACKENDS, Schedule, default, from_settings, why_illegal
+from codegen.schedule import BACKENDS, Schedule, TvmSchedule, default, from_settings, why_illegal
 from codegen.spec import Spec, bucket
 from trellis_ops.arguments import Request
 from tuning_db import Match, Store, default_store
@@ -122,13 +122,29 @@ def _kernel(name: str, spec: Spec, device: Device, forced: str | None) -> Resolu
         if match.how == "bucket":
             notes.append(f"no record of {spec.key()}: the winner of its shape bucket stands in")
         if schedule is not None:
-            return Resolution(name, device, schedule, f"{match.how} winner", match, tuple(notes))
+            followed = _on_torch_threads(schedule)
+            if followed != schedule:
+                notes.append(f"the winner's threads are cut to the {torch.get_num_threads()} that torch may use")
+            return Resolution(name, device, followed, f"{match.how} winner", match, tuple(notes))
         notes.append(f"the {match.how} winner in {match.path} is not used: {problem}")
-    fallback = default(name, spec, device)
+    fallback = _default(name, spec, device)
     illegal = why_illegal(spec, fallback, device)
     if illegal is None:
         return Resolution(name, device, fallback, "default schedule", None, tuple(notes))
     return _eager_or_raise(forced, device, f"the default schedule is illegal: {illegal}", tuple(notes))
+
+
+def _default(name: str, spec: Spec, device: Device) -> Schedule:
+    """The default for as many cores as torch may use: how to compute depends on how many compute."""
+    cores = min(device.cores, torch.get_num_threads()) if device.kind == "cpu" else device.cores
+    return default(name, spec, replace(device, cores=cores))
+
+
+def _on_torch_threads(schedule: Schedule) -> Schedule:
+    """A winner on no more threads than torch.set_num_threads allows; on no more than it was tuned for either."""
+    if not isinstance(schedule, TvmSchedule):
+        return schedule
+    return replace(schedule, threads=min(schedule.threads, torch.get_num_threads()))
 
 
 def _usable(match: Match, name: str, spec: Spec, device: Device) -> tuple[Schedule | None, str]:
@@ -186,7 +202,7 @@ def program_of(resolution: Resolution, spec: Spec) -> Program | None:
         warnings.warn(
             f"the winner in {resolution.match.path} does not compile, the default is used: {error}", stacklevel=2
         )
-        return build(spec, default(resolution.implementation, spec, resolution.device), resolution.device)
+        return build(spec, _default(resolution.implementation, spec, resolution.device), resolution.device)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ def run(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if found.program is None:
         y, s_k, s_v = operators.run_attention(*call)
         return y, s_k, s_v, s_k.new_empty((0, *s_k.shape[1:])), s_v.new_empty((0, *s_v.shape[1:]))
-    operators.check_attention_values(*tensors)
-    return launch.attention_kept(found.program, *tensors, settings[4])  # type: ignore[call-arg]
+    sequences = operators.attention_sequences(found, *tensors, chunk_size=settings[4])
+    arguments = (*tensors[:8], sequences)
+    return launch.attention_kept(found.program, *arguments)
 
 
 attention = custom_op(
@@ -47,7 +48,7 @@ def _(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     y, s_k, s_v = operators.fake_attention(*call)
     (batch, length), cu_seqlens = tensors[0].shape[:2], tensors[8]
     chunks = 0
-    if dispatch.has_kernel(_request(tensors, settings), implementation):
+    if dispatch.has_kernel(_request(*tensors, *settings), implementation):
         packed = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
         chunks = launch.count_chunks(batch, length, settings[4], packed)
     return y, s_k, s_v, s_k.new_empty((chunks, *s_k.shape[1:])), s_v.new_empty((chunks, *s_v.shape[1:]))
@@ -59,7 +60,8 @@ def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
     def pull_back(
         tensors: Sequence[Tensor | None], wanted: Sequence[int], cotangents: Sequence[Tensor]
     ) -> list[Tensor]:
-        inputs, kept = tuple(tensors[:9]), tensors[9:]
+        inputs: tuple[Any, ...] = tuple(tensors[:9])
+        kept: tuple[Any, ...] = tuple(tensors[9:])
         found = _plan(inputs, settings, implementation)
         if found.program is None:
             chunk_size, outer_gradient = settings[4:]
@@ -69,7 +71,10 @@ def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
                 "outer_gradient": outer_gradient,
             }
             return backward.gradients(inputs, wanted, cotangents, **options)
-        computed = launch.attention_backward(found.program, inputs, kept, cotangents, settings[4])
+        sequences = found.sequences
+        if inputs[8] is not None:
+            sequences = launch.packed_sequences(inputs[8], inputs[0].shape[1], settings[4])
+        computed = launch.attention_backward(found.program, inputs[:6], kept, cotangents, sequences)
         return [computed[i] for i in wanted]
 
     return pull_back
@@ -86,11 +91,11 @@ def _parts(call: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], str
 
 
 def _plan(tensors: tuple[Any, ...], settings: tuple[Any, ...], implementation: str | None) -> Plan:
-    return plan("attention_kept", tensors, settings, implementation, lambda: _request(tensors, settings))
+    return plan(_request, tensors, settings, implementation)
 
 
-def _request(tensors: tuple[Any, ...], settings: tuple[Any, ...]) -> Request:
-    request = operators.attention_request(*(tensors + settings))
-    direction = "backward_first_order" if is_first_order(settings[5]) else "backward"
+def _request(*call: Any) -> Request:
+    request = operators.attention_request(*call)
+    direction = "backward_first_order" if is_first_order(call[-1]) else "backward"
     spec = replace(request.spec, problem=replace(request.spec.problem, direction=direction))
     return replace(request, spec=spec)

@@ -1,11 +1,11 @@
 """Runs a compiled program on the tensors of a call: flattens tokens, allocates outputs, makes the offsets.
 
-Shapes are those of the public operators; arguments have been checked.
+Shapes are those of the public operators; arguments have been checked. A call of torch costs as much as the Python of
+a whole layer: `contiguous` and `float` are cheap where nothing is to do, `to` is not.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -23,20 +23,19 @@ def attention(
     alpha: Tensor,
     log_beta: Tensor,
     gamma: Tensor,
-    initial_state: tuple[Tensor | None, Tensor | None],
-    cu_seqlens: Tensor | None,
-    chunk_size: int,
+    S_k: Tensor | None,
+    S_v: Tensor | None,
+    sequences: Sequences,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y `[B, T, H, D_v]` and the final states of both memories."""
-    batch, tokens = q.shape[:2]
-    sequences = sequences_of(batch, tokens, chunk_size, q.device, cu_seqlens)
-    s_k = _first_state(initial_state[0], sequences.count, alpha, k)
-    s_v = _first_state(initial_state[1], sequences.count, alpha, v)
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    log_beta, gamma = _gates(log_beta, gamma)
-    rows = y.view(-1, *v.shape[2:])
-    program.attention(_rows(q), _rows(k), _rows(v), _rows(alpha), log_beta, gamma, s_k, s_v, sequences, rows)
-    return y, s_k, s_v
+    s_k, s_v = _first_state(S_k, sequences, alpha, k), _first_state(S_v, sequences, alpha, v)
+    rows = _rows(v)
+    y = torch.empty_like(rows)
+    program.attention(
+        *(_rows(q), _rows(k), rows, _rows(alpha), _rows(log_beta.float()), _gamma(gamma)),
+        *(s_k, s_v, sequences, y),
+    )
+    return y.view_as(v), s_k, s_v
 
 
 def attention_kept(
@@ -49,49 +48,41 @@ def attention_kept(
     gamma: Tensor,
     S_k: Tensor | None,
     S_v: Tensor | None,
-    cu_seqlens: Tensor | None,
-    chunk_size: int,
+    sequences: Sequences,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `attention`, of a backward program; and the chunk-start states `[chunks, H, M, D]` of both memories."""
-    batch, length = q.shape[:2]
-    sequences = sequences_of(batch, length, chunk_size, q.device, cu_seqlens)
-    s_k = _first_state(S_k, sequences.count, alpha, k)
-    s_v = _first_state(S_v, sequences.count, alpha, v)
+    s_k, s_v = _first_state(S_k, sequences, alpha, k), _first_state(S_v, sequences, alpha, v)
     kept_k, kept_v = (s.new_empty((sequences.chunks, *s.shape[1:])) for s in (s_k, s_v))
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    log_beta, gamma = _gates(log_beta, gamma)
-    tokens = (_rows(q), _rows(k), _rows(v), _rows(alpha), log_beta, gamma)
-    program.attention_kept(*tokens, s_k, s_v, sequences, (kept_k, kept_v), y.view(-1, *v.shape[2:]))
-    return y, s_k, s_v, kept_k, kept_v
+    rows = _rows(v)
+    y = torch.empty_like(rows)
+    program.attention_kept(
+        *(_rows(q), _rows(k), rows, _rows(alpha), _rows(log_beta.float()), _gamma(gamma)),
+        *(s_k, s_v, sequences, (kept_k, kept_v), y),
+    )
+    return y.view_as(v), s_k, s_v, kept_k, kept_v
 
 
 def attention_backward(
     program: Program,
-    inputs: Sequence[Tensor | None],
-    chunk_states: Sequence[Tensor | None],
+    inputs: Sequence[Tensor],
+    chunk_states: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    chunk_size: int,
+    sequences: Sequences,
 ) -> tuple[Tensor, ...]:
     """The gradients of q, k, v, alpha, log_beta, gamma, S_k and S_v, each in the shape and type of its input.
 
     Args:
-        inputs: those of `attention_kept`, cu_seqlens last.
+        inputs: the first six of `attention_kept`.
         chunk_states: its last two results.
         cotangents: of y and of the final states.
     """
-    q, k, v, alpha, log_beta, gamma, _, _, cu_seqlens = inputs
-    kept_k, kept_v = chunk_states
-    assert q is not None and k is not None and v is not None and alpha is not None
-    assert log_beta is not None and gamma is not None and kept_k is not None and kept_v is not None
-    batch, length = q.shape[:2]
-    sequences = sequences_of(batch, length, chunk_size, q.device, cu_seqlens)
-    gates = _gates(log_beta, gamma)
+    q, k, v, alpha, log_beta, gamma = inputs
     bars = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, alpha)]
     bar_gates = [torch.empty(log_beta.shape, dtype=torch.float32, device=q.device) for _ in range(2)]
     bar_states = [x.clone(memory_format=torch.contiguous_format) for x in cotangents[1:]]
     program.backward(
-        (_rows(q), _rows(k), _rows(v), _rows(alpha), *gates),
-        (kept_k, kept_v),
+        (_rows(q), _rows(k), _rows(v), _rows(alpha), _rows(log_beta.float()), _gamma(gamma)),
+        (chunk_states[0], chunk_states[1]),
         _rows(cotangents[0]),
         (bar_states[0], bar_states[1]),
         sequences,
@@ -107,17 +98,17 @@ def update(
     alpha: Tensor,
     log_beta: Tensor,
     gamma: Tensor,
-    initial_state: Tensor | None,
-    chunk_size: int,
+    S: Tensor | None,
+    sequences: Sequences,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """chunk_states `[B, N, H, M, D]`, codes `[B, T, H, M]` and the final state, all float32."""
     batch, tokens, heads, dim = w.shape
     slots = alpha.shape[-1]
-    sequences = sequences_of(batch, tokens, chunk_size, w.device, None)
-    state = _first_state(initial_state, batch, alpha, w)
+    state = _first_state(S, sequences, alpha, w)
     chunk_states = state.new_empty((sequences.chunks, heads, slots, dim))
     codes = state.new_empty((batch * tokens, heads, slots))
-    program.update(_rows(w), _rows(alpha), *_gates(log_beta, gamma), state, sequences, chunk_states, codes)
+    gates = _rows(log_beta.float()), _gamma(gamma)
+    program.update(_rows(w), _rows(alpha), *gates, state, sequences, chunk_states, codes)
     return chunk_states.view(batch, -1, heads, slots, dim), codes.view(batch, tokens, heads, slots), state
 
 
@@ -129,16 +120,13 @@ def readout(
     codes: Tensor,
     log_beta: Tensor,
     gamma: Tensor,
-    chunk_size: int,
     transpose: bool,
+    sequences: Sequences,
 ) -> Tensor:
     """S_t q_t `[B, T, H, M]`, or S_t^T r_t `[B, T, H, D]`, in the type of `read`."""
-    batch, tokens, heads, dim = w.shape
-    sequences = sequences_of(batch, tokens, chunk_size, w.device, None)
-    y = read.new_empty((batch, tokens, heads, dim if transpose else codes.shape[-1]))
-    log_beta, gamma = _gates(log_beta, gamma)
-    rows = y.view(-1, *y.shape[2:])
-    program.readout(_rows(read), _rows(w), _rows(chunk_states), _rows(codes), log_beta, gamma, sequences, rows)
+    y = read.new_empty((*w.shape[:3], w.shape[3] if transpose else codes.shape[3]))
+    gates = _rows(log_beta.float()), _gamma(gamma)
+    program.readout(_rows(read), _rows(w), _rows(chunk_states), _rows(codes), *gates, sequences, y.flatten(0, 1))
     return y
 
 
@@ -150,34 +138,32 @@ def step(
     alpha: Tensor,
     log_beta: Tensor,
     gamma: Tensor,
-    state: States,
+    S_k: Tensor,
+    S_v: Tensor,
     gradient_state: States | None,
+    sequences: Sequences,
 ) -> Tensor:
-    """y `[B, H, D_v]`; `state` moves in place."""
-    s_k, s_v = state[0].contiguous(), state[1].contiguous()
+    """y `[B, H, D_v]`; S_k and S_v move in place."""
+    s_k, s_v = S_k.contiguous(), S_v.contiguous()
     gradient_states = () if gradient_state is None else (gradient_state[0].contiguous(), gradient_state[1].contiguous())
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    offsets = _even_offsets(q.shape[0], 1, q.device)
-    q, k, v, alpha = q.contiguous(), k.contiguous(), v.contiguous(), alpha.contiguous()
-    log_beta, gamma = log_beta.to(torch.float32).contiguous(), gamma.to(torch.float32).contiguous()
-    program.step(q, k, v, alpha, log_beta, gamma, s_k, s_v, gradient_states, offsets, y)
-    for moved, given in ((s_k, state[0]), (s_v, state[1])):
-        if moved is not given:
-            given.copy_(moved)
+    tokens = q.contiguous(), k.contiguous(), v.contiguous(), alpha.contiguous()
+    gates = log_beta.float().contiguous(), gamma.float().contiguous()
+    program.step(*tokens, *gates, s_k, s_v, gradient_states, sequences.cu_seqlens, y)
+    if s_k is not S_k:
+        S_k.copy_(s_k)
+    if s_v is not S_v:
+        S_v.copy_(s_v)
     return y
 
 
-def sequences_of(
-    batch: int, tokens: int, chunk_size: int, device: torch.device, cu_seqlens: Tensor | None
-) -> Sequences:
-    """The offsets of a batch of equal lengths, or of packed sequences; nothing is read back from the device."""
+def packed_sequences(cu_seqlens: Tensor, tokens: int, chunk_size: int) -> Sequences:
+    """The offsets of packed sequences; nothing is read back from the device."""
     chunks = -(-tokens // chunk_size)
-    if cu_seqlens is None:
-        return _even_sequences(batch, tokens, chunks, device)
     count = cu_seqlens.shape[0] - 1
-    total = count_chunks(batch, tokens, chunk_size, count)
+    total = count_chunks(1, tokens, chunk_size, count)
     # Sequence n has at most floor(end / C) - floor(start / C) + 1 chunks, so these offsets never overlap.
-    chunk_offsets = cu_seqlens // chunk_size + torch.arange(count + 1, device=device, dtype=cu_seqlens.dtype)
+    chunk_offsets = cu_seqlens // chunk_size + torch.arange(count + 1, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     offsets = cu_seqlens.to(torch.int32).contiguous()
     return Sequences(offsets, chunk_offsets.to(torch.int32), total, chunks)
 
@@ -188,27 +174,22 @@ def count_chunks(batch: int, tokens: int, chunk_size: int, packed: int | None) -
     return batch * chunks if packed is None else chunks + packed
 
 
-@functools.lru_cache(maxsize=256)
-def _even_sequences(batch: int, tokens: int, chunks: int, device: torch.device) -> Sequences:
-    offsets, chunk_offsets = _even_offsets(batch, tokens, device), _even_offsets(batch, chunks, device)
-    return Sequences(offsets, chunk_offsets, batch * chunks, chunks)
-
-
-@functools.lru_cache(maxsize=256)
-def _even_offsets(count: int, length: int, device: torch.device) -> Tensor:
-    return torch.arange(count + 1, device=device, dtype=torch.int32) * length
+def even_sequences(batch: int, tokens: int, chunk_size: int, device: torch.device) -> Sequences:
+    """The offsets of a batch of sequences of equal length."""
+    chunks = -(-tokens // chunk_size)
+    numbers = torch.arange(batch + 1, device=device, dtype=torch.int32)
+    return Sequences(numbers * tokens, numbers * chunks, batch * chunks, chunks)
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.contiguous().view(-1, *x.shape[2:])
+    return x.contiguous().flatten(0, 1)
 
 
-def _gates(log_beta: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    gates = log_beta.to(torch.float32), gamma.to(torch.float32)
-    return _rows(gates[0]), gates[1].contiguous() if gamma.ndim == 1 else _rows(gates[1])
+def _gamma(gamma: Tensor) -> Tensor:
+    return gamma.float().contiguous() if gamma.ndim == 1 else _rows(gamma.float())
 
 
-def _first_state(initial_state: Tensor | None, sequences: int, alpha: Tensor, w: Tensor) -> Tensor:
-    if initial_state is not None:
-        return initial_state.clone(memory_format=torch.contiguous_format)
-    return w.new_zeros((sequences, alpha.shape[2], alpha.shape[3], w.shape[3]), dtype=torch.float32)
+def _first_state(given: Tensor | None, sequences: Sequences, alpha: Tensor, w: Tensor) -> Tensor:
+    if given is None:
+        return w.new_zeros((sequences.count, *alpha.shape[2:], w.shape[3]), dtype=torch.float32)
+    return given.clone() if given.is_contiguous() else given.contiguous()

@@ -153,13 +153,16 @@ class TrellisMixer(nn.Module):
     def _attend(
         self, tokens: Tokens, first: States | None, return_memories: bool = False
     ) -> tuple[Tensor, States | None]:
-        return trellis_attention(
-            *tokens,
-            chunk_size=self.config.chunk,
-            initial_state=first,
-            output_final_state=return_memories,
-            **self._maps,
-        )
+        # The types are chosen already; autocast inside an operator would lower its states.
+        with torch.autocast(tokens.q.device.type, enabled=False):
+            return trellis_attention(
+                *tokens,
+                chunk_size=self.config.chunk,
+                initial_state=first,
+                output_final_state=return_memories,
+                outer_gradient=self.config.outer_gradient,
+                **self._maps,
+            )
 
     def _step(self, token: Tokens, state: LayerState, position: int) -> Tensor:
         starts = state.starts()

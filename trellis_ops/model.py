@@ -22,6 +22,23 @@ from trellis_ops.sampling import Sampling
 from trellis_ops.state import LayerState, TrellisState, check_state
 
 
+@torch.no_grad()
+def draw_maps(model: nn.Module, layers: int) -> None:
+    """Draw the weights of embeddings and linear maps anew, and set norms to one.
+
+    Linear maps come from N(0, 1 / (4 fan_in)), those into the residual stream smaller by the root of 2 `layers`.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.normal_(std=0.5 * module.embedding_dim**-0.5)
+        elif isinstance(module, nn.Linear):
+            std = 0.5 * module.in_features**-0.5
+            into_residual = name.endswith((".to_out", ".down"))
+            module.weight.normal_(std=std * (2 * layers) ** -0.5 if into_residual else std)
+        elif isinstance(module, nn.RMSNorm):
+            module.weight.fill_(1.0)
+
+
 class SwiGLU(nn.Module):
     """The feed-forward half of a block: down(silu(gate(x)) * up(x)), arXiv 2002.05202."""
 
@@ -89,14 +106,7 @@ class TrellisLM(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw all parameters anew: linear maps from N(0, 1 / (4 fan_in)), those into the residual stream smaller."""
-        self.embedding.weight.normal_(std=0.5 * self.config.width**-0.5)
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                std = 0.5 * module.in_features**-0.5
-                into_residual = name.endswith((".to_out", ".down"))
-                module.weight.normal_(std=std * (2 * self.config.layers) ** -0.5 if into_residual else std)
-            elif isinstance(module, nn.RMSNorm):
-                module.weight.fill_(1.0)
+        draw_maps(self, self.config.layers)
         for block in self._blocks():
             block.mixer.reset_parameters()
 

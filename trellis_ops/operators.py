@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from codegen.program import Sequences
 from codegen.rule import Rule
 from trellis_ops import arguments, backward, eager, gradients, launch, values
-from trellis_ops.plan import plan
+from trellis_ops.plan import Plan, plan
 
 ATTENTION_TENSORS = (
     "Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor log_beta, Tensor gamma,"
@@ -53,16 +54,16 @@ def run_attention(
     """y `[B, T, H, D_v]` and the final states, by whichever implementation the plan says."""
     tensors = (q, k, v, alpha, log_beta, gamma, S_k, S_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
-    found = plan("attention", tensors, settings, implementation, lambda: attention_request(*tensors, *settings))
-    check_attention_values(*tensors)
+    found = plan(attention_request, tensors, settings, implementation)
+    sequences = attention_sequences(found, *tensors, chunk_size=chunk_size)
     if found.program is None:
         y, s_k, s_v = _eager_attention(*settings)(*tensors)
         return y, s_k, s_v
-    initial_state = (S_k, S_v)
-    return launch.attention(found.program, q, k, v, alpha, log_beta, gamma, initial_state, cu_seqlens, chunk_size)
+    return launch.attention(found.program, q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences)
 
 
-def check_attention_values(
+def attention_sequences(
+    found: Plan,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -72,12 +73,17 @@ def check_attention_values(
     S_k: Tensor | None,
     S_v: Tensor | None,
     cu_seqlens: Tensor | None,
-) -> None:
-    """The checks of `trellis_attention` that read data."""
+    *,
+    chunk_size: int,
+) -> Sequences:
+    """Where the sequences of a call of `trellis_attention` lie, once the checks that read data have passed."""
+    sequences = found.sequences
     if cu_seqlens is not None:
-        values.check_offsets(cu_seqlens, q.shape[1])
-    if values.enabled():
+        values.check_offsets(cu_seqlens, q.shape[1], stall=found.checks_values)
+        sequences = launch.packed_sequences(cu_seqlens, q.shape[1], chunk_size)
+    if found.checks_values:
         values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v)
+    return sequences
 
 
 def attention_request(
@@ -197,13 +203,13 @@ def run_update(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """chunk_states, codes and the final state, by whichever implementation the plan says."""
     tensors, settings = (w, alpha, log_beta, gamma, S), (phi, phi_eps, chunk_size)
-    found = plan("update", tensors, settings, implementation, lambda: update_request(*tensors, *settings))
-    if values.enabled():
+    found = plan(update_request, tensors, settings, implementation)
+    if found.checks_values:
         values.check_values(log_beta, gamma, w=w, alpha=alpha, S=S)
     if found.program is None:
         chunk_states, codes, state = _eager_update(*settings)(*tensors)
         return chunk_states, codes, state
-    return launch.update(found.program, *tensors, chunk_size)
+    return launch.update(found.program, *tensors, found.sequences)
 
 
 def update_request(
@@ -270,12 +276,12 @@ def run_readout(
 ) -> Tensor:
     """S_t q_t or S_t^T r_t, by whichever implementation the plan says."""
     tensors, settings = (read, w, chunk_states, codes, log_beta, gamma), (chunk_size, transpose)
-    found = plan("readout", tensors, settings, implementation, lambda: arguments.readout_request(*tensors, *settings))
-    if values.enabled():
+    found = plan(arguments.readout_request, tensors, settings, implementation)
+    if found.checks_values:
         values.check_values(log_beta, gamma, read=read, w=w, chunk_states=chunk_states, codes=codes)
     if found.program is None:
         return eager.readout(*tensors, chunk_size=chunk_size, transpose=transpose)
-    return launch.readout(found.program, *tensors, *settings)
+    return launch.readout(found.program, *tensors, transpose, found.sequences)
 
 
 readout = torch.library.custom_op(
@@ -331,14 +337,14 @@ def run_step(
 ) -> Tensor:
     """y `[B, H, D_v]`, by whichever implementation the plan says; S_k and S_v move in place."""
     tensors, settings = (q, k, v, alpha, log_beta, gamma, S_k, S_v, G_k, G_v), (phi, link, out, phi_eps)
-    found = plan("step", tensors, settings, implementation, lambda: step_request(*tensors, *settings))
-    if values.enabled():
+    found = plan(step_request, tensors, settings, implementation)
+    if found.checks_values:
         values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v, G_k=G_k, G_v=G_v)
     gradient_state = None if G_k is None or G_v is None else (G_k, G_v)
-    inputs, state = (q, k, v, alpha, log_beta, gamma), (S_k, S_v)
     if found.program is None:
-        return eager.step(*inputs, state, rule=Rule(*settings), gradient_state=gradient_state)
-    return launch.step(found.program, *inputs, state, gradient_state)
+        state, rule = (S_k, S_v), Rule(*settings)
+        return eager.step(q, k, v, alpha, log_beta, gamma, state, rule=rule, gradient_state=gradient_state)
+    return launch.step(found.program, q, k, v, alpha, log_beta, gamma, S_k, S_v, gradient_state, found.sequences)
 
 
 def step_request(

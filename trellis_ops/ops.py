@@ -74,11 +74,12 @@ def trellis_attention(
     s_k, s_v = (None, None) if initial_state is None else initial_state
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
-    if wants_gradient(*tensors):
+    if is_plain(tensors):
+        y, s_k, s_v = operators.run_attention(*tensors, *settings)
+    elif wants_gradient(tensors):
         y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings)
     else:
-        run = operators.run_attention if is_plain(*tensors) else operators.attention
-        y, s_k, s_v = run(*tensors, *settings)
+        y, s_k, s_v = operators.attention(*tensors, *settings)
     return y, (s_k, s_v) if output_final_state else None
 
 
@@ -111,7 +112,7 @@ def memory_update(
         As `trellis_attention`.
     """
     tensors = (w, alpha, log_beta, gamma, initial_state)
-    run = operators.run_update if is_plain(*tensors) else operators.update
+    run = operators.run_update if is_plain(tensors) else operators.update
     chunk_states, codes, final_state = run(*tensors, phi, phi_eps, chunk_size, implementation)
     return chunk_states, codes, final_state
 
@@ -146,7 +147,7 @@ def memory_readout(
         As `trellis_attention`.
     """
     tensors = (read, w, chunk_states, codes, log_beta, gamma)
-    run = operators.run_readout if is_plain(*tensors) else operators.readout
+    run = operators.run_readout if is_plain(tensors) else operators.readout
     y: Tensor = run(*tensors, chunk_size, transpose, implementation)
     return y
 
@@ -191,8 +192,9 @@ def trellis_step(
     if gradient_state is not None and g_k is state[0] and g_v is state[1]:
         g_k = g_v = None
     tensors = (q, k, v, alpha, log_beta, gamma, *state, g_k, g_v)
-    if wants_gradient(*tensors):
+    plain = is_plain(tensors)
+    if not plain and wants_gradient(tensors):
         raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
-    run = operators.run_step if is_plain(*tensors) else operators.step
+    run = operators.run_step if plain else operators.step
     y: Tensor = run(*tensors, phi, link, out, phi_eps, implementation)
     return y

@@ -1,4 +1,4 @@
-"""A call resolved once: the same shapes, types, devices and settings find their program in one dictionary look-up."""
+"""A call resolved once: the same shapes, types, devices, settings and threads find their program in one look-up."""
 
 from __future__ import annotations
 
@@ -8,53 +8,62 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codegen.program import Program
-from trellis_ops import dispatch
+from codegen.program import Program, Sequences
+from trellis_ops import dispatch, launch, values
 from trellis_ops.arguments import Request
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a call runs: a compiled program, or None for the eager implementation."""
+    """What a call runs.
 
-    request: Request
+    Attributes:
+        program: compiled; None for the eager implementation.
+        sequences: where the sequences of a batch lie; packed sequences have their own in every call.
+        checks_values: whether TRELLIS_OPS_CHECK_VALUES asked for it when the plan was made.
+    """
+
     program: Program | None
+    sequences: Sequences
+    checks_values: bool
 
 
 _PLANS: dict[Hashable, Plan] = {}
 
+# A server meets prompts of every length. Making a plan again costs less than a millisecond once its kernels are there.
+_MOST_PLANS = 4096
+
 
 def plan(
-    operator: str,
+    request: Callable[..., Request],
     tensors: tuple[Tensor | None, ...],
     settings: tuple[Hashable, ...],
     implementation: str | None,
-    request: Callable[[], Request],
 ) -> Plan:
-    """The plan for a call; `request` checks its arguments and is only called the first time.
+    """The plan for a call; `request` checks its tensors and settings, and is only called the first time.
 
     A backward has no program where there is no kernel, even if an implementation is forced: that is for the forward.
 
     Raises:
         TrellisError: the arguments are wrong, or a forced implementation cannot run them.
     """
-    signature = tuple([None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
-    key = (operator, signature, settings, implementation)
+    layout = tuple([None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
+    key = (request, layout, settings, implementation, torch.get_num_threads())
     found = _PLANS.get(key)
     if found is None:
-        asked = request()
-        optional = asked.spec.problem.direction != "forward"
-        if optional and not dispatch.has_kernel(asked, implementation):
-            found = Plan(asked, None)
-        else:
-            found = _resolve(asked, implementation)
+        found = _resolve(request(*tensors, *settings), implementation)
+        if len(_PLANS) >= _MOST_PLANS:
+            _PLANS.clear()
         _PLANS[key] = found
     return found
 
 
 def _resolve(request: Request, implementation: str | None) -> Plan:
-    resolution = dispatch.resolve_request(request, implementation)
-    return Plan(request, dispatch.program_of(resolution, request.spec))
+    problem, program = request.spec.problem, None
+    if problem.direction == "forward" or dispatch.has_kernel(request, implementation):
+        program = dispatch.program_of(dispatch.resolve_request(request, implementation), request.spec)
+    sequences = launch.even_sequences(problem.batch, problem.tokens, problem.chunk, request.device)
+    return Plan(program, sequences, values.enabled())
 
 
 def forget() -> None:
@@ -63,12 +72,10 @@ def forget() -> None:
     dispatch.store.cache_clear()
 
 
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd records what is done with these tensors."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
+def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether a call on these tensors needs nothing from torch's dispatcher.
 
     It needs the dispatcher when a gradient is wanted, when torch.compile traces, and when tensors are fake, wrapped by
@@ -76,10 +83,11 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    differentiable = torch.is_grad_enabled()
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or (differentiable and tensor.requires_grad):
-            return False
-    return torch._C._functorch.peek_interpreter_stack() is None
+    if torch._C._functorch.peek_interpreter_stack() is not None or not _PLAIN_TYPES.issuperset(map(type, tensors)):
+        return False
+    return not wants_gradient(tensors)
+
+
+def wants_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether autograd would have to record a call on these tensors."""
+    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors if t is not None])

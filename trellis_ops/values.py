@@ -21,13 +21,15 @@ def enabled() -> bool:
     return os.environ.get(VARIABLE, "") not in ("", "0")
 
 
-def check_offsets(cu_seqlens: Tensor, tokens: int) -> None:
+def check_offsets(cu_seqlens: Tensor, tokens: int, *, stall: bool) -> None:
     """Refuse offsets that do not start at 0, do not end at `tokens`, or hold an empty sequence.
+
+    Offsets on a GPU are read only if `stall` allows to wait for it.
 
     Raises:
         SequenceError: with the offending offset.
     """
-    if cu_seqlens.device.type != "cpu" and not enabled():
+    if cu_seqlens.device.type != "cpu" and not stall:
         return
     offsets = cu_seqlens.tolist()
     if offsets[0] != 0:
@@ -40,13 +42,11 @@ def check_offsets(cu_seqlens: Tensor, tokens: int) -> None:
 
 
 def check_values(log_beta: Tensor, gamma: Tensor, **tensors: Tensor | None) -> None:
-    """Refuse NaN anywhere, a positive log_beta and a negative gamma, if the environment variable asks for it.
+    """Refuse NaN anywhere, a positive log_beta and a negative gamma.
 
     Raises:
         ValueCheckError: with the first offending index and value.
     """
-    if not enabled():
-        return
     for name, tensor in {**tensors, "log_beta": log_beta, "gamma": gamma}.items():
         if tensor is not None:
             _refuse(name, tensor, torch.isnan(tensor), "holds NaN")

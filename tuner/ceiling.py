@@ -35,6 +35,10 @@ class Ceiling:
         """The share of the nearer limit that `cost` in `seconds` reaches; above 1 if a probe was disturbed."""
         return max(cost.flops / self.flops, cost.bytes / self.bandwidth) / seconds
 
+    def or_better(self, other: Ceiling) -> Ceiling:
+        """The higher of each limit: what disturbs a probe can only lower it."""
+        return Ceiling(max(self.flops, other.flops), max(self.bandwidth, other.bandwidth))
+
 
 def ceiling_of(device: Device, dtype: str, moved: int) -> Ceiling:
     """The limits that a kernel for `dtype` has which moves `moved` bytes.
@@ -46,6 +50,13 @@ def ceiling_of(device: Device, dtype: str, moved: int) -> Ceiling:
     product_type = torch.float32 if device.kind == "cpu" else getattr(torch, dtype)
     size = min(max(moved, _SMALLEST_COPY), _LARGEST_COPY)
     return Ceiling(_best_product(device, where, product_type), _copy(device, where, (size - 1).bit_length()))
+
+
+def ceiling_again(device: Device, dtype: str, moved: int) -> Ceiling:
+    """The same, but measured anew, for what is timed now on a machine whose speed changes."""
+    _best_product.cache_clear()
+    _copy.cache_clear()
+    return ceiling_of(device, dtype, moved)
 
 
 @cache

@@ -37,8 +37,6 @@ class Resources:
 class Kernel(Protocol):
     """A compiled kernel."""
 
-    source: Source
-
     def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
         """Run `programs` independent programs; outputs are arguments, written in place."""
 
@@ -50,6 +48,9 @@ class Backend(Protocol):
 
     def why_unavailable(self, device: Device) -> str | None:
         """Why kernels for `device` cannot run in this process, in one sentence; None if they can."""
+
+    def kernel(self, template: str, spec: Spec, schedule: Schedule, device: Device) -> Kernel:
+        """The kernel of that template, ready to be called: rendered and compiled, or kept from an earlier process."""
 
     def compile(self, source: Source, spec: Spec, schedule: Schedule, device: Device) -> Kernel:
         """Compile for a device that is here, ready to be called."""

@@ -18,7 +18,7 @@ from codegen.backends import Resources
 from codegen.backends.source_module import module_of
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, CompileError
-from codegen.render import Source
+from codegen.render import Source, render
 from codegen.schedule import Schedule, TritonSchedule
 from codegen.spec import Spec
 
@@ -102,6 +102,17 @@ def why_unavailable(device: Device) -> str | None:
     if device.arch not in here:
         return f"the GPUs in this machine are {', '.join(here)}, not {device.arch}"
     return None
+
+
+def kernel(template: str, spec: Spec, schedule: Schedule, device: Device) -> InterpretedKernel | CompiledKernel:
+    """The kernel of that template, rendered and compiled; Triton keeps what it compiled, and finds it again.
+
+    Raises:
+        BackendUnavailableError: the GPU, or Triton, is missing.
+        TemplateError: the template does not render.
+        CompileError: Triton refused the source, or the kernel needs more than the GPU has.
+    """
+    return compile(render(template, spec, schedule, device), spec, schedule, device)
 
 
 def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> InterpretedKernel | CompiledKernel:

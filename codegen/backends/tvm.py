@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import importlib.metadata
 import importlib.util
-import os
+import platform
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from codegen.backends import Resources
+from codegen.backends import Resources, tvm_runtime
+from codegen.backends.kernel_cache import Entry, entry
 from codegen.backends.source_module import module_of
-from codegen.device import Device, cpu
+from codegen.backends.tvm_parser import find_parsers_quickly
+from codegen.device import Device, cpu, cpu_identity
 from codegen.errors import BackendUnavailableError, CompileError
-from codegen.render import Source
-from codegen.schedule import Schedule
+from codegen.render import Source, render, template_digest
+from codegen.schedule import Schedule, TvmSchedule
 from codegen.spec import Spec
 
 if TYPE_CHECKING:
@@ -34,13 +36,24 @@ _PTXAS_REPORT = re.compile(r"(\d+) bytes stack frame.*?Used (\d+) registers(?:.*
 
 @dataclass(frozen=True)
 class TvmKernel:
-    """A compiled kernel; calling it copies nothing and releases the GIL."""
+    """A compiled kernel; calling it copies nothing and releases the GIL.
 
-    source: Source
+    Attributes:
+        name: of its template.
+        function: TVM's function.
+        threads: those of the schedule.
+        library: the file that it was loaded from; None if it was compiled in memory.
+    """
+
+    name: str
     function: Any
+    threads: int
+    library: Path | None = None
 
     def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
         """Run `programs` independent programs on the threads of the schedule."""
+        if self.threads > 1:
+            tvm_runtime.limit_workers(self.threads)
         self.function(programs, *arguments)
 
 
@@ -55,17 +68,38 @@ def why_unavailable(device: Device) -> str | None:
     return None
 
 
+def kernel(template: str, spec: Spec, schedule: Schedule, device: Device) -> TvmKernel:
+    """The kernel for the CPU of this machine, as an earlier process compiled it, or rendered, compiled and kept now.
+
+    Raises:
+        BackendUnavailableError: `device` is not this machine's CPU, or TVM is missing.
+        TemplateError: the template does not render.
+        CompileError: TVM refused the source.
+        SizeError: TRELLIS_OPS_CACHE_MEGABYTES is no size.
+    """
+    _require_available(device)
+    place = entry(template, _identity(template, spec, schedule, device))
+    if place is None:
+        return compile(render(template, spec, schedule, device), spec, schedule, device)
+    found = _loaded(place, template, schedule)
+    if found is not None:
+        return found
+    with place.locked():
+        # The process that had the lock before has compiled it, as like as not.
+        return _loaded(place, template, schedule) or _compiled(
+            place, render(template, spec, schedule, device), schedule
+        )
+
+
 def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> TvmKernel:
-    """Compile for the CPU of this machine.
+    """Compile for the CPU of this machine, in memory.
 
     Raises:
         BackendUnavailableError: `device` is not this machine's CPU, or TVM is missing.
         CompileError: TVM refused the source.
     """
-    reason = why_unavailable(device)
-    if reason is not None:
-        raise BackendUnavailableError(backend=name, reason=reason)
-    return TvmKernel(source, _executable(source, device)[source.kernel])
+    _require_available(device)
+    return TvmKernel(source.kernel, _executable(source, device)[source.kernel], _threads(schedule))
 
 
 def inspect(source: Source, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
@@ -107,17 +141,76 @@ def resources(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
     return Resources(registers=registers, spill_bytes=spill_bytes, shared_bytes=shared_bytes)
 
 
+@functools.cache
 def toolchain() -> dict[str, str]:
-    """Versions of TVM and of the LLVM inside it: provenance of what this backend compiled."""
-    tvm = _tvm()
-    return {"apache-tvm": str(tvm.__version__), "llvm": str(tvm.target.codegen.llvm_version_major())}
+    """The version of TVM, which LLVM comes with: provenance of what this backend compiled. TVM is not imported."""
+    try:
+        return {"apache-tvm": importlib.metadata.version("apache-tvm")}
+    except importlib.metadata.PackageNotFoundError:
+        # Built from source and put on the path.
+        return {"apache-tvm": str(_tvm().__version__)}
+
+
+def _require_available(device: Device) -> None:
+    reason = why_unavailable(device)
+    if reason is not None:
+        raise BackendUnavailableError(backend=name, reason=reason)
+
+
+def _identity(template: str, spec: Spec, schedule: Schedule, device: Device) -> tuple[str, ...]:
+    """All that decides the code of a kernel, known without rendering it.
+
+    The records are taken with every field, so that none can be forgotten here; the CPU is what LLVM would look at when
+    it is asked for code for this machine; and any change to the Python code of this package counts.
+    """
+    records = (repr(spec), repr(schedule), repr(device))
+    versions = (*toolchain().values(), importlib.metadata.version("apache-tvm-ffi"))
+    machine = (platform.system(), platform.machine(), cpu_identity())
+    return (*records, template_digest(name, (template,)), _code_digest(), *versions, *machine)
+
+
+@functools.cache
+def _code_digest() -> str:
+    package = Path(__file__).resolve().parent.parent
+    files = sorted([*package.glob("*.py"), *package.glob("backends/*.py")])
+    return hashlib.sha256(b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)).hexdigest()
+
+
+def _loaded(place: Entry, template: str, schedule: Schedule) -> TvmKernel | None:
+    path = place.find()
+    if path is None:
+        return None
+    try:
+        function = tvm_runtime.load().load_module(path)[template]
+    except (RuntimeError, AttributeError):
+        return None  # Another system's libraries, say, in a folder that both share: it is made again.
+    return TvmKernel(template, function, _threads(schedule), path)
+
+
+def _compiled(place: Entry, source: Source, schedule: Schedule) -> TvmKernel:
+    executable = _executable(source, cpu())
+
+    def export(path: Path) -> None:
+        if _tvm().support.cc.get_cc() is None:
+            raise FileNotFoundError("there is no C compiler on the PATH to link them")
+        executable.export_library(str(path))
+
+    kept = place.store(export)
+    found = None if kept is None else _loaded(place, source.kernel, schedule)
+    return found or TvmKernel(source.kernel, executable[source.kernel], _threads(schedule))
+
+
+def _threads(schedule: Schedule) -> int:
+    return schedule.threads if isinstance(schedule, TvmSchedule) else 1
 
 
 def _executable(source: Source, device: Device) -> Any:
     tvm = _tvm()
     module = module_of(source, name)
     try:
-        return tvm.compile(module.Module, target=_target(device))
+        # That pass shrinks buffers to what is used of them: nothing here, and a quarter of the time that TVM takes.
+        with tvm.transform.PassContext(disabled_pass=["s_tir.CompactBufferAllocation"]):
+            return tvm.compile(module.Module, target=_target(device))
     except Exception as error:
         raise CompileError(backend=name, path=source.path, reason=f"{type(error).__name__}: {error}") from error
 
@@ -129,7 +222,9 @@ def _target(device: Device) -> Any:
     if device.arch in _FOREIGN_TARGETS:
         return tvm.target.Target({"kind": "llvm", **_FOREIGN_TARGETS[device.arch]})
     mcpu = tvm.target.codegen.llvm_get_system_cpu() if device == cpu() else device.arch
-    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu})
+    # For many processors LLVM halves 512-bit vectors on its own account; how wide they are is for the schedule to say.
+    mattr = ["-prefer-256-bit"] if device.vector_bits == 512 else []
+    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "mattr": mattr})
 
 
 def _nvcc(source: Source, text: str, device: Device, *flags: str) -> tuple[str, str]:
@@ -144,30 +239,9 @@ def _nvcc(source: Source, text: str, device: Device, *flags: str) -> tuple[str, 
 
 
 def _tvm() -> Any:
-    # The thread pool reads these when it starts. Pinning would bind the caller, and torch threads made later, to the
-    # first cores; spinning would burn the cores that torch needs between two calls.
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    os.environ.setdefault("TVM_NUM_THREADS", str(cpu().cores))
-    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "1000")
-    import tvm
+    tvm_runtime.load()
+    with tvm_runtime.without_collection():
+        import tvm
 
-    _find_parsers_quickly()
+    find_parsers_quickly()
     return tvm
-
-
-@functools.cache
-def _find_parsers_quickly() -> None:
-    # An inlined function finds its parser by inspect.getouterframes, which looks up the source lines of every frame of
-    # the stack: two thirds of the time that a kernel takes to parse. The frames alone say as much.
-    from tvm.script.parser.core.parser import ScriptMacro
-
-    def find_parser(macro: Any) -> Any:
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            parser = frame.f_globals.get(macro.parser_object_name)
-            if parser is not None:
-                return parser
-            frame = frame.f_back
-        raise RuntimeError(f"{macro.parser_object_name} not available")
-
-    ScriptMacro._find_parser_def = find_parser

@@ -1,34 +1,35 @@
-"""All implementations of one case, timed in turn in one process, and what came out."""
+"""All implementations of one case, timed in turn, and what came out."""
 
 from __future__ import annotations
 
 import functools
-import statistics
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from codegen.device import Device
 from codegen.spec import Spec
 from tests.benchmarks.calls import Call, Subject, subject
 from tests.benchmarks.cases import Case
-from tests.benchmarks.compiled import compile_eager
+from tests.benchmarks.rivals import COMPILE, EAGER, Rivals
+from tests.benchmarks.targets import Target
+from tests.benchmarks.turns import ratio, sample, take_turns
 from tests.relative_error import TOLERANCE, assert_close
 from trellis_ops import Explanation, dispatch, explain, forget
-from tuner.ceiling import ceiling_of
+from tuner.ceiling import ceiling_again
 from tuner.cost import cost_of
 from tuner.inputs import torch_device
-from tuner.measure import Timed, Timing, measure
+from tuner.measure import Timed, Timing
 from tuning_db import Store, TuningDatabaseWarning
 
-EAGER, COMPILE, DEFAULT, TUNED = "eager", "torch.compile", "default schedule", "tuned"
+DEFAULT, TUNED = "default schedule", "tuned"
 IMPLEMENTATIONS = (EAGER, COMPILE, DEFAULT, TUNED)
 
 _SECONDS = 6.0
@@ -38,11 +39,11 @@ _LEAST_ROUNDS = 7
 
 @dataclass(frozen=True)
 class Entry:
-    """One implementation in a comparison.
+    """A kernel in a comparison.
 
     Attributes:
         call: None where it could not run; then `note` says why.
-        note: which schedule ran, from which record; what was compiled.
+        note: which schedule ran, from which record.
     """
 
     call: Call | None
@@ -56,7 +57,8 @@ class Comparison:
     Attributes:
         notes: by implementation.
         timings: by implementation, those that ran; samples of the same index were taken in the same round.
-        shares: by implementation, the share of the nearer measured limit of the machine.
+        shares: by implementation, the share of the nearer limit of the machine, which is the better of what was
+            measured just before and just after the rounds.
     """
 
     case: Case
@@ -68,43 +70,46 @@ class Comparison:
         """How many times as fast as `base`: the median over the rounds; None if one of them did not run."""
         if base not in self.timings or implementation not in self.timings:
             return None
-        pairs = zip(self.timings[base].samples, self.timings[implementation].samples, strict=True)
-        return statistics.median(slow / fast for slow, fast in pairs)
+        return ratio(self.timings[base], self.timings[implementation])
+
+    def targets(self) -> list[Target]:
+        """What the tuned operator must reach."""
+        name, least = self.case.name, self.case.least
+        # A comparison with something that did not run is open; one of something that did not run is lost.
+        nothing = None if TUNED in self.timings else 0.0
+        candidates = (
+            (self.ratio(EAGER, TUNED), least.to_eager, "eager", "{:.1f}x".format),
+            (self.ratio(COMPILE, TUNED), least.to_compile, "torch.compile", "{:.1f}x".format),
+            (self.shares.get(TUNED), least.share, "of the ceiling", "{:.0%}".format),
+        )
+        return [
+            Target(name, nothing if found is None else found, limit, True, of, shown=shown)
+            for found, limit, of, shown in candidates
+            if limit is not None
+        ]
 
 
 @torch.no_grad()
-def compare(case: Case, device: Device, compile_limit: float) -> Comparison:
+def compare(case: Case, device: Device, rivals: Rivals, compile_limit: float) -> Comparison:
     """Prepare, check and time every implementation of `case`.
 
     Raises:
         AssertionError: one of them does not give what eager gives.
     """
     bound = subject(case.spec, torch_device(device))
-    entries = {
-        EAGER: Entry(bound.eager, f"trellis_ops.eager.{bound.eager.function.__name__}"),
-        COMPILE: _compiled(bound, compile_limit),
-    }
-    entries |= _tuned_and_default(bound)
+    notes = rivals.prepare(case.spec, compile_limit)
+    entries = _tuned_and_default(bound)
     calls = {name: entry.call for name, entry in entries.items() if entry.call is not None}
-    _check(bound, calls)
+    theirs = rivals.results()
+    _check(bound, theirs, calls)
+    samplers = {name: rivals.sampler(name) for name in theirs}
+    samplers |= {name: functools.partial(sample, Timed(call, bound.reset), device) for name, call in calls.items()}
     cost = cost_of(case.spec)
-    ceiling = ceiling_of(device, case.spec.problem.dtype, cost.bytes)
-    timed = {name: Timed(call, functools.partial(_settle, bound, call)) for name, call in calls.items()}
-    timings = measure(timed, device, seconds=_SECONDS, rounds=_ROUNDS, least=_LEAST_ROUNDS)
+    ceiling = ceiling_again(device, case.spec.problem.dtype, cost.bytes)
+    timings = take_turns(samplers, seconds=_SECONDS, rounds=_ROUNDS, least=_LEAST_ROUNDS)
+    ceiling = ceiling.or_better(ceiling_again(device, case.spec.problem.dtype, cost.bytes))
     shares = {name: ceiling.share(cost, timing.seconds) for name, timing in timings.items()}
-    return Comparison(case, {name: entry.note for name, entry in entries.items()}, timings, shares)
-
-
-def _settle(bound: Subject, call: Call) -> None:
-    # A call that is not timed, so that no sample pays for the caches and the spinning threads of what ran before it.
-    bound.reset()
-    call()
-    bound.reset()
-
-
-def _compiled(bound: Subject, limit: float) -> Entry:
-    made = compile_eager(bound, limit)
-    return Entry(made.call, made.note)
+    return Comparison(case, notes | {name: entry.note for name, entry in entries.items()}, timings, shares)
 
 
 def _tuned_and_default(bound: Subject) -> dict[str, Entry]:
@@ -141,15 +146,15 @@ def without_records() -> Iterator[None]:
         yield
 
 
-def _check(bound: Subject, calls: dict[str, Call]) -> None:
-    results: dict[str, Any] = {}
+def _check(bound: Subject, theirs: dict[str, Tensor], calls: dict[str, Call]) -> None:
+    found = dict(theirs)
     for name, call in calls.items():
         bound.reset()
-        results[name] = call.y().clone()
+        found[name] = call.y().float().cpu()
     bound.reset()
-    tolerance = TOLERANCE[results[EAGER].dtype]
-    for name, y in results.items():
-        assert_close(y, results[EAGER], 2 * tolerance, f"{name} of {key(bound.spec)}")
+    tolerance = TOLERANCE[bound.inputs.q.dtype]
+    for name, y in found.items():
+        assert_close(y, theirs[EAGER], 2 * tolerance, f"{name} of {key(bound.spec)}")
 
 
 def key(spec: Spec) -> str:

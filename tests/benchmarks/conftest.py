@@ -3,7 +3,8 @@
     python -m pytest tests/benchmarks -o addopts=
 
 For each spec of the tuner's workload: eager, `torch.compile` of it, the default schedule and the tuned winner, timed
-in turn, round by round, in one process. A plain `pytest` leaves this folder out.
+in turn, round by round. Then what must cost about as much as something else, a long stream of decode steps, and what a
+call and an import cost. A plain `pytest` leaves this folder out.
 
 Nothing here asserts on a time: targets are printed as reached or missed. Only `--enforce` makes a missed one fail the
 session, since a machine that is busy with something else would miss them.
@@ -14,9 +15,10 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from collections.abc import Iterator
 
 # Read when torch loads its OpenMP runtime. Its idle threads spin after each parallel region and would take the cores
-# from TVM's, whose turn is next; not letting them spin at all would double the time of code from torch.compile.
+# from TVM's, whose turn is next. Eager code and torch.compile run in another process, where this is not set.
 os.environ.setdefault("GOMP_SPINCOUNT", "200")
 
 import pytest
@@ -26,6 +28,7 @@ from rich.console import Console
 from codegen.device import Device
 from tests.benchmarks import machine
 from tests.benchmarks.replay import Replay
+from tests.benchmarks.rivals import Rivals
 from tests.benchmarks.summary import Results, report
 
 _RESULTS = pytest.StashKey[Results]()
@@ -36,6 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("trellis-ops")
     described = "seconds that torch.compile may take for a spec; 0 leaves it out"
     group.addoption("--compile-limit", type=float, default=90.0, help=described)
+    described = "steps of the stream through the reference model; 0 leaves it out"
+    group.addoption("--stream-tokens", type=int, default=100_000, help=described)
     group.addoption("--enforce", action="store_true", help="fail the session if a target is missed")
 
 
@@ -57,6 +62,12 @@ def device() -> Device:
 
 
 @pytest.fixture(scope="session")
+def rivals(device: Device) -> Iterator[Rivals]:
+    with Rivals(device) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def results(pytestconfig: pytest.Config) -> Results:
     return pytestconfig.stash[_RESULTS]
 
@@ -75,7 +86,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     results = config.stash[_RESULTS]
-    if not results.comparisons and not results.overheads:
+    if not results.comparisons and not results.all_targets():
         return
     text = io.StringIO()
     Console(file=text, width=max(120, shutil.get_terminal_size().columns)).print(report(results, config.stash[_LOAD]))

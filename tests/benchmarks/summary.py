@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tests.benchmarks import machine
-from tests.benchmarks.comparison import COMPILE, EAGER, IMPLEMENTATIONS, TUNED, Comparison, key
+from tests.benchmarks.comparison import IMPLEMENTATIONS, Comparison, key
+from tests.benchmarks.rivals import COMPILE, EAGER, UNSET
+from tests.benchmarks.targets import Target
 from tuner.progress import duration
 
 
@@ -36,17 +38,33 @@ class Overhead:
         """The median."""
         return statistics.median(self.samples)
 
+    def target(self) -> Target:
+        """The median with its limit."""
+        return Target(self.name, self.seconds, self.limit, False, remark=self.remark, shown=duration)
+
 
 @dataclass
 class Results:
-    """What a session measured so far."""
+    """What a session measured so far.
+
+    Attributes:
+        targets: beside those of the comparisons and the overheads.
+        remarks: what is printed but has no limit, each a sentence.
+    """
 
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     overheads: list[Overhead] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
-    def missed(self) -> list[str]:
-        """The targets that were not reached, each in one sentence."""
-        return [line for line, reached in _targets(self) if not reached]
+    def all_targets(self) -> list[Target]:
+        """Every target, in the order of the report."""
+        compared = [target for comparison in self.comparisons.values() for target in comparison.targets()]
+        return [*compared, *self.targets, *(overhead.target() for overhead in self.overheads)]
+
+    def missed(self) -> list[Target]:
+        """The targets that were measured and not reached."""
+        return [target for target in self.all_targets() if target.reached is False]
 
 
 def report(results: Results, load_before: str) -> RenderableType:
@@ -54,7 +72,8 @@ def report(results: Results, load_before: str) -> RenderableType:
     parts: list[RenderableType] = []
     if results.comparisons:
         parts += [_ratios(results.comparisons.values()), *_notes(results.comparisons.values())]
-    parts += [Text(f"{'reached' if reached else 'MISSED '}  {line}") for line, reached in _targets(results)]
+    parts += [Text(str(target)) for target in results.all_targets()]
+    parts += [Text(f"         {remark}") for remark in results.remarks]
     return Group(*parts, Text(), *_machine(load_before))
 
 
@@ -94,19 +113,6 @@ def _notes(comparisons: Iterable[Comparison]) -> list[Text]:
     return [*lines, Text()]
 
 
-def _targets(results: Results) -> list[tuple[str, bool]]:
-    lines = []
-    for comparison in results.comparisons.values():
-        least, ratio = comparison.case.least_ratio, comparison.ratio(EAGER, TUNED)
-        if least is not None:
-            found = "the tuned operator did not run" if ratio is None else f"{ratio:.1f}x"
-            lines.append((f"{comparison.case.name}: {found}, at least {least:.0f}x eager", (ratio or 0.0) >= least))
-    for overhead in results.overheads:
-        text = f"{overhead.name}: {duration(overhead.seconds)} ({overhead.remark}), below {duration(overhead.limit)}"
-        lines.append((text, overhead.seconds < overhead.limit))
-    return lines
-
-
 def _machine(load_before: str) -> list[Text]:
     def listed(pairs: dict[str, str]) -> str:
         return ", ".join(f"{name} {value}" for name, value in pairs.items())
@@ -115,5 +121,6 @@ def _machine(load_before: str) -> list[Text]:
         Text(f"device    {machine.here().key()}"),
         Text(f"versions  {listed(machine.versions())}"),
         Text(f"threads   {listed(machine.threads())}"),
+        Text(f"          eager and torch.compile in a process of their own, {' and '.join(UNSET)} unset there"),
         Text(f"load      {load_before} before, {machine.load()} after"),
     ]

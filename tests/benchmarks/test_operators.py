@@ -9,13 +9,14 @@ from tests.benchmarks import machine
 from tests.benchmarks.cases import Case, cases
 from tests.benchmarks.comparison import IMPLEMENTATIONS, compare, key
 from tests.benchmarks.replay import Replay
+from tests.benchmarks.rivals import Rivals
 from tests.benchmarks.summary import Results
 
 
 @pytest.fixture(scope="module")
-def comparison(request, device: Device, results: Results, pytestconfig: pytest.Config):
+def comparison(request, device: Device, rivals: Rivals, results: Results, pytestconfig: pytest.Config):
     case: Case = request.param
-    results.comparisons[case.name] = compare(case, device, pytestconfig.getoption("--compile-limit"))
+    results.comparisons[case.name] = compare(case, device, rivals, pytestconfig.getoption("--compile-limit"))
     return results.comparisons[case.name]
 
 

@@ -17,7 +17,7 @@ from codegen.errors import (
     ValueCheckError,
 )
 from tests.inputs import make_inputs
-from trellis_ops import memory_readout, memory_update, trellis_attention, trellis_step
+from trellis_ops import forget, memory_readout, memory_update, trellis_attention, trellis_step
 
 NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma")
 
@@ -152,8 +152,10 @@ def test_values_are_checked_when_asked_for(monkeypatch, name, index, value, word
     tensors = dict(zip(NAMES, make_inputs(2, 10, 3, 8, 6, 5).args, strict=True))
     tensors[name][index] = value
     monkeypatch.setenv("TRELLIS_OPS_CHECK_VALUES", "1")
+    forget()
     with pytest.raises(ValueCheckError, match=words):
         trellis_attention(**tensors)
+    forget()
 
 
 def test_every_error_of_the_project_says_what_was_wrong():

@@ -99,7 +99,7 @@ def test_a_new_record_is_used_after_forget(store):
         ({"schedule": {"variant": "fused"}}, "missing"),
         ({"schedule": record().schedule | {"threads": 3}}, "threads"),
         ({"schedule": record().schedule | {"command": "rm"}}, "unknown field"),
-        ({"schedule": record().schedule | {"tile_tokens": 64}}, "exceeds the chunk"),
+        ({"schedule": record().schedule | {"variant": "split", "tile_tokens": 64}}, "exceeds the chunk"),
         ({"schedule": record().schedule | {"variant": "../../etc"}}, "variant"),
     ],
 )

@@ -1,0 +1,101 @@
+"""Calls of the same size that must cost about the same, or a known part of each other: timed in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from codegen.device import Device
+from codegen.program import build
+from codegen.rule import Rule
+from codegen.schedule import default
+from codegen.spec import Problem, Spec
+from tests.benchmarks.calls import subject
+from tests.benchmarks.comparison import without_records
+from tests.benchmarks.targets import Target
+from tests.benchmarks.turns import ratio
+from trellis_ops import explain, forget
+from tuner.inputs import timing_inputs, torch_device
+from tuner.launch import bind
+from tuner.measure import Timed, Timing, measure
+from tuner.progress import duration
+
+_SECONDS = 4.0
+_ROUNDS = 200
+_LEAST_ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One call beside another.
+
+    Attributes:
+        name: what is related, as the report names it.
+        over, under: two of the names in `timings`; `over`'s time is divided by `under`'s.
+        least: whether the quotient must be at least `limit`, or at most.
+    """
+
+    name: str
+    over: str
+    under: str
+    limit: float
+    least: bool
+    timings: dict[str, Timing]
+
+    def target(self) -> Target:
+        """The quotient, the median over the rounds, with its limit."""
+        over, under = self.timings[self.over], self.timings[self.under]
+        remark = f"{self.over} {duration(over.seconds)}, {self.under} {duration(under.seconds)}"
+        return Target(self.name, ratio(over, under), self.limit, self.least, remark=remark)
+
+
+@torch.no_grad()
+def time_operators(problems: dict[str, Problem], device: Device) -> dict[str, Timing]:
+    """The public operator on each problem in turn, every one by its default schedule.
+
+    Without the tuning records, since a winner of one of them would say something else about the relation.
+    """
+    calls = {}
+    forget()
+    with without_records():
+        for name, problem in problems.items():
+            bound = subject(Spec(Rule(), problem), torch_device(device))
+            bound.operator()
+            calls[name] = Timed(bound.operator, bound.reset)
+    timings = measure(calls, device, seconds=_SECONDS, rounds=_ROUNDS, least=_LEAST_ROUNDS)
+    forget()
+    return timings
+
+
+def why_no_kernel(problem: Problem, device: Device) -> str | None:
+    """Why the public operator would not run a kernel on `problem`; None if it does."""
+    bound = subject(Spec(Rule(), replace(problem, tokens=1)), torch_device(device))
+    found = explain(bound.operator.function, *bound.operator.args, **bound.operator.kwargs)
+    return None if found.schedule is not None else "; ".join(found.notes)
+
+
+@torch.no_grad()
+def time_threads(problem: Problem, counts: tuple[int, ...], device: Device) -> dict[str, Timing]:
+    """The kernels that a machine with so many cores would run by default, in turn, with as many threads for torch."""
+    spec = Spec(Rule(), problem)
+    inputs = timing_inputs(spec, device)
+    calls = {}
+    for count in counts:
+        schedule = default("tvm", spec, replace(device, cores=count))
+        launch = bind(build(spec, schedule, device), inputs)
+        calls[f"{count} thread{'s' if count > 1 else ''}"] = Timed(launch.run, _reset(launch.reset_states, count))
+    before = torch.get_num_threads()
+    try:
+        return measure(calls, device, seconds=_SECONDS, rounds=_ROUNDS, least=_LEAST_ROUNDS)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _reset(states: Callable[[], None], threads: int) -> Callable[[], None]:
+    def reset() -> None:
+        torch.set_num_threads(threads)
+        states()
+
+    return reset

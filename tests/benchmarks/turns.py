@@ -1,0 +1,41 @@
+"""Samples of several implementations in turn, wherever each of them runs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+from codegen.device import Device
+from tuner.measure import Timed, Timing, measure
+
+
+def sample(call: Timed, device: Device) -> float:
+    """Seconds per call, right after two calls that are not timed.
+
+    So no sample pays for the caches and the spinning threads of what ran before it.
+    """
+    return measure({"call": call}, device, seconds=0.0, rounds=1, least=1)["call"].samples[0]
+
+
+def take_turns(
+    samplers: Mapping[str, Callable[[], float]], *, seconds: float, rounds: int, least: int
+) -> dict[str, Timing]:
+    """A sample of each, round after round, for `seconds` but from `least` to `rounds` of them.
+
+    Returns:
+        The samples by name; those of the same index were taken in the same round.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    deadline = time.monotonic() + seconds
+    for finished in range(rounds):
+        if finished >= least and time.monotonic() >= deadline:
+            break
+        for name, sampler in samplers.items():
+            samples[name].append(sampler())
+    return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def ratio(over: Timing, under: Timing) -> float:
+    """How many times as long `over` takes as `under`: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(over.samples, under.samples, strict=True))

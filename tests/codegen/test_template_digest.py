@@ -1,0 +1,70 @@
+"""The digest of templates: what a pattern finds in them is what Jinja would find, and any change to it counts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jinja2.meta
+import pytest
+
+from codegen import render
+from codegen.render import TEMPLATES, template_digest
+
+NAMES = sorted(str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*.j2"))
+
+
+@pytest.fixture
+def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    copy = tmp_path / "templates"
+    shutil.copytree(TEMPLATES, copy)
+    monkeypatch.setattr(render, "TEMPLATES", copy)
+    template_digest.cache_clear()
+    yield copy
+    template_digest.cache_clear()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_pattern_finds_what_jinja_finds(name):
+    tree = render._environment().parse((TEMPLATES / name).read_text())
+    assert sorted(render._referenced(name)) == sorted(jinja2.meta.find_referenced_templates(tree))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{% import "a.j2" as a %}',
+        "{%- from 'a.j2' import b with context -%}",
+        '{%+ include "a.j2" ignore missing %}',
+        '{% extends\n  "a.j2" %}',
+    ],
+)
+def test_every_way_to_name_a_template(text, templates):
+    (templates / "own.j2").write_text(text)
+    assert render._referenced("own.j2") == ["a.j2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("tvm/memory_step.py.j2", True),
+        ("tvm/row.j2", True),
+        ("tvm/constants.j2", True),
+        ("tvm/trellis_fused.py.j2", False),
+        ("triton/maps.j2", False),
+    ],
+)
+def test_a_change_counts_where_it_is_imported(name, counts, templates):
+    before = template_digest("tvm", ("memory_step",))
+    with (templates / name).open("a") as file:
+        file.write("{# a remark #}\n")
+    template_digest.cache_clear()
+    assert (template_digest("tvm", ("memory_step",)) != before) is counts
+
+
+def test_a_template_that_does_not_parse_has_a_digest(templates):
+    before = template_digest("tvm", ("memory_step",))
+    (templates / "tvm" / "row.j2").write_text("{% if %}")
+    template_digest.cache_clear()
+    assert template_digest("tvm", ("memory_step",)) != before

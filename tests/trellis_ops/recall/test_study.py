@@ -1,0 +1,135 @@
+"""Studies: cells learn, results survive a kill, and tables show what there is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.trellis_ops.train.commands import ROOT, TEXT, environment
+from trellis_ops.recall import grids
+from trellis_ops.recall.cell import Cell, Result
+from trellis_ops.recall.cli import main
+from trellis_ops.recall.learning import learn
+from trellis_ops.recall.ledger import Ledger
+from trellis_ops.recall.page import beyond, fits, write_page
+from trellis_ops.train.errors import CheckpointError
+
+pytestmark = pytest.mark.usefixtures("eager")
+SMALL = Cell(layers=1, heads=2, dim=16, vocab=16, pairs=(4,), slots=16, chunk=4, batch=32, steps=3)
+SIZES = ["--layers", "1", "--heads", "2", "--dim", "4", "--vocab", "16", "--pairs", "2", "4", "--batch", "4"]
+ABLATION = ["ablation", *SIZES, "--slots", "2", "--chunk", "4", "1", "--phi-eps", "0.01", "1", "--seed", "0"]
+
+
+def test_a_model_learns_to_recall() -> None:
+    result = learn(Cell(**{**vars(SMALL), "steps": 150, "learning_rate": 0.01, "phi": "identity"}))
+    assert result.accuracy[4] > 0.5
+    assert learn(SMALL).accuracy == learn(SMALL).accuracy
+    assert learn(SMALL).accuracy[4] < 0.4
+
+
+def test_a_loss_that_is_no_number_is_a_result() -> None:
+    result = learn(Cell(**{**vars(SMALL), "steps": 20, "learning_rate": 1e30}))
+    assert result.diverged and result.accuracy == {4: 0.0} and result.steps < 20
+
+
+def test_a_grid_holds_no_cell_twice() -> None:
+    cells = grids.cells(grids.ABLATION, Cell())
+    assert len(cells) == len({cell.key() for cell in cells}) == 3 * 3 * (3 + 4) * 2 * 2 * 2
+    assert {cell.seed for cell in cells[: len(cells) // 3]} == {0}
+    assert len(grids.cells(grids.CURVE, Cell())) == 18
+
+
+def test_a_result_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results = [Result(Cell(seed=seed), {4: 0.5, 8: 0.25}, steps=7, seconds=1.5) for seed in range(2)]
+    for result in results:
+        Ledger(path).add(result)
+    with path.open("a") as file:
+        file.write(results[0].to_line()[:30])
+    ledger = Ledger(path)
+    assert ledger.results() == results
+    assert Cell(seed=1) in ledger and Cell(seed=2) not in ledger
+    ledger.add(Result(Cell(seed=2)))
+    assert len(Ledger(path).results()) == 3
+    path.write_text('{"cell": {}}\n')
+    with pytest.raises(CheckpointError, match="line 1 is no result"):
+        Ledger(path)
+
+
+def alive_in_group(group: int) -> bool:
+    """Whether a process of a session of its own is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_killed_study_keeps_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*ABLATION, "--folder", str(tmp_path), "--phi", "ln_silu", "--steps", "6", "--normalize-qkv", "yes"]
+    ledger = tmp_path / "ablation.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trellis_ops.recall", *command, "--workers", "1"],
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not (ledger.exists() and ledger.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    while alive_in_group(process.pid):
+        time.sleep(0.005)
+    kept = Ledger(ledger).results()
+    assert len(kept) >= 2
+    main([*command, "--workers", "0"])
+    results = Ledger(ledger).results()
+    assert results[: len(kept)] == kept
+    assert len(results) == 2 * 2 * 2 * 2
+    assert f"{len(kept) + 1} of 16: " in capsys.readouterr().out
+    page = (tmp_path / "learning.md").read_text()
+    assert "from 16 results of 16" in page
+    assert page.count("| ln_silu | 0.01 | learned | unit |") == 2
+    assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_is_learned_beside_recall(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(TEXT)
+    command = [*ABLATION, "--folder", str(tmp_path), "--phi", "identity", "silu", "--steps", "2", "--workers", "0"]
+    main([*command, "--learned-state", "no", "--outer-gradient", "bilevel", "--text", str(tmp_path / "text.txt")])
+    results = Ledger(tmp_path / "ablation.jsonl").results()
+    assert [each.cell.task for each in results[:2]] == ["recall", "text"]
+    assert all(each.bits_per_byte is not None and 2 < each.bits_per_byte < 9 for each in results[1::2])
+    assert "| silu | - | zero | unit |" in (tmp_path / "learning.md").read_text()
+
+
+def test_the_curve_is_a_table_and_pictures_and_stops_in_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    axes = ["--slots", "2", "4", "--chunk", "4", "--phi", "identity", "ln_silu", "--workers", "0", "--steps", "2"]
+    command = [*SIZES, *axes, "--folder", str(tmp_path)]
+    main([*command, "--minutes", "0"])
+    assert "0 of 4 cells have a result" in capsys.readouterr().out
+    main(command)
+    printed = capsys.readouterr().out
+    assert "| C | phi | M | 2 pairs | 4 pairs |" in printed and "| 4 | identity | 2 |" in printed
+    assert (tmp_path / "pairs.csv").read_text().count("\n") == 1 + 4 * 2
+    for name in ("pairs.png", "pairs-per-slot.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_fits_is_told_from_what_does_not(tmp_path: Path) -> None:
+    found = Result(Cell(slots=8), {4: 1.0, 8: 0.5, 16: 0.25})
+    assert fits(found) == 0.75 and beyond(found) == 0.25
+    lost = Result(Cell(slots=8, seed=1), {4: 0.0, 8: 0.0, 16: 0.0}, diverged=True)
+    write_page([found, lost], 9, tmp_path / "page.md", "the command")
+    page = (tmp_path / "page.md").read_text()
+    assert "0.38 (1 of 2 diverged) | 0.12" in page
+    assert "from 2 results of 9" in page

@@ -1,0 +1,115 @@
+"""The command line of training."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from codegen.errors import TrellisError
+from trellis_ops.config import TrellisConfig
+from trellis_ops.dispatch import device_of
+from trellis_ops.train import checkpoint as checkpoints
+from trellis_ops.train import curve as curves
+from trellis_ops.train.checkpoint import Checkpoint
+from trellis_ops.train.curve import Curve
+from trellis_ops.train.errors import CheckpointError
+from trellis_ops.train.lanes import Corpus, Lanes
+from trellis_ops.train.loop import Texts, Trainer, run
+from trellis_ops.train.options import config_of, parser, settings_of
+from trellis_ops.train.processes import Processes, joined
+from trellis_ops.train.settings import Settings, differences
+from trellis_ops.train.summary import Summary
+from trellis_ops.train.text import Document, hold_out, read_documents
+from trellis_ops.train.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, from_json
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, or go on training, as the arguments say."""
+    options = parser().parse_args(arguments)
+    try:
+        # Before hours of work, not after them.
+        checkpoints.require_safetensors()
+        curves.require_matplotlib()
+        settings = settings_of(options)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+            # TVM reads it when the first kernel is compiled.
+            os.environ["TVM_NUM_THREADS"] = str(options.threads)
+        with joined(options.device) as processes:
+            _train(options, settings, processes)
+    except (TrellisError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")
+
+
+def _train(options: argparse.Namespace, settings: Settings, processes: Processes) -> None:
+    processes.check_batch(settings.batch)
+    folder: Path = options.folder
+    path = folder / "checkpoint.safetensors"
+    before = checkpoints.load(path) if path.exists() and not options.fresh else None
+    # Nobody may write the file while another process still looks whether it is there.
+    processes.wait()
+    folder.mkdir(parents=True, exist_ok=True)
+    documents = read_documents(options.data, options.suffix, options.exclude)
+    fit, held_out = hold_out(documents, settings.held_out)
+    tokenizer = _tokenizer(settings, fit, before, processes)
+    texts = _texts(fit, held_out, tokenizer, settings)
+    config = config_of(options, tokenizer.vocab_size).resolved(device_of(processes.device))
+    _check_same(path, before, config, settings, texts)
+    trainer = Trainer(config, settings, texts, processes, options.fsdp, before)
+    if processes.is_first:
+        sizes = [sum(len(each.text) for each in part) for part in (fit, held_out)]
+        print(f"{settings.mixer}: {trainer.parameters:,} parameters on {processes.count} x {processes.device}")
+        print(f"{len(documents)} documents: {sizes[0]:,} bytes to fit, {sizes[1]:,} held out")
+        if before is not None:
+            print(f"going on after step {before.step} of {settings.steps}")
+    with Curve(folder / "curve.csv", trainer.step) if processes.is_first else contextlib.nullcontext() as curve:
+        bits = run(trainer, processes, curve, path, options.save_every)
+    if processes.is_first:
+        summary = Summary.of(trainer, bits, processes.count)
+        (folder / "summary.json").write_text(json.dumps(vars(summary), indent=1) + "\n")
+        curves.draw(curves.read(folder / "curve.csv"), folder / "curve.png", f"{summary.name}, seed {summary.seed}")
+        print(f"held out: {bits:.4f} bits per byte after {trainer.step} steps in {trainer.seconds:.0f} s; see {folder}")
+
+
+def _tokenizer(
+    settings: Settings, fit: Sequence[Document], before: Checkpoint | None, processes: Processes
+) -> Tokenizer:
+    if settings.tokenizer == "bytes":
+        return ByteTokenizer()
+    if before is not None:
+        return from_json(before.tokenizer)
+    learned = BpeTokenizer.train(fit, settings.vocab).to_json() if processes.is_first else ""
+    return from_json(processes.agree(learned))
+
+
+def _texts(fit: Sequence[Document], held_out: Sequence[Document], tokenizer: Tokenizer, settings: Settings) -> Texts:
+    corpus = Corpus.of([tokenizer.encode(each.text) for each in fit])
+    measured = Corpus.of([tokenizer.encode(each.text) for each in held_out])
+    return Texts(
+        Lanes(corpus, settings.batch, settings.length, settings.seed),
+        Lanes(measured, settings.batch, settings.length),
+        tokenizer.byte_counts(),
+        tokenizer.to_json(),
+        corpus.fingerprint(),
+    )
+
+
+def _check_same(path: Path, before: Checkpoint | None, config: TrellisConfig, settings: Settings, texts: Texts) -> None:
+    if before is None:
+        return
+    changed = differences(
+        {**config.to_dict(), **settings.to_dict(), "text": texts.fingerprint},
+        {**before.config, **before.settings, "text": before.text},
+    )
+    if changed:
+        problem = f"it is from another run ({'; '.join(changed)}); give --fresh to start anew, or another --folder"
+        raise CheckpointError(path=path, problem=problem)

@@ -1,0 +1,119 @@
+"""One process or several: who they are, how a model is shared between them, and what they tell each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from codegen.errors import SizeError
+from trellis_ops.train.objective import Carried, Objective
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train one model.
+
+    Attributes:
+        rank: its number, from 0.
+        count: how many there are.
+        device: where it computes.
+    """
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes the files and speaks to the person."""
+        return self.rank == 0
+
+    def check_batch(self, batch: int) -> None:
+        """Raise unless every process gets the same number of lanes."""
+        if batch % self.count:
+            raise SizeError(name="batch", value=batch, expected=f"a multiple of the {self.count} processes")
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        total = value.detach().clone()
+        if self.count > 1:
+            dist.all_reduce(total)
+        return total
+
+    def gather(self, carried: Carried) -> Carried:
+        """What all processes carry, lane after lane, in float32 where it is no count."""
+        return {name: self._gather(tensor) for name, tensor in carried.items()}
+
+    def share(self, carried: Carried) -> Carried:
+        """This process's lanes of what `gather` returned."""
+        return {name: tensor.chunk(self.count)[self.rank].to(self.device) for name, tensor in carried.items()}
+
+    def agree(self, text: str) -> str:
+        """The text of the first process."""
+        box = [text]
+        if self.count > 1:
+            dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+    def wait(self) -> None:
+        """Wait for the others."""
+        if self.count > 1:
+            dist.barrier()
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        # Half precision is exact in float32, which every process group can send.
+        sent = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+        if self.count == 1:
+            return sent.cpu()
+        parts = [torch.empty_like(sent) for _ in range(self.count)]
+        dist.all_gather(parts, sent)
+        return torch.cat(parts).cpu()
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Processes]:
+    """The processes that torchrun started, or this one alone.
+
+    Args:
+        device: "cpu", "cuda", or "auto" for a GPU where there is one; with torchrun, one GPU for each process.
+    """
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if "TORCHELASTIC_RUN_ID" not in os.environ and "WORLD_SIZE" not in os.environ:
+        yield Processes(0, 1, torch.device(kind))
+        return
+    place = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), place)
+    finally:
+        dist.destroy_process_group()
+
+
+def share_model(objective: Objective, processes: Processes, shard: bool) -> nn.Module:
+    """The objective as these processes train it: replicated, or with `shard` in pieces (FSDP2).
+
+    A learned first state is read before the block that it belongs to runs. With one, the model is one piece, gathered
+    as a whole for each window; without, each block is gathered when it runs.
+    """
+    if shard:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(processes.device.type, (processes.count,))
+        if not objective.model.config.learned_state:
+            for block in objective.model.blocks:
+                fully_shard(block, mesh=mesh)
+        fully_shard(objective, mesh=mesh)
+        return objective
+    if processes.count == 1:
+        return objective
+    places = [processes.device] if processes.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(objective, device_ids=places)
