@@ -198,7 +198,10 @@ def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
     tile = 4 * width if variant == "backward" else max(width, _DEFAULT_TILE)
     if variant not in _SPANNING:
         tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
-    return TvmSchedule(variant, tile, width, min(_DEFAULT_ACCUMULATORS, _most_accumulators(device)), threads)
+    accumulators = _most_accumulators(device)
+    if variant != "backward":
+        accumulators = min(_DEFAULT_ACCUMULATORS, accumulators)
+    return TvmSchedule(variant, tile, width, accumulators, threads)
 
 
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
