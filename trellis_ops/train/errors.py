@@ -23,6 +23,12 @@ class MissingPackageError(TrellisError, ImportError):
     message = "the package {package!r} is missing; install the extra: pip install 'trellis-ops[train]'"
 
 
+class LaunchError(TrellisError, RuntimeError):
+    """An option that needs processes, of which torchrun started none."""
+
+    message = "{option} shares a model between processes; start it as: torchrun --nproc-per-node 2 -m trellis_ops.train"
+
+
 class DivergedError(TrellisError, ArithmeticError):
     """A loss that is no longer a number."""
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from codegen.errors import SizeError
+from trellis_ops.train.errors import LaunchError
 from trellis_ops.train.objective import Carried, Objective
 
 
@@ -84,7 +85,7 @@ def joined(device: str) -> Iterator[Processes]:
         device: "cpu", "cuda", or "auto" for a GPU where there is one; with torchrun, one GPU for each process.
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if "TORCHELASTIC_RUN_ID" not in os.environ and "WORLD_SIZE" not in os.environ:
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         yield Processes(0, 1, torch.device(kind))
         return
     place = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
@@ -102,8 +103,13 @@ def share_model(objective: Objective, processes: Processes, shard: bool) -> nn.M
 
     A learned first state is read before the block that it belongs to runs. With one, the model is one piece, gathered
     as a whole for each window; without, each block is gathered when it runs.
+
+    Raises:
+        LaunchError: `shard` without torchrun.
     """
     if shard:
+        if not dist.is_initialized():
+            raise LaunchError(option="--fsdp")
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

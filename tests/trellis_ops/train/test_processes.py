@@ -74,6 +74,11 @@ def test_two_processes_go_on_from_a_checkpoint_of_one(
     assert_same_curve(two, one)
 
 
+def test_pieces_without_processes_are_refused(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--fsdp shares a model between processes; start it as: torchrun"):
+        main([str(text), "--folder", str(tmp_path), *RUN, "--fsdp"])
+
+
 def test_lanes_that_cannot_be_shared_are_refused() -> None:
     processes = Processes(rank=0, count=2, device=torch.device("cpu"))
     processes.check_batch(4)
