@@ -123,7 +123,7 @@ def test_the_study_grows_one_size_at_a_time_over_at_least_five_points() -> None:
 def test_the_page_and_the_picture_are_written(tmp_path: Path) -> None:
     held = [Held(500, 100, 1000, 1e-3), Held(1000, 100, 1000, 1e-3)]
     text = page(study(1.0), held, targets_of(study(1.0), held), "0.0")
-    assert "T         256   8192     1.000" in text
+    assert "T         512   8192     1.000" in text
     assert text.count("reached  ") == 3
     draw(study(1.0), held, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

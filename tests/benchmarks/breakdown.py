@@ -4,7 +4,8 @@
 
 times the fused kernel cut after each statement of its loop over tiles, all in turn, and prints the differences. A
 difference holds what a statement costs beyond what the processor hides behind its neighbours, so a stage that overlaps
-with the next looks cheaper than it would alone.
+with the next looks cheaper than it would alone. Below stand the operations of the products, as the equations count them
+and as tiles of the schedule's length leave them, with the time that a large matrix product would take for as many.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Read when torch starts its threads, which must not spin while those of a kernel work.
 os.environ.setdefault("GOMP_SPINCOUNT", "200")
@@ -24,7 +25,7 @@ from codegen.device import Device, cpu
 from codegen.program import Program
 from codegen.render import render
 from codegen.rule import MAPS, Rule
-from codegen.schedule import Schedule, default, from_settings, require_legal
+from codegen.schedule import Schedule, TvmSchedule, default, from_settings, require_legal
 from codegen.spec import DTYPES, Problem, Spec
 from tests.benchmarks.kernel_parts import Part, parts_of
 from tuner.ceiling import ceiling_again
@@ -107,20 +108,21 @@ def main(arguments: list[str] | None = None) -> None:
     pieces = pieces_of(parts, time_parts(parts, spec, schedule, device, options.seconds))
     ceiling = before.or_better(ceiling_again(device, problem.dtype, 0))
     print("\n".join(lines_of(pieces)))
-    cost = cost_of(spec)
-    print(
-        f"\nAt the {ceiling.flops / 1e9:.0f} GFLOP/s of a large matrix product here, the {cost.flops / 1e9:.2f} GFLOP"
-        f" of the products would take {duration(cost.flops / ceiling.flops)}."
-    )
+    tiled = replace(spec, problem=replace(problem, chunk=schedule.tile_tokens))
+    print()
+    for label, flops in (("the chunk form", cost_of(spec).flops), ("tiles as long as these", cost_of(tiled).flops)):
+        seconds = duration(flops / ceiling.flops)
+        print(f"{label} has {flops / 1e9:.2f} GFLOP, {seconds} at {ceiling.flops / 1e9:.0f} GFLOP/s")
 
 
-def _schedule(spec: Spec, device: Device, assignments: Sequence[str]) -> Schedule:
+def _schedule(spec: Spec, device: Device, assignments: Sequence[str]) -> TvmSchedule:
     settings: dict[str, object] = {**default("tvm", spec, device).settings(), "variant": "fused"}
     for assignment in assignments:
         name, _, value = assignment.partition("=")
         settings[name] = int(value) if value.isdecimal() else value
     schedule = from_settings("tvm", settings)
     require_legal(spec, schedule, device)
+    assert isinstance(schedule, TvmSchedule)
     return schedule
 
 

@@ -76,11 +76,14 @@ class Growth:
 
 
 def axes(cores: int) -> list[Axis]:
-    """The four of them. B x H grows in multiples of the cores, as every program is one core's."""
+    """The four of them. B x H grows in multiples of the cores, as every program is one core's.
+
+    T starts where what a call costs at all, and the first state that it copies, no longer show.
+    """
     programs = [cores << power for power in range(6)]
     sizes = (16, 32, 64, 128, 256)
     return [
-        Axis("T", {t: replace(BASE, tokens=t) for t in (256, 512, 1024, 2048, 4096, 8192)}),
+        Axis("T", {t: replace(BASE, tokens=t) for t in (512, 1024, 2048, 4096, 8192)}),
         Axis("B x H", {n: replace(BASE, tokens=512, batch=max(1, n // 8), heads=min(n, 8)) for n in programs}),
         Axis("M", {m: replace(BASE, slots=m) for m in sizes}),
         Axis("D", {d: replace(BASE, dim_k=d, dim_v=d) for d in sizes}),

@@ -22,9 +22,10 @@ _HEAD = """# How the cost grows
 
 Written by `make scaling`, which also draws the picture. T, B x H, M and D grow one at a time. Where they do not,
 B = 1, H = 8, T = 1024 (512 while B x H grows) and D = M = 64; always C = 64 and float32, and the public operator runs
-its default schedule. Exponents are fitted by least squares on logarithms of the medians, and of the fastest samples;
-"operations" is the exponent that the number of floating-point operations has over the same sizes. The decode runs in a
-process of its own, whose peak of resident memory holds Python and torch and is counted from the first line on.
+its default schedule. T starts at 512, where the fixed costs of a call no longer show. Exponents are fitted by least
+squares on logarithms of the medians, and of the fastest samples; "operations" is the exponent that the number of
+floating-point operations has over the same sizes. The decode runs in a process of its own, whose peak of resident
+memory holds Python and torch and is counted from the first line on.
 
 ![times against sizes](scaling.png)
 
