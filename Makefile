@@ -7,7 +7,7 @@ VENV := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tune train test bench report show lint clean clean-cache
+.PHONY: help tune train test bench scaling report show lint clean clean-cache
 
 # List the targets.
 help:
@@ -35,8 +35,13 @@ test: .venv/installed-test
 
 # Compare eager, torch.compile, the default schedule and the tuned winner.
 bench: .venv/installed-test
-	@echo 'Benchmarking: three to five minutes.'
+	@echo 'Benchmarking: four to six minutes.'
 	@GOMP_SPINCOUNT=200 $(VENV)/python -m pytest tests/benchmarks -o addopts= $(ARGS)
+
+# Measure how the cost grows with T, B x H, M and D; writes docs/scaling.md and docs/scaling.png.
+scaling: .venv/installed-test
+	@echo 'Measuring how the cost grows: two to three minutes.'
+	@GOMP_SPINCOUNT=200 $(VENV)/python -m tests.benchmarks.scaling $(ARGS)
 
 # List what earlier searches tried, and why candidates failed.
 report: .venv/installed-tune

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "templates/README.md", "tuning_db/winners/README.md")
+DOCUMENTS += ("docs/performance.md", "docs/scaling.md")
 TEXTS = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 EVERYTHING = "\n".join(TEXTS.values())
 
@@ -23,6 +24,7 @@ PLACEHOLDER = re.compile(r"<\w+>")
 MAINS = {"codegen": "codegen.__main__", "tuner": "tuner.cli", "trellis_ops.demo": "trellis_ops.demo"}
 MAINS |= {"trellis_ops.train": "trellis_ops.train.cli", "trellis_ops.train.summary": "trellis_ops.train.summary"}
 MAINS |= {"trellis_ops.recall": "trellis_ops.recall.cli"}
+MAINS |= {f"tests.benchmarks.{name}": f"tests.benchmarks.{name}" for name in ("breakdown", "scaling")}
 """The command lines of this project, by the name that `python -m` takes, and the module that holds `main`."""
 
 

@@ -1,0 +1,91 @@
+"""What a long decode holds, in a process of its own, which does nothing else:
+
+    python -m tests.benchmarks.decode_memory 50000
+
+prints, as JSON, the tokens so far, the bytes of the state, the peak of the resident memory and the seconds per token
+since the line before, at points that double up to the number given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_FIRST = 500
+
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_FORGET_PEAK = "5"  # What proc(5) says: the peak becomes what is resident now.
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a decode holds after some tokens.
+
+    Attributes:
+        peak_bytes: the most that was resident between the first point and this one, with all that Python and torch
+            loaded; what compiling took before is forgotten where the system allows it (Linux).
+        seconds: per token, since the point before.
+    """
+
+    tokens: int
+    state_bytes: int
+    peak_bytes: int
+    seconds: float
+
+
+def points(tokens: int) -> list[int]:
+    """Where the process reports: from `_FIRST` on, doubled, and the end."""
+    doubled = [_FIRST << power for power in range(tokens.bit_length()) if _FIRST << power < tokens]
+    return [*doubled, tokens]
+
+
+def decode_in_a_process(tokens: int) -> list[Held]:
+    """Run this module on its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.decode_memory", str(tokens)]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [Held(**json.loads(line)) for line in printed.splitlines()]
+
+
+def _decode(tokens: int) -> None:
+    import torch
+
+    from tests.benchmarks.stream import stream_model
+
+    with torch.no_grad():
+        model = stream_model()
+        state, token = model.first_state(1), torch.zeros(1, dtype=torch.int64)
+        done, started = 0, time.perf_counter()
+        for point in points(tokens):
+            for _ in range(point - done):
+                token.copy_(model.step(token, state).argmax(-1))
+            seconds = (time.perf_counter() - started) / (point - done)
+            if done == 0 and _CLEAR_REFS.exists():
+                _CLEAR_REFS.write_text(_FORGET_PEAK)
+            print(json.dumps(asdict(Held(point, state.nbytes(), _peak(), seconds))), flush=True)
+            done, started = point, time.perf_counter()
+
+
+def _peak() -> int:
+    if _STATUS.exists():
+        (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+        return 1024 * int(kilobytes)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.decode_memory", description=__doc__)
+    parser.add_argument("tokens", type=int, help="how many tokens to decode")
+    _decode(parser.parse_args(arguments).tokens)
+
+
+if __name__ == "__main__":
+    main()
