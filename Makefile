@@ -29,7 +29,7 @@ train: .venv/installed-train
 test: .venv/installed-test
 	@echo 'Testing, in two runs: ten to twenty minutes on two cores.'
 	@status=0; \
-	$(undisturbed) $(VENV)/python -m pytest $(ARGS) || status=$$?; \
+	$(undisturbed) $(VENV)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	$(undisturbed) TRITON_INTERPRET=1 $(VENV)/python -m pytest tests/interpreted $(ARGS) || status=$$?; \
 	exit $$status
 
