@@ -241,7 +241,8 @@ def _default_tvm_variant(spec: Spec, device: Device) -> str:
         return BACKWARD_VARIANTS[problem.operator][0]
     if problem.batch * problem.heads < device.cores:
         return "pair"
-    return "recurrent" if problem.chunk == 1 else "fused"
+    # A tile of tokens has to be filled before it is faster than one token after another.
+    return "recurrent" if problem.chunk == 1 and problem.tokens <= 2 * _DEFAULT_TILE else "fused"
 
 
 def _vector_registers(device: Device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 
 import pytest
@@ -195,6 +196,20 @@ def test_kernels_compile_for_cpus_that_are_not_here(arch, operator):
     assert {"x86-64-v2": "mulps", "x86-64-v3": "ymm", "x86-64-v4": "zmm", "aarch64": "fmla"}[arch] in text
     assert "expf" not in text or operator == "trellis_step"
     assert compiler.resources(source, part, schedule, device).code_bytes > 1000
+
+
+@pytest.mark.parametrize("operator", ["trellis_attention", "trellis_step"])
+@pytest.mark.parametrize("dim", [48, 80, 112])
+def test_products_sum_in_vectors_that_processors_have(operator, dim):
+    device = NAMED["x86-64-v4"]
+    spec = Case(operator, dim_k=dim, dim_v=dim, slots=dim, chunk=64).spec
+    schedule = default("tvm", spec, device)
+    ((kernel, part),) = parts(spec, schedule)
+    text = backend("tvm").inspect(render(kernel, part, schedule, device), part, schedule, device)["llir"]
+    lanes = {int(count) for count in re.findall(r"<(\d+) x float>", text)}
+    # LLVM takes a vector of 48 lanes apart, and the kernel is ten times slower.
+    assert schedule.vector_width in lanes
+    assert all(count & (count - 1) == 0 for count in lanes)
 
 
 def cuda_update():
