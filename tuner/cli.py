@@ -13,7 +13,7 @@ from rich.console import Console
 from codegen.device import Device, named
 from codegen.errors import BackendUnavailableError, TrellisError
 from codegen.schedule import BACKENDS
-from tuner import report
+from tuner import experiments, report
 from tuner.budget import DEFAULT, Budget, parse_budget
 from tuner.errors import BudgetError, WorkloadError
 from tuner.interruption import interruptible, stop_if_interrupted
@@ -102,6 +102,13 @@ def _slots(options: argparse.Namespace, console: Console) -> int:
         session = _session(options, workers, workers.device(options.device))
         _recommend(session, parse_budget(options.budget) if options.budget else BUDGET, console)
     return 0
+
+
+def _regret(options: argparse.Namespace, console: Console) -> int:
+    with Workers() as workers:
+        device = workers.device(options.device)
+        named = parse_spec(options.spec) if options.spec else load_workload(DEFAULT_FILE, device.kind)[0]
+        return experiments.run_regret(named, _session(options, workers, device), options.runs, console)
 
 
 def _recommend(session: Session, budget: Budget, console: Console) -> None:
@@ -222,6 +229,8 @@ def _parser() -> argparse.ArgumentParser:
     pruning.add_argument("--seconds", metavar="S", type=float, default=3600.0, help="for each spec (default 3600)")
     showing = _command(commands, "show", _show, "list the winners and the recommendation known here")
     showing.add_argument("--all", action="store_true", help="of every device, not only of this one")
+    experiments.add_regret(_command(commands, "regret", _regret, "tune one spec many times, and compare the winners"))
+    experiments.add_replay(_command(commands, "replay", experiments.run_replay, "try samplers on recorded spaces"))
     _storage(_command(commands, "report", _report, "list the studies, what they tried, and why candidates failed"))
     shipping = _command(commands, "ship", _ship, "write the winners of this machine to where they can be committed")
     shipping.add_argument("--folder", type=Path, help="instead of tuning_db/winners")

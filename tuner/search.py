@@ -15,7 +15,7 @@ from codegen.spec import Spec, bucket
 from tuner.budget import Budget, Clock
 from tuner.interruption import stop_if_interrupted
 from tuner.pool import Job
-from tuner.sampler import FreshSampler, Point, held_point, release, untried
+from tuner.sampler import FreshSampler, Point, default_sampler, held_point, release, untried
 from tuner.session import Session
 from tuner.space import Settings, Space, space_of
 from tuner.studies import claim, measured, open_study, outcomes, study_key
@@ -65,8 +65,15 @@ class Searched:
         return [trial for trial in self.study.get_trials(deepcopy=False) if "outcome" in trial.user_attrs]
 
 
-def search(spec: Spec, session: Session, show: Callable[[Status], None], *, budget: Budget | None = None) -> Searched:
-    """Try candidates for `spec`: the default, winners of earlier times and neighbours, then what TPE proposes.
+def search(
+    spec: Spec,
+    session: Session,
+    show: Callable[[Status], None],
+    *,
+    budget: Budget | None = None,
+    seed: int | None = None,
+) -> Searched:
+    """Try candidates for `spec`: the default, winners of earlier times and neighbours, then what the sampler proposes.
 
     A study that exists is continued. While one candidate is measured, the next few are compiled. Each is told to the
     study as soon as it ends, so that an interruption loses at most those that have begun; they come again at the next
@@ -77,6 +84,7 @@ def search(spec: Spec, session: Session, show: Callable[[Status], None], *, budg
         session: where, by whom, and how long unless `budget` says so.
         show: told how far it is, before each candidate.
         budget: instead of the session's.
+        seed: of the sampler; decided by the space unless given.
 
     Raises:
         StudyError: the storage failed.
@@ -86,7 +94,8 @@ def search(spec: Spec, session: Session, show: Callable[[Status], None], *, budg
     space = space_of(spec, session.backend, session.device)
     points = [schedule.settings() for schedule in space.schedules.values()]
     key = study_key(spec, session.backend, session.device, space)
-    sampler = FreshSampler(points, space.distributions, seed=int(key.space_digest[:8], 16))
+    seed = int(key.space_digest[:8], 16) if seed is None else seed
+    sampler = FreshSampler(points, space.distributions, seed, default_sampler())
     study = open_study(session.storage, key, sampler)
     _enqueue(study, [space.default, *_earlier_winners(spec, session, space)], points)
     clock = Clock(budget or session.budget)

@@ -11,7 +11,7 @@ from optuna.exceptions import OptunaError
 
 from codegen.program import operator_digest
 from codegen.schedule import Schedule
-from codegen.spec import bucket
+from codegen.spec import Spec, bucket
 from tuner.cost import cost_of
 from tuner.errors import NothingMeasuredError, StudyError
 from tuner.finals import Verdict, judge
@@ -72,8 +72,7 @@ def tune(named: NamedSpec, session: Session, progress: SearchProgress) -> Tuned:
     except (sqlalchemy.exc.SQLAlchemyError, OptunaError) as error:
         raise StudyError(url=session.storage.url, reason=str(error).partition("\n")[0]) from error
     progress.phase("finals: the best few and the default side by side")
-    timings = _finals(named, session, searched)
-    verdict = judge(timings, searched.space.default.key())
+    timings, verdict = hold_finals(spec, session, searched)
     progress.phase("measuring eager PyTorch and the ceiling")
     compile_seconds = session.workers.compiled(spec, session.device).seconds if session.with_compile else None
     record = _record(named, session, searched, timings, verdict)
@@ -94,18 +93,32 @@ def tune(named: NamedSpec, session: Session, progress: SearchProgress) -> Tuned:
     )
 
 
-def _finals(named: NamedSpec, session: Session, searched: Searched) -> dict[str, Timing]:
-    finalists = _finalists(searched)
-    candidates = [Candidate(named.spec, session.device, session.backend, schedule.settings()) for schedule in finalists]
+def hold_finals(spec: Spec, session: Session, searched: Searched) -> tuple[dict[str, Timing], Verdict]:
+    """Time the default and the best of a search in turn, and judge; times by key of the schedule.
+
+    Raises:
+        NothingMeasuredError: no candidate was right.
+    """
+    finalists = finalists_of(searched)
+    candidates = [Candidate(spec, session.device, session.backend, schedule.settings()) for schedule in finalists]
     timings = session.workers.contest(Contest(tuple(candidates), session.final_seconds, FINAL_ROUNDS))
     if not timings:
         reasons = Counter(str(trial.user_attrs.get("reason")) for trial in searched.trials())
         most = "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common(2))
-        raise NothingMeasuredError(spec=named.spec.key(), reasons=most)
-    return {finalists[place].key(): timing for place, timing in timings.items()}
+        raise NothingMeasuredError(spec=spec.key(), reasons=most)
+    by_key = {finalists[place].key(): timing for place, timing in timings.items()}
+    default = searched.space.default
+    changes = {schedule.key(): _changes(schedule, default) for schedule in finalists}
+    return by_key, judge(by_key, default.key(), changes)
 
 
-def _finalists(searched: Searched) -> list[Schedule]:
+def _changes(schedule: Schedule, default: Schedule) -> int:
+    usual = default.settings()
+    return sum(usual[name] != value for name, value in schedule.settings().items())
+
+
+def finalists_of(searched: Searched) -> list[Schedule]:
+    """The default, and the best `FINALISTS` of the others."""
     best = [searched.space.at(trial.params) for trial in measured(searched.trials())]
     others = [schedule for schedule in best if schedule != searched.space.default]
     return [searched.space.default, *others[:FINALISTS]]
