@@ -14,6 +14,7 @@ from codegen.schedule import Schedule, from_settings
 from codegen.spec import Spec, bucket
 from tuner.budget import Budget, Clock
 from tuner.interruption import stop_if_interrupted
+from tuner.known_failures import KnownFailures
 from tuner.pool import Job
 from tuner.sampler import FreshSampler, Point, default_sampler, held_point, release, untried
 from tuner.session import Session
@@ -105,10 +106,12 @@ def search(
             stop_if_interrupted()
             status = _status(study, space, clock)
             show(status)
-            running.begin(_wanted(study, points, space, clock, status, len(running.trials)))
-            if not running.trials:
+            wanted = _wanted(study, points, space, clock, status, len(running.trials))
+            running.begin(wanted)
+            if running.trials:
+                running.finish_one()
+            elif not wanted:
                 return Searched(space, study, exhausted=not _open(study, points))
-            running.finish_one()
     finally:
         running.release()
 
@@ -132,6 +135,7 @@ class _Running:
 
     def __init__(self, study: optuna.Study, spec: Spec, session: Session, space: Space) -> None:
         self._study, self._spec, self._session, self._space = study, spec, session, space
+        self._failures = KnownFailures(spec, session)
         self.trials: dict[Job, optuna.Trial] = {}
 
     def begin(self, most: int) -> None:
@@ -142,6 +146,10 @@ class _Running:
             if _is_duplicate(self._study, trial):
                 release(self._study, trial)
                 continue
+            failed = self._failures.result(trial.params)
+            if failed is not None:
+                _tell(self._study, trial, failed)
+                continue
             candidate = Candidate(self._spec, self._session.device, self._session.backend, trial.params)
             self.trials[self._session.workers.submit(candidate)] = trial
 
@@ -149,6 +157,7 @@ class _Running:
         """Measure the first that is compiled, and tell the study what came of it."""
         job = self._session.workers.first_compiled(list(self.trials))
         result = self._session.workers.evaluate(job)
+        self._failures.note(job.candidate.settings, result)
         _tell(self._study, self.trials.pop(job), result)
 
     def release(self) -> None:

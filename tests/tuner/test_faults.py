@@ -10,13 +10,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from codegen import render
+from codegen.backends import backend as compiler
 from codegen.device import cpu
-from codegen.program import build
+from codegen.program import build, operator_digest
 from tests.tuner.faulty_templates import FAULTS, at_fault, spec_of, write_faulty_templates
 from tuner.budget import Budget
 from tuner.check import check
@@ -98,6 +100,16 @@ def test_a_candidate_at_fault_costs_itself_only(faulty: Workers, tmp_path: Path,
     assert reason in failed.user_attrs["reason"]
     assert len(searched.trials()) == min(3, len(searched.space.schedules)), "the study goes on"
 
+    known = session.store.failures.known(
+        spec=spec.key(),
+        device=cpu().key(),
+        backend="tvm",
+        template_digest=operator_digest("trellis_step", "tvm"),
+        toolchain=compiler("tvm").toolchain(),
+    )
+    (record,) = known.values()
+    assert (record.schedule, record.outcome.value) == (bad.settings(), outcome)
+
     schedules = [bad, *(schedule for schedule in searched.space.schedules.values() if schedule != bad)][:3]
     asked = Contest(tuple(Candidate(spec, cpu(), "tvm", each.settings()) for each in schedules), 0.05, 5)
     if outcome not in ("timeout",):  # It would take the limit once more.
@@ -106,6 +118,22 @@ def test_a_candidate_at_fault_costs_itself_only(faulty: Workers, tmp_path: Path,
         verdict = judge({schedules[place].key(): each for place, each in timings.items()}, schedules[1].key())
         winner = searched.space.schedules[verdict.winner]
         assert check(build(spec, winner, cpu()), spec).outcome is Outcome.ok
+
+
+def test_a_candidate_that_failed_is_not_tried_again(faulty: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    session, spec = session_of(faulty, tmp_path, "wrong_result"), spec_of("wrong_result")
+    search(spec, session, lambda status: None)
+    tried = []
+    monkeypatch.setattr(
+        faulty, "submit", lambda candidate: tried.append(candidate) or Workers.submit(faulty, candidate)
+    )
+    elsewhere = replace(session, storage=open_storage(f"sqlite:///{tmp_path / 'others.db'}"))
+    again = search(spec, elsewhere, lambda status: None)
+    (failed,) = [trial for trial in again.trials() if trial.user_attrs["outcome"] != "ok"]
+    assert failed.user_attrs["outcome"] == "wrong_answer"
+    assert failed.user_attrs["reason"].startswith("known since 20")
+    assert failed.params not in [candidate.settings for candidate in tried]
+    assert len(tried) == len(again.trials()) - 1
 
 
 def test_a_worker_that_is_killed_by_hand_costs_its_candidate(faulty: Workers, tmp_path: Path):
@@ -127,6 +155,7 @@ def test_a_worker_that_is_killed_by_hand_costs_its_candidate(faulty: Workers, tm
     (failed,) = [trial for trial in searched.trials() if trial.user_attrs["outcome"] != "ok"]
     assert failed.user_attrs["outcome"] == "killed"
     assert "ended with SIGKILL, by hand" in failed.user_attrs["reason"]
+    assert not (tmp_path / "tuning_db" / "failures").exists(), "which is no fault of the candidate"
     assert len(searched.trials()) == min(3, len(searched.space.schedules))
 
 
