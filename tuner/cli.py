@@ -15,9 +15,10 @@ from codegen.errors import BackendUnavailableError, TrellisError
 from codegen.schedule import BACKENDS
 from tuner import experiments, report
 from tuner.budget import DEFAULT, Budget, parse_budget
-from tuner.errors import BudgetError, WorkloadError
+from tuner.errors import BudgetError, PolicyError, WorkloadError
 from tuner.interruption import interruptible, stop_if_interrupted
 from tuner.offline import examine_some
+from tuner.policy import POLICIES, policy_for
 from tuner.pool import Workers
 from tuner.progress import SearchProgress
 from tuner.session import Session
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         with interruptible():
             code: int = options.run(options, console)
             return code
-    except (WorkloadError, BudgetError) as error:
+    except (WorkloadError, BudgetError, PolicyError) as error:
         errors.print(f"error: {error}", markup=False)
         return _USAGE
     except (TrellisError, TuningDatabaseError) as error:
@@ -64,6 +65,7 @@ def _session(options: argparse.Namespace, workers: Workers, device: Device) -> S
         workers=workers,
         with_compile=getattr(options, "compile", False),
         source=options.command_line,
+        timing=policy_for(device, options.timing).name,
     )
 
 
@@ -246,6 +248,7 @@ def _workload_options(command: argparse.ArgumentParser) -> None:
 def _measuring_options(command: argparse.ArgumentParser, budget: str) -> None:
     command.add_argument("--budget", metavar="TEXT", help=budget)
     command.add_argument("--backend", choices=BACKENDS, help="whose kernels to measure")
+    command.add_argument("--timing", choices=[policy.name for policy in POLICIES], help="how times are taken")
     _storage(command)
 
 

@@ -45,3 +45,15 @@ class WorkerError(TrellisError, RuntimeError):
     """A worker process that cannot do what no candidate is to blame for."""
 
     message = "the worker process for {task!r} did not do it: {reason}"
+
+
+class PolicyError(TrellisError, ValueError):
+    """A name of no timing policy for a device."""
+
+    message = "{name!r} is no timing policy for {device}; choose one of: {known}"
+
+
+class HeldBackError(TrellisError, RuntimeError):
+    """A device that is too hot, or short of power, to be measured."""
+
+    message = "{device} was held back by heat or power in {discarded} rounds of samples; let it cool, then try again"

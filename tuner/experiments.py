@@ -28,7 +28,7 @@ def add_regret(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--runs", metavar="N", type=_count, default=RUNS, help=f"tunings (default {RUNS})")
     command.add_argument("--budget", metavar="TEXT", default="25", help="of each tuning: 60s, or a number of trials")
-    command.set_defaults(backend=None, storage=None)
+    command.set_defaults(backend=None, storage=None, timing=None)
 
 
 def add_replay(command: argparse.ArgumentParser) -> None:

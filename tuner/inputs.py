@@ -33,6 +33,10 @@ class Inputs:
     sequences: Sequences
     tensors: dict[str, Tensor]
 
+    def bytes(self) -> int:
+        """The memory that the tensors take."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
@@ -96,6 +100,13 @@ def make_inputs(spec: Spec, lengths: tuple[int, ...], device: Device, seed: int 
 def timing_inputs(spec: Spec, device: Device) -> Inputs:
     """Inputs of the size of `spec`, shared by all that is timed on it; whoever writes to them must copy first."""
     return make_inputs(spec, (spec.problem.tokens,) * spec.problem.batch, device)
+
+
+@functools.lru_cache(maxsize=1)
+def rotated_inputs(spec: Spec, device: Device, copies: int) -> tuple[Inputs, ...]:
+    """`copies` more inputs like those of `timing_inputs`, each with a seed of its own."""
+    lengths = (spec.problem.tokens,) * spec.problem.batch
+    return tuple(make_inputs(spec, lengths, device, seed) for seed in range(1, copies + 1))
 
 
 def _offsets(counts: list[int] | tuple[int, ...], where: torch.device) -> Tensor:

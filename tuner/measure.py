@@ -1,18 +1,27 @@
-"""Timing: warm, repeated, interleaved; medians with their spread."""
+"""Timing: repeated, interleaved, until the spread allows to stop; medians with their spread."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import Protocol
 
 from codegen.device import Device
+from tuner.errors import HeldBackError
+from tuner.policy import Policy, policy_for
 
-_SAMPLE_SECONDS = 1e-3
+SAMPLE_SECONDS = 1e-3
+"""A sample is as many calls as fill this time."""
+
+SETTLED = 0.003
+"""Rounds end when every median is known to this share: half the distance of the quartiles over the root of rounds."""
+
+_LEAST_TO_SETTLE = 12
 _MOST_CALLS = 1000
+_DISCARDED = 3
 
 
 @dataclass(frozen=True)
@@ -23,10 +32,12 @@ class Timed:
         run: one call.
         reset: puts the inputs back to what they were; called before every sample, outside the time that is taken,
             so that no kernel is measured on its own output (a state that is updated in place).
+        others: the same call on other inputs, which a GPU's sampler takes in rotation with `run`.
     """
 
     run: Callable[[], object]
     reset: Callable[[], object]
+    others: tuple[Callable[[], object], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,54 +64,90 @@ class Timing:
         return (high - low) / 2 / self.seconds
 
 
-def policy(device: Device, rounds: int) -> str:
-    """How `measure` takes times, as a record states it."""
-    if device.kind == "cpu":
-        return f"cpu, {device.cores} cores, warm caches, interleaved medians of up to {rounds}"
-    return f"{device.kind} events, warm caches, interleaved medians of up to {rounds}"
+class Sampler(Protocol):
+    """Takes samples of one call after another."""
+
+    def warm(self, name: str, call: Timed) -> None:
+        """Run the call called `name` until it is warm, and decide how many make a sample."""
+
+    def sample(self, name: str, call: Timed) -> float | None:
+        """Seconds per call; None if something held the device back."""
+
+
+def sampler_for(policy: Policy) -> Sampler:
+    """What takes samples as `policy` says."""
+    if policy.on_cpu:
+        from tuner.cpu_timing import CpuSampler
+
+        return CpuSampler(policy.cold)
+    import torch
+
+    from tuner.clocks import clocks_of
+    from tuner.gpu_timing import GpuSampler, TorchGpu
+
+    return GpuSampler(TorchGpu(), policy.graph, clocks_of(torch.cuda.current_device()))
 
 
 def measure(
-    calls: Mapping[str, Timed], device: Device, *, seconds: float, rounds: int, least: int = 3
+    calls: Mapping[str, Timed],
+    device: Device,
+    *,
+    seconds: float,
+    rounds: int,
+    least: int = 3,
+    settle: bool = False,
+    policy: Policy | None = None,
+    sampler: Sampler | None = None,
 ) -> dict[str, Timing]:
     """Time `calls` in turn, round after round, so that whatever disturbs the machine disturbs all of them.
 
     Each call runs twice to warm up. A sample is as many calls as fill a millisecond, at least one. Rounds end after
-    `seconds` in all, but not before `least` of them, and never go past `rounds`.
+    `seconds` in all, but not before `least` of them, and never go past `rounds`. A round in which the device was held
+    back does not count.
+
+    Args:
+        calls: by name.
+        device: where they run.
+        seconds, rounds, least: how long.
+        settle: whether rounds also end when every median is `SETTLED`.
+        policy: how; the device's default unless given.
+        sampler: of that policy, unless given.
 
     Returns:
         The samples by name; sample i of one and of another were taken in the same round.
+
+    Raises:
+        HeldBackError: the device was, in three times as many rounds as are wanted.
     """
-    repeats = {name: _warm(call, device) for name, call in calls.items()}
+    taking = sampler or sampler_for(policy or policy_for(device))
+    for name, call in calls.items():
+        taking.warm(name, call)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     deadline = time.monotonic() + seconds
-    for finished in range(rounds):
-        if finished >= least and time.monotonic() >= deadline:
+    finished = discarded = 0
+    while finished < rounds:
+        if finished >= least and (time.monotonic() >= deadline or (settle and _settled(samples))):
             break
-        for name, call in calls.items():
-            call.reset()
-            samples[name].append(_sample(call.run, repeats[name], device))
+        taken = {name: taking.sample(name, call) for name, call in calls.items()}
+        if None in taken.values():
+            discarded += 1
+            if discarded > _DISCARDED * rounds:
+                raise HeldBackError(device=device.key(), discarded=discarded)
+            continue
+        for name, value in taken.items():
+            samples[name].append(value)  # type: ignore[arg-type]
+        finished += 1
     return {name: Timing(tuple(values)) for name, values in samples.items()}
 
 
-def _warm(call: Timed, device: Device) -> int:
-    call.reset()
-    _sample(call.run, 1, device)
-    call.reset()
-    once = _sample(call.run, 1, device)
-    return max(1, min(_MOST_CALLS, round(_SAMPLE_SECONDS / max(once, 1e-9))))
+def repeats_for(once: float) -> int:
+    """How many calls of `once` seconds make a sample."""
+    return max(1, min(_MOST_CALLS, round(SAMPLE_SECONDS / max(once, 1e-9))))
 
 
-def _sample(run: Callable[[], object], repeats: int, device: Device) -> float:
-    if device.kind == "cpu":
-        started = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        return (time.perf_counter() - started) / repeats
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begin.record()
-    for _ in range(repeats):
-        run()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1000 / repeats
+def _settled(samples: Mapping[str, list[float]]) -> bool:
+    timings = [Timing(tuple(values)) for values in samples.values()]
+    return all(
+        len(each.samples) >= _LEAST_TO_SETTLE and each.spread / math.sqrt(len(each.samples)) <= SETTLED
+        for each in timings
+    )

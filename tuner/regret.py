@@ -84,7 +84,10 @@ def regret(spec: Spec, session: Session, runs: int, show: Callable[[Tuning], Non
         tunings.append(_tuned(spec, session, seed))
         show(tunings[-1])
     every = {schedule.key(): schedule for tuning in tunings for schedule in tuning.finalists}
-    candidates = [Candidate(spec, session.device, session.backend, each.settings()) for each in every.values()]
+    candidates = [
+        Candidate(spec, session.device, session.backend, each.settings(), session.policy.name)
+        for each in every.values()
+    ]
     timings = session.workers.contest(Contest(tuple(candidates), _SECONDS_EACH * len(candidates), _ROUNDS))
     seconds = {list(every)[place]: timing.seconds for place, timing in timings.items()}
     for tuning in tunings:

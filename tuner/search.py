@@ -94,7 +94,7 @@ def search(
     """
     space = space_of(spec, session.backend, session.device)
     points = [schedule.settings() for schedule in space.schedules.values()]
-    key = study_key(spec, session.backend, session.device, space)
+    key = study_key(spec, session.backend, session.device, space, session.policy)
     seed = int(key.space_digest[:8], 16) if seed is None else seed
     sampler = FreshSampler(points, space.distributions, seed, default_sampler())
     study = open_study(session.storage, key, sampler)
@@ -150,7 +150,9 @@ class _Running:
             if failed is not None:
                 _tell(self._study, trial, failed)
                 continue
-            candidate = Candidate(self._spec, self._session.device, self._session.backend, trial.params)
+            candidate = Candidate(
+                self._spec, self._session.device, self._session.backend, trial.params, self._session.policy.name
+            )
             self.trials[self._session.workers.submit(candidate)] = trial
 
     def finish_one(self) -> None:

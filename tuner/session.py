@@ -11,6 +11,7 @@ from optuna.storages import RDBStorage
 from codegen.backends import backend as compiler
 from codegen.device import Device
 from tuner.budget import Budget
+from tuner.policy import Policy, policy_for
 from tuner.pool import Workers
 from tuning_db import Store
 
@@ -28,6 +29,7 @@ class Session:
         workers: the processes that compile, check and time.
         with_compile: whether `torch.compile` is measured too.
         source: the command that runs, for the records.
+        timing: name of the policy by which times are taken; that of the device unless given.
         final_seconds: how long the finals of one spec last, compilation aside.
     """
 
@@ -39,7 +41,13 @@ class Session:
     workers: Workers
     with_compile: bool = False
     source: str = "python -m tuner tune"
+    timing: str | None = None
     final_seconds: float = 3.0
+
+    @property
+    def policy(self) -> Policy:
+        """How times are taken. Raises PolicyError if `timing` names none for the device."""
+        return policy_for(self.device, self.timing)
 
 
 def toolchain(backend: str) -> dict[str, str]:

@@ -145,7 +145,9 @@ def _one_trial(study: optuna.Study, session: Session, schedules: dict[tuple[int,
     slots, chunk = trial.params["slots"], trial.params["chunk"]
     spec, schedule = _spec(slots, chunk), schedules[slots, chunk]
     try:
-        result = session.workers.evaluate(Candidate(spec, session.device, session.backend, schedule.settings()))
+        result = session.workers.evaluate(
+            Candidate(spec, session.device, session.backend, schedule.settings(), session.policy.name)
+        )
         share = recall(slots, chunk, dim=DIM) if result.outcome is Outcome.ok else 0.0
     except BaseException:
         release(study, trial)

@@ -22,6 +22,7 @@ from codegen.render import generated_folder
 from codegen.spec import Spec
 from tuner.errors import StudyError
 from tuner.owner import is_lost, this_process
+from tuner.policy import Policy
 from tuner.space import Space
 from tuning_db import Outcome
 
@@ -38,6 +39,7 @@ class StudyKey:
         toolchain: its versions.
         template_digest: of every template that the operator may use.
         space_digest: of every schedule that may be tried.
+        policy: how times are taken.
     """
 
     spec: str
@@ -46,13 +48,14 @@ class StudyKey:
     toolchain: str
     template_digest: str
     space_digest: str
+    policy: str
 
     def name(self) -> str:
         """The name of the Optuna study; readable in a dashboard, and unique."""
         return f"{self.spec.partition('/trellis(')[0]} {self.backend} {_digest(astuple(self))}"
 
 
-def study_key(spec: Spec, backend: str, device: Device, space: Space) -> StudyKey:
+def study_key(spec: Spec, backend: str, device: Device, space: Space, policy: Policy) -> StudyKey:
     """The key of the study that searches `space` for `spec`."""
     versions = compiler(backend).toolchain()
     return StudyKey(
@@ -62,6 +65,7 @@ def study_key(spec: Spec, backend: str, device: Device, space: Space) -> StudyKe
         ", ".join(f"{package} {versions[package]}" for package in sorted(versions)),
         operator_digest(spec.problem.operator, backend),
         _digest(sorted(space.schedules)),
+        policy.name,
     )
 
 

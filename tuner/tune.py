@@ -15,7 +15,8 @@ from codegen.spec import Spec, bucket
 from tuner.cost import cost_of
 from tuner.errors import NothingMeasuredError, StudyError
 from tuner.finals import Verdict, judge
-from tuner.measure import Timing, policy
+from tuner.measure import Timing
+from tuner.policy import stated
 from tuner.progress import SearchProgress
 from tuner.search import Searched, search
 from tuner.session import Session, toolchain
@@ -100,7 +101,10 @@ def hold_finals(spec: Spec, session: Session, searched: Searched) -> tuple[dict[
         NothingMeasuredError: no candidate was right.
     """
     finalists = finalists_of(searched)
-    candidates = [Candidate(spec, session.device, session.backend, schedule.settings()) for schedule in finalists]
+    candidates = [
+        Candidate(spec, session.device, session.backend, schedule.settings(), session.policy.name)
+        for schedule in finalists
+    ]
     timings = session.workers.contest(Contest(tuple(candidates), session.final_seconds, FINAL_ROUNDS))
     if not timings:
         reasons = Counter(str(trial.user_attrs.get("reason")) for trial in searched.trials())
@@ -147,7 +151,7 @@ def _record(
         eager_seconds=session.workers.eager(spec, device).seconds,
         ceiling_share=ceiling.share(cost, timing.seconds),
         trials=len(searched.trials()),
-        policy=policy(device, FINAL_ROUNDS),
+        policy=stated(session.policy, device, FINAL_ROUNDS),
         toolchain=toolchain(session.backend),
         created=utc_now(),
         source=shortened(session.source, 500),

@@ -21,11 +21,15 @@ from codegen.spec import Spec
 from tuner.available import backend_for, device_here
 from tuner.baseline import time_compiled, time_eager
 from tuner.ceiling import Ceiling, ceiling_of
-from tuner.check import check
-from tuner.inputs import timing_inputs
+from tuner.check import check, check_inputs
+from tuner.errors import HeldBackError
+from tuner.gpu_timing import copies_past_cache
+from tuner.inputs import Inputs, rotated_inputs, timing_inputs
 from tuner.launch import Launch, bind
 from tuner.measure import Timed, Timing, measure
 from tuner.messages import Phase
+from tuner.pinning import Pinning
+from tuner.policy import policy_for
 from tuning_db import Outcome, shortened
 
 if TYPE_CHECKING:
@@ -39,6 +43,8 @@ _REASON = 500
 _BASELINE_SHARE = 10
 _MEMORY = ("MemoryError", "DefaultCPUAllocator", "out of memory", "bad_alloc", "Cannot allocate memory")
 
+_PINNING = Pinning()
+
 Enter = Callable[[Phase], None]
 
 
@@ -49,6 +55,7 @@ class Candidate:
     Attributes:
         spec, device: what for.
         backend, settings: the schedule, as a tuning record stores it.
+        policy: name of the timing policy; that of the device unless given.
         seconds: about how long to time it.
     """
 
@@ -56,6 +63,7 @@ class Candidate:
     device: Device
     backend: str
     settings: Settings
+    policy: str | None = None
     seconds: float = 0.2
 
 
@@ -96,16 +104,24 @@ class Ready:
     Attributes:
         program: its kernels.
         launch: they on the inputs of the timing.
+        others: they on more inputs, so that together they pass a GPU's cache; none on a CPU.
         outputs: what they wrote there before any timing, to be written again after it.
     """
 
     program: Program
     launch: Launch
+    others: tuple[Launch, ...]
     outputs: dict[str, torch.Tensor]
 
     def timed(self) -> Timed:
         """The call to time."""
-        return Timed(self.launch.run, self.launch.reset_states)
+        launches = (self.launch, *self.others)
+
+        def reset() -> None:
+            for launch in launches:
+                launch.reset_states()
+
+        return Timed(self.launch.run, reset, tuple(other.run for other in self.others))
 
     def again(self) -> tuple[Outcome, str]:
         """The verdict after the timing: the same bits at full size on poisoned buffers, and right as before."""
@@ -130,9 +146,12 @@ def evaluate(enter: Enter, candidate: Candidate) -> Result:
         return result
     try:
         enter(Phase("timing", share=5, quiet=_is_shared(candidate.device)))
-        timing = _time(ready.timed(), candidate)
+        with _PINNING.in_place():
+            timing = _time(ready.timed(), candidate)
         enter(Phase("checking again"))
         outcome, reason = ready.again()
+    except HeldBackError:
+        raise  # No fault of the candidate.
     except Exception as error:
         return replace(result, outcome=_outcome(error), reason=_said(error))
     if outcome is not Outcome.ok:
@@ -152,7 +171,9 @@ def contest(enter: Enter, asked: Contest) -> dict[int, Timing]:
     device = asked.candidates[0].device
     enter(Phase("timing", share=5 * len(right), quiet=_is_shared(device)))
     calls = {str(place): ready.timed() for place, ready in right.items()}
-    timings = measure(calls, device, seconds=asked.seconds, rounds=asked.rounds)
+    policy = policy_for(device, asked.candidates[0].policy)
+    with _PINNING.in_place():
+        timings = measure(calls, device, seconds=asked.seconds, rounds=asked.rounds, settle=True, policy=policy)
     for place, ready in list(right.items()):
         enter(Phase("checking again", place=place))
         if ready.again()[0] is not Outcome.ok:
@@ -224,21 +245,34 @@ def _prepared(enter: Enter, candidate: Candidate, place: int = 0) -> tuple[Resul
         return built, None
     enter(Phase("checking", place=place))
     try:
+        # The first run starts the threads; what the check needs besides starts others.
+        _PINNING.started_by(bind(program, check_inputs(candidate.spec, candidate.device)).run)
         checked = check(program, candidate.spec)
         result = replace(built, outcome=checked.outcome, reason=checked.reason, errors=checked.errors)
         if checked.outcome is not Outcome.ok:
             return result, None
         launch = bind(program, timing_inputs(candidate.spec, candidate.device))
-        return result, Ready(program, launch, launch.outputs_of_run())
+        others = tuple(bind(program, inputs) for inputs in _rotated(candidate.spec, candidate.device))
+        return result, Ready(program, launch, others, launch.outputs_of_run())
     except Exception as error:
         return replace(built, outcome=_outcome(error), reason=_said(error)), None
 
 
+def _rotated(spec: Spec, device: Device) -> tuple[Inputs, ...]:
+    if device.kind == "cpu":
+        return ()
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    copies = copies_past_cache(timing_inputs(spec, device).bytes(), cache)
+    return rotated_inputs(spec, device, copies)
+
+
 def _time(call: Timed, candidate: Candidate) -> Timing:
-    timing = measure({"it": call}, candidate.device, seconds=candidate.seconds, rounds=_ROUNDS)["it"]
+    device, policy = candidate.device, policy_for(candidate.device, candidate.policy)
+    seconds = candidate.seconds
+    timing = measure({"it": call}, device, seconds=seconds, rounds=_ROUNDS, settle=True, policy=policy)["it"]
     if timing.spread <= NOISY:
         return timing
-    return measure({"it": call}, candidate.device, seconds=4 * candidate.seconds, rounds=4 * _ROUNDS)["it"]
+    return measure({"it": call}, device, seconds=4 * seconds, rounds=4 * _ROUNDS, settle=True, policy=policy)["it"]
 
 
 def _outcome(error: Exception) -> Outcome:

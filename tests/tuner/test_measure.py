@@ -7,7 +7,6 @@ import pytest
 from codegen.device import cpu
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
-from tuner import measure as timing
 from tuner.baseline import time_eager
 from tuner.ceiling import Ceiling, ceiling_of
 from tuner.cost import Cost, cost_of, state_bytes
@@ -38,10 +37,6 @@ def test_a_timing_is_a_median_with_its_spread():
     assert each.seconds == 3.0
     assert each.spread == pytest.approx(1.0 / 3.0)
     assert Timing((2.0,)).spread == 0.0
-
-
-def test_the_policy_names_what_was_done():
-    assert timing.policy(cpu(), 60) == f"cpu, {cpu().cores} cores, warm caches, interleaved medians of up to 60"
 
 
 def test_the_winner_must_beat_the_default_by_more_than_the_noise():

@@ -168,7 +168,7 @@ def test_a_winner_is_committed_with_where_it_comes_from(session, progress):
     assert record.template_digest == operator_digest("memory_update", "tvm")
     assert space_of(UPDATE, "tvm", cpu()).at(record.schedule).key() == tuned.winner
     assert {"python", "torch", "optuna", "apache-tvm"} <= record.toolchain.keys()
-    assert record.policy.startswith("cpu, ")
+    assert record.policy.startswith("cpu-warm: pinned threads")
     assert record.trials == 3
     assert min(record.seconds, record.default_seconds, record.eager_seconds, record.ceiling_share) > 0
     match = session.store.lookup(
