@@ -35,7 +35,7 @@ KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
 }
 """Which templates a variant is made of."""
 
-# In variant `pair` one of the two programs has nothing to do in the first and in the last launch: many segments waste
+# In variant `pair` one of the two memories has nothing to do in the first and in the last segment: many segments waste
 # little time so, but each must be worth waking a thread for.
 _MOST_SEGMENTS = 32
 _SEGMENT_TOKENS = 128
@@ -143,10 +143,12 @@ class Program:
     ) -> None:
         programs = 2 * sequences.count * q.shape[1]
         segments = min(_MOST_SEGMENTS, max(2, sequences.most_chunks * self.spec.problem.chunk // _SEGMENT_TOKENS))
-        r = S_k.new_empty(alpha.shape)
-        tensors = (q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences.cu_seqlens, r, y)
-        for segment in range(segments + 1):
-            self.kernels[0](programs, segment, segments, *tensors)
+        o = S_k.new_empty(alpha.shape)
+        self.kernels[0](
+            *(programs, segments),
+            *(q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences.cu_seqlens),
+            *(o, y),
+        )
 
     def attention_kept(
         self,
