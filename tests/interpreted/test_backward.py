@@ -134,3 +134,17 @@ def test_a_forward_has_no_spacing():
     spec = Case(chunk=16).spec
     schedule = dataclasses.replace(default("triton", spec, cpu()), checkpoint_spacing=2)
     assert "only a backward stores states" in why_illegal(spec, schedule, cpu())
+
+
+def test_a_compiled_step_of_any_length():
+    def loss(*tokens, implementation="triton"):
+        y, _ = trellis_attention(*tokens, chunk_size=4, phi_eps=1e-2, implementation=implementation)
+        return y.square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for length in (9, 14, 23):
+        x = make_inputs(1, length, 1, 5, 3, 4, state=None).leaves()
+        gradients = torch.autograd.grad(compiled(*x.args), x.args)
+        expected = torch.autograd.grad(loss(*x.args, implementation="eager"), x.args)
+        for name, one, other in zip(NAMES[:6], gradients, expected, strict=True):
+            assert_close(one, other.double(), 2e-5, name)
