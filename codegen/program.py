@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from codegen.backends import Kernel, backend
 from codegen.device import Device
 from codegen.render import template_digest
-from codegen.schedule import Schedule, TvmSchedule, require_legal, variants_of
+from codegen.schedule import Schedule, TritonSchedule, TvmSchedule, checkpoint_spacing, require_legal, variants_of
 from codegen.spec import Spec
 
 if TYPE_CHECKING:
@@ -76,6 +76,11 @@ class Program:
     schedule: Schedule
     device: Device
     kernels: tuple[Kernel, ...]
+
+    @property
+    def tokens_per_state(self) -> int:
+        """Of how many tokens `attention_kept` stores one state."""
+        return self.spec.problem.chunk * checkpoint_spacing(self.schedule)
 
     def attention(
         self,
@@ -164,7 +169,12 @@ class Program:
         chunk_states: tuple[torch.Tensor, torch.Tensor],
         y: torch.Tensor,
     ) -> None:
-        """As `attention`, of a backward spec: also write the chunk-start states, `[chunks, H, M, D]` of each memory."""
+        """As `attention`, of a backward spec: also write the states that the backward starts from.
+
+        Args:
+            sequences: with chunks of `tokens_per_state`, which their `chunk_offsets` and `chunks` count.
+            chunk_states: `[chunks, H, M, D]` of each memory.
+        """
         programs = sequences.count * q.shape[1]
         offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
         self.kernels[0](programs, q, k, v, alpha, log_beta, gamma, S_k, S_v, *offsets, *chunk_states, y)
@@ -185,11 +195,26 @@ class Program:
             chunk_states: what it wrote.
             bar_y: `[B*T, H, D_v]`, in the type of v.
             bar_states: cotangents of the final states; hold those of the initial states afterwards.
+            sequences: as `attention_kept` was given.
             bar_tokens: written, shaped and typed as `tokens`, but gamma's is `[B*T, H]`.
         """
         programs = sequences.count * tokens[0].shape[1]
         offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
-        self.kernels[1](programs, *tokens, *chunk_states, bar_y, *bar_states, *offsets, *bar_tokens)
+        scratch = self._tile_states(programs, bar_states)
+        self.kernels[1](programs, *tokens, *chunk_states, bar_y, *bar_states, *offsets, *scratch, *bar_tokens)
+
+    def _tile_states(
+        self, programs: int, states: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor] | tuple[()]:
+        """Where programs of Triton keep the states that they compute again; those of TVM have memory of their own."""
+        schedule = self.schedule
+        if not isinstance(schedule, TritonSchedule):
+            return ()
+        count = schedule.checkpoint_spacing * -(-self.spec.problem.chunk // schedule.tile_rows)
+        if count == 1:
+            return ()
+        of_k, of_v = (state.new_empty((programs * count, *state.shape[2:])) for state in states)
+        return of_k, of_v
 
     def update(
         self,

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from codegen.device import Device
 from codegen.errors import IllegalScheduleError, ScheduleFieldError, UnknownBackendError
-from codegen.spec import Spec, next_power_of_two
+from codegen.spec import Problem, Spec, next_power_of_two
 
 Value = int | str
 
@@ -87,6 +87,7 @@ class TritonSchedule(Schedule):
         num_warps: warps per program.
         num_stages: software-pipelining depth of the token loop.
         dot_precision: how float32 operands enter a dot: "ieee", "tf32x3" or "tf32".
+        checkpoint_spacing: chunk-start states are stored for the backward of every chunk with a number that it divides.
     """
 
     backend: ClassVar[str] = "triton"
@@ -95,20 +96,27 @@ class TritonSchedule(Schedule):
         "num_warps": (1, 2, 4, 8),
         "num_stages": (1, 2, 3),
         "dot_precision": ("ieee", "tf32x3", "tf32"),
+        "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
     }
     tile_rows: int
     num_warps: int
     num_stages: int
     dot_precision: str
+    checkpoint_spacing: int = 1
 
 
-_ONLY_TVM = ("pair", "backward")
+_ONLY_TVM = ("pair",)
 _FEWEST_ACCUMULATORS = 4
 _DEFAULT_TILE = 16
 _DEFAULT_ACCUMULATORS = 16
 _SPANNING = ("fused", "pair")  # TVM variants whose tiles may span several chunks.
 
-_LONGEST_BACKWARD_CHUNK = 256  # The states of its tiles are scratch of the kernel.
+_LONGEST_BACKWARD_CHUNK = {"tvm": 256, "triton": 1024}  # The states of its tiles are scratch of the kernel.
+
+# States of one memory and head that are M x D numbers: stored of every token they would take hundreds of times what the
+# inputs take, and of every 256 tokens they take less than the inputs do.
+_FEWEST_TOKENS_PER_STATE = 16
+_MOST_TOKENS_PER_STATE = 256
 
 VECTORS_PER_ROW = 4
 """Vectors of an output row that the TVM templates accumulate at once."""
@@ -170,6 +178,9 @@ def why_illegal(spec: Spec, schedule: Schedule, device: Device) -> str | None:
         operator = problem.operator if problem.direction == "forward" else f"{problem.operator} {problem.direction}"
         known = f"only {', '.join(variants)}" if variants else "and no other"
         return f"{schedule.backend} has no variant {schedule.variant!r} of {operator}, {known}"
+    longest = _LONGEST_BACKWARD_CHUNK[schedule.backend]
+    if schedule.variant == "backward" and problem.chunk > longest:
+        return f"the backward kernel takes chunks of at most {longest} tokens, not {problem.chunk}"
     if schedule.variant == "recurrent" and spec.problem.operator == "trellis_attention" and spec.problem.chunk != 1:
         return f"variant 'recurrent' is exact only for chunk 1, not {spec.problem.chunk}"
     if isinstance(schedule, TvmSchedule):
@@ -184,6 +195,29 @@ def require_legal(spec: Spec, schedule: Schedule, device: Device) -> None:
     reason = why_illegal(spec, schedule, device)
     if reason is not None:
         raise IllegalScheduleError(schedule=schedule.key(), spec=spec.key(), reason=reason)
+
+
+def checkpoint_spacing(schedule: Schedule) -> int:
+    """Of how many chunks the backward's forward stores one chunk-start state."""
+    return schedule.checkpoint_spacing if isinstance(schedule, TritonSchedule) else 1
+
+
+def _default_spacing(problem: Problem) -> int:
+    if problem.direction == "forward":
+        return 1
+    spacings = (n for n in TritonSchedule.choices["checkpoint_spacing"] if isinstance(n, int))
+    return next(n for n in spacings if n * problem.chunk >= _FEWEST_TOKENS_PER_STATE)
+
+
+def _why_illegal_spacing(spec: Spec, spacing: int) -> str | None:
+    tokens = spacing * spec.problem.chunk
+    if spec.problem.direction == "forward":
+        return None if spacing == 1 else "only a backward stores states: checkpoint_spacing must be 1"
+    if tokens < _FEWEST_TOKENS_PER_STATE:
+        return f"checkpoint_spacing {spacing} stores the states of every {tokens} tokens, which takes too much memory"
+    if spacing > 1 and tokens > _MOST_TOKENS_PER_STATE:
+        return f"checkpoint_spacing {spacing} would compute the states of {tokens} tokens again, to save little memory"
+    return None
 
 
 def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
@@ -217,7 +251,7 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
         variant = "split"
     elif variant == "recurrent":
         tile = 16
-    return TritonSchedule(variant, tile, num_warps=8, num_stages=1, dot_precision=precision)
+    return TritonSchedule(variant, tile, 8, 1, precision, _default_spacing(problem))
 
 
 def _dot_precisions(device: Device) -> tuple[str, ...]:
@@ -228,6 +262,8 @@ def _dot_precisions(device: Device) -> tuple[str, ...]:
 
 
 def _default_variant(spec: Spec) -> str:
+    if spec.problem.direction != "forward" and spec.problem.operator in BACKWARD_VARIANTS:
+        return BACKWARD_VARIANTS[spec.problem.operator][0]
     if spec.problem.operator == "trellis_attention" and spec.problem.chunk == 1:
         return "recurrent"
     return VARIANTS[spec.problem.operator][0]
@@ -277,8 +313,6 @@ def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str |
         return f"tile_tokens {schedule.tile_tokens} exceeds the chunk of {spec.problem.chunk} tokens"
     if schedule.variant == "backward":
         chunk = spec.problem.chunk
-        if chunk > _LONGEST_BACKWARD_CHUNK:
-            return f"the backward kernel takes chunks of at most {_LONGEST_BACKWARD_CHUNK} tokens, not {chunk}"
         if schedule.tile_tokens >= 2 * chunk:
             return f"tile_tokens {schedule.tile_tokens} spans several chunks of {chunk} tokens, whose states are needed"
     if schedule.accumulators > _most_accumulators(device):
@@ -289,6 +323,9 @@ def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str |
 
 
 def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) -> str | None:
+    spacing = _why_illegal_spacing(spec, schedule.checkpoint_spacing)
+    if spacing is not None:
+        return spacing
     if device.kind == "cpu" and schedule.num_stages > 1:
         return "the interpreter has no software pipeline: num_stages must be 1"
     if schedule.tile_rows > max(16, next_power_of_two(spec.problem.chunk)):

@@ -1,7 +1,8 @@
 """`trellis_attention` where a gradient is wanted: the same results, and the chunk-start states for the reverse pass.
 
-Where there is a backward kernel for the call, its own forward stores the chunk-start states, which are all that is kept
-besides inputs and outputs. Elsewhere nothing is kept, and `trellis_ops.backward` computes the states again.
+Where there is a backward kernel for the call, its own forward stores the states at the starts of some chunks, which are
+all that is kept besides inputs and outputs. Elsewhere nothing is kept, and `trellis_ops.backward` computes the states
+again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.library import custom_op
 
@@ -19,15 +21,17 @@ from trellis_ops.arguments import Request
 from trellis_ops.outer_gradient import is_first_order
 from trellis_ops.plan import Plan, plan
 
+_SETTINGS = operators.ATTENTION_SETTINGS.replace("str? implementation", "bool any_length, str? implementation")
+
 
 def run(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y, both final states, and the chunk-start states `[chunks, H, M, D]` of both memories, none if none are kept."""
+    """y, both final states, and the kept states `[chunks, H, M, D]` of both memories, none if none are kept."""
     tensors, settings, implementation = _parts(call)
     found = _plan(tensors, settings, implementation)
     if found.program is None:
-        y, s_k, s_v = operators.run_attention(*call)
+        y, s_k, s_v = operators.run_attention(*_attention_call(call))
         return y, s_k, s_v, s_k.new_empty((0, *s_k.shape[1:])), s_v.new_empty((0, *s_v.shape[1:]))
-    sequences = operators.attention_sequences(found, *tensors, chunk_size=settings[4])
+    sequences = operators.attention_sequences(found, *tensors, chunk_size=found.program.tokens_per_state)
     arguments = (*tensors[:8], sequences)
     return launch.attention_kept(found.program, *arguments)
 
@@ -36,21 +40,20 @@ attention = custom_op(
     "trellis_ops::attention_kept",
     run,
     mutates_args=(),
-    schema=(
-        f"({operators.ATTENTION_TENSORS}, {operators.ATTENTION_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-    ),
+    schema=(f"({operators.ATTENTION_TENSORS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"),
 )
 
 
 @attention.register_fake
 def _(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tensors, settings, implementation = _parts(call)
-    y, s_k, s_v = operators.fake_attention(*call)
+    y, s_k, s_v = operators.fake_attention(*_attention_call(call))
     (batch, length), cu_seqlens = tensors[0].shape[:2], tensors[8]
     chunks = 0
-    if dispatch.has_kernel(_request(*tensors, *settings), implementation):
+    request = _request(*tensors, *settings)
+    if dispatch.has_kernel(request, implementation):
         packed = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        chunks = launch.count_chunks(batch, length, settings[4], packed)
+        chunks = launch.count_chunks(batch, length, dispatch.tokens_per_state(request, implementation), packed)
     return y, s_k, s_v, s_k.new_empty((chunks, *s_k.shape[1:])), s_v.new_empty((chunks, *s_v.shape[1:]))
 
 
@@ -64,7 +67,7 @@ def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
         kept: tuple[Any, ...] = tuple(tensors[9:])
         found = _plan(inputs, settings, implementation)
         if found.program is None:
-            chunk_size, outer_gradient = settings[4:]
+            chunk_size, outer_gradient = settings[4:6]
             options: dict[str, Any] = {
                 "rule": Rule(*settings[:4]),
                 "chunk_size": chunk_size,
@@ -73,21 +76,27 @@ def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
             return backward.gradients(inputs, wanted, cotangents, **options)
         sequences = found.sequences
         if inputs[8] is not None:
-            sequences = launch.packed_sequences(inputs[8], inputs[0].shape[1], settings[4])
+            sequences = launch.packed_sequences(inputs[8], inputs[0].shape[1], found.program.tokens_per_state)
         computed = launch.attention_backward(found.program, inputs[:6], kept, cotangents, sequences)
         return [computed[i] for i in wanted]
 
     return pull_back
 
 
-gradients.register(
-    "attention_kept", operators.ATTENTION_TENSORS, operators.ATTENTION_SETTINGS, _gradient, outputs=3, kept=2
-)
+gradients.register("attention_kept", operators.ATTENTION_TENSORS, _SETTINGS, _gradient, outputs=3, kept=2)
 
 
 def _parts(call: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], str | None]:
-    """The tensors, the settings (phi, link, out, phi_eps, chunk_size, outer_gradient) and the implementation."""
+    """The tensors, the settings (phi, link, out, phi_eps, chunk_size, outer_gradient, any_length), the implementation.
+
+    any_length: see `trellis_ops.arguments.Request`.
+    """
     return call[:9], call[9:-1], call[-1]
+
+
+def _attention_call(call: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same call of `trellis_ops::attention`."""
+    return *call[:-2], call[-1]
 
 
 def _plan(tensors: tuple[Any, ...], settings: tuple[Any, ...], implementation: str | None) -> Plan:
@@ -95,7 +104,9 @@ def _plan(tensors: tuple[Any, ...], settings: tuple[Any, ...], implementation: s
 
 
 def _request(*call: Any) -> Request:
-    request = operators.attention_request(*call)
-    direction = "backward_first_order" if is_first_order(call[-1]) else "backward"
-    spec = replace(request.spec, problem=replace(request.spec.problem, direction=direction))
-    return replace(request, spec=spec)
+    *attention_call, any_length = call
+    request = operators.attention_request(*attention_call)
+    direction = "backward_first_order" if is_first_order(attention_call[-1]) else "backward"
+    problem = replace(request.spec.problem, direction=direction)
+    symbolic = isinstance(problem.batch, torch.SymInt) or isinstance(problem.tokens, torch.SymInt)
+    return replace(request, spec=replace(request.spec, problem=problem), any_length=any_length or symbolic)

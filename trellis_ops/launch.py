@@ -50,7 +50,11 @@ def attention_kept(
     S_v: Tensor | None,
     sequences: Sequences,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `attention`, of a backward program; and the chunk-start states `[chunks, H, M, D]` of both memories."""
+    """As `attention`, of a backward program; and the states `[chunks, H, M, D]` of both memories that it stores.
+
+    Args:
+        sequences: with chunks of `program.tokens_per_state`.
+    """
     s_k, s_v = _first_state(S_k, sequences, alpha, k), _first_state(S_v, sequences, alpha, v)
     kept_k, kept_v = (s.new_empty((sequences.chunks, *s.shape[1:])) for s in (s_k, s_v))
     rows = _rows(v)
@@ -75,6 +79,7 @@ def attention_backward(
         inputs: the first six of `attention_kept`.
         chunk_states: its last two results.
         cotangents: of y and of the final states.
+        sequences: as it was given.
     """
     q, k, v, alpha, log_beta, gamma = inputs
     bars = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, alpha)]
@@ -169,7 +174,7 @@ def packed_sequences(cu_seqlens: Tensor, tokens: int, chunk_size: int) -> Sequen
 
 
 def count_chunks(batch: int, tokens: int, chunk_size: int, packed: int | None) -> int:
-    """How many chunk-start states are allocated, for `packed` sequences or for a batch."""
+    """How many states are allocated, one of every `chunk_size` tokens, for `packed` sequences or for a batch."""
     chunks = -(-tokens // chunk_size)
     return batch * chunks if packed is None else chunks + packed
 

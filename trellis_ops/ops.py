@@ -6,6 +6,7 @@ traces, tensors are fake or wrapped), and what that form runs directly otherwise
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from codegen.errors import GradientError
@@ -38,8 +39,9 @@ def trellis_attention(
     Per head and token: z = S w at the state at the start of the token's chunk, u = J_phi(z)^T (phi(z) - alpha),
     S <- beta S - gamma u w^T, for S_k with w = k and for S_v with w = v; then r = link(S_k q), y = out(S_v^T r).
 
-    Its gradient is that of docs/backward.md: by a kernel where there is one (on CPUs, for chunks of 3 to 256 tokens),
-    which keeps the chunk-start states, else by eager PyTorch, which keeps nothing and computes the states again.
+    Its gradient is that of docs/backward.md: by a kernel where there is one (on CPUs for chunks of 3 to 256 tokens, on
+    GPUs of 1 to 1024), which keeps the states at the starts of chunks, or of every n-th, else by eager PyTorch, which
+    keeps nothing and computes the states again.
 
     Args:
         q, k: `[B, T, H, D_k]`, float32, bfloat16 or float16 (float64: eager only). Any strides.
@@ -77,7 +79,9 @@ def trellis_attention(
     if is_plain(tensors):
         y, s_k, s_v = operators.run_attention(*tensors, *settings)
     elif wants_gradient(tensors):
-        y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings)
+        # What torch.compile traces may run again with other lengths, for which the kept states must lie as here.
+        any_length = torch.compiler.is_compiling()
+        y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings[:-1], any_length, implementation)
     else:
         y, s_k, s_v = operators.attention(*tensors, *settings)
     return y, (s_k, s_v) if output_final_state else None

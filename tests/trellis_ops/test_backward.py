@@ -167,11 +167,11 @@ def test_a_chunk_without_a_backward_kernel_falls_back_to_eager() -> None:
 
 
 @pytest.mark.parametrize("implementation", ["eager", "tvm"])
-@pytest.mark.parametrize("with_state", [False, True])
-def test_opcheck_of_the_operator_that_keeps_states(implementation: str, with_state: bool) -> None:
+@pytest.mark.parametrize(("with_state", "any_length"), [(False, False), (True, True)])
+def test_opcheck_of_the_operator_that_keeps_states(implementation: str, with_state: bool, any_length: bool) -> None:
     x = make_inputs(1, 5, 2, 4, 3, 3).leaves()
     state = x.initial_state if with_state else (None, None)
-    settings = ("ln_silu", "ln_silu", "identity", 1e-2, 4, "bilevel", implementation)
+    settings = ("ln_silu", "ln_silu", "identity", 1e-2, 4, "bilevel", any_length, implementation)
     opcheck(torch.ops.trellis_ops.attention_kept.default, (*x.args, *state, None, *settings))
 
 
