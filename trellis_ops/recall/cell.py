@@ -30,23 +30,23 @@ class Cell:
 
     task: str = "recall"
     phi: str = "ln_silu"
-    phi_eps: float = 1e-2
+    phi_eps: float = 1.0
     learned_state: bool = False
     normalize_qkv: bool = True
     outer_gradient: str = "bilevel"
-    slots: int = 16
+    slots: int = 8
     chunk: int = 16
     init_gamma: float = 0.1
     seed: int = 0
     layers: int = 2
     heads: int = 2
-    dim: int = 32
+    dim: int = 16
     vocab: int = 64
     pairs: tuple[int, ...] = (4, 8, 16, 32)
     text: str = ""
-    steps: int = 400
-    batch: int = 64
-    learning_rate: float = 4e-3
+    steps: int = 500
+    batch: int = 32
+    learning_rate: float = 6e-3
 
     def key(self) -> str:
         """Text by which a result is found again."""

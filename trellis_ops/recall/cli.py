@@ -49,18 +49,20 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     sizes = {name: getattr(options, name) for name in _SIZES if getattr(options, name) is not None}
     base = Cell(**{**sizes, "pairs": tuple(sizes.get("pairs", Cell.pairs))})
     recall = grids.cells(axes, base)
-    if options.study != "ablation" or not options.text:
+    if options.study != "ablation":
         return recall
+    if not options.text:
+        return grids.from_the_middle(recall, axes, options.changes)
     from trellis_ops.recall.learning import text_of
 
     digest = text_of(options.text)[0].fingerprint()
     # A text has no pairs and no vocabulary of its own.
     text = replace(base, task="text", text=digest, pairs=(), batch=_TEXT_BATCH)
     both = zip(recall, grids.cells(axes, text), strict=True)
-    return [cell for pair in both for cell in pair]
+    return grids.from_the_middle([cell for pair in both for cell in pair], axes, options.changes)
 
 
-_TEXT_BATCH = 16
+_TEXT_BATCH = 8
 
 
 def _write(options: argparse.Namespace, cells: Sequence[Cell], results: Sequence[Result], command: str) -> None:
@@ -131,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="begin no model after so many")
     parser.add_argument("--workers", type=int, help="models trained at once (default: one for each core)")
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="ablation: text to learn as well")
+    changes = "ablation: leave out what changes more settings of the defaults than so many (default: leave out nothing)"
+    parser.add_argument("--changes", type=int, metavar="N", help=changes)
     parser.add_argument("--page", type=Path, help="ablation: the Markdown file to write (default: in the folder)")
     axes = parser.add_argument_group("what varies", "Several values each; all combinations are trained.")
     for name, how in _AXES.items():
