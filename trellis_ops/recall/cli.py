@@ -13,7 +13,7 @@ from typing import Any
 from codegen.errors import TrellisError
 from codegen.rule import MAPS
 from trellis_ops.outer_gradient import OUTER_GRADIENTS
-from trellis_ops.recall import grids, page, plots, tables
+from trellis_ops.recall import curve_page, grids, page, tables
 from trellis_ops.recall.cell import Cell, Result
 from trellis_ops.recall.ledger import Ledger
 from trellis_ops.recall.study import Progress, study
@@ -71,13 +71,10 @@ def _write(options: argparse.Namespace, cells: Sequence[Cell], results: Sequence
     if options.study == "ablation":
         path = options.page or folder / "learning.md"
         page.write_page(results, len(cells), path, command)
-        print(f"see {path}")
-        return
-    table = tables.curve_table(results)
-    (folder / "pairs.md").write_text(table + "\n")
-    plots.draw_curves(results, folder / "pairs.png")
-    plots.draw_curves(results, folder / "pairs-per-slot.png", per_slot=True)
-    print(f"{table}\nsee {folder}")
+    else:
+        path = options.page or folder / "pairs.md"
+        print(curve_page.write_curve_page(results, len(cells), path, command))
+    print(f"see {path}")
 
 
 def _show(progress: Progress) -> None:
@@ -135,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="ablation: text to learn as well")
     changes = "ablation: leave out what changes more settings of the defaults than so many (default: leave out nothing)"
     parser.add_argument("--changes", type=int, metavar="N", help=changes)
-    parser.add_argument("--page", type=Path, help="ablation: the Markdown file to write (default: in the folder)")
+    parser.add_argument("--page", type=Path, help="the Markdown file to write (default: in the folder)")
     axes = parser.add_argument_group("what varies", "Several values each; all combinations are trained.")
     for name, how in _AXES.items():
         axes.add_argument(f"--{name.replace('_', '-')}", nargs="+", **how)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trellis_ops.recall import grids
+from trellis_ops.recall import grids, pages
 from trellis_ops.recall.cell import Result
 from trellis_ops.recall.grids import USES_EPS
 from trellis_ops.recall.one_change import axes_of, one_change_table, seeds
@@ -18,8 +18,6 @@ _SHOWN = 3
 
 _NAMED = ("phi", "phi_eps", "learned_state", "normalize_qkv", "outer_gradient", "chunk")
 """The settings that have a column or a section of their own."""
-
-MARK = "<!-- What follows is written by a command, which keeps what stands before this line. -->"
 
 HEAD = """## What was trained
 
@@ -45,7 +43,7 @@ number of pairs, and bits per byte; mean ± standard deviation over seeds.
 
 
 def write_page(results: Sequence[Result], cells: int, path: Path, command: str) -> None:
-    """Write tables to `path`, after what stands there before `MARK`, and a picture beside it.
+    """Write tables to `path`, after what a person wrote there, and a picture beside it.
 
     Args:
         results: what there is, all of the same sizes.
@@ -54,13 +52,13 @@ def write_page(results: Sequence[Result], cells: int, path: Path, command: str) 
         command: what makes it again.
     """
     recall = [each for each in results if each.accuracy]
-    parts = [_kept(path), MARK, _head(results, cells, command)]
+    parts = [_head(results, cells, command)]
     if recall:
+        path.parent.mkdir(parents=True, exist_ok=True)
         parts += [_one_change(results), _drawn(recall, path.with_suffix(".png"))]
     for chunk in sorted({each.cell.chunk for each in results}):
         parts += [f"## All results for C = {chunk}", _table([each for each in results if each.cell.chunk == chunk])]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    pages.write(path, "What makes the model learn", parts)
 
 
 def setting(result: Result) -> str:
@@ -103,11 +101,6 @@ def _head(results: Sequence[Result], cells: int, command: str) -> str:
 
 def _values(results: Sequence[Result], name: str) -> str:
     return ", ".join(f"{value:g}" for value in sorted({getattr(each.cell, name) for each in results}))
-
-
-def _kept(path: Path) -> str:
-    before, mark, _ = path.read_text().partition(MARK) if path.exists() else ("", "", "")
-    return before if mark else "# What makes the model learn"
 
 
 def _one_change(results: Sequence[Result]) -> str:

@@ -18,7 +18,8 @@ from trellis_ops.recall.cli import main
 from trellis_ops.recall.learning import learn
 from trellis_ops.recall.ledger import Ledger
 from trellis_ops.recall.one_change import one_change_table, said
-from trellis_ops.recall.page import MARK, beyond, fits, write_page
+from trellis_ops.recall.page import beyond, fits, write_page
+from trellis_ops.recall.pages import MARK
 from trellis_ops.train.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("eager")
