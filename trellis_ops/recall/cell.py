@@ -40,13 +40,13 @@ class Cell:
     seed: int = 0
     layers: int = 2
     heads: int = 2
-    dim: int = 16
+    dim: int = 32
     vocab: int = 64
     pairs: tuple[int, ...] = (4, 8, 16, 32)
     text: str = ""
-    steps: int = 500
+    steps: int = 300
     batch: int = 32
-    learning_rate: float = 6e-3
+    learning_rate: float = 4e-3
 
     def key(self) -> str:
         """Text by which a result is found again."""
