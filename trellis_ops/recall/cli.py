@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ended = not cells or study(cells, ledger, options.text, _show, options.minutes, options.workers)
         results = [each for each in ledger.results() if each.cell in set(cells)]
         if results:
-            _write(options, cells, results, f"python -m trellis_ops.recall {shlex.join(words)}")
+            _write(options, cells, results, _command(words))
         if not ended:
             print(f"{len(results)} of {len(cells)} cells have a result; the same command goes on with the others")
     except (TrellisError, OSError) as error:
@@ -63,6 +63,15 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
 
 
 _TEXT_BATCH = 8
+
+
+def _command(words: Sequence[str]) -> str:
+    """What makes the results again: what was given, without the options that only say when and beside what."""
+    kept = list(words)
+    for name in ("--minutes", "--workers"):
+        if name in kept:
+            del kept[kept.index(name) : kept.index(name) + 2]
+    return f"python -m trellis_ops.recall {shlex.join(kept)}"
 
 
 def _write(options: argparse.Namespace, cells: Sequence[Cell], results: Sequence[Result], command: str) -> None:

@@ -159,6 +159,10 @@ def test_the_curve_is_a_table_and_pictures_and_stops_in_time(
     main(command)
     printed = capsys.readouterr().out
     assert "| C | phi | M | 2 pairs | 4 pairs |" in printed and "| 4 | identity | 2 |" in printed
+    page = (tmp_path / "pairs.md").read_text()
+    assert "from 4 results of 4" in page and "![accuracy against pairs per slot](pairs-per-slot.png)" in page
+    # When and beside what it ran does not make the results.
+    assert f"--steps 2 --folder {tmp_path}\n" in page and "--workers" not in page
     assert (tmp_path / "pairs.csv").read_text().count("\n") == 1 + 4 * 2
     for name in ("pairs.png", "pairs-per-slot.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
