@@ -14,7 +14,7 @@ from trellis_ops.recall.plots import draw_lines
 from trellis_ops.recall.tables import differing, grouped, label, markdown, values
 
 _SHOWN = 3
-"""Lines of a plot beside phi = identity: the best of the other settings."""
+"""Lines of a plot beside the middle and phi = identity: the best of the other settings."""
 
 _NAMED = ("phi", "phi_eps", "learned_state", "normalize_qkv", "outer_gradient", "chunk")
 """The settings that have a column or a section of their own."""
@@ -115,7 +115,7 @@ def _one_change(results: Sequence[Result]) -> str:
 
 
 def _drawn(recall: Sequence[Result], picture: Path) -> str:
-    """The best linear write and the best others, where nothing else differs from the middle."""
+    """The middle, the best linear write and the best others, with the outer gradient of the middle."""
     axes = axes_of(recall)
     alike = [each for each in recall if not {"outer_gradient"} & {*grids.changes(each.cell, axes)}]
     also = differing(alike, _NAMED)
@@ -126,9 +126,11 @@ def _drawn(recall: Sequence[Result], picture: Path) -> str:
     near = [each for each in alike if "chunk" not in grids.changes(each.cell, axes)]
     ranked = _ranked(near, name)
     linear = [text for text in ranked if text.startswith("identity")]
-    shown = [*linear[:1], *[text for text in ranked if text not in linear][:_SHOWN]]
+    centre = {name(each) for each in near if not grids.changes(each.cell, axes)}
+    shown = {*centre, *linear[:1], *[text for text in ranked if text not in linear][:_SHOWN]}
     draw_lines([each for each in alike if name(each) in shown], picture, name)
-    return f"The best linear write and the best others:\n\n![accuracy against pairs per slot]({picture.name})"
+    text = "The middle, the best linear write and the best others:"
+    return f"{text}\n\n![accuracy against pairs per slot]({picture.name})"
 
 
 def _ranked(results: Sequence[Result], name: Callable[[Result], str]) -> list[str]:
