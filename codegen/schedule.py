@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
+from codegen.denied import why_denied
 from codegen.device import Device
 from codegen.errors import IllegalScheduleError, ScheduleFieldError, UnknownBackendError
 from codegen.spec import Problem, Spec, next_power_of_two
@@ -88,6 +89,8 @@ class TritonSchedule(Schedule):
         num_stages: software-pipelining depth of the token loop.
         dot_precision: how float32 operands enter a dot: "ieee", "tf32x3" or "tf32".
         checkpoint_spacing: chunk-start states are stored for the backward of every chunk with a number that it divides.
+        ptxas: the assembler for NVIDIA: "standard", which Triton takes itself or TRITON_PTXAS_PATH names, or
+            "blackwell", the newer one that Triton brings for later GPUs.
     """
 
     backend: ClassVar[str] = "triton"
@@ -97,12 +100,14 @@ class TritonSchedule(Schedule):
         "num_stages": (1, 2, 3),
         "dot_precision": ("ieee", "tf32x3", "tf32"),
         "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
+        "ptxas": ("standard", "blackwell"),
     }
     tile_rows: int
     num_warps: int
     num_stages: int
     dot_precision: str
     checkpoint_spacing: int = 1
+    ptxas: str = "standard"
 
 
 _ONLY_TVM = ("pair",)
@@ -183,6 +188,9 @@ def why_illegal(spec: Spec, schedule: Schedule, device: Device) -> str | None:
         return f"the backward kernel takes chunks of at most {longest} tokens, not {problem.chunk}"
     if schedule.variant == "recurrent" and spec.problem.operator == "trellis_attention" and spec.problem.chunk != 1:
         return f"variant 'recurrent' is exact only for chunk 1, not {spec.problem.chunk}"
+    reason = why_denied(schedule.backend, schedule.settings(), device)
+    if reason is not None:
+        return reason
     if isinstance(schedule, TvmSchedule):
         return _why_illegal_tvm(spec, schedule, device)
     if isinstance(schedule, TritonSchedule):
@@ -334,6 +342,8 @@ def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) ->
         return "variant 'recurrent' has no tile: tile_rows must be 16"
     if schedule.dot_precision not in _dot_precisions(device):
         return f"{device.arch} has no {schedule.dot_precision} dots, only {', '.join(_dot_precisions(device))}"
+    if schedule.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):
+        return f"{device.arch} has one assembler only: ptxas must be 'standard'"
     if spec.problem.dtype != "float32" and schedule.dot_precision == "ieee" and device.kind != "hip":
         return f"ieee dots cost most and gain nothing over tf32x3 for {spec.problem.dtype} inputs"
     return None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 
 import pytest
 
 from codegen.backends import backend
-from codegen.device import Device, cpu, named
+from codegen.backends import triton as triton_backend
+from codegen.device import NAMED, Device, cpu, named
 from codegen.errors import BackendUnavailableError, CompileError
 from codegen.program import KERNELS_OF_VARIANT, build, parts
 from codegen.render import TEMPLATES, Source, render
@@ -31,7 +34,7 @@ def spec_of(operator: str, **sizes: object) -> Spec:
 
 
 def schedule_of(variant: str, **settings: object) -> TritonSchedule:
-    simple = TritonSchedule(variant, 16, num_warps=4, num_stages=1, dot_precision="tf32")
+    simple = TritonSchedule(variant, 16, num_warps=2, num_stages=1, dot_precision="tf32")
     return dataclasses.replace(simple, **settings)
 
 
@@ -140,6 +143,24 @@ def test_a_source_that_does_not_compile(broken, reason, tmp_path):
     bad = dataclasses.replace(source, path=path)
     with pytest.raises(CompileError, match=str(path)):
         backend("triton").inspect(bad, part, schedule, device)
+
+
+def test_a_schedule_chooses_its_assembler(monkeypatch):
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    versions = backend("triton").toolchain()
+    spec = Spec(Rule(), Problem("trellis_step", tokens=1, chunk=1, dim_k=16, dim_v=16, slots=16, dtype="bfloat16"))
+    made = {}
+    for ptxas in ("standard", "blackwell"):
+        schedule = schedule_of("recurrent", ptxas=ptxas)
+        (source, part), *_ = sources(spec, schedule, NAMED["sm_90"])
+        made[ptxas] = triton_backend._compiled(source, part, schedule, NAMED["sm_90"]).asm
+        assert backend("triton").resources(source, part, schedule, NAMED["sm_90"]).registers > 0
+    assert versions["ptxas"].partition(" ")[0] != versions["ptxas-blackwell"]
+    # Triton writes PTX of the version that its assembler reads.
+    said = {ptxas: re.search(r"^\.version (\S+)", asm["ptx"], re.MULTILINE).group(1) for ptxas, asm in made.items()}
+    assert said["standard"] != said["blackwell"]
+    assert made["standard"]["cubin"] != made["blackwell"]["cubin"]
+    assert "TRITON_PTXAS_PATH" not in os.environ
 
 
 def test_toolchain_names_triton_and_its_assembler():
