@@ -5,6 +5,7 @@ What comes out bounds what a kernel could gain by bfloat16 operands: `python -m 
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from codegen.device import cpu
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-def main() -> None:
-    """Print what the probe measured.
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: print what the probe measured.
 
     Raises:
         SystemExit: the processor has no instruction for it.
         subprocess.CalledProcessError: the C compiler refused the probe.
     """
+    argparse.ArgumentParser(prog="python -m tests.benchmarks.bfloat16_dots", description=__doc__).parse_args(arguments)
     flags = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
     if "avx512_bf16" not in flags:
         raise SystemExit(f"{cpu().key()} has no AVX-512 BF16, so there is nothing to compare")
