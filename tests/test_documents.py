@@ -25,7 +25,10 @@ MAINS = {"codegen": "codegen.__main__", "tuner": "tuner.cli", "trellis_ops.demo"
 MAINS |= {"trellis_ops.train": "trellis_ops.train.cli"}
 MAINS |= {f"trellis_ops.train.{name}": f"trellis_ops.train.{name}" for name in ("compare", "summary")}
 MAINS |= {"trellis_ops.recall": "trellis_ops.recall.cli"}
-MAINS |= {f"tests.benchmarks.{name}": f"tests.benchmarks.{name}" for name in ("bfloat16_dots", "breakdown", "scaling")}
+MAINS |= {
+    f"tests.benchmarks.{name}": f"tests.benchmarks.{name}"
+    for name in ("bfloat16_dots", "breakdown", "scaling", "sizes")
+}
 """The command lines of this project, by the name that `python -m` takes, and the module that holds `main`."""
 
 
