@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from codegen.backends import Kernel, backend
 from codegen.device import Device
 from codegen.render import template_digest
-from codegen.schedule import Schedule, TvmSchedule, require_legal, variants_of
+from codegen.schedule import Schedule, TvmSchedule, require_legal, segment_tiles, segment_tokens, variants_of
 from codegen.spec import Spec
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
     "backward": ("trellis_fused", "trellis_backward"),
 }
 """Which templates a variant is made of."""
+
+GRADIENTS = ("q", "k", "v", "alpha", "log_beta", "gamma", "states")
+"""What a backward program can be asked for."""
 
 # In variant `pair` one of the two programs has nothing to do in the first and in the last launch: many segments waste
 # little time so, but each must be worth waking a thread for.
@@ -162,7 +165,10 @@ class Program:
         chunk_states: tuple[torch.Tensor, torch.Tensor],
         y: torch.Tensor,
     ) -> None:
-        """As `attention`, of a backward spec: also write the chunk-start states, `[chunks, H, M, D]` of each memory."""
+        """As `attention`, of a backward spec: also write the states at the starts of segments of `segment_tokens`.
+
+        The chunks of `sequences` are these segments; `chunk_states` is `[chunks, H, M, D]` of each memory.
+        """
         programs = sequences.count * q.shape[1]
         offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
         self.kernels[0](programs, q, k, v, alpha, log_beta, gamma, S_k, S_v, *offsets, *chunk_states, y)
@@ -175,6 +181,7 @@ class Program:
         bar_states: tuple[torch.Tensor, torch.Tensor],
         sequences: Sequences,
         bar_tokens: tuple[torch.Tensor, ...],
+        wanted: tuple[str, ...] = GRADIENTS,
     ) -> None:
         """Run the reverse pass of trellis_attention.
 
@@ -184,10 +191,26 @@ class Program:
             bar_y: `[B*T, H, D_v]`, in the type of v.
             bar_states: cotangents of the final states; hold those of the initial states afterwards.
             bar_tokens: written, shaped and typed as `tokens`, but gamma's is `[B*T, H]`.
+            wanted: which of `GRADIENTS` are computed; the tensors of the others are left in no particular state.
         """
         programs = sequences.count * tokens[0].shape[1]
         offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
-        self.kernels[1](programs, *tokens, *chunk_states, bar_y, *bar_states, *offsets, *bar_tokens)
+        flags = sum(1 << place for place, name in enumerate(GRADIENTS) if name in wanted)
+        scratch = [tokens[0].new_empty(shape, dtype=bar_states[0].dtype) for shape in self._tiles(tokens[0].shape[0])]
+        self.kernels[1](programs, flags, *tokens, *chunk_states, bar_y, *bar_states, *offsets, *bar_tokens, *scratch)
+
+    @property
+    def segment_tokens(self) -> int:
+        """Of a backward program: how many tokens, a multiple of the chunk, lie between the states that it keeps."""
+        return segment_tokens(self.spec, self.schedule)
+
+    def _tiles(self, tokens: int) -> list[tuple[int, int, int, int]]:
+        """Shapes of the states at the starts of a segment's tiles, for each thread."""
+        assert isinstance(self.schedule, TvmSchedule)
+        problem, width = self.spec.problem, self.schedule.vector_width
+        count = segment_tiles(self.spec, self.schedule, tokens)
+        slots, *dims = (-(-size // width) * width for size in (problem.slots, problem.dim_k, problem.dim_v))
+        return [(self.schedule.threads, count, slots, dim) for dim in dims]
 
     def update(
         self,

@@ -33,7 +33,7 @@ recurrent: token by token, exact; with one token it is the decode step.
 BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {"trellis_attention": ("backward",)}
 """Variants of the operators that have a backward kernel.
 
-backward: `fused` that also stores the chunk-start states, then one program per sequence and head that walks back.
+backward: `fused` that also stores states at starts of chunks, then one program per sequence and head that walks back.
 """
 
 
@@ -63,6 +63,8 @@ class TvmSchedule(Schedule):
         vector_width: float32 lanes per vector instruction.
         accumulators: vector registers that a product sums in at once; the others are for its operands.
         threads: tasks that the programs are dealt to; 1 stays on the calling thread.
+        checkpoint_spacing: a backward keeps the states at the start of every so many chunks, and computes those of the
+            chunks between again. A tile of it may span as many chunks.
     """
 
     backend: ClassVar[str] = "tvm"
@@ -71,11 +73,13 @@ class TvmSchedule(Schedule):
         "vector_width": (4, 8, 16),
         "accumulators": (4, 8, 12, 16, 24),
         "threads": (1, 2, 4, 8, 16, 32, 64),
+        "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
     }
     tile_tokens: int
     vector_width: int
     accumulators: int
     threads: int
+    checkpoint_spacing: int = 1
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,12 @@ _ONLY_TVM = ("pair", "backward")
 _FEWEST_ACCUMULATORS = 4
 _DEFAULT_TILE = 16
 _DEFAULT_ACCUMULATORS = 16
-_SPANNING = ("fused", "pair")  # TVM variants whose tiles may span several chunks.
+_SPANNING = ("fused", "pair", "backward")  # TVM variants whose tiles may span several chunks.
 
-_LONGEST_BACKWARD_CHUNK = 256  # The states of its tiles are scratch of the kernel.
+# A backward of shorter chunks keeps the states at starts of about so many tokens, in tiles that span chunks.
+_SHORTEST_KEPT_CHUNK = 16
+_TOKENS_BETWEEN_KEPT = 64
+_MOST_TOKENS_BETWEEN_KEPT = 512
 
 VECTORS_PER_ROW = 4
 """Vectors of an output row that the TVM templates accumulate at once."""
@@ -189,19 +196,38 @@ def require_legal(spec: Spec, schedule: Schedule, device: Device) -> None:
 def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
     variant = _default_tvm_variant(spec, device)
     width = min(16, max(4, device.vector_bits // 32))
-    while variant == "backward" and 4 < width >= 2 * spec.problem.chunk:
-        width //= 2
     threads = max(n for n in TvmSchedule.choices["threads"] if isinstance(n, int) and n <= device.cores)
     if variant == "recurrent":
         return TvmSchedule(variant, width, width, _FEWEST_ACCUMULATORS, threads)
-    # A longer tile has fewer products but wastes more of them above the diagonal, which the backward leaves out.
-    tile = 4 * width if variant == "backward" else max(width, _DEFAULT_TILE)
+    tile = max(width, _DEFAULT_TILE)
+    if variant == "backward":
+        return _default_backward(spec.problem.chunk, width, _most_accumulators(device), threads)
     if variant not in _SPANNING:
         tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
-    accumulators = _most_accumulators(device)
-    if variant != "backward":
-        accumulators = min(_DEFAULT_ACCUMULATORS, accumulators)
-    return TvmSchedule(variant, tile, width, accumulators, threads)
+    return TvmSchedule(variant, tile, width, min(_DEFAULT_ACCUMULATORS, _most_accumulators(device)), threads)
+
+
+def _default_backward(chunk: int, width: int, accumulators: int, threads: int) -> TvmSchedule:
+    if chunk < _SHORTEST_KEPT_CHUNK:
+        spacing = next_power_of_two(_TOKENS_BETWEEN_KEPT // chunk + 1) // 2
+        return TvmSchedule("backward", max(width, _DEFAULT_TILE), width, accumulators, threads, spacing)
+    # A longer tile has fewer products but wastes more of them above the diagonal, which the backward leaves out.
+    tile = max(width, min(4 * width, next_power_of_two(chunk)))
+    return TvmSchedule("backward", tile, width, accumulators, threads)
+
+
+def segment_tokens(spec: Spec, schedule: Schedule) -> int:
+    """How many tokens a backward schedule puts between two states that it keeps."""
+    spacing = schedule.checkpoint_spacing if isinstance(schedule, TvmSchedule) else 1
+    return spacing * spec.problem.chunk
+
+
+def segment_tiles(spec: Spec, schedule: TvmSchedule, tokens: int) -> int:
+    """How many tiles a backward schedule walks between two kept states, of sequences of at most so many tokens."""
+    chunk, tile = spec.problem.chunk, schedule.tile_tokens
+    unit = max(chunk, min(tile // chunk, schedule.checkpoint_spacing) * chunk)
+    segment = min(segment_tokens(spec, schedule), tokens)
+    return -(-segment // unit) * -(-min(unit, segment) // tile)
 
 
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
@@ -275,15 +301,28 @@ def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str |
     ):
         return f"tile_tokens {schedule.tile_tokens} exceeds the chunk of {spec.problem.chunk} tokens"
     if schedule.variant == "backward":
-        chunk = spec.problem.chunk
-        if chunk > _LONGEST_BACKWARD_CHUNK:
-            return f"the backward kernel takes chunks of at most {_LONGEST_BACKWARD_CHUNK} tokens, not {chunk}"
-        if schedule.tile_tokens >= 2 * chunk:
-            return f"tile_tokens {schedule.tile_tokens} spans several chunks of {chunk} tokens, whose states are needed"
+        reason = _why_illegal_spacing(spec.problem.chunk, schedule)
+        if reason is not None:
+            return reason
+    elif schedule.checkpoint_spacing != 1:
+        return f"checkpoint_spacing {schedule.checkpoint_spacing} is for backward schedules, others take 1"
     if schedule.accumulators > _most_accumulators(device):
         return f"{schedule.accumulators} accumulators do not fit the vector registers of {device.arch}"
     if schedule.threads > device.cores:
         return f"threads {schedule.threads} exceeds the {device.cores} cores"
+    return None
+
+
+def _why_illegal_spacing(chunk: int, schedule: TvmSchedule) -> str | None:
+    tile, spacing = schedule.tile_tokens, schedule.checkpoint_spacing
+    spanned = tile // chunk
+    if spanned > spacing:
+        return f"tile_tokens {tile} spans {spanned} chunks of {chunk} tokens, more than checkpoint_spacing {spacing}"
+    if spacing > 1 and spacing * chunk > _MOST_TOKENS_BETWEEN_KEPT:
+        return (
+            f"checkpoint_spacing {spacing} keeps states more than {_MOST_TOKENS_BETWEEN_KEPT} tokens apart"
+            f" with chunks of {chunk}"
+        )
     return None
 
 
