@@ -50,7 +50,11 @@ def attention_kept(
     S_v: Tensor | None,
     sequences: Sequences,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `attention`, of a backward program; and the kept states `[kept, H, M, D]` of both memories."""
+    """As `attention`, of a backward program; and the kept states `[kept, H, M, D]` of both memories.
+
+    Args:
+        sequences: with chunks of `program.segment_tokens`.
+    """
     s_k, s_v = _first_state(S_k, sequences, alpha, k), _first_state(S_v, sequences, alpha, v)
     kept_k, kept_v = (s.new_empty((sequences.chunks, *s.shape[1:])) for s in (s_k, s_v))
     rows = _rows(v)
@@ -76,6 +80,7 @@ def attention_backward(
         inputs: the first six of `attention_kept`.
         chunk_states: its last two results.
         cotangents: of y and of the final states.
+        sequences: as it was given.
         wanted: numbers of those inputs of `attention_kept` whose gradients are computed, in order.
     """
     q, k, v, alpha, log_beta, gamma = inputs
@@ -174,7 +179,7 @@ def packed_sequences(cu_seqlens: Tensor, tokens: int, chunk_size: int) -> Sequen
 
 
 def count_chunks(batch: int, tokens: int, chunk_size: int, packed: int | None) -> int:
-    """How many chunk-start states are allocated, for `packed` sequences or for a batch."""
+    """How many states are allocated, one of every `chunk_size` tokens, for `packed` sequences or for a batch."""
     chunks = -(-tokens // chunk_size)
     return batch * chunks if packed is None else chunks + packed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -64,6 +65,10 @@ class Clock:
             return trials >= self.budget.trials
         assert self.budget.seconds is not None
         return self.elapsed() >= self.budget.seconds
+
+    def left(self, trials: int) -> int:
+        """How many candidates more may be begun once `trials` were; a budget of seconds does not say."""
+        return sys.maxsize if self.budget.trials is None else max(0, self.budget.trials - trials)
 
     def share(self, trials: int) -> float:
         """The share of the budget that is gone, 0 to 1."""

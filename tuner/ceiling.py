@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured in the same run: a matrix product for compute, a copy for memory."""
+"""What this machine can do at most, measured in the same run: a matrix product for compute, moved bytes for memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tuner.measure import Timed, measure
 _SIDES = {"cpu": (256, 512, 768, 1024), "cuda": (4096, 8192), "hip": (4096, 8192)}
 _SECONDS = 0.25
 _ROUNDS = 200
-_SMALLEST_COPY = 1 << 16
-_LARGEST_COPY = 1 << 28
+_SMALLEST_MOVE = 1 << 16
+_LARGEST_MOVE = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Ceiling:
 
     Attributes:
         flops: floating-point operations per second of a matrix product.
-        bandwidth: bytes per second of a copy, those read and those written.
+        bandwidth: bytes per second, those read and those written, of a copy or of a scaling in place.
     """
 
     flops: float
@@ -43,19 +43,19 @@ class Ceiling:
 def ceiling_of(device: Device, dtype: str, moved: int) -> Ceiling:
     """The limits that a kernel for `dtype` has which moves `moved` bytes.
 
-    A CPU computes in float32 whatever the inputs are, so its product is of float32. The copy moves as many bytes as
-    the kernel does, so that both use the same caches.
+    A CPU computes in float32 whatever the inputs are, so its product is of float32. The probes of memory move as many
+    bytes as the kernel does, so that they use the same caches.
     """
     where = "cpu" if device.kind == "cpu" else "cuda"
     product_type = torch.float32 if device.kind == "cpu" else getattr(torch, dtype)
-    size = min(max(moved, _SMALLEST_COPY), _LARGEST_COPY)
-    return Ceiling(_best_product(device, where, product_type), _copy(device, where, (size - 1).bit_length()))
+    size = min(max(moved, _SMALLEST_MOVE), _LARGEST_MOVE)
+    return Ceiling(_best_product(device, where, product_type), _bandwidth(device, where, (size - 1).bit_length()))
 
 
 def ceiling_again(device: Device, dtype: str, moved: int) -> Ceiling:
     """The same, but measured anew, for what is timed now on a machine whose speed changes."""
     _best_product.cache_clear()
-    _copy.cache_clear()
+    _bandwidth.cache_clear()
     return ceiling_of(device, dtype, moved)
 
 
@@ -71,20 +71,20 @@ def _best_product(device: Device, where: str, dtype: torch.dtype) -> float:
 
 
 @cache
-def _copy(device: Device, where: str, size_bits: int) -> float:
+def _bandwidth(device: Device, where: str, size_bits: int) -> float:
     # Half is read and half is written; sizes are rounded to powers of two so that few probes serve all specs.
     count = (1 << size_bits) // 8
-    source = torch.randn(count, device=where)
-    target = torch.empty_like(source)
-    moved = 8 * count
-    rate = moved / _time(device, lambda: target.copy_(source))
+    source, target = torch.randn(count, device=where), torch.empty(count, device=where)
+    # A decode step rewrites its states in place, which takes half the cache that a copy of as many bytes takes.
+    probes = (lambda: target.copy_(source), lambda: source.mul_(1.0))
+    rate = 8 * count / min(_time(device, probe) for probe in probes)
     if device.kind != "cpu":
         return rate
-    # What fits a core's own cache is copied faster by one thread than by several that must meet.
+    # What fits a core's own cache is moved faster by one thread than by several that must meet.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return max(rate, moved / _time(device, lambda: target.copy_(source)))
+        return max(rate, 8 * count / min(_time(device, probe) for probe in probes))
     finally:
         torch.set_num_threads(threads)
 

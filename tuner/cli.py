@@ -8,19 +8,19 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from codegen.device import Device, cpu, cuda_device, named
+from codegen.device import Device, named
 from codegen.errors import BackendUnavailableError, TrellisError
 from codegen.schedule import BACKENDS
-from tuner import report
+from tuner import experiments, report
 from tuner.budget import DEFAULT, Budget, parse_budget
 from tuner.errors import BudgetError, WorkloadError
 from tuner.interruption import interruptible, stop_if_interrupted
 from tuner.offline import examine_some
+from tuner.pool import Workers
 from tuner.progress import SearchProgress
-from tuner.session import Session, backend_for
+from tuner.session import Session
 from tuner.slots import BUDGET, recommend
 from tuner.studies import default_url, open_storage
 from tuner.tune import Tuned, tune
@@ -54,22 +54,29 @@ def main(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
 
 
-def _session(options: argparse.Namespace) -> Session:
-    device = _device(options.device)
+def _session(options: argparse.Namespace, workers: Workers, device: Device) -> Session:
     return Session(
         device=device,
-        backend=backend_for(device, options.backend),
+        backend=workers.backend(device, options.backend),
         storage=open_storage(options.storage or default_url()),
         store=default_store(),
         budget=parse_budget(options.budget) if options.budget else DEFAULT,
+        workers=workers,
         with_compile=getattr(options, "compile", False),
         source=options.command_line,
     )
 
 
 def _tune(options: argparse.Namespace, console: Console) -> int:
-    workload = _workload(options, _device(options.device))
-    session = _session(options)
+    with Workers() as workers:
+        device = workers.device(options.device)
+        workload = _workload(options, device)
+        return _tune_workload(options, workload, _session(options, workers, device), console)
+
+
+def _tune_workload(
+    options: argparse.Namespace, workload: Sequence[NamedSpec], session: Session, console: Console
+) -> int:
     device = session.device
     console.print(
         f"{device.key()}, backend {session.backend}: {len(workload)} specs, {session.budget} each; studies in "
@@ -91,8 +98,17 @@ def _tune(options: argparse.Namespace, console: Console) -> int:
 
 
 def _slots(options: argparse.Namespace, console: Console) -> int:
-    _recommend(_session(options), parse_budget(options.budget) if options.budget else BUDGET, console)
+    with Workers() as workers:
+        session = _session(options, workers, workers.device(options.device))
+        _recommend(session, parse_budget(options.budget) if options.budget else BUDGET, console)
     return 0
+
+
+def _regret(options: argparse.Namespace, console: Console) -> int:
+    with Workers() as workers:
+        device = workers.device(options.device)
+        named = parse_spec(options.spec) if options.spec else load_workload(DEFAULT_FILE, device.kind)[0]
+        return experiments.run_regret(named, _session(options, workers, device), options.runs, console)
 
 
 def _recommend(session: Session, budget: Budget, console: Console) -> None:
@@ -143,7 +159,7 @@ def _tune_all(
 
 def _show(options: argparse.Namespace, console: Console) -> int:
     store = default_store()
-    key = None if options.all else _device(options.device).key()
+    key = None if options.all else _asked_device(options.device).key()
     _print_lines(console, report.known_lines(store, key))
     for device in store.devices() if key is None else (key,):
         recommendation = store.recommendation(device)
@@ -163,7 +179,7 @@ def _print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _ship(options: argparse.Namespace, console: Console) -> int:
-    store, key = default_store(), _device(options.device).key()
+    store, key = default_store(), _asked_device(options.device).key()
     records, recommendation = store.records(key, "user"), store.recommendation(key)
     if not records:
         console.print(f"nothing was tuned for {key} yet; run `make tune` first", soft_wrap=True, highlight=False)
@@ -188,11 +204,10 @@ def _workload(options: argparse.Namespace, device: Device) -> tuple[NamedSpec, .
     return require_distinct((*listed, *own), "the command line and the workload together")
 
 
-def _device(name: str | None) -> Device:
-    """The device that a command is about: the one named, or the GPU if there is one, or else the CPU."""
-    if name == "cpu" or (name is None and not torch.cuda.is_available()):
-        return cpu()
-    return cuda_device(0) if name in (None, "cuda") else named(name)
+def _asked_device(name: str | None) -> Device:
+    """The device that a command is about, asked of a worker: a tuner starts no GPU."""
+    with Workers() as workers:
+        return workers.device(name)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,6 +229,8 @@ def _parser() -> argparse.ArgumentParser:
     pruning.add_argument("--seconds", metavar="S", type=float, default=3600.0, help="for each spec (default 3600)")
     showing = _command(commands, "show", _show, "list the winners and the recommendation known here")
     showing.add_argument("--all", action="store_true", help="of every device, not only of this one")
+    experiments.add_regret(_command(commands, "regret", _regret, "tune one spec many times, and compare the winners"))
+    experiments.add_replay(_command(commands, "replay", experiments.run_replay, "try samplers on recorded spaces"))
     _storage(_command(commands, "report", _report, "list the studies, what they tried, and why candidates failed"))
     shipping = _command(commands, "ship", _ship, "write the winners of this machine to where they can be committed")
     shipping.add_argument("--folder", type=Path, help="instead of tuning_db/winners")

@@ -39,3 +39,9 @@ class NothingMeasuredError(TrellisError, RuntimeError):
     """A study without a single candidate that was right."""
 
     message = "no candidate for {spec} was right: {reasons}"
+
+
+class WorkerError(TrellisError, RuntimeError):
+    """A worker process that cannot do what no candidate is to blame for."""
+
+    message = "the worker process for {task!r} did not do it: {reason}"

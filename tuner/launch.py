@@ -44,6 +44,12 @@ class Launch:
             if name in self.outputs:
                 self.outputs[name].copy_(self.first[name])
 
+    def outputs_of_run(self) -> dict[str, Tensor]:
+        """Copies of what one run writes into poisoned outputs."""
+        self.reset()
+        self.run()
+        return {name: tensor.clone() for name, tensor in self.outputs.items()}
+
     def trespassed(self) -> list[str]:
         """The outputs that something was written beside."""
         return [name for name, sides in self.guards.items() if any((side != _GUARD_VALUE).any() for side in sides)]

@@ -1,14 +1,15 @@
-"""TPE that proposes only what is legal and was not tried before."""
+"""Samplers of Optuna, held to what is legal and was not tried before."""
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 Point = Mapping[str, Any]
@@ -17,40 +18,52 @@ RELEASED = "released"
 """User attribute of trials that ended because they were interrupted, or because another one has their point."""
 
 # Few candidates per draw: the best of many is nearly always the point that leads already, which was tried.
-_DRAWS, _CANDIDATES = 16, 6
+_CANDIDATES = 6
+# A Gaussian process proposes the same point again until it learns something.
+_DRAWS = {"tpe": 16, "gp": 1}
 _STARTUP_TRIALS = 5
 _TAKEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING)
+
+SAMPLERS = ("random", "tpe", "gp")
+"""What may propose points; "gp" needs the package scipy."""
+
+
+def default_sampler() -> str:
+    """What `python -m tuner replay` found to need fewest trials, of those that can run here."""
+    return "gp" if importlib.util.find_spec("scipy") else "tpe"
+
 
 MOST_DEATHS = 2
 """A point is given up after the process that tried it died this often."""
 
 
 class FreshSampler(BaseSampler):
-    """Draws from TPE until a point is legal and untried; takes an untried neighbour of the best if none of a few is.
+    """Draws from a sampler until a point is legal and untried; takes an untried neighbour of the best if it finds none.
 
-    A box of categorical values contains illegal points, and TPE alone repeats itself about once in five trials, so
-    neither is left to chance. The points are few enough to list. Neighbours, those that differ from the best point so
-    far in fewest fields, also come before TPE knows enough: the first trial is a default that was chosen with care.
+    A box of categorical values contains illegal points, and a sampler alone repeats itself, TPE about once in five
+    trials, so neither is left to chance. The points are few enough to list. Neighbours, those that differ from the best
+    point so far in fewest fields, also come before a sampler knows enough: the first trial is a default that was chosen
+    with care.
 
     Args:
         points: every legal point.
         distributions: a box that contains them.
-        seed: of TPE, and of the choice among neighbours.
+        seed: of the sampler, and of the choice among neighbours.
+        kind: one of `SAMPLERS`; "random" takes any untried point, and no neighbour before another.
     """
 
     def __init__(
-        self, points: Sequence[Point], distributions: Mapping[str, CategoricalDistribution], seed: int
+        self,
+        points: Sequence[Point],
+        distributions: Mapping[str, CategoricalDistribution],
+        seed: int,
+        kind: str = "tpe",
     ) -> None:
         self._points = tuple(points)
         self._distributions = distributions
         self._random = random.Random(seed)
-        self._tpe = TPESampler(
-            seed=seed,
-            n_startup_trials=_STARTUP_TRIALS,
-            n_ei_candidates=_CANDIDATES,
-            multivariate=True,
-            constant_liar=False,
-        )
+        self._kind = kind
+        self._inner = _sampler(kind, seed)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The fields that have more than one legal value."""
@@ -61,8 +74,11 @@ class FreshSampler(BaseSampler):
     ) -> dict[str, Any]:
         """A legal point that no other trial of the study has; any legal one if none is left."""
         fresh = untried(study, self._points, besides=trial.number) or list(self._points)
-        for _ in range(_DRAWS):
-            drawn = self._tpe.sample_relative(study, trial, search_space)
+        if self._inner is None:
+            chosen = self._random.choice(fresh)
+            return {name: chosen[name] for name in search_space}
+        for _ in range(_DRAWS[self._kind]):
+            drawn = self._inner.sample_relative(study, trial, search_space)
             if not drawn:
                 break
             for point in fresh:
@@ -76,6 +92,20 @@ class FreshSampler(BaseSampler):
     ) -> Any:
         """Never needed: every field is either fixed, or in the relative space."""
         raise RuntimeError(f"{param_name} is no field of the search space")
+
+
+def _sampler(kind: str, seed: int) -> BaseSampler | None:
+    if kind == "random":
+        return None
+    if kind == "gp":
+        return GPSampler(seed=seed, n_startup_trials=_STARTUP_TRIALS, deterministic_objective=False)
+    return TPESampler(
+        seed=seed,
+        n_startup_trials=_STARTUP_TRIALS,
+        n_ei_candidates=_CANDIDATES,
+        multivariate=True,
+        constant_liar=False,
+    )
 
 
 def _nearest(study: optuna.Study, points: list[Point]) -> list[Point]:

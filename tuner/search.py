@@ -7,20 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import optuna
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from codegen.device import Device
 from codegen.errors import TrellisError
 from codegen.schedule import Schedule, from_settings
 from codegen.spec import Spec, bucket
 from tuner.budget import Budget, Clock
 from tuner.interruption import stop_if_interrupted
-from tuner.sampler import FreshSampler, Point, held_point, release, untried
-from tuner.space import Space, space_of
+from tuner.known_failures import KnownFailures
+from tuner.pool import Job
+from tuner.sampler import FreshSampler, Point, default_sampler, held_point, release, untried
+from tuner.session import Session
+from tuner.space import Settings, Space, space_of
 from tuner.studies import claim, measured, open_study, outcomes, study_key
-from tuner.worker import Candidate, Result, evaluate
-from tuning_db import Outcome, Store
+from tuner.worker import Candidate, Result
+from tuning_db import Outcome
 
 _WINNERS_FIRST = 4
 
@@ -67,50 +68,104 @@ class Searched:
 
 def search(
     spec: Spec,
-    backend: str,
-    device: Device,
-    storage: RDBStorage,
-    store: Store,
-    budget: Budget,
+    session: Session,
     show: Callable[[Status], None],
+    *,
+    budget: Budget | None = None,
+    seed: int | None = None,
 ) -> Searched:
-    """Try candidates for `spec`: the default, winners of earlier times and neighbours, then what TPE proposes.
+    """Try candidates for `spec`: the default, winners of earlier times and neighbours, then what the sampler proposes.
 
-    A study that exists is continued. Each candidate is told to the study as soon as it ends, so that an interruption
-    loses at most the running one; it comes again at the next run.
+    A study that exists is continued. While one candidate is measured, the next few are compiled. Each is told to the
+    study as soon as it ends, so that an interruption loses at most those that have begun; they come again at the next
+    run.
+
+    Args:
+        spec: what to search for.
+        session: where, by whom, and how long unless `budget` says so.
+        show: told how far it is, before each candidate.
+        budget: instead of the session's.
+        seed: of the sampler; decided by the space unless given.
 
     Raises:
         StudyError: the storage failed.
-        KeyboardInterrupt: passed on after the running trial was released.
+        WorkerError: workers cannot be started.
+        KeyboardInterrupt: passed on after the running trials were released.
     """
-    space = space_of(spec, backend, device)
+    space = space_of(spec, session.backend, session.device)
     points = [schedule.settings() for schedule in space.schedules.values()]
-    key = study_key(spec, backend, device, space)
-    study = open_study(storage, key, FreshSampler(points, space.distributions, seed=int(key.space_digest[:8], 16)))
-    _enqueue(study, [space.default, *_earlier_winners(spec, backend, device, store, space)], points)
-    clock = Clock(budget)
-    while True:
-        stop_if_interrupted()
-        status = _status(study, space, clock)
-        show(status)
-        open_points = [*untried(study, points), *_waiting(study)]
-        if not open_points or (clock.spent(status.trials) and space.default.settings() not in open_points):
-            return Searched(space, study, exhausted=not open_points)
-        _one_trial(study, spec, backend, device, space)
-
-
-def _one_trial(study: optuna.Study, spec: Spec, backend: str, device: Device, space: Space) -> None:
-    trial = study.ask(dict(space.distributions))
-    claim(trial)
-    if _is_duplicate(study, trial):
-        release(study, trial)
-        return
+    key = study_key(spec, session.backend, session.device, space)
+    seed = int(key.space_digest[:8], 16) if seed is None else seed
+    sampler = FreshSampler(points, space.distributions, seed, default_sampler())
+    study = open_study(session.storage, key, sampler)
+    _enqueue(study, [space.default, *_earlier_winners(spec, session, space)], points)
+    clock = Clock(budget or session.budget)
+    running = _Running(study, spec, session, space)
     try:
-        result = evaluate(Candidate(spec, device, backend, trial.params))
-    except BaseException:
-        release(study, trial)
-        raise
-    _tell(study, trial, result)
+        while True:
+            stop_if_interrupted()
+            status = _status(study, space, clock)
+            show(status)
+            wanted = _wanted(study, points, space, clock, status, len(running.trials))
+            running.begin(wanted)
+            if running.trials:
+                running.finish_one()
+            elif not wanted:
+                return Searched(space, study, exhausted=not _open(study, points))
+    finally:
+        running.release()
+
+
+def _open(study: optuna.Study, points: list[Settings]) -> list[Point]:
+    return [*untried(study, points), *_waiting(study)]
+
+
+def _wanted(
+    study: optuna.Study, points: list[Settings], space: Space, clock: Clock, status: Status, running: int
+) -> int:
+    """How many candidates more may begin, as far as the budget and the space go; the default is never left out."""
+    left = _open(study, points)
+    if clock.spent(status.trials + running):
+        return 1 if space.default.settings() in left else 0
+    return min(len(left), clock.left(status.trials + running))
+
+
+class _Running:
+    """The candidates that have begun: one to be measured, and a few that are compiled meanwhile."""
+
+    def __init__(self, study: optuna.Study, spec: Spec, session: Session, space: Space) -> None:
+        self._study, self._spec, self._session, self._space = study, spec, session, space
+        self._failures = KnownFailures(spec, session)
+        self.trials: dict[Job, optuna.Trial] = {}
+
+    def begin(self, most: int) -> None:
+        """Ask for candidates until the workers have enough to do, `most` of them at most."""
+        for _ in range(min(most, 1 + self._session.workers.ahead - len(self.trials))):
+            trial = self._study.ask(dict(self._space.distributions))
+            claim(trial)
+            if _is_duplicate(self._study, trial):
+                release(self._study, trial)
+                continue
+            failed = self._failures.result(trial.params)
+            if failed is not None:
+                _tell(self._study, trial, failed)
+                continue
+            candidate = Candidate(self._spec, self._session.device, self._session.backend, trial.params)
+            self.trials[self._session.workers.submit(candidate)] = trial
+
+    def finish_one(self) -> None:
+        """Measure the first that is compiled, and tell the study what came of it."""
+        job = self._session.workers.first_compiled(list(self.trials))
+        result = self._session.workers.evaluate(job)
+        self._failures.note(job.candidate.settings, result)
+        _tell(self._study, self.trials.pop(job), result)
+
+    def release(self) -> None:
+        """Give back the points of those that have not ended."""
+        self._session.workers.withdraw(list(self.trials))
+        for trial in self.trials.values():
+            release(self._study, trial)
+        self.trials.clear()
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, result: Result) -> None:
@@ -133,18 +188,19 @@ def _is_duplicate(study: optuna.Study, trial: optuna.Trial) -> bool:
     return any(other.number < trial.number and other.params == trial.params for other in others)
 
 
-def _enqueue(study: optuna.Study, first: list[Schedule], points: list[dict[str, int | str]]) -> None:
+def _enqueue(study: optuna.Study, first: list[Schedule], points: list[Settings]) -> None:
     fresh = untried(study, points)
     for settings in dict.fromkeys(tuple(schedule.settings().items()) for schedule in first):
         if dict(settings) in fresh:
             study.enqueue_trial(dict(settings))
 
 
-def _earlier_winners(spec: Spec, backend: str, device: Device, store: Store, space: Space) -> list[Schedule]:
+def _earlier_winners(spec: Spec, session: Session, space: Space) -> list[Schedule]:
     """What won for this spec or its bucket, here or elsewhere, with these templates or older ones; nearest first."""
+    backend, device = session.backend, session.device
     related = [
         record
-        for record in store.records()
+        for record in session.store.records()
         if record.backend == backend and (record.spec == spec.key() or record.bucket == bucket(spec).key())
     ]
     related.sort(key=lambda record: (record.device == device.key(), record.spec == spec.key(), record.recency()))

@@ -10,9 +10,8 @@ from optuna.storages import RDBStorage
 
 from codegen.backends import backend as compiler
 from codegen.device import Device
-from codegen.schedule import BACKENDS
 from tuner.budget import Budget
-from tuner.errors import NoBackendError
+from tuner.pool import Workers
 from tuning_db import Store
 
 
@@ -26,6 +25,7 @@ class Session:
         storage: of the studies.
         store: where winners go.
         budget: for each spec.
+        workers: the processes that compile, check and time.
         with_compile: whether `torch.compile` is measured too.
         source: the command that runs, for the records.
         final_seconds: how long the finals of one spec last, compilation aside.
@@ -36,27 +36,10 @@ class Session:
     storage: RDBStorage
     store: Store
     budget: Budget
+    workers: Workers
     with_compile: bool = False
     source: str = "python -m tuner tune"
     final_seconds: float = 3.0
-
-
-def backend_for(device: Device, wanted: str | None = None) -> str:
-    """The backend whose kernels can run on `device` in this process.
-
-    Raises:
-        NoBackendError: there is none, or `wanted` is not it; the message says why.
-    """
-    reasons = []
-    for name in BACKENDS if wanted is None else (wanted,):
-        if device.kind == "cpu" and name == "triton":
-            reasons.append("triton: its interpreter runs on a CPU, but is no kernel to be timed")
-            continue
-        reason = compiler(name).why_unavailable(device)
-        if reason is None:
-            return name
-        reasons.append(f"{name}: {reason}")
-    raise NoBackendError(device=device.key(), reasons="; ".join(reasons))
 
 
 def toolchain(backend: str) -> dict[str, str]:

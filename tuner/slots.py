@@ -13,8 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from codegen.device import Device
 from codegen.errors import TrellisError
+from codegen.legality import why_illegal
 from codegen.program import operator_digest
-from codegen.schedule import Schedule, default, from_settings, why_illegal
+from codegen.schedule import Schedule, default, from_settings
 from codegen.spec import Problem, Spec, bucket
 from tuner.budget import Budget, Clock
 from tuner.cost import state_bytes
@@ -25,7 +26,7 @@ from tuner.quality import RULE, recall
 from tuner.sampler import FreshSampler, release, untried
 from tuner.session import Session, toolchain
 from tuner.studies import claim, release_lost_trials
-from tuner.worker import Candidate, evaluate
+from tuner.worker import Candidate
 from tuning_db import FrontRow, Outcome, Recommendation, Store, utc_now
 
 SLOTS = (16, 32, 64, 128)
@@ -145,7 +146,7 @@ def _one_trial(study: optuna.Study, session: Session, schedules: dict[tuple[int,
     slots, chunk = trial.params["slots"], trial.params["chunk"]
     spec, schedule = _spec(slots, chunk), schedules[slots, chunk]
     try:
-        result = evaluate(Candidate(spec, session.device, session.backend, schedule.settings()))
+        result = session.workers.evaluate(Candidate(spec, session.device, session.backend, schedule.settings()))
         share = recall(slots, chunk, dim=DIM) if result.outcome is Outcome.ok else 0.0
     except BaseException:
         release(study, trial)

@@ -11,9 +11,7 @@ from optuna.exceptions import OptunaError
 
 from codegen.program import operator_digest
 from codegen.schedule import Schedule
-from codegen.spec import bucket
-from tuner.baseline import time_compiled, time_eager
-from tuner.ceiling import ceiling_of
+from codegen.spec import Spec, bucket
 from tuner.cost import cost_of
 from tuner.errors import NothingMeasuredError, StudyError
 from tuner.finals import Verdict, judge
@@ -22,7 +20,7 @@ from tuner.progress import SearchProgress
 from tuner.search import Searched, search
 from tuner.session import Session, toolchain
 from tuner.studies import measured, outcomes
-from tuner.worker import Candidate, contest
+from tuner.worker import Candidate, Contest
 from tuner.workload import NamedSpec
 from tuning_db import Outcome, Record, shortened, utc_now
 
@@ -67,17 +65,16 @@ def tune(named: NamedSpec, session: Session, progress: SearchProgress) -> Tuned:
         StudyError: the study storage failed.
         tuning_db.TuningDatabaseError: the winner could not be stored.
     """
-    spec, device, backend = named.spec, session.device, session.backend
+    spec = named.spec
     progress.begin(named.name)
     try:
-        searched = search(spec, backend, device, session.storage, session.store, session.budget, progress.show)
+        searched = search(spec, session, progress.show)
     except (sqlalchemy.exc.SQLAlchemyError, OptunaError) as error:
         raise StudyError(url=session.storage.url, reason=str(error).partition("\n")[0]) from error
     progress.phase("finals: the best few and the default side by side")
-    timings = _finals(named, session, searched)
-    verdict = judge(timings, searched.space.default.key())
+    timings, verdict = hold_finals(spec, session, searched)
     progress.phase("measuring eager PyTorch and the ceiling")
-    compile_seconds = time_compiled(spec, device).seconds if session.with_compile else None
+    compile_seconds = session.workers.compiled(spec, session.device).seconds if session.with_compile else None
     record = _record(named, session, searched, timings, verdict)
     session.store.commit(record)
     progress.end(verdict.reason)
@@ -96,18 +93,32 @@ def tune(named: NamedSpec, session: Session, progress: SearchProgress) -> Tuned:
     )
 
 
-def _finals(named: NamedSpec, session: Session, searched: Searched) -> dict[str, Timing]:
-    finalists = _finalists(searched)
-    candidates = [Candidate(named.spec, session.device, session.backend, schedule.settings()) for schedule in finalists]
-    timings = contest(candidates, seconds=session.final_seconds, rounds=FINAL_ROUNDS)
+def hold_finals(spec: Spec, session: Session, searched: Searched) -> tuple[dict[str, Timing], Verdict]:
+    """Time the default and the best of a search in turn, and judge; times by key of the schedule.
+
+    Raises:
+        NothingMeasuredError: no candidate was right.
+    """
+    finalists = finalists_of(searched)
+    candidates = [Candidate(spec, session.device, session.backend, schedule.settings()) for schedule in finalists]
+    timings = session.workers.contest(Contest(tuple(candidates), session.final_seconds, FINAL_ROUNDS))
     if not timings:
         reasons = Counter(str(trial.user_attrs.get("reason")) for trial in searched.trials())
         most = "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common(2))
-        raise NothingMeasuredError(spec=named.spec.key(), reasons=most)
-    return {finalists[place].key(): timing for place, timing in timings.items()}
+        raise NothingMeasuredError(spec=spec.key(), reasons=most)
+    by_key = {finalists[place].key(): timing for place, timing in timings.items()}
+    default = searched.space.default
+    changes = {schedule.key(): _changes(schedule, default) for schedule in finalists}
+    return by_key, judge(by_key, default.key(), changes)
 
 
-def _finalists(searched: Searched) -> list[Schedule]:
+def _changes(schedule: Schedule, default: Schedule) -> int:
+    usual = default.settings()
+    return sum(usual[name] != value for name, value in schedule.settings().items())
+
+
+def finalists_of(searched: Searched) -> list[Schedule]:
+    """The default, and the best `FINALISTS` of the others."""
     best = [searched.space.at(trial.params) for trial in measured(searched.trials())]
     others = [schedule for schedule in best if schedule != searched.space.default]
     return [searched.space.default, *others[:FINALISTS]]
@@ -120,7 +131,7 @@ def _record(
     timing, cost = timings[verdict.winner], cost_of(spec)
     default = timings.get(searched.space.default.key())
     settings: dict[str, Any] = dict(searched.space.schedules[verdict.winner].settings())
-    ceiling = ceiling_of(device, spec.problem.dtype, cost.bytes)
+    ceiling = session.workers.ceiling(device, spec.problem.dtype, cost.bytes)
     return Record(
         spec=spec.key(),
         bucket=bucket(spec).key(),
@@ -133,7 +144,7 @@ def _record(
         seconds=timing.seconds,
         spread=timing.spread,
         default_seconds=None if default is None else default.seconds,
-        eager_seconds=time_eager(spec, device).seconds,
+        eager_seconds=session.workers.eager(spec, device).seconds,
         ceiling_share=ceiling.share(cost, timing.seconds),
         trials=len(searched.trials()),
         policy=policy(device, FINAL_ROUNDS),

@@ -1,32 +1,45 @@
-"""One candidate, from settings to a result: compiled, checked, and only then timed.
+"""What a worker process does for the tuner: a candidate from settings to a result, compiled, checked, then timed.
 
-This is the one place where what goes wrong with a candidate is caught. What goes in and what comes out is plain data,
-so that the work can be done in another process.
+This is the one place where exceptions of a candidate are caught. What goes in and what comes out is plain data. Each
+task tells the tuner, by `enter`, what it begins with, so that the tuner knows how long to wait.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from codegen.device import Device
-from codegen.errors import IllegalScheduleError, ScheduleFieldError, TrellisError
+from codegen.errors import BackendUnavailableError, IllegalScheduleError, ScheduleFieldError, TrellisError
 from codegen.program import Program, build
 from codegen.schedule import from_settings
 from codegen.spec import Spec
+from tuner.available import backend_for, device_here
+from tuner.baseline import time_compiled, time_eager
+from tuner.ceiling import Ceiling, ceiling_of
 from tuner.check import check
 from tuner.inputs import timing_inputs
-from tuner.launch import bind
+from tuner.launch import Launch, bind
 from tuner.measure import Timed, Timing, measure
-from tuner.space import Settings
+from tuner.messages import Phase
 from tuning_db import Outcome, shortened
+
+if TYPE_CHECKING:
+    from tuner.space import Settings
 
 NOISY = 0.25
 """A candidate whose spread exceeds this is timed once more, for longer."""
 
 _ROUNDS = 30
 _REASON = 500
+_BASELINE_SHARE = 10
+_MEMORY = ("MemoryError", "DefaultCPUAllocator", "out of memory", "bad_alloc", "Cannot allocate memory")
+
+Enter = Callable[[Phase], None]
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,15 @@ class Candidate:
     backend: str
     settings: Settings
     seconds: float = 0.2
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Candidates of one device and spec to be timed in turn, for about `seconds` and at most `rounds` rounds."""
+
+    candidates: tuple[Candidate, ...]
+    seconds: float
+    rounds: int
 
 
 @dataclass(frozen=True)
@@ -67,55 +89,149 @@ class Result:
     compile_seconds: float = 0.0
 
 
-def evaluate(candidate: Candidate) -> Result:
+@dataclass(frozen=True)
+class Ready:
+    """A candidate that was right, ready to be timed at the full size of its spec.
+
+    Attributes:
+        program: its kernels.
+        launch: they on the inputs of the timing.
+        outputs: what they wrote there before any timing, to be written again after it.
+    """
+
+    program: Program
+    launch: Launch
+    outputs: dict[str, torch.Tensor]
+
+    def timed(self) -> Timed:
+        """The call to time."""
+        return Timed(self.launch.run, self.launch.reset_states)
+
+    def again(self) -> tuple[Outcome, str]:
+        """The verdict after the timing: the same bits at full size on poisoned buffers, and right as before."""
+        now = self.launch.outputs_of_run()
+        unequal = [name for name, tensor in now.items() if not torch.equal(tensor, self.outputs[name])]
+        if unequal:
+            return Outcome.unstable, f"before and after it was timed, runs differ in {', '.join(unequal)}"
+        checked = check(self.program, self.program.spec)
+        return checked.outcome, f"after it was timed: {checked.reason}"
+
+
+def compile_ahead(enter: Enter, candidate: Candidate) -> Result:
+    """Compile `candidate`, so that the worker that measures finds it in the disk cache; ok if that went well."""
+    enter(Phase("compiling"))
+    return _built(candidate)[0]
+
+
+def evaluate(enter: Enter, candidate: Candidate) -> Result:
     """Compile, check and time `candidate`; whatever it does wrong becomes the result's outcome and reason."""
-    result, call = _prepare(candidate)
-    if call is None:
+    result, ready = _prepared(enter, candidate)
+    if ready is None:
         return result
     try:
-        timing = _time(call, candidate)
+        enter(Phase("timing", share=5, quiet=_is_shared(candidate.device)))
+        timing = _time(ready.timed(), candidate)
+        enter(Phase("checking again"))
+        outcome, reason = ready.again()
     except Exception as error:
-        return replace(result, outcome=Outcome.launch_error, reason=_said(error))
+        return replace(result, outcome=_outcome(error), reason=_said(error))
+    if outcome is not Outcome.ok:
+        return replace(result, outcome=outcome, reason=shortened(reason, _REASON))
     return replace(result, seconds=timing.seconds, spread=timing.spread)
 
 
-def contest(candidates: Sequence[Candidate], *, seconds: float, rounds: int) -> dict[int, Timing]:
-    """Check `candidates` of one device once more, and time them in turn; by place, those that were right.
+def contest(enter: Enter, asked: Contest) -> dict[int, Timing]:
+    """Check the candidates once more, time them in turn, and check them again; by place, those that were right.
 
     What won in an earlier run, or under another version of a compiler, is thereby checked by this one.
     """
-    prepared = {place: _prepare(candidate)[1] for place, candidate in enumerate(candidates)}
-    calls = {str(place): call for place, call in prepared.items() if call is not None}
-    if not calls:
+    prepared = {place: _prepared(enter, each, place)[1] for place, each in enumerate(asked.candidates)}
+    right = {place: ready for place, ready in prepared.items() if ready is not None}
+    if not right:
         return {}
-    timings = measure(calls, candidates[0].device, seconds=seconds, rounds=rounds)
-    return {int(place): timing for place, timing in timings.items()}
+    device = asked.candidates[0].device
+    enter(Phase("timing", share=5 * len(right), quiet=_is_shared(device)))
+    calls = {str(place): ready.timed() for place, ready in right.items()}
+    timings = measure(calls, device, seconds=asked.seconds, rounds=asked.rounds)
+    for place, ready in list(right.items()):
+        enter(Phase("checking again", place=place))
+        if ready.again()[0] is not Outcome.ok:
+            del right[place]
+    return {place: timings[str(place)] for place in right}
 
 
-def _prepare(candidate: Candidate) -> tuple[Result, Timed | None]:
-    """The candidate compiled and checked: what came of it, and if it was right the call to time."""
+def _eager(enter: Enter, spec: Spec, device: Device) -> Timing:
+    enter(Phase("timing", share=_BASELINE_SHARE, quiet=_is_shared(device)))
+    return time_eager(spec, device)
+
+
+def _compiled(enter: Enter, spec: Spec, device: Device) -> Timing:
+    enter(Phase("timing", share=_BASELINE_SHARE, quiet=_is_shared(device)))
+    return time_compiled(spec, device)
+
+
+def _ceiling(enter: Enter, device: Device, dtype: str, moved: int) -> Ceiling:
+    enter(Phase("timing", quiet=_is_shared(device)))
+    return ceiling_of(device, dtype, moved)
+
+
+def _device(enter: Enter, name: str | None) -> Device:
+    return device_here(name)
+
+
+def _backend(enter: Enter, device: Device, wanted: str | None) -> str:
+    return backend_for(device, wanted)
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "compile": compile_ahead,
+    "evaluate": evaluate,
+    "contest": contest,
+    "eager": _eager,
+    "compiled": _compiled,
+    "ceiling": _ceiling,
+    "device": _device,
+    "backend": _backend,
+}
+"""What a worker can be asked for, by name; each is called with `enter` and the arguments of its task."""
+
+
+def _is_shared(device: Device) -> bool:
+    # Compiling uses the very cores that a CPU's kernels are timed on.
+    return device.kind == "cpu"
+
+
+def _built(candidate: Candidate) -> tuple[Result, Program | None]:
     started = time.perf_counter()
     try:
         schedule = from_settings(candidate.backend, dict(candidate.settings))
         program = build(candidate.spec, schedule, candidate.device)
     except (IllegalScheduleError, ScheduleFieldError) as error:
         return Result(Outcome.illegal, _said(error)), None
+    except BackendUnavailableError:
+        raise
     except Exception as error:
-        return Result(Outcome.compile_error, _said(error), compile_seconds=time.perf_counter() - started), None
-    compile_seconds = time.perf_counter() - started
+        outcome = Outcome.out_of_memory if _is_of_memory(error) else Outcome.compile_error
+        return Result(outcome, _said(error), compile_seconds=time.perf_counter() - started), None
+    return Result(Outcome.ok, compile_seconds=time.perf_counter() - started), program
+
+
+def _prepared(enter: Enter, candidate: Candidate, place: int = 0) -> tuple[Result, Ready | None]:
+    """The candidate compiled and checked: what came of it, and if it was right what can be timed."""
+    enter(Phase("compiling", place=place))
+    built, program = _built(candidate)
+    if program is None:
+        return built, None
+    enter(Phase("checking", place=place))
     try:
         checked = check(program, candidate.spec)
-        right = checked.outcome is Outcome.ok
-        result = Result(checked.outcome, checked.reason, errors=checked.errors, compile_seconds=compile_seconds)
-        return result, timed(program, candidate.spec) if right else None
+        result = replace(built, outcome=checked.outcome, reason=checked.reason, errors=checked.errors)
+        if checked.outcome is not Outcome.ok:
+            return result, None
+        launch = bind(program, timing_inputs(candidate.spec, candidate.device))
+        return result, Ready(program, launch, launch.outputs_of_run())
     except Exception as error:
-        return Result(Outcome.launch_error, _said(error), compile_seconds=compile_seconds), None
-
-
-def timed(program: Program, spec: Spec) -> Timed:
-    """A call of `program` at the full size of `spec`, to be timed."""
-    launch = bind(program, timing_inputs(spec, program.device))
-    return Timed(launch.run, launch.reset_states)
+        return replace(built, outcome=_outcome(error), reason=_said(error)), None
 
 
 def _time(call: Timed, candidate: Candidate) -> Timing:
@@ -123,6 +239,14 @@ def _time(call: Timed, candidate: Candidate) -> Timing:
     if timing.spread <= NOISY:
         return timing
     return measure({"it": call}, candidate.device, seconds=4 * candidate.seconds, rounds=4 * _ROUNDS)["it"]
+
+
+def _outcome(error: Exception) -> Outcome:
+    return Outcome.out_of_memory if _is_of_memory(error) else Outcome.launch_error
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in _MEMORY)
 
 
 def _said(error: Exception) -> str:

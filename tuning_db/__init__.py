@@ -10,6 +10,7 @@ from tuning_db.errors import (
     RecordError,
     TuningDatabaseError,
 )
+from tuning_db.failures import Failures, settings_key
 from tuning_db.field_rules import shortened, utc_now
 from tuning_db.recommendation import FrontRow, Recommendation
 from tuning_db.record import SCHEMA, Identity, Outcome, Record
@@ -23,6 +24,7 @@ __all__ = [
     "DatabaseBusyError",
     "DatabaseFullError",
     "DatabaseWriteError",
+    "Failures",
     "FrontRow",
     "Identity",
     "Match",
@@ -35,6 +37,7 @@ __all__ = [
     "TuningDatabaseError",
     "TuningDatabaseWarning",
     "default_store",
+    "settings_key",
     "shortened",
     "utc_now",
 ]

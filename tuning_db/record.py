@@ -29,13 +29,16 @@ SCHEMA = 1
 
 
 class Outcome(str, Enum):
-    """How a candidate ended; only `ok` can win."""
+    """How a candidate ended; only `ok` can win. `killed` alone says nothing about the candidate."""
 
     ok = "ok"
     illegal = "illegal"
     compile_error = "compile_error"
     launch_error = "launch_error"
     timeout = "timeout"
+    crashed = "crashed"
+    out_of_memory = "out_of_memory"
+    killed = "killed"
     wrong_answer = "wrong_answer"
     unstable = "unstable"
 

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from tuning_db.device_file import DeviceFile
 from tuning_db.errors import FOLDER_VARIABLE, DatabaseWriteError, RecordError
+from tuning_db.failures import Failures
 from tuning_db.field_rules import check_device, is_device_key
 from tuning_db.layer import Layer, LayerName, winners
 from tuning_db.recommendation import Recommendation
@@ -63,11 +64,15 @@ class Store:
     Args:
         user: folder of this machine's records, made at the first commit; None for a store that is only read.
         shipped: folder of the records that come with the package.
+
+    Attributes:
+        failures: what was tried here and failed.
     """
 
     def __init__(self, user: Path | None, shipped: Path = SHIPPED) -> None:
         self.user = None if user is None else Layer("user", user)
         self.shipped = Layer("shipped", shipped)
+        self.failures = Failures(user)
         self._layers = tuple(layer for layer in (self.user, self.shipped) if layer is not None)
 
     def lookup(self, *, spec: str, bucket: str, device: str, backend: str, template_digest: str) -> Match | None:

@@ -5,10 +5,12 @@ Triton decides when it is imported whether it compiles or interprets, so one pro
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +26,16 @@ from codegen.spec import Spec
 
 name = "triton"
 
+_PTXAS_VARIABLE = "TRITON_PTXAS_PATH"
 _POINTER_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 _TORCH_TYPES = {"*fp32": torch.float32, "*bf16": torch.bfloat16, "*fp16": torch.float16, "*i32": torch.int32}
 _ALIGNMENT = 16
 _INTEGERS = ("most_chunks", "H")
 _OFFSETS = ("cu_seqlens_ptr", "chunk_offsets_ptr")
-_TYPED_AS_INPUT = ("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr", "y_ptr")
+_TYPED_AS_INPUT = (
+    *("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr", "y_ptr"),
+    *("bar_q_ptr", "bar_k_ptr", "bar_v_ptr", "bar_alpha_ptr", "bar_y_ptr"),
+)
 _STAGES = {"cuda": ("ttir", "ttgir", "llir", "ptx"), "hip": ("ttir", "ttgir", "llir", "amdgcn")}
 
 
@@ -131,7 +137,8 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> I
     *types, _ = (_TORCH_TYPES.get(kind) for kind in _signature(function.arg_names, spec.problem.dtype).values())
     num_warps = _num_warps(schedule)
     try:
-        compiled = function.warmup(*(dtype or 1 for dtype in (*types, None)), grid=(1,), num_warps=num_warps)
+        with _assembled_by(schedule):
+            compiled = function.warmup(*(dtype or 1 for dtype in (*types, None)), grid=(1,), num_warps=num_warps)
         # Loading it now shows here, not in the first call, that it needs more shared memory than there is.
         compiled._init_handles()
     except Exception as error:
@@ -169,13 +176,43 @@ def resources(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
 
 
 def toolchain() -> dict[str, str]:
-    """Versions of Triton and of the ptxas that it calls (TRITON_PTXAS_PATH chooses another)."""
+    """Versions of Triton and of the assemblers that a schedule may choose; TRITON_PTXAS_PATH names another standard."""
     triton = _triton()
-    ptxas = triton.knobs.nvidia.ptxas
-    origin = "TRITON_PTXAS_PATH" if os.environ.get("TRITON_PTXAS_PATH") == ptxas.path else "bundled"
-    banner = subprocess.run([ptxas.path, "--version"], capture_output=True, text=True, check=True).stdout
+    tools = triton.knobs.nvidia
+    origin = _PTXAS_VARIABLE if os.environ.get(_PTXAS_VARIABLE) == tools.ptxas.path else "bundled"
+    standard, blackwell = _version(tools.ptxas), _version(tools.ptxas_blackwell)
+    return {"triton": str(triton.__version__), "ptxas": f"{standard} ({origin})", "ptxas-blackwell": blackwell}
+
+
+def _version(tool: Any) -> str:
+    banner = subprocess.run([tool.path, "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"\bV(\d+(?:\.\d+)+)", banner)
-    return {"triton": str(triton.__version__), "ptxas": f"{version.group(1) if version else ptxas.version} ({origin})"}
+    return version.group(1) if version else str(tool.version)
+
+
+@contextlib.contextmanager
+def _assembled_by(schedule: Schedule) -> Iterator[None]:
+    """Within it Triton takes the assembler of `schedule`."""
+    if not isinstance(schedule, TritonSchedule) or schedule.ptxas == "standard":
+        yield
+        return
+    before = os.environ.get(_PTXAS_VARIABLE)
+    os.environ[_PTXAS_VARIABLE] = _triton().knobs.nvidia.ptxas_blackwell.path
+    _forget_ptxas()
+    try:
+        yield
+    finally:
+        os.environ.pop(_PTXAS_VARIABLE)
+        if before is not None:
+            os.environ[_PTXAS_VARIABLE] = before
+        _forget_ptxas()
+
+
+def _forget_ptxas() -> None:
+    # Its version, which Triton looks up once, is a part of the name under which a kernel is kept on the disk.
+    from triton.backends.nvidia import compiler
+
+    compiler.get_ptxas_version.cache_clear()
 
 
 def _compiled(source: Source, spec: Spec, schedule: Schedule, device: Device) -> Any:
@@ -189,11 +226,12 @@ def _compiled(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
     types = _signature(function.arg_names, spec.problem.dtype)
     aligned = {(i,): [["tt.divisibility", _ALIGNMENT]] for i, kind in enumerate(types.values()) if kind.startswith("*")}
     try:
-        return triton.compile(
-            triton.compiler.ASTSource(function, types, attrs=aligned),
-            target=_target(triton, device),
-            options={"num_warps": _num_warps(schedule)},
-        )
+        with _assembled_by(schedule):
+            return triton.compile(
+                triton.compiler.ASTSource(function, types, attrs=aligned),
+                target=_target(triton, device),
+                options={"num_warps": _num_warps(schedule)},
+            )
     except Exception as error:
         raise CompileError(backend=name, path=source.path, reason=_reason(error)) from error
 

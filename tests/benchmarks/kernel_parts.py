@@ -23,6 +23,7 @@ KINDS = {
     "move_state": "products",
     "codes_of": "maps",
     "codes_of_tile": "products and maps",
+    "claim_rows": "stores",
     "store_rows": "stores",
 }
 """What a statement of the loop does, by the function that it calls; every `apply_<map>` is a map."""

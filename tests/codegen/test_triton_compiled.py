@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 
 import pytest
 
 from codegen.backends import backend
-from codegen.device import Device, cpu, named
+from codegen.backends import triton as triton_backend
+from codegen.device import NAMED, Device, cpu, named
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.legality import why_illegal
 from codegen.program import KERNELS_OF_VARIANT, build, parts
 from codegen.render import TEMPLATES, Source, render
 from codegen.rule import Rule
-from codegen.schedule import VARIANTS, TritonSchedule, default, variants_of, why_illegal
+from codegen.schedule import VARIANTS, TritonSchedule, default, variants_of
 from codegen.spec import Problem, Spec
 
 pytest.importorskip("triton")
@@ -31,7 +35,7 @@ def spec_of(operator: str, **sizes: object) -> Spec:
 
 
 def schedule_of(variant: str, **settings: object) -> TritonSchedule:
-    simple = TritonSchedule(variant, 16, num_warps=4, num_stages=1, dot_precision="tf32")
+    simple = TritonSchedule(variant, 16, num_warps=2, num_stages=1, dot_precision="tf32")
     return dataclasses.replace(simple, **settings)
 
 
@@ -54,6 +58,25 @@ def test_every_kernel_compiles_for_sm_90(operator, variant):
         assert needs.spill_bytes == 0
         assert 0 < needs.shared_bytes <= device.shared_bytes
         assert needs.code_bytes > 1000
+
+
+BACKWARDS = [
+    ({"chunk": 1}, {"checkpoint_spacing": 16}, "backward"),
+    ({"chunk": 16}, {}, "backward_first_order"),
+    ({"chunk": 40, "dim_v": 24}, {"num_stages": 2, "checkpoint_spacing": 2}, "backward"),
+]
+
+
+@pytest.mark.parametrize(("sizes", "settings", "direction"), BACKWARDS)
+def test_the_backward_compiles_for_sm_90(sizes, settings, direction):
+    """It spills: docs/backward.md says how much."""
+    spec, device = spec_of("trellis_attention", direction=direction, **sizes), named("sm_90")
+    schedule = schedule_of("backward", **settings)
+    for source, part in sources(spec, schedule, device):
+        needs = backend("triton").resources(source, part, schedule, device)
+        assert 0 < needs.registers <= 255
+        assert needs.spill_bytes is not None
+        assert 0 < needs.shared_bytes <= device.shared_bytes
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
@@ -123,6 +146,24 @@ def test_a_source_that_does_not_compile(broken, reason, tmp_path):
         backend("triton").inspect(bad, part, schedule, device)
 
 
+def test_a_schedule_chooses_its_assembler(monkeypatch):
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    versions = backend("triton").toolchain()
+    spec = Spec(Rule(), Problem("trellis_step", tokens=1, chunk=1, dim_k=16, dim_v=16, slots=16, dtype="bfloat16"))
+    made = {}
+    for ptxas in ("standard", "blackwell"):
+        schedule = schedule_of("recurrent", ptxas=ptxas)
+        (source, part), *_ = sources(spec, schedule, NAMED["sm_90"])
+        made[ptxas] = triton_backend._compiled(source, part, schedule, NAMED["sm_90"]).asm
+        assert backend("triton").resources(source, part, schedule, NAMED["sm_90"]).registers > 0
+    assert versions["ptxas"].partition(" ")[0] != versions["ptxas-blackwell"]
+    # Triton writes PTX of the version that its assembler reads.
+    said = {ptxas: re.search(r"^\.version (\S+)", asm["ptx"], re.MULTILINE).group(1) for ptxas, asm in made.items()}
+    assert said["standard"] != said["blackwell"]
+    assert made["standard"]["cubin"] != made["blackwell"]["cubin"]
+    assert "TRITON_PTXAS_PATH" not in os.environ
+
+
 def test_toolchain_names_triton_and_its_assembler():
     import triton
 
@@ -133,5 +174,5 @@ def test_toolchain_names_triton_and_its_assembler():
 
 
 def test_every_kernel_is_covered():
-    covered = {kernel for _, variant in PARTS for kernel in KERNELS_OF_VARIANT[variant]}
+    covered = {kernel for variant in (*(v for _, v in PARTS), "backward") for kernel in KERNELS_OF_VARIANT[variant]}
     assert covered == {path.name.removesuffix(".py.j2") for path in (TEMPLATES / "triton").glob("*.py.j2")}

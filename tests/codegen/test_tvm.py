@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 
 import pytest
@@ -11,10 +12,11 @@ import torch
 from codegen.backends import backend
 from codegen.device import NAMED, cpu
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.legality import why_illegal
 from codegen.program import Program, build, parts
 from codegen.render import render
 from codegen.rule import MAPS, Rule
-from codegen.schedule import TvmSchedule, default, why_illegal
+from codegen.schedule import TvmSchedule, default
 from codegen.spec import Spec
 from tests.kernel_cases import Case, check_attention, check_readout, check_step, check_update
 
@@ -195,6 +197,20 @@ def test_kernels_compile_for_cpus_that_are_not_here(arch, operator):
     assert {"x86-64-v2": "mulps", "x86-64-v3": "ymm", "x86-64-v4": "zmm", "aarch64": "fmla"}[arch] in text
     assert "expf" not in text or operator == "trellis_step"
     assert compiler.resources(source, part, schedule, device).code_bytes > 1000
+
+
+@pytest.mark.parametrize("operator", ["trellis_attention", "trellis_step"])
+@pytest.mark.parametrize("dim", [48, 80, 112])
+def test_products_sum_in_vectors_that_processors_have(operator, dim):
+    device = NAMED["x86-64-v4"]
+    spec = Case(operator, dim_k=dim, dim_v=dim, slots=dim, chunk=64).spec
+    schedule = default("tvm", spec, device)
+    ((kernel, part),) = parts(spec, schedule)
+    text = backend("tvm").inspect(render(kernel, part, schedule, device), part, schedule, device)["llir"]
+    lanes = {int(count) for count in re.findall(r"<(\d+) x float>", text)}
+    # LLVM takes a vector of 48 lanes apart, and the kernel is ten times slower.
+    assert schedule.vector_width in lanes
+    assert all(count & (count - 1) == 0 for count in lanes)
 
 
 def cuda_update():

@@ -14,6 +14,7 @@ from codegen.device import cpu
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tuner.budget import Budget
+from tuner.pool import Workers
 from tuner.progress import SearchProgress
 from tuner.session import Session
 from tuner.studies import open_storage
@@ -35,10 +36,17 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "tuning_db", tmp_path / "shipped")
 
 
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    """Two processes for the tests of a file: one compiles, the other checks and times."""
+    with Workers(compilers=1) as started:
+        yield started
+
+
 @pytest.fixture
-def session(tmp_path: Path, store: Store) -> Session:
+def session(tmp_path: Path, store: Store, workers: Workers) -> Session:
     storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
-    return Session(cpu(), "tvm", storage, store, Budget(trials=3), final_seconds=0.2)
+    return Session(cpu(), "tvm", storage, store, Budget(trials=3), workers, final_seconds=0.2)
 
 
 @pytest.fixture

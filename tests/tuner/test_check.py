@@ -11,7 +11,8 @@ from codegen.program import Program, build
 from codegen.rule import Rule
 from codegen.schedule import default
 from codegen.spec import OPERATORS, Problem, Spec
-from tuner.check import TOLERANCE, check, check_inputs, compare, expected, relative_error
+from tuner.adversarial import CASES, adversarial_inputs
+from tuner.check import SEED, TOLERANCE, check, check_inputs, compare, expected, relative_error
 from tuner.inputs import make_inputs
 from tuner.launch import bind
 from tuner.oracle import oracle
@@ -65,6 +66,7 @@ def test_half_types_have_their_own_tolerance(dtype):
 
 STEP = small("trellis_step")
 ATTENTION = small("trellis_attention")
+HARD = ((19, 5), cpu(), SEED)
 STATE = 7
 """Place of S_v among the arguments of `memory_step`, and of `trellis_fused`."""
 
@@ -141,6 +143,48 @@ def test_compare_wants_every_tensor_within_tolerance():
     assert compare(good, wanted, 1e-7).outcome is Outcome.wrong_answer
     assert compare(good | {"S": torch.tensor([1.0, float("inf")])}, wanted, 1e-5).outcome is Outcome.wrong_answer
     assert relative_error(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])) == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_right_kernels_of_one_slot_pass(operator):
+    spec = small(operator, slots=1)
+    checked = check(compiled(spec), spec)
+    assert checked.outcome is Outcome.ok, checked.reason
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_fault_that_only_hard_inputs_show_is_found(case):
+    """A kernel that is off where its inputs are those of `case`, and right on the ragged sequences."""
+    hard = adversarial_inputs(case, replace(ATTENTION, problem=replace(ATTENTION.problem, batch=1, tokens=1)), *HARD)
+
+    def tamper(arguments: Any) -> None:
+        if arguments[5].equal(hard["gamma"]) and arguments[8].equal(hard.sequences.cu_seqlens):
+            off = arguments[4].equal(hard["log_beta"]) and arguments[3].equal(hard["alpha"])
+            arguments[STATE].mul_(1.01 if off else 1.0)
+
+    checked = check(tampered(ATTENTION, tamper), ATTENTION)
+    assert checked.outcome is Outcome.wrong_answer
+    assert checked.reason.startswith((case.name, "zero state")), checked.reason
+
+
+def test_the_cases_are_what_they_are_called():
+    plain = make_inputs(ATTENTION, (19, 5), cpu(), SEED)
+    cases = {case.name: adversarial_inputs(case, ATTENTION, (19, 5), cpu(), SEED) for case in CASES}
+    assert cases["one token"].lengths == (1, 1)
+    assert not cases["zero state"]["S_k"].any()
+    assert float(cases["hard forgetting"]["log_beta"].double().exp().float().min()) < 1e-38
+    assert cases["one slot"]["alpha"].count_nonzero(dim=-1).max() == 1
+    assert cases["huge values"]["S_v"].equal(plain["S_v"] * 100.0)
+    assert cases["tiny values"]["alpha"].equal(plain["alpha"] * 0.01)
+
+
+def test_what_cancels_to_nothing_is_held_to_a_share_of_its_ordinary_size():
+    wanted, given = {"y": torch.full((4,), 1e-9, dtype=torch.float64)}, {"y": torch.zeros(4)}
+    assert compare(given, wanted, 1e-4).outcome is Outcome.wrong_answer
+    assert compare(given, wanted, 1e-4, {"y": 1.0}).outcome is Outcome.ok
+    assert compare({"y": torch.full((4,), 1e-6)}, wanted, 1e-4, {"y": 1.0}).outcome is Outcome.wrong_answer
+    assert relative_error(torch.zeros(2), torch.zeros(2)) == 0.0
+    assert relative_error(torch.ones(2), torch.zeros(2)) == float("inf")
 
 
 def test_the_inputs_of_a_check_are_ragged_and_the_same_every_time():

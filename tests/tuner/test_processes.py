@@ -18,7 +18,9 @@ from codegen.device import cpu
 from tests.tuner.conftest import UPDATE
 from tuner.budget import Budget
 from tuner.owner import NAMELESS_FOR, SILENT_FOR, is_lost, this_process
+from tuner.pool import Workers
 from tuner.search import search
+from tuner.session import Session
 from tuner.studies import open_storage
 from tuning_db import Store, default_store
 
@@ -42,7 +44,7 @@ def finished(storage: optuna.storages.RDBStorage) -> int:
     return sum("outcome" in trial.user_attrs for study in studies for trial in study.get_trials(deepcopy=False))
 
 
-def test_a_killed_tuner_loses_at_most_its_running_trial(tmp_path: Path):
+def test_a_killed_tuner_loses_at_most_the_trials_that_had_begun(tmp_path: Path):
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     storage = open_storage(url)
     process = start(*tuning(url, f"update: {UPDATE_TEXT}", budget="10000"))
@@ -55,13 +57,14 @@ def test_a_killed_tuner_loses_at_most_its_running_trial(tmp_path: Path):
     before = finished(storage)
     assert before >= 3
 
-    again = search(
-        UPDATE, "tvm", cpu(), storage, Store(tmp_path / "db"), Budget(trials=before + 2), lambda status: None
-    )
+    with Workers(compilers=0) as workers:
+        session = Session(cpu(), "tvm", storage, Store(tmp_path / "db"), Budget(trials=before + 2), workers)
+        again = search(UPDATE, session, lambda status: None)
     trials = again.study.get_trials()
     assert len(again.trials()) == before + 2
     assert sum(trial.state is TrialState.RUNNING for trial in trials) == 0
-    assert sum(trial.state is TrialState.FAIL for trial in trials) <= 1
+    begun = 1 + min(8, cpu().cores)  # One that was measured, the others compiled ahead.
+    assert sum(trial.state is TrialState.FAIL for trial in trials) <= begun
     tried = [trial.params for trial in again.trials()]
     assert all(tried.count(settings) == 1 for settings in tried)
 

@@ -1,0 +1,90 @@
+"""Inputs that are hard to be right on: what a candidate is checked on besides the ragged sequences of `tuner.check`.
+
+Each case is made of the ordinary inputs, so that it serves every operator. Scales are those at which the oracle itself
+is well conditioned in float32: nothing overflows, and no difference of nearly equal numbers decides a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from codegen.device import Device
+from codegen.spec import Spec
+from tuner.inputs import Inputs, make_inputs
+
+HUGE, TINY = 100.0, 0.01
+
+_STATES = ("S_k", "S_v", "G_k", "G_v", "chunk_states")
+_TARGETS = ("alpha", "codes", "r")
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of hard input.
+
+    Attributes:
+        name: as verdicts name it.
+        change: makes it of ordinary inputs, in place.
+        single: whether its sequences have one token each.
+    """
+
+    name: str
+    change: Callable[[Tensors], None]
+    single: bool = False
+
+
+def _nothing(tensors: Tensors) -> None:
+    pass
+
+
+def _zero_state(tensors: Tensors) -> None:
+    for name in _present(tensors, _STATES):
+        tensors[name].zero_()
+
+
+def _hard_forgetting(tensors: Tensors) -> None:
+    """Every third token forgets all that was, to zero in float32; one in three nothing at all."""
+    tensors["log_beta"][::3] = -120.0
+    tensors["log_beta"][1::3] = 0.0
+
+
+def _one_slot(tensors: Tensors) -> None:
+    """All that is held, written or read stands in the last slot."""
+    for name in _present(tensors, _STATES):
+        tensors[name][..., :-1, :] = 0.0
+    for name in _present(tensors, _TARGETS):
+        tensors[name][..., :-1] = 0.0
+
+
+def _scaled(factor: float) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        for name in _present(tensors, (*_STATES, *_TARGETS)):
+            tensors[name].mul_(factor)
+
+    return change
+
+
+CASES = (
+    Case("one token", _nothing, single=True),
+    Case("zero state", _zero_state),
+    Case("hard forgetting", _hard_forgetting),
+    Case("one slot", _one_slot),
+    Case("huge values", _scaled(HUGE)),
+    Case("tiny values", _scaled(TINY)),
+)
+
+
+def adversarial_inputs(case: Case, spec: Spec, lengths: tuple[int, ...], device: Device, seed: int) -> Inputs:
+    """The inputs of `case`, in sequences of `lengths` unless the case says otherwise."""
+    inputs = make_inputs(spec, (1,) * len(lengths) if case.single else lengths, device, seed)
+    case.change(inputs.tensors)
+    return inputs
+
+
+def _present(tensors: Tensors, names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name in tensors]
