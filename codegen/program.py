@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from codegen.backends import Kernel, backend
 from codegen.device import Device
+from codegen.legality import require_legal
 from codegen.render import template_digest
-from codegen.schedule import Schedule, TritonSchedule, TvmSchedule, checkpoint_spacing, require_legal, variants_of
+from codegen.schedule import Schedule, TritonSchedule, TvmSchedule, segment_tiles, segment_tokens, variants_of
 from codegen.spec import Spec
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
     "backward": ("trellis_fused", "trellis_backward"),
 }
 """Which templates a variant is made of."""
+
+GRADIENTS = ("q", "k", "v", "alpha", "log_beta", "gamma", "states")
+"""What a backward program can be asked for."""
 
 # In variant `pair` one of the two memories has nothing to do in the first and in the last segment: many segments waste
 # little time so, but each must be worth waking a thread for.
@@ -76,11 +80,6 @@ class Program:
     schedule: Schedule
     device: Device
     kernels: tuple[Kernel, ...]
-
-    @property
-    def tokens_per_state(self) -> int:
-        """Of how many tokens `attention_kept` stores one state."""
-        return self.spec.problem.chunk * checkpoint_spacing(self.schedule)
 
     def attention(
         self,
@@ -172,7 +171,7 @@ class Program:
         """As `attention`, of a backward spec: also write the states that the backward starts from.
 
         Args:
-            sequences: with chunks of `tokens_per_state`, which their `chunk_offsets` and `chunks` count.
+            sequences: with chunks of `segment_tokens`, which their `chunk_offsets` and `chunks` count.
             chunk_states: `[chunks, H, M, D]` of each memory.
         """
         programs = sequences.count * q.shape[1]
@@ -187,6 +186,7 @@ class Program:
         bar_states: tuple[torch.Tensor, torch.Tensor],
         sequences: Sequences,
         bar_tokens: tuple[torch.Tensor, ...],
+        wanted: tuple[str, ...] = GRADIENTS,
     ) -> None:
         """Run the reverse pass of trellis_attention.
 
@@ -197,20 +197,40 @@ class Program:
             bar_states: cotangents of the final states; hold those of the initial states afterwards.
             sequences: as `attention_kept` was given.
             bar_tokens: written, shaped and typed as `tokens`, but gamma's is `[B*T, H]`.
+            wanted: which of `GRADIENTS` are computed; the tensors of the others are left in no particular state.
         """
         programs = sequences.count * tokens[0].shape[1]
         offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
-        scratch = self._tile_states(programs, bar_states)
-        self.kernels[1](programs, *tokens, *chunk_states, bar_y, *bar_states, *offsets, *scratch, *bar_tokens)
+        given = (*tokens, *chunk_states, bar_y, *bar_states, *offsets)
+        if isinstance(self.schedule, TvmSchedule):
+            flags = sum(1 << place for place, name in enumerate(GRADIENTS) if name in wanted)
+            self.kernels[1](programs, flags, *given, *bar_tokens, *self._thread_states(tokens[0], bar_states))
+        else:
+            self.kernels[1](programs, *given, *self._program_states(programs, bar_states), *bar_tokens)
 
-    def _tile_states(
+    @property
+    def segment_tokens(self) -> int:
+        """Of a backward program: how many tokens, a multiple of the chunk, lie between the states that it keeps."""
+        return segment_tokens(self.spec, self.schedule)
+
+    def _thread_states(
+        self, q: torch.Tensor, states: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where threads of TVM keep the states at the starts of a segment's tiles."""
+        assert isinstance(self.schedule, TvmSchedule)
+        width, count = self.schedule.vector_width, segment_tiles(self.spec, self.schedule, q.shape[0])
+        padded = ((-(-size // width) * width for size in state.shape[2:]) for state in states)
+        of_k, of_v = (
+            state.new_empty((self.schedule.threads, count, *sizes)) for state, sizes in zip(states, padded, strict=True)
+        )
+        return of_k, of_v
+
+    def _program_states(
         self, programs: int, states: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor] | tuple[()]:
-        """Where programs of Triton keep the states that they compute again; those of TVM have memory of their own."""
-        schedule = self.schedule
-        if not isinstance(schedule, TritonSchedule):
-            return ()
-        count = schedule.checkpoint_spacing * -(-self.spec.problem.chunk // schedule.tile_rows)
+        """Where programs of Triton keep the states at the starts of a segment's tiles, if it has more than one."""
+        assert isinstance(self.schedule, TritonSchedule)
+        count = self.schedule.checkpoint_spacing * -(-self.spec.problem.chunk // self.schedule.tile_rows)
         if count == 1:
             return ()
         of_k, of_v = (state.new_empty((programs * count, *state.shape[2:])) for state in states)

@@ -45,7 +45,7 @@ def run_backward(program: Program, case: Case, inputs: Inputs) -> tuple[Tensor, 
     """y, then the gradients in the order of `NAMES`, gamma's summed where it was given per head."""
     tokens = tuple(rows(x) for x in inputs.args)
     states = [s.clone() for s in inputs.initial_state]
-    sequences = sequences_of(case.lengths, program.tokens_per_state)
+    sequences = sequences_of(case.lengths, program.segment_tokens)
     kept = tuple(poisoned(torch.Size((sequences.chunks, *s.shape[1:]))) for s in states)
     y = poisoned(tokens[2].shape, tokens[2].dtype)
     program.attention_kept(*tokens, *states, sequences, kept, y)

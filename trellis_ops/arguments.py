@@ -29,13 +29,11 @@ class Request:
         spec: what it computes; for float64 the spec of the same call in float32.
         device: where its tensors are.
         float64: whether the inputs are float64, which only the eager implementation takes.
-        any_length: whether what is decided must hold for calls of every batch and length, as torch.compile traces them.
     """
 
     spec: Spec
     device: torch.device
     float64: bool
-    any_length: bool = False
 
 
 def attention_request(

@@ -16,17 +16,9 @@ import torch
 from codegen.backends import backend
 from codegen.device import Device, cpu, cuda_device, gpu_names
 from codegen.errors import ImplementationError, ScheduleFieldError, TrellisError
+from codegen.legality import why_illegal
 from codegen.program import Program, build, operator_digest
-from codegen.schedule import (
-    BACKENDS,
-    Schedule,
-    TritonSchedule,
-    TvmSchedule,
-    checkpoint_spacing,
-    default,
-    from_settings,
-    why_illegal,
-)
+from codegen.schedule import BACKENDS, Schedule, TvmSchedule, default, from_settings
 from codegen.spec import Spec, bucket
 from trellis_ops.arguments import Request
 from tuning_db import Match, Store, default_store
@@ -93,8 +85,7 @@ def resolve(spec: Spec, torch_device: torch.device, implementation: str | None) 
 def resolve_request(request: Request, implementation: str | None) -> Resolution:
     """As `resolve`, for a checked call; float64 is left to the eager implementation."""
     if not request.float64:
-        found = resolve(request.spec, request.device, implementation)
-        return _of_any_length(found, request.spec) if request.any_length else found
+        return resolve(request.spec, request.device, implementation)
     if implementation not in (None, "eager"):
         raise ImplementationError(name=implementation, reason="float64 inputs run on the eager implementation only")
     return Resolution("eager", device_of(request.device), notes=("float64 inputs have no kernels",))
@@ -110,29 +101,6 @@ def has_kernel(request: Request, implementation: str | None) -> bool:
     if backend(name).why_unavailable(device) is not None:
         return False
     return why_illegal(request.spec, default(name, request.spec, device), device) is None
-
-
-def tokens_per_state(request: Request, implementation: str | None) -> int:
-    """Of how many tokens a training forward that `has_kernel` keeps the states.
-
-    Where the request is of any length it looks at none: winners of different lengths keep states of different spacing.
-    """
-    if request.any_length:
-        device = device_of(request.device)
-        name = implementation or os.environ.get(VARIABLE) or _native(device)
-        schedule: Schedule | None = _default(name, request.spec, device)
-    else:
-        schedule = resolve_request(request, implementation).schedule
-    assert schedule is not None, f"no kernel serves {request.spec.key()}"
-    return request.spec.problem.chunk * checkpoint_spacing(schedule)
-
-
-def _of_any_length(found: Resolution, spec: Spec) -> Resolution:
-    """The same with the spacing that every length has in common, the default's."""
-    if not isinstance(found.schedule, TritonSchedule):
-        return found
-    spacing = checkpoint_spacing(_default(found.implementation, spec, found.device))
-    return replace(found, schedule=replace(found.schedule, checkpoint_spacing=spacing))
 
 
 def _native(device: Device) -> str:

@@ -19,8 +19,8 @@ class Plan:
 
     Attributes:
         program: compiled; None for the eager implementation.
-        sequences: where the sequences of a batch lie, and the states that a program stores or starts from; packed
-            sequences have their own in every call.
+        sequences: where the sequences of a batch lie; packed sequences have their own in every call. The chunks of a
+            backward are what lies between the states that it keeps.
         checks_values: whether TRELLIS_OPS_CHECK_VALUES asked for it when the plan was made.
     """
 
@@ -63,8 +63,8 @@ def _resolve(request: Request, implementation: str | None) -> Plan:
     problem, program = request.spec.problem, None
     if problem.direction == "forward" or dispatch.has_kernel(request, implementation):
         program = dispatch.program_of(dispatch.resolve_request(request, implementation), request.spec)
-    chunk = problem.chunk if program is None else program.tokens_per_state
-    sequences = launch.even_sequences(problem.batch, problem.tokens, chunk, request.device)
+    kept = problem.chunk if program is None or problem.direction == "forward" else program.segment_tokens
+    sequences = launch.even_sequences(problem.batch, problem.tokens, kept, request.device)
     return Plan(program, sequences, values.enabled())
 
 

@@ -92,6 +92,12 @@ GOLDEN = [
         *("trellis_backward", backward(PADDED, "backward_first_order"), replace(TVM_TILED, variant="backward")),
         *("x86-64-v4", "padded"),
     ),
+    Golden(
+        "trellis_backward",
+        backward(replace(PLAIN, problem=replace(PLAIN.problem, chunk=1)), "backward"),
+        replace(TVM, variant="backward", tile_tokens=16, checkpoint_spacing=64),
+        *("x86-64-v4", "spanning"),
+    ),
     Golden("trellis_backward", backward(PLAIN, "backward"), replace(TRITON, variant="backward"), "sm_90"),
     Golden(
         *("trellis_backward", backward(PADDED, "backward_first_order")),

@@ -12,10 +12,11 @@ from codegen.backends import backend
 from codegen.backends import triton as triton_backend
 from codegen.device import NAMED, Device, cpu, named
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.legality import why_illegal
 from codegen.program import KERNELS_OF_VARIANT, build, parts
 from codegen.render import TEMPLATES, Source, render
 from codegen.rule import Rule
-from codegen.schedule import VARIANTS, TritonSchedule, default, variants_of, why_illegal
+from codegen.schedule import VARIANTS, TritonSchedule, default, variants_of
 from codegen.spec import Problem, Spec
 
 pytest.importorskip("triton")

@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 
 from codegen.device import NAMED, cpu
+from codegen.legality import why_illegal
 from codegen.program import Program, build
 from codegen.rule import MAPS, Rule
-from codegen.schedule import TvmSchedule, default, why_illegal
+from codegen.schedule import TvmSchedule, default, segment_tokens
 from codegen.spec import Spec
 from tests.backward_cases import backward_spec, check_backward
 from tests.inputs import Inputs
@@ -73,6 +74,34 @@ def test_sizes(dim_k, dim_v, slots):
     check(Case(chunk=40, lengths=(70,), dim_k=dim_k, dim_v=dim_v, slots=slots, rule=Rule("silu", phi_eps=1e-2)))
 
 
+@pytest.mark.parametrize("phi", MAPS)
+def test_tiles_that_span_chunks_of_one_token(phi):
+    check(Case(chunk=1, heads=1, rule=Rule(phi, link="identity", phi_eps=1e-2, step_size="token")))
+
+
+@pytest.mark.parametrize(("chunk", "outer_gradient"), [(2, "bilevel"), (3, "first_order")])
+def test_tiles_that_span_chunks_of_packed_sequences(chunk, outer_gradient):
+    """A tile holds 5 chunks of 3 tokens, and 16 lie between kept states: the last tile before one is shorter."""
+    check(Case(chunk=chunk, lengths=(70, 7, 0, 64), packed=True), outer_gradient)
+
+
+@pytest.mark.parametrize(("chunk", "changes"), [(20, {"tile_tokens": 16}), (16, {"tile_tokens": 16, "threads": 1})])
+def test_states_between_kept_ones_are_computed_again(chunk, changes):
+    check(Case(chunk=chunk, lengths=(111, 21), packed=True), checkpoint_spacing=4, **changes)
+
+
+def test_a_chunk_longer_than_its_sequence_and_one_of_many_tiles():
+    check(Case(chunk=300, lengths=(330, 40), packed=True))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 15, 16, 64])
+def test_the_default_keeps_no_more_than_inputs_take(chunk):
+    spec = backward_spec(Case(chunk=chunk))
+    schedule = default("tvm", spec, NAMED["x86-64-v4"])
+    assert why_illegal(spec, schedule, NAMED["x86-64-v4"]) is None
+    assert 16 <= segment_tokens(spec, schedule) <= 64
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_programs_that_threads_do_not_divide(threads):
     if threads > cpu().cores:
@@ -83,9 +112,9 @@ def test_programs_that_threads_do_not_divide(threads):
 @pytest.mark.parametrize(
     ("chunk", "changes", "reason"),
     [
-        (300, {}, "at most 256 tokens"),
-        (4, {}, "spans several chunks"),
-        (1, {"tile_tokens": 4, "vector_width": 4}, "spans several chunks"),
+        (4, {"tile_tokens": 32, "checkpoint_spacing": 4}, "spans 8 chunks of 4 tokens, more than checkpoint_spacing 4"),
+        (1, {"checkpoint_spacing": 8}, "stores the states of every 8 tokens"),
+        (64, {"checkpoint_spacing": 16}, "compute the states of 1024 tokens again"),
         (64, {"variant": "fused"}, "no variant 'fused' of trellis_attention backward"),
     ],
 )

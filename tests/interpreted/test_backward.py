@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from codegen.device import cpu
+from codegen.legality import why_illegal
 from codegen.program import Program, build
 from codegen.rule import MAPS, Rule
-from codegen.schedule import default, why_illegal
+from codegen.schedule import default
 from codegen.spec import Spec
 from tests.backward_cases import NAMES, backward_spec, check_backward
 from tests.inputs import make_inputs
