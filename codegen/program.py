@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from codegen.backends import Kernel, backend
 from codegen.device import Device
+from codegen.legality import require_legal
 from codegen.render import template_digest
-from codegen.schedule import Schedule, TvmSchedule, require_legal, variants_of
+from codegen.schedule import Schedule, TritonSchedule, TvmSchedule, segment_tiles, segment_tokens, variants_of
 from codegen.spec import Spec
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
 }
 """Which templates a variant is made of."""
 
-# In variant `pair` one of the two programs has nothing to do in the first and in the last launch: many segments waste
+GRADIENTS = ("q", "k", "v", "alpha", "log_beta", "gamma", "states")
+"""What a backward program can be asked for."""
+
+# In variant `pair` one of the two memories has nothing to do in the first and in the last segment: many segments waste
 # little time so, but each must be worth waking a thread for.
 _MOST_SEGMENTS = 32
 _SEGMENT_TOKENS = 128
@@ -143,10 +147,12 @@ class Program:
     ) -> None:
         programs = 2 * sequences.count * q.shape[1]
         segments = min(_MOST_SEGMENTS, max(2, sequences.most_chunks * self.spec.problem.chunk // _SEGMENT_TOKENS))
-        r = S_k.new_empty(alpha.shape)
-        tensors = (q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences.cu_seqlens, r, y)
-        for segment in range(segments + 1):
-            self.kernels[0](programs, segment, segments, *tensors)
+        o = S_k.new_empty(alpha.shape)
+        self.kernels[0](
+            *(programs, segments),
+            *(q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences.cu_seqlens),
+            *(o, y),
+        )
 
     def attention_kept(
         self,
@@ -162,7 +168,12 @@ class Program:
         chunk_states: tuple[torch.Tensor, torch.Tensor],
         y: torch.Tensor,
     ) -> None:
-        """As `attention`, of a backward spec: also write the chunk-start states, `[chunks, H, M, D]` of each memory."""
+        """As `attention`, of a backward spec: also write the states that the backward starts from.
+
+        Args:
+            sequences: with chunks of `segment_tokens`, which their `chunk_offsets` and `chunks` count.
+            chunk_states: `[chunks, H, M, D]` of each memory.
+        """
         programs = sequences.count * q.shape[1]
         offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
         self.kernels[0](programs, q, k, v, alpha, log_beta, gamma, S_k, S_v, *offsets, *chunk_states, y)
@@ -175,6 +186,7 @@ class Program:
         bar_states: tuple[torch.Tensor, torch.Tensor],
         sequences: Sequences,
         bar_tokens: tuple[torch.Tensor, ...],
+        wanted: tuple[str, ...] = GRADIENTS,
     ) -> None:
         """Run the reverse pass of trellis_attention.
 
@@ -183,11 +195,46 @@ class Program:
             chunk_states: what it wrote.
             bar_y: `[B*T, H, D_v]`, in the type of v.
             bar_states: cotangents of the final states; hold those of the initial states afterwards.
+            sequences: as `attention_kept` was given.
             bar_tokens: written, shaped and typed as `tokens`, but gamma's is `[B*T, H]`.
+            wanted: which of `GRADIENTS` are computed; the tensors of the others are left in no particular state.
         """
         programs = sequences.count * tokens[0].shape[1]
         offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
-        self.kernels[1](programs, *tokens, *chunk_states, bar_y, *bar_states, *offsets, *bar_tokens)
+        given = (*tokens, *chunk_states, bar_y, *bar_states, *offsets)
+        if isinstance(self.schedule, TvmSchedule):
+            flags = sum(1 << place for place, name in enumerate(GRADIENTS) if name in wanted)
+            self.kernels[1](programs, flags, *given, *bar_tokens, *self._thread_states(tokens[0], bar_states))
+        else:
+            self.kernels[1](programs, *given, *self._program_states(programs, bar_states), *bar_tokens)
+
+    @property
+    def segment_tokens(self) -> int:
+        """Of a backward program: how many tokens, a multiple of the chunk, lie between the states that it keeps."""
+        return segment_tokens(self.spec, self.schedule)
+
+    def _thread_states(
+        self, q: torch.Tensor, states: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where threads of TVM keep the states at the starts of a segment's tiles."""
+        assert isinstance(self.schedule, TvmSchedule)
+        width, count = self.schedule.vector_width, segment_tiles(self.spec, self.schedule, q.shape[0])
+        padded = ((-(-size // width) * width for size in state.shape[2:]) for state in states)
+        of_k, of_v = (
+            state.new_empty((self.schedule.threads, count, *sizes)) for state, sizes in zip(states, padded, strict=True)
+        )
+        return of_k, of_v
+
+    def _program_states(
+        self, programs: int, states: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor] | tuple[()]:
+        """Where programs of Triton keep the states at the starts of a segment's tiles, if it has more than one."""
+        assert isinstance(self.schedule, TritonSchedule)
+        count = self.schedule.checkpoint_spacing * -(-self.spec.problem.chunk // self.schedule.tile_rows)
+        if count == 1:
+            return ()
+        of_k, of_v = (state.new_empty((programs * count, *state.shape[2:])) for state in states)
+        return of_k, of_v
 
     def update(
         self,

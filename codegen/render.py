@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     import jinja2
 
 KERNELS = ("trellis_fused", "trellis_pair", "trellis_backward", "memory_update", "memory_readout", "memory_step")
-"""Every kernel; each has one template of its name in the folder of each backend, trellis_pair and trellis_backward
-only in that of TVM."""
+"""Every kernel; each has one template of its name in the folder of each backend, trellis_pair only in that of TVM."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 

@@ -1,4 +1,4 @@
-"""How a kernel computes: schedules, their choices, their defaults, and the single test of legality.
+"""How a kernel computes: schedules, their choices and their defaults; `codegen/legality.py` says which are legal.
 
 A schedule never changes the result beyond rounding, so a tuner may search all of it freely.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
-from codegen.denied import why_denied
 from codegen.device import Device
-from codegen.errors import IllegalScheduleError, ScheduleFieldError, UnknownBackendError
-from codegen.spec import Spec, next_power_of_two
+from codegen.errors import ScheduleFieldError, UnknownBackendError
+from codegen.spec import Problem, Spec, next_power_of_two
 
 Value = int | str
 
@@ -34,7 +33,7 @@ recurrent: token by token, exact; with one token it is the decode step.
 BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {"trellis_attention": ("backward",)}
 """Variants of the operators that have a backward kernel.
 
-backward: `fused` that also stores the chunk-start states, then one program per sequence and head that walks back.
+backward: `fused` that also stores states at starts of chunks, then one program per sequence and head that walks back.
 """
 
 
@@ -64,6 +63,8 @@ class TvmSchedule(Schedule):
         vector_width: float32 lanes per vector instruction.
         accumulators: vector registers that a product sums in at once; the others are for its operands.
         threads: tasks that the programs are dealt to; 1 stays on the calling thread.
+        checkpoint_spacing: a backward keeps the states at the start of every so many chunks, and computes those of the
+            chunks between again. A tile of it may span as many chunks.
     """
 
     backend: ClassVar[str] = "tvm"
@@ -72,11 +73,13 @@ class TvmSchedule(Schedule):
         "vector_width": (4, 8, 16),
         "accumulators": (4, 8, 12, 16, 24),
         "threads": (1, 2, 4, 8, 16, 32, 64),
+        "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
     }
     tile_tokens: int
     vector_width: int
     accumulators: int
     threads: int
+    checkpoint_spacing: int = 1
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class TritonSchedule(Schedule):
         num_warps: warps per program.
         num_stages: software-pipelining depth of the token loop.
         dot_precision: how float32 operands enter a dot: "ieee", "tf32x3" or "tf32".
+        checkpoint_spacing: chunk-start states are stored for the backward of every chunk with a number that it divides.
         ptxas: the assembler for NVIDIA: "standard", which Triton takes itself or TRITON_PTXAS_PATH names, or
             "blackwell", the newer one that Triton brings for later GPUs.
     """
@@ -98,22 +102,32 @@ class TritonSchedule(Schedule):
         "num_warps": (1, 2, 4, 8),
         "num_stages": (1, 2, 3),
         "dot_precision": ("ieee", "tf32x3", "tf32"),
+        "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
         "ptxas": ("standard", "blackwell"),
     }
     tile_rows: int
     num_warps: int
     num_stages: int
     dot_precision: str
+    checkpoint_spacing: int = 1
     ptxas: str = "standard"
 
 
-_ONLY_TVM = ("pair", "backward")
-_FEWEST_ACCUMULATORS = 4
+FEWEST_ACCUMULATORS = 4
+"""What variant `recurrent` of TVM, which has no tile, has to name."""
+
+SPANNING = ("fused", "pair", "backward")
+"""TVM variants whose tiles may span several chunks."""
+
+FEWEST_TOKENS_PER_STATE = 16
+"""A state is M x D numbers: stored for every token, states take hundreds of times what the inputs take."""
+
+_ONLY_TVM = ("pair",)
 _DEFAULT_TILE = 16
 _DEFAULT_ACCUMULATORS = 16
-_SPANNING = ("fused", "pair")  # TVM variants whose tiles may span several chunks.
 
-_LONGEST_BACKWARD_CHUNK = 256  # The states of its tiles are scratch of the kernel.
+# Where chunks are shorter than FEWEST_TOKENS_PER_STATE, TVM's tiles span chunks, which costs less the more of them.
+_TOKENS_PER_STATE = 64
 
 VECTORS_PER_ROW = 4
 """Vectors of an output row that the TVM templates accumulate at once."""
@@ -164,60 +178,49 @@ def default(backend: str, spec: Spec, device: Device) -> Schedule:
     raise UnknownBackendError(name=backend, known=", ".join(BACKENDS))
 
 
-def why_illegal(spec: Spec, schedule: Schedule, device: Device) -> str | None:
-    """Why `schedule` cannot be used for `spec` on `device`, in one sentence; None if it can.
-
-    This is the single source of truth: the search never compiles what is illegal, dispatch never runs it.
-    """
-    problem = spec.problem
-    variants = variants_of(problem.operator, schedule.backend, problem.direction)
-    if schedule.variant not in variants:
-        operator = problem.operator if problem.direction == "forward" else f"{problem.operator} {problem.direction}"
-        known = f"only {', '.join(variants)}" if variants else "and no other"
-        return f"{schedule.backend} has no variant {schedule.variant!r} of {operator}, {known}"
-    if schedule.variant == "recurrent" and spec.problem.operator == "trellis_attention" and spec.problem.chunk != 1:
-        return f"variant 'recurrent' is exact only for chunk 1, not {spec.problem.chunk}"
-    reason = why_denied(schedule.backend, schedule.settings(), device)
-    if reason is not None:
-        return reason
-    if isinstance(schedule, TvmSchedule):
-        return _why_illegal_tvm(spec, schedule, device)
-    if isinstance(schedule, TritonSchedule):
-        return _why_illegal_triton(spec, schedule, device)
-    return f"no rule for schedules of type {type(schedule).__name__}"
-
-
-def require_legal(spec: Spec, schedule: Schedule, device: Device) -> None:
-    """Raise IllegalScheduleError if `why_illegal` finds a reason."""
-    reason = why_illegal(spec, schedule, device)
-    if reason is not None:
-        raise IllegalScheduleError(schedule=schedule.key(), spec=spec.key(), reason=reason)
-
-
 def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
     variant = _default_tvm_variant(spec, device)
     width = min(16, max(4, device.vector_bits // 32))
-    while variant == "backward" and 4 < width >= 2 * spec.problem.chunk:
-        width //= 2
     threads = max(n for n in TvmSchedule.choices["threads"] if isinstance(n, int) and n <= device.cores)
     if variant == "recurrent":
-        return TvmSchedule(variant, width, width, _FEWEST_ACCUMULATORS, threads)
-    # A longer tile has fewer products but wastes more of them above the diagonal, which the backward leaves out.
-    tile = 4 * width if variant == "backward" else max(width, _DEFAULT_TILE)
-    if variant not in _SPANNING:
+        return TvmSchedule(variant, width, width, FEWEST_ACCUMULATORS, threads)
+    tile = max(width, _DEFAULT_TILE)
+    if variant == "backward":
+        return _default_backward(spec.problem.chunk, width, most_accumulators(device), threads)
+    if variant not in SPANNING:
         tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
-    accumulators = _most_accumulators(device)
-    if variant != "backward":
-        accumulators = min(_DEFAULT_ACCUMULATORS, accumulators)
-    return TvmSchedule(variant, tile, width, accumulators, threads)
+    return TvmSchedule(variant, tile, width, min(_DEFAULT_ACCUMULATORS, most_accumulators(device)), threads)
+
+
+def _default_backward(chunk: int, width: int, accumulators: int, threads: int) -> TvmSchedule:
+    if chunk < FEWEST_TOKENS_PER_STATE:
+        spacing = next_power_of_two(_TOKENS_PER_STATE // chunk + 1) // 2
+        return TvmSchedule("backward", max(width, _DEFAULT_TILE), width, accumulators, threads, spacing)
+    # A longer tile has fewer products but wastes more of them above the diagonal, which the backward leaves out.
+    tile = max(width, min(4 * width, next_power_of_two(chunk)))
+    return TvmSchedule("backward", tile, width, accumulators, threads)
+
+
+def segment_tokens(spec: Spec, schedule: Schedule) -> int:
+    """How many tokens a backward schedule puts between two states that it keeps."""
+    assert isinstance(schedule, TvmSchedule | TritonSchedule)
+    return schedule.checkpoint_spacing * spec.problem.chunk
+
+
+def segment_tiles(spec: Spec, schedule: TvmSchedule, tokens: int) -> int:
+    """How many tiles a backward schedule walks between two kept states, of sequences of at most so many tokens."""
+    chunk, tile = spec.problem.chunk, schedule.tile_tokens
+    unit = max(chunk, min(tile // chunk, schedule.checkpoint_spacing) * chunk)
+    segment = min(segment_tokens(spec, schedule), tokens)
+    return -(-segment // unit) * -(-min(unit, segment) // tile)
 
 
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
     # Compiled for sm_90 these are the largest tiles without spills; for larger states every fused kernel spills.
     problem = spec.problem
     precision = "tf32x3" if problem.dtype == "float32" else "tf32"
-    if precision not in _dot_precisions(device):
-        precision = _dot_precisions(device)[0]
+    if precision not in dot_precisions(device):
+        precision = dot_precisions(device)[0]
     large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
     tile = 32 if precision == "tf32" and not large and problem.chunk > 16 else 16
     variant = _default_variant(spec)
@@ -225,17 +228,26 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
         variant = "split"
     elif variant == "recurrent":
         tile = 16
-    return TritonSchedule(variant, tile, num_warps=8, num_stages=1, dot_precision=precision)
+    return TritonSchedule(variant, tile, 8, 1, precision, _default_triton_spacing(problem))
 
 
-def _dot_precisions(device: Device) -> tuple[str, ...]:
-    # What Triton has for float32 operands there; the interpreter computes in float32 whatever it is told.
+def _default_triton_spacing(problem: Problem) -> int:
+    if problem.direction == "forward":
+        return 1
+    spacings = (n for n in TritonSchedule.choices["checkpoint_spacing"] if isinstance(n, int))
+    return next(n for n in spacings if n * problem.chunk >= FEWEST_TOKENS_PER_STATE)
+
+
+def dot_precisions(device: Device) -> tuple[str, ...]:
+    """What Triton has there for float32 operands; its interpreter computes in float32 whatever it is told."""
     if device.kind == "hip":
         return ("ieee", "tf32") if device.arch == "gfx942" else ("ieee",)
     return ("ieee", "tf32x3", "tf32")
 
 
 def _default_variant(spec: Spec) -> str:
+    if spec.problem.direction != "forward" and spec.problem.operator in BACKWARD_VARIANTS:
+        return BACKWARD_VARIANTS[spec.problem.operator][0]
     if spec.problem.operator == "trellis_attention" and spec.problem.chunk == 1:
         return "recurrent"
     return VARIANTS[spec.problem.operator][0]
@@ -257,56 +269,6 @@ def _vector_registers(device: Device) -> int:
     return 32 if device.vector_bits == 512 or device.arch == "aarch64" else 16
 
 
-def _most_accumulators(device: Device) -> int:
-    # A quarter of the vector registers stays free for the operands of the product.
+def most_accumulators(device: Device) -> int:
+    """How many vector registers a product may sum in: a quarter stays free for its operands."""
     return _vector_registers(device) * 3 // 4
-
-
-def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str | None:
-    if device.kind == "hip":
-        return "the TVM templates are written for CPUs and CUDA, not HIP"
-    if device.kind == "cuda":
-        only_update = spec.problem.operator == "memory_update"
-        return None if only_update else "for CUDA only memory_update has a TVM template"
-    if schedule.vector_width * 32 > device.vector_bits:
-        return f"vector_width {schedule.vector_width} exceeds the {device.vector_bits}-bit vectors of {device.arch}"
-    if schedule.variant == "recurrent" and (
-        schedule.tile_tokens != schedule.vector_width or schedule.accumulators != _FEWEST_ACCUMULATORS
-    ):
-        return (
-            "variant 'recurrent' has no tile: tile_tokens must be the vector width, and accumulators"
-            f" {_FEWEST_ACCUMULATORS}"
-        )
-    if schedule.tile_tokens % schedule.vector_width:
-        return f"tile_tokens {schedule.tile_tokens} is no multiple of vector_width {schedule.vector_width}"
-    if schedule.variant not in _SPANNING and schedule.tile_tokens > max(
-        schedule.vector_width, next_power_of_two(spec.problem.chunk)
-    ):
-        return f"tile_tokens {schedule.tile_tokens} exceeds the chunk of {spec.problem.chunk} tokens"
-    if schedule.variant == "backward":
-        chunk = spec.problem.chunk
-        if chunk > _LONGEST_BACKWARD_CHUNK:
-            return f"the backward kernel takes chunks of at most {_LONGEST_BACKWARD_CHUNK} tokens, not {chunk}"
-        if schedule.tile_tokens >= 2 * chunk:
-            return f"tile_tokens {schedule.tile_tokens} spans several chunks of {chunk} tokens, whose states are needed"
-    if schedule.accumulators > _most_accumulators(device):
-        return f"{schedule.accumulators} accumulators do not fit the vector registers of {device.arch}"
-    if schedule.threads > device.cores:
-        return f"threads {schedule.threads} exceeds the {device.cores} cores"
-    return None
-
-
-def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) -> str | None:
-    if device.kind == "cpu" and schedule.num_stages > 1:
-        return "the interpreter has no software pipeline: num_stages must be 1"
-    if schedule.tile_rows > max(16, next_power_of_two(spec.problem.chunk)):
-        return f"tile_rows {schedule.tile_rows} exceeds the chunk of {spec.problem.chunk} tokens"
-    if schedule.variant == "recurrent" and schedule.tile_rows != 16:
-        return "variant 'recurrent' has no tile: tile_rows must be 16"
-    if schedule.dot_precision not in _dot_precisions(device):
-        return f"{device.arch} has no {schedule.dot_precision} dots, only {', '.join(_dot_precisions(device))}"
-    if schedule.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):
-        return f"{device.arch} has one assembler only: ptxas must be 'standard'"
-    if spec.problem.dtype != "float32" and schedule.dot_precision == "ieee" and device.kind != "hip":
-        return f"ieee dots cost most and gain nothing over tf32x3 for {spec.problem.dtype} inputs"
-    return None

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "templates/README.md", "tuning_db/winners/README.md")
-DOCUMENTS += ("docs/performance.md", "docs/scaling.md")
+DOCUMENTS += ("docs/performance.md", "docs/scaling.md", "docs/learning.md", "docs/recall.md", "docs/beyond.md")
 TEXTS = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 EVERYTHING = "\n".join(TEXTS.values())
 
@@ -22,9 +22,13 @@ SUFFIXES = ("py", "j2", "md", "yaml", "toml", "txt", "json")
 FOLDERS = ("codegen", "templates", "tests", "trellis_ops", "tuner", "tuning_db")
 PLACEHOLDER = re.compile(r"<\w+>")
 MAINS = {"codegen": "codegen.__main__", "tuner": "tuner.cli", "trellis_ops.demo": "trellis_ops.demo"}
-MAINS |= {"trellis_ops.train": "trellis_ops.train.cli", "trellis_ops.train.summary": "trellis_ops.train.summary"}
+MAINS |= {"trellis_ops.train": "trellis_ops.train.cli"}
+MAINS |= {f"trellis_ops.train.{name}": f"trellis_ops.train.{name}" for name in ("compare", "summary")}
 MAINS |= {"trellis_ops.recall": "trellis_ops.recall.cli"}
-MAINS |= {f"tests.benchmarks.{name}": f"tests.benchmarks.{name}" for name in ("breakdown", "scaling")}
+MAINS |= {
+    f"tests.benchmarks.{name}": f"tests.benchmarks.{name}"
+    for name in ("bfloat16_dots", "breakdown", "scaling", "sizes")
+}
 """The command lines of this project, by the name that `python -m` takes, and the module that holds `main`."""
 
 

@@ -11,7 +11,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("codegen", "tuning_db", "trellis_ops", "tuner")
 
-CODEGEN_ORDER = ("errors", "device", "denied", "rule", "spec", "schedule", "render", "backends", "program", "__main__")
+CODEGEN_ORDER = (
+    "errors",
+    "device",
+    "denied",
+    "rule",
+    "spec",
+    "schedule",
+    "legality",
+    "render",
+    "backends",
+    "program",
+    "__main__",
+)
 """A module of codegen imports only what stands before it here; the modules inside backends import each other."""
 
 MAY_IMPORT = {

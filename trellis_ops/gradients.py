@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trellis_ops import autocast
+
 Forward = Callable[..., tuple[Tensor, ...]]
 VectorJacobian = Callable[[Sequence[Tensor | None], Sequence[int], Sequence[Tensor]], list[Tensor]]
 """The inputs, the numbers of those whose gradients are wanted, and cotangents, to the wanted gradients."""
@@ -73,7 +75,8 @@ def register(
     def backward_of(*arguments: Any) -> list[Tensor]:
         cotangents, wanted = arguments[:outputs], arguments[outputs]
         inputs, rest = arguments[outputs + 1 : outputs + 1 + saved], arguments[outputs + 1 + saved :]
-        return vector_jacobian(*rest)(inputs, wanted, cotangents)
+        with autocast.off(cotangents[0].device):
+            return vector_jacobian(*rest)(inputs, wanted, cotangents)
 
     operator = torch.library.custom_op(
         f"trellis_ops::{name}_backward",

@@ -1,7 +1,8 @@
 """`trellis_attention` where a gradient is wanted: the same results, and the chunk-start states for the reverse pass.
 
-Where there is a backward kernel for the call, its own forward stores the chunk-start states, which are all that is kept
-besides inputs and outputs. Elsewhere nothing is kept, and `trellis_ops.backward` computes the states again.
+Where there is a backward kernel for the call, its own forward stores the states at the starts of chunks, or of every
+n-th (the schedule's `checkpoint_spacing`), which are all that is kept besides inputs and outputs. Elsewhere nothing is
+kept, and `trellis_ops.backward` computes the states again.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.library import custom_op
 
 from codegen.rule import Rule
+from codegen.schedule import segment_tokens
 from trellis_ops import backward, dispatch, gradients, launch, operators
 from trellis_ops.arguments import Request
 from trellis_ops.outer_gradient import is_first_order
@@ -21,13 +25,13 @@ from trellis_ops.plan import Plan, plan
 
 
 def run(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y, both final states, and the chunk-start states `[chunks, H, M, D]` of both memories, none if none are kept."""
+    """y, both final states, and the kept states `[kept, H, M, D]` of both memories, none if none are kept."""
     tensors, settings, implementation = _parts(call)
     found = _plan(tensors, settings, implementation)
     if found.program is None:
         y, s_k, s_v = operators.run_attention(*call)
         return y, s_k, s_v, s_k.new_empty((0, *s_k.shape[1:])), s_v.new_empty((0, *s_v.shape[1:]))
-    sequences = operators.attention_sequences(found, *tensors, chunk_size=settings[4])
+    sequences = operators.attention_sequences(found, *tensors, chunk_size=found.program.segment_tokens)
     arguments = (*tensors[:8], sequences)
     return launch.attention_kept(found.program, *arguments)
 
@@ -46,12 +50,23 @@ attention = custom_op(
 def _(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tensors, settings, implementation = _parts(call)
     y, s_k, s_v = operators.fake_attention(*call)
-    (batch, length), cu_seqlens = tensors[0].shape[:2], tensors[8]
-    chunks = 0
-    if dispatch.has_kernel(_request(*tensors, *settings), implementation):
+    kept = _count_kept(tensors, settings, implementation)
+    return y, s_k, s_v, s_k.new_empty((kept, *s_k.shape[1:])), s_v.new_empty((kept, *s_v.shape[1:]))
+
+
+def _count_kept(tensors: tuple[Any, ...], settings: tuple[Any, ...], implementation: str | None) -> int | torch.SymInt:
+    request = _request(*tensors, *settings)
+    if not dispatch.has_kernel(request, implementation):
+        return 0
+    try:
+        # What is compiled now may run after `make tune` has found another spacing.
+        return torch.library.get_ctx().new_dynamic_size(min=0)
+    except DynamicOutputShapeException:
+        resolution = dispatch.resolve_request(request, implementation)
+        assert resolution.schedule is not None
+        (batch, length), cu_seqlens = tensors[0].shape[:2], tensors[8]
         packed = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        chunks = launch.count_chunks(batch, length, settings[4], packed)
-    return y, s_k, s_v, s_k.new_empty((chunks, *s_k.shape[1:])), s_v.new_empty((chunks, *s_v.shape[1:]))
+        return launch.count_chunks(batch, length, segment_tokens(request.spec, resolution.schedule), packed)
 
 
 def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
@@ -63,7 +78,11 @@ def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
         inputs: tuple[Any, ...] = tuple(tensors[:9])
         kept: tuple[Any, ...] = tuple(tensors[9:])
         found = _plan(inputs, settings, implementation)
-        if found.program is None:
+        sequences = found.sequences
+        if inputs[8] is not None and found.program is not None:
+            sequences = launch.packed_sequences(inputs[8], inputs[0].shape[1], found.program.segment_tokens)
+        # Another program than that of the forward, as after `make tune`, may need other states than were kept.
+        if found.program is None or sequences.chunks != kept[0].shape[0]:
             chunk_size, outer_gradient = settings[4:]
             options: dict[str, Any] = {
                 "rule": Rule(*settings[:4]),
@@ -71,11 +90,7 @@ def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
                 "outer_gradient": outer_gradient,
             }
             return backward.gradients(inputs, wanted, cotangents, **options)
-        sequences = found.sequences
-        if inputs[8] is not None:
-            sequences = launch.packed_sequences(inputs[8], inputs[0].shape[1], settings[4])
-        computed = launch.attention_backward(found.program, inputs[:6], kept, cotangents, sequences)
-        return [computed[i] for i in wanted]
+        return launch.attention_backward(found.program, inputs[:6], kept, cotangents, sequences, wanted)
 
     return pull_back
 

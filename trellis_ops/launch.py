@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from codegen.program import Program, Sequences
+from codegen.program import GRADIENTS, Program, Sequences
 from trellis_ops.tokens import States
 
 
@@ -50,7 +50,11 @@ def attention_kept(
     S_v: Tensor | None,
     sequences: Sequences,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `attention`, of a backward program; and the chunk-start states `[chunks, H, M, D]` of both memories."""
+    """As `attention`, of a backward program; and the kept states `[kept, H, M, D]` of both memories.
+
+    Args:
+        sequences: with chunks of `program.segment_tokens`.
+    """
     s_k, s_v = _first_state(S_k, sequences, alpha, k), _first_state(S_v, sequences, alpha, v)
     kept_k, kept_v = (s.new_empty((sequences.chunks, *s.shape[1:])) for s in (s_k, s_v))
     rows = _rows(v)
@@ -68,13 +72,16 @@ def attention_backward(
     chunk_states: Sequence[Tensor],
     cotangents: Sequence[Tensor],
     sequences: Sequences,
-) -> tuple[Tensor, ...]:
-    """The gradients of q, k, v, alpha, log_beta, gamma, S_k and S_v, each in the shape and type of its input.
+    wanted: Sequence[int],
+) -> list[Tensor]:
+    """The wanted gradients, each in the shape and type of its input.
 
     Args:
         inputs: the first six of `attention_kept`.
         chunk_states: its last two results.
         cotangents: of y and of the final states.
+        sequences: as it was given.
+        wanted: numbers of those inputs of `attention_kept` whose gradients are computed, in order.
     """
     q, k, v, alpha, log_beta, gamma = inputs
     bars = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, alpha)]
@@ -87,9 +94,12 @@ def attention_backward(
         (bar_states[0], bar_states[1]),
         sequences,
         tuple(_rows(x) for x in (*bars, *bar_gates)),
+        tuple(dict.fromkeys(GRADIENTS[min(i, 6)] for i in wanted)),
     )
-    bar_gamma = bar_gates[1].sum(dim=(0, 1)) if gamma.ndim == 1 else bar_gates[1]
-    return (*bars, bar_gates[0].to(log_beta.dtype), bar_gamma.to(gamma.dtype), *bar_states)
+    if 5 in wanted and gamma.ndim == 1:
+        bar_gates[1] = bar_gates[1].sum(dim=(0, 1))
+    computed = (*bars, bar_gates[0].to(log_beta.dtype), bar_gates[1].to(gamma.dtype), *bar_states)
+    return [computed[i] for i in wanted]
 
 
 def update(
@@ -169,7 +179,7 @@ def packed_sequences(cu_seqlens: Tensor, tokens: int, chunk_size: int) -> Sequen
 
 
 def count_chunks(batch: int, tokens: int, chunk_size: int, packed: int | None) -> int:
-    """How many chunk-start states are allocated, for `packed` sequences or for a batch."""
+    """How many states are allocated, one of every `chunk_size` tokens, for `packed` sequences or for a batch."""
     chunks = -(-tokens // chunk_size)
     return batch * chunks if packed is None else chunks + packed
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codegen.program import Sequences
 from codegen.rule import Rule
-from trellis_ops import arguments, backward, eager, gradients, launch, values
+from trellis_ops import arguments, autocast, backward, eager, gradients, launch, values
 from trellis_ops.plan import Plan, plan
 
 ATTENTION_TENSORS = (
@@ -57,7 +57,8 @@ def run_attention(
     found = plan(attention_request, tensors, settings, implementation)
     sequences = attention_sequences(found, *tensors, chunk_size=chunk_size)
     if found.program is None:
-        y, s_k, s_v = _eager_attention(*settings)(*tensors)
+        with autocast.off(q.device):
+            y, s_k, s_v = _eager_attention(*settings)(*tensors)
         return y, s_k, s_v
     return launch.attention(found.program, q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences)
 
@@ -207,7 +208,8 @@ def run_update(
     if found.checks_values:
         values.check_values(log_beta, gamma, w=w, alpha=alpha, S=S)
     if found.program is None:
-        chunk_states, codes, state = _eager_update(*settings)(*tensors)
+        with autocast.off(w.device):
+            chunk_states, codes, state = _eager_update(*settings)(*tensors)
         return chunk_states, codes, state
     return launch.update(found.program, *tensors, found.sequences)
 
@@ -280,7 +282,8 @@ def run_readout(
     if found.checks_values:
         values.check_values(log_beta, gamma, read=read, w=w, chunk_states=chunk_states, codes=codes)
     if found.program is None:
-        return eager.readout(*tensors, chunk_size=chunk_size, transpose=transpose)
+        with autocast.off(read.device):
+            return eager.readout(*tensors, chunk_size=chunk_size, transpose=transpose)
     return launch.readout(found.program, *tensors, transpose, found.sequences)
 
 
@@ -343,7 +346,8 @@ def run_step(
     gradient_state = None if G_k is None or G_v is None else (G_k, G_v)
     if found.program is None:
         state, rule = (S_k, S_v), Rule(*settings)
-        return eager.step(q, k, v, alpha, log_beta, gamma, state, rule=rule, gradient_state=gradient_state)
+        with autocast.off(q.device):
+            return eager.step(q, k, v, alpha, log_beta, gamma, state, rule=rule, gradient_state=gradient_state)
     return launch.step(found.program, q, k, v, alpha, log_beta, gamma, S_k, S_v, gradient_state, found.sequences)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from codegen.errors import GradientError
-from trellis_ops import kept_attention, operators
+from trellis_ops import autocast, kept_attention, operators
 from trellis_ops.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
 
 
+@autocast.lowers("q", "k", "v", "alpha")
 def trellis_attention(
     q: Tensor,
     k: Tensor,
@@ -38,8 +39,10 @@ def trellis_attention(
     Per head and token: z = S w at the state at the start of the token's chunk, u = J_phi(z)^T (phi(z) - alpha),
     S <- beta S - gamma u w^T, for S_k with w = k and for S_v with w = v; then r = link(S_k q), y = out(S_v^T r).
 
-    Its gradient is that of docs/backward.md: by a kernel where there is one (on CPUs, for chunks of 3 to 256 tokens),
-    which keeps the chunk-start states, else by eager PyTorch, which keeps nothing and computes the states again.
+    Its gradient is that of docs/backward.md: by a kernel where there is one (on CPUs), which keeps the states at the
+    starts of chunks, or of every n-th, else by eager PyTorch, which keeps nothing and computes the states again.
+    What needs no gradient costs none. Under torch.autocast q, k, v and alpha are cast to its type; gates, states and
+    all arithmetic stay float32.
 
     Args:
         q, k: `[B, T, H, D_k]`, float32, bfloat16 or float16 (float64: eager only). Any strides.
@@ -83,6 +86,7 @@ def trellis_attention(
     return y, (s_k, s_v) if output_final_state else None
 
 
+@autocast.lowers("w", "alpha")
 def memory_update(
     w: Tensor,
     alpha: Tensor,
@@ -117,6 +121,7 @@ def memory_update(
     return chunk_states, codes, final_state
 
 
+@autocast.lowers("read", "w")
 def memory_readout(
     read: Tensor,
     w: Tensor,
@@ -152,6 +157,7 @@ def memory_readout(
     return y
 
 
+@autocast.lowers("q", "k", "v", "alpha")
 def trellis_step(
     q: Tensor,
     k: Tensor,

@@ -19,7 +19,8 @@ class Plan:
 
     Attributes:
         program: compiled; None for the eager implementation.
-        sequences: where the sequences of a batch lie; packed sequences have their own in every call.
+        sequences: where the sequences of a batch lie; packed sequences have their own in every call. The chunks of a
+            backward are what lies between the states that it keeps.
         checks_values: whether TRELLIS_OPS_CHECK_VALUES asked for it when the plan was made.
     """
 
@@ -62,7 +63,8 @@ def _resolve(request: Request, implementation: str | None) -> Plan:
     problem, program = request.spec.problem, None
     if problem.direction == "forward" or dispatch.has_kernel(request, implementation):
         program = dispatch.program_of(dispatch.resolve_request(request, implementation), request.spec)
-    sequences = launch.even_sequences(problem.batch, problem.tokens, problem.chunk, request.device)
+    kept = problem.chunk if program is None or problem.direction == "forward" else program.segment_tokens
+    sequences = launch.even_sequences(problem.batch, problem.tokens, kept, request.device)
     return Plan(program, sequences, values.enabled())
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from optuna.distributions import CategoricalDistribution
 
 from codegen.device import Device
-from codegen.schedule import SCHEDULES, Schedule, Value, default, from_settings, variants_of, why_illegal
+from codegen.legality import why_illegal
+from codegen.schedule import SCHEDULES, Schedule, Value, default, from_settings, variants_of
 from codegen.spec import Spec
 from tuner.errors import NoScheduleError
 

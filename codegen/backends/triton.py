@@ -32,7 +32,10 @@ _TORCH_TYPES = {"*fp32": torch.float32, "*bf16": torch.bfloat16, "*fp16": torch.
 _ALIGNMENT = 16
 _INTEGERS = ("most_chunks", "H")
 _OFFSETS = ("cu_seqlens_ptr", "chunk_offsets_ptr")
-_TYPED_AS_INPUT = ("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr", "y_ptr")
+_TYPED_AS_INPUT = (
+    *("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr", "y_ptr"),
+    *("bar_q_ptr", "bar_k_ptr", "bar_v_ptr", "bar_alpha_ptr", "bar_y_ptr"),
+)
 _STAGES = {"cuda": ("ttir", "ttgir", "llir", "ptx"), "hip": ("ttir", "ttgir", "llir", "amdgcn")}
 
 

@@ -22,10 +22,11 @@ import torch
 
 from codegen.backends import tvm
 from codegen.device import Device, cpu
+from codegen.legality import require_legal
 from codegen.program import Program
 from codegen.render import render
 from codegen.rule import MAPS, Rule
-from codegen.schedule import Schedule, TvmSchedule, default, from_settings, require_legal
+from codegen.schedule import Schedule, TvmSchedule, default, from_settings
 from codegen.spec import DTYPES, Problem, Spec
 from tests.benchmarks.kernel_parts import Part, parts_of
 from tuner.ceiling import ceiling_again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,11 +16,11 @@ from codegen.spec import Problem, Spec
 from tests.benchmarks.calls import subject
 from tests.benchmarks.comparison import without_records
 from tests.benchmarks.targets import Target
-from tests.benchmarks.turns import ratio
+from tests.benchmarks.turns import ratio, sample, take_turns
 from trellis_ops import explain, forget
 from tuner.inputs import timing_inputs, torch_device
 from tuner.launch import bind
-from tuner.measure import Timed, Timing, measure
+from tuner.measure import Timed, Timing
 from tuner.progress import duration
 
 _SECONDS = 4.0
@@ -57,14 +58,14 @@ def time_operators(problems: dict[str, Problem], device: Device) -> dict[str, Ti
 
     Without the tuning records, since a winner of one of them would say something else about the relation.
     """
-    calls = {}
+    samplers = {}
     forget()
     with without_records():
         for name, problem in problems.items():
             bound = subject(Spec(Rule(), problem), torch_device(device))
             bound.operator()
-            calls[name] = Timed(bound.operator, bound.reset)
-    timings = measure(calls, device, seconds=_SECONDS, rounds=_ROUNDS, least=_LEAST_ROUNDS)
+            samplers[name] = functools.partial(sample, Timed(bound.operator, bound.reset), device)
+    timings = take_turns(samplers, seconds=_SECONDS, rounds=_ROUNDS, least=_LEAST_ROUNDS)
     forget()
     return timings
 
@@ -81,14 +82,15 @@ def time_threads(problem: Problem, counts: tuple[int, ...], device: Device) -> d
     """The kernels that a machine with so many cores would run by default, in turn, with as many threads for torch."""
     spec = Spec(Rule(), problem)
     inputs = timing_inputs(spec, device)
-    calls = {}
+    samplers = {}
     for count in counts:
         schedule = default("tvm", spec, replace(device, cores=count))
         launch = bind(build(spec, schedule, device), inputs)
-        calls[f"{count} thread{'s' if count > 1 else ''}"] = Timed(launch.run, _reset(launch.reset_states, count))
+        call = Timed(launch.run, _reset(launch.reset_states, count))
+        samplers[f"{count} thread{'s' if count > 1 else ''}"] = functools.partial(sample, call, device)
     before = torch.get_num_threads()
     try:
-        return measure(calls, device, seconds=_SECONDS, rounds=_ROUNDS, least=_LEAST_ROUNDS)
+        return take_turns(samplers, seconds=_SECONDS, rounds=_ROUNDS, least=_LEAST_ROUNDS)
     finally:
         torch.set_num_threads(before)
 

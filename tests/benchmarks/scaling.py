@@ -9,6 +9,7 @@ the public operator, with the default schedule; along each axis the sizes are ti
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -29,10 +30,11 @@ from tests.benchmarks.comparison import without_records
 from tests.benchmarks.decode_memory import Held, decode_in_a_process
 from tests.benchmarks.power_law import PowerLaw, fit
 from tests.benchmarks.targets import Target
+from tests.benchmarks.turns import sample, take_turns
 from trellis_ops import forget
 from tuner.cost import cost_of
 from tuner.inputs import torch_device
-from tuner.measure import Timed, Timing, measure
+from tuner.measure import Timed, Timing
 
 DOCS = Path(__file__).parents[2] / "docs"
 BASE = Problem(batch=1, heads=8, tokens=1024, dim_k=64, dim_v=64, slots=64, chunk=64)
@@ -93,14 +95,14 @@ def axes(cores: int) -> list[Axis]:
 @torch.no_grad()
 def grow(axis: Axis, device: Device, seconds: float) -> Growth:
     """Time the public operator at every value of an axis, in turn."""
-    calls = {}
+    samplers = {}
     forget()
     with without_records():
         for value, problem in axis.problems.items():
             bound = subject(Spec(Rule(), problem), torch_device(device))
             bound.operator()
-            calls[str(value)] = Timed(bound.operator, bound.reset)
-    found = measure(calls, device, seconds=seconds, rounds=_ROUNDS, least=_LEAST_ROUNDS)
+            samplers[str(value)] = functools.partial(sample, Timed(bound.operator, bound.reset), device)
+    found = take_turns(samplers, seconds=seconds, rounds=_ROUNDS, least=_LEAST_ROUNDS)
     forget()
     timings = {value: found[str(value)] for value in axis.problems}
     law = fit(list(timings), [timing.seconds for timing in timings.values()])

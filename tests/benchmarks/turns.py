@@ -9,13 +9,23 @@ from collections.abc import Callable, Mapping
 from codegen.device import Device
 from tuner.measure import Timed, Timing, measure
 
+_WARM_SECONDS = 0.02
+_SAMPLE_SECONDS = 0.01
+_ROUNDS = 100
+
 
 def sample(call: Timed, device: Device) -> float:
-    """Seconds per call, right after two calls that are not timed.
+    """Seconds per call in a stream of them, without its beginning.
 
-    So no sample pays for the caches and the spinning threads of what ran before it.
+    So no sample pays for the caches and the spinning threads of what ran before it, nor for the operating system,
+    which takes milliseconds until threads that have just been woken run on cores of their own.
     """
-    return measure({"call": call}, device, seconds=0.0, rounds=1, least=1)["call"].samples[0]
+    call.reset()
+    going_on = Timed(call.run, reset=lambda: None)
+    deadline = time.monotonic() + _WARM_SECONDS
+    while time.monotonic() < deadline:
+        call.run()
+    return measure({"call": going_on}, device, seconds=_SAMPLE_SECONDS, rounds=_ROUNDS, least=1)["call"].seconds
 
 
 def take_turns(

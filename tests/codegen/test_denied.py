@@ -6,8 +6,9 @@ import pytest
 
 from codegen.denied import denied
 from codegen.device import NAMED
+from codegen.legality import why_illegal
 from codegen.rule import Rule
-from codegen.schedule import SCHEDULES, TritonSchedule, default, why_illegal
+from codegen.schedule import SCHEDULES, TritonSchedule, default
 from codegen.spec import OPERATORS, Problem, Spec
 
 SPEC = Spec(Rule(), Problem(dtype="bfloat16"))

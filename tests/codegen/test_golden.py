@@ -92,6 +92,17 @@ GOLDEN = [
         *("trellis_backward", backward(PADDED, "backward_first_order"), replace(TVM_TILED, variant="backward")),
         *("x86-64-v4", "padded"),
     ),
+    Golden(
+        "trellis_backward",
+        backward(replace(PLAIN, problem=replace(PLAIN.problem, chunk=1)), "backward"),
+        replace(TVM, variant="backward", tile_tokens=16, checkpoint_spacing=64),
+        *("x86-64-v4", "spanning"),
+    ),
+    Golden("trellis_backward", backward(PLAIN, "backward"), replace(TRITON, variant="backward"), "sm_90"),
+    Golden(
+        *("trellis_backward", backward(PADDED, "backward_first_order")),
+        *(replace(TRITON_TILED, variant="backward", checkpoint_spacing=2), "sm_90", "padded"),
+    ),
     *tvm("trellis_fused", "trellis_attention", "fused"),
     *tvm("trellis_pair", "trellis_attention", "pair"),
     *tvm("memory_update", "memory_update", "update"),

@@ -12,10 +12,11 @@ from codegen.backends import backend
 from codegen.backends import triton as triton_backend
 from codegen.device import NAMED, Device, cpu, named
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.legality import why_illegal
 from codegen.program import KERNELS_OF_VARIANT, build, parts
 from codegen.render import TEMPLATES, Source, render
 from codegen.rule import Rule
-from codegen.schedule import VARIANTS, TritonSchedule, default, variants_of, why_illegal
+from codegen.schedule import VARIANTS, TritonSchedule, default, variants_of
 from codegen.spec import Problem, Spec
 
 pytest.importorskip("triton")
@@ -57,6 +58,25 @@ def test_every_kernel_compiles_for_sm_90(operator, variant):
         assert needs.spill_bytes == 0
         assert 0 < needs.shared_bytes <= device.shared_bytes
         assert needs.code_bytes > 1000
+
+
+BACKWARDS = [
+    ({"chunk": 1}, {"checkpoint_spacing": 16}, "backward"),
+    ({"chunk": 16}, {}, "backward_first_order"),
+    ({"chunk": 40, "dim_v": 24}, {"num_stages": 2, "checkpoint_spacing": 2}, "backward"),
+]
+
+
+@pytest.mark.parametrize(("sizes", "settings", "direction"), BACKWARDS)
+def test_the_backward_compiles_for_sm_90(sizes, settings, direction):
+    """It spills: docs/backward.md says how much."""
+    spec, device = spec_of("trellis_attention", direction=direction, **sizes), named("sm_90")
+    schedule = schedule_of("backward", **settings)
+    for source, part in sources(spec, schedule, device):
+        needs = backend("triton").resources(source, part, schedule, device)
+        assert 0 < needs.registers <= 255
+        assert needs.spill_bytes is not None
+        assert 0 < needs.shared_bytes <= device.shared_bytes
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
@@ -154,5 +174,5 @@ def test_toolchain_names_triton_and_its_assembler():
 
 
 def test_every_kernel_is_covered():
-    covered = {kernel for _, variant in PARTS for kernel in KERNELS_OF_VARIANT[variant]}
+    covered = {kernel for variant in (*(v for _, v in PARTS), "backward") for kernel in KERNELS_OF_VARIANT[variant]}
     assert covered == {path.name.removesuffix(".py.j2") for path in (TEMPLATES / "triton").glob("*.py.j2")}

@@ -12,10 +12,11 @@ import torch
 from codegen.backends import backend
 from codegen.device import NAMED, cpu
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.legality import why_illegal
 from codegen.program import Program, build, parts
 from codegen.render import render
 from codegen.rule import MAPS, Rule
-from codegen.schedule import TvmSchedule, default, why_illegal
+from codegen.schedule import TvmSchedule, default
 from codegen.spec import Spec
 from tests.kernel_cases import Case, check_attention, check_readout, check_step, check_update
 

@@ -143,8 +143,13 @@ def test_the_kernel_and_the_eager_reverse_pass_agree_on_packed_sequences() -> No
         assert_close(one, other, 2e-5, name)
 
 
-@pytest.mark.parametrize(("implementation", "chunks"), [("tvm", 2), ("eager", 0)])
-def test_only_inputs_and_chunk_start_states_are_kept(implementation: str, chunks: int) -> None:
+@pytest.mark.parametrize(
+    ("implementation", "chunk_size", "kept_states"), [("tvm", 16, 2), ("tvm", 1, 1), ("eager", 16, 0)]
+)
+def test_only_inputs_and_states_at_starts_of_chunks_are_kept(
+    implementation: str, chunk_size: int, kept_states: int
+) -> None:
+    """21 tokens: two chunks of 16, or one stretch of 64 of the chunks of one token."""
     x = leaves_of()
     kept: dict[int, int] = {}
 
@@ -154,14 +159,17 @@ def test_only_inputs_and_chunk_start_states_are_kept(implementation: str, chunks
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y, _ = trellis_attention(*x.args, chunk_size=16, initial_state=x.initial_state, implementation=implementation)
+        options = {"chunk_size": chunk_size, "implementation": implementation}
+        y, _ = trellis_attention(*x.args, **options, initial_state=x.initial_state)
     assert y.requires_grad
-    assert sum(kept.values()) == chunks * sum(s.numel() for s in x.initial_state)
+    assert sum(kept.values()) == kept_states * sum(s.numel() for s in x.initial_state)
 
 
-def test_a_chunk_without_a_backward_kernel_falls_back_to_eager() -> None:
+@pytest.mark.parametrize("chunk_size", [1, 2, 300])
+def test_the_kernel_and_the_eager_reverse_pass_agree_on_unusual_chunks(chunk_size: int) -> None:
     x = leaves_of()
-    kernel, eagerly = (torch.autograd.grad(loss_of(x, name, chunk_size=1), x.tensors) for name in ("tvm", "eager"))
+    options = {"chunk_size": chunk_size}
+    kernel, eagerly = (torch.autograd.grad(loss_of(x, name, **options), x.tensors) for name in ("tvm", "eager"))
     for name, one, other in zip(NAMES, kernel, eagerly, strict=True):
         assert_close(one, other, 2e-5, name)
 

@@ -15,9 +15,10 @@ import torch
 import trellis_ops
 from codegen.backends import backend
 from codegen.device import cpu
+from codegen.legality import why_illegal
 from codegen.program import operator_digest
 from codegen.rule import Rule
-from codegen.schedule import default, why_illegal
+from codegen.schedule import default
 from codegen.spec import Problem, Spec, bucket
 from tests.inputs import make_inputs
 from trellis_ops import dispatch, explain, trellis_attention

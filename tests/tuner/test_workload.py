@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from codegen.device import NAMED, cpu
-from codegen.schedule import default, why_illegal
+from codegen.legality import why_illegal
+from codegen.schedule import default
 from codegen.spec import OPERATORS, bucket
 from tuner.errors import WorkloadError
 from tuner.workload import DEFAULT_FILE, load_workload, parse_spec

@@ -30,11 +30,11 @@ class Cell:
 
     task: str = "recall"
     phi: str = "ln_silu"
-    phi_eps: float = 1e-2
+    phi_eps: float = 1.0
     learned_state: bool = False
     normalize_qkv: bool = True
     outer_gradient: str = "bilevel"
-    slots: int = 16
+    slots: int = 8
     chunk: int = 16
     init_gamma: float = 0.1
     seed: int = 0
@@ -44,8 +44,8 @@ class Cell:
     vocab: int = 64
     pairs: tuple[int, ...] = (4, 8, 16, 32)
     text: str = ""
-    steps: int = 400
-    batch: int = 64
+    steps: int = 300
+    batch: int = 32
     learning_rate: float = 4e-3
 
     def key(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from codegen.errors import TrellisError
 from codegen.rule import MAPS
 from trellis_ops.outer_gradient import OUTER_GRADIENTS
-from trellis_ops.recall import grids, page, plots, tables
+from trellis_ops.recall import curve_page, grids, page, tables
 from trellis_ops.recall.cell import Cell, Result
 from trellis_ops.recall.ledger import Ledger
 from trellis_ops.recall.study import Progress, study
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ended = not cells or study(cells, ledger, options.text, _show, options.minutes, options.workers)
         results = [each for each in ledger.results() if each.cell in set(cells)]
         if results:
-            _write(options, cells, results, f"python -m trellis_ops.recall {shlex.join(words)}")
+            _write(options, cells, results, _command(words))
         if not ended:
             print(f"{len(results)} of {len(cells)} cells have a result; the same command goes on with the others")
     except (TrellisError, OSError) as error:
@@ -49,18 +49,29 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     sizes = {name: getattr(options, name) for name in _SIZES if getattr(options, name) is not None}
     base = Cell(**{**sizes, "pairs": tuple(sizes.get("pairs", Cell.pairs))})
     recall = grids.cells(axes, base)
-    if options.study != "ablation" or not options.text:
+    if options.study != "ablation":
         return recall
+    if not options.text:
+        return grids.from_the_middle(recall, axes, options.changes)
     from trellis_ops.recall.learning import text_of
 
     digest = text_of(options.text)[0].fingerprint()
     # A text has no pairs and no vocabulary of its own.
     text = replace(base, task="text", text=digest, pairs=(), batch=_TEXT_BATCH)
     both = zip(recall, grids.cells(axes, text), strict=True)
-    return [cell for pair in both for cell in pair]
+    return grids.from_the_middle([cell for pair in both for cell in pair], axes, options.changes)
 
 
-_TEXT_BATCH = 16
+_TEXT_BATCH = 8
+
+
+def _command(words: Sequence[str]) -> str:
+    """What makes the results again: what was given, without the options that only say when and beside what."""
+    kept = list(words)
+    for name in ("--minutes", "--workers"):
+        if name in kept:
+            del kept[kept.index(name) : kept.index(name) + 2]
+    return f"python -m trellis_ops.recall {shlex.join(kept)}"
 
 
 def _write(options: argparse.Namespace, cells: Sequence[Cell], results: Sequence[Result], command: str) -> None:
@@ -69,13 +80,10 @@ def _write(options: argparse.Namespace, cells: Sequence[Cell], results: Sequence
     if options.study == "ablation":
         path = options.page or folder / "learning.md"
         page.write_page(results, len(cells), path, command)
-        print(f"see {path}")
-        return
-    table = tables.curve_table(results)
-    (folder / "pairs.md").write_text(table + "\n")
-    plots.draw_curves(results, folder / "pairs.png")
-    plots.draw_curves(results, folder / "pairs-per-slot.png", per_slot=True)
-    print(f"{table}\nsee {folder}")
+    else:
+        path = options.page or folder / "pairs.md"
+        print(curve_page.write_curve_page(results, len(cells), path, command))
+    print(f"see {path}")
 
 
 def _show(progress: Progress) -> None:
@@ -131,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="begin no model after so many")
     parser.add_argument("--workers", type=int, help="models trained at once (default: one for each core)")
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="ablation: text to learn as well")
-    parser.add_argument("--page", type=Path, help="ablation: the Markdown file to write (default: in the folder)")
+    changes = "ablation: leave out what changes more settings of the defaults than so many (default: leave out nothing)"
+    parser.add_argument("--changes", type=int, metavar="N", help=changes)
+    parser.add_argument("--page", type=Path, help="the Markdown file to write (default: in the folder)")
     axes = parser.add_argument_group("what varies", "Several values each; all combinations are trained.")
     for name, how in _AXES.items():
         axes.add_argument(f"--{name.replace('_', '-')}", nargs="+", **how)

@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from trellis_ops.recall import grids, pages
 from trellis_ops.recall.cell import Result
 from trellis_ops.recall.grids import USES_EPS
+from trellis_ops.recall.one_change import axes_of, one_change_table, seeds
 from trellis_ops.recall.plots import draw_lines
 from trellis_ops.recall.tables import differing, grouped, label, markdown, values
 
 _SHOWN = 3
-"""Lines of a plot beside phi = identity: the best of the other settings."""
+"""Lines of a plot beside the middle and phi = identity: the best of the other settings."""
 
 _NAMED = ("phi", "phi_eps", "learned_state", "normalize_qkv", "outer_gradient", "chunk")
 """The settings that have a column or a section of their own."""
 
-HEAD = """# What makes the model learn
+HEAD = """## What was trained
 
-How much of recall a small model learns, by the map of the write (`phi`), its epsilon, the first state, whether q, k and
-v have unit length, and how gradients pass through the inner step. Written by
+Written by
 
     {command}
 
-from {results} results of {cells}; a cell that has no result yet is left out, and the same command goes on with it.
+from {results} results of {cells} in the grid; what has no result yet is left out, and the same command goes on with it.
 
 Each model has {layers} layers of {heads} heads, D = {dim}, M = {slots}, and saw {steps} batches of {batch} sequences of
 multi-query associative recall (MQAR, [arXiv 2312.04927](https://arxiv.org/abs/2312.04927)) with {pairs} pairs among
-{vocab} tokens; gamma starts at {init_gamma}. An answer by chance is right {chance:.3f} of the time. *Fits* is the
-mean accuracy for at most as many pairs as there are slots, *beyond* for more. Text is bits per byte of held-out text,
-for the same model after as many steps of {windows} windows of 128 bytes. Numbers are means over seeds ({seeds}); a run
-whose loss stopped being a number counts as no answer, and is named.
+{vocab} tokens, at a learning rate of {rate:g}. An answer by chance is right {chance:.3f} of the time. *Fits* is the
+mean accuracy for at most as many pairs as there are slots, *beyond* for more. *Text* is bits per byte of held-out text,
+for the same model after as many steps of {windows} windows of 128 bytes. *Seeds* is how many there are of each: of
+recall, and of text where it differs. A run whose loss stopped being a number counts as no answer, and is named.
+"""
+
+ONE_CHANGE = """## One change at a time
+
+The middle is {middle}, {gradient} gradients, C = {chunk}, gamma from {gamma:g}. Share of queries answered, by the
+number of pairs, and bits per byte; mean ± standard deviation over seeds.
 """
 
 
 def write_page(results: Sequence[Result], cells: int, path: Path, command: str) -> None:
-    """Write the page to `path` and a picture beside it.
+    """Write tables to `path`, after what a person wrote there, and a picture beside it.
 
     Args:
         results: what there is, all of the same sizes.
@@ -47,20 +54,11 @@ def write_page(results: Sequence[Result], cells: int, path: Path, command: str) 
     recall = [each for each in results if each.accuracy]
     parts = [_head(results, cells, command)]
     if recall:
-        picture = path.with_suffix(".png")
-        also = differing(recall, _NAMED)
-
-        def name(each: Result) -> str:
-            return ", ".join(filter(None, (setting(each), label(each, also))))
-
-        ranked = _ranked(recall, name)
-        shown = _best(ranked)
-        draw_lines([each for each in recall if name(each) in shown], picture, name)
-        parts += [_in_short(ranked, shown), f"![accuracy against pairs per slot]({picture.name})"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts += [_one_change(results), _drawn(recall, path.with_suffix(".png"))]
     for chunk in sorted({each.cell.chunk for each in results}):
-        parts += [f"## C = {chunk}", _table([each for each in results if each.cell.chunk == chunk])]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+        parts += [f"## All results for C = {chunk}", _table([each for each in results if each.cell.chunk == chunk])]
+    pages.write(path, "What makes the model learn", parts)
 
 
 def setting(result: Result) -> str:
@@ -95,10 +93,9 @@ def _head(results: Sequence[Result], cells: int, command: str) -> str:
         batch=cell.batch,
         pairs=", ".join(map(str, cell.pairs)),
         vocab=cell.vocab,
-        init_gamma=_values(results, "init_gamma"),
+        rate=cell.learning_rate,
         chance=2.0 / cell.vocab,
         windows=next((each.cell.batch for each in results if each.cell.task == "text"), 0),
-        seeds=_values(results, "seed"),
     )
 
 
@@ -106,25 +103,42 @@ def _values(results: Sequence[Result], name: str) -> str:
     return ", ".join(f"{value:g}" for value in sorted({getattr(each.cell, name) for each in results}))
 
 
-def _ranked(results: Sequence[Result], name: Callable[[Result], str]) -> dict[str, tuple[float, float]]:
-    """Every setting with how much it recalls where it fits and beyond, over all C, seeds and gradients; best first."""
+def _one_change(results: Sequence[Result]) -> str:
+    middle = grids.middle(axes_of(results))
+    text = ONE_CHANGE.format(
+        middle=setting(Result(middle)),
+        gradient=middle.outer_gradient,
+        chunk=middle.chunk,
+        gamma=middle.init_gamma,
+    )
+    return f"{text}\n{one_change_table(results)}"
+
+
+def _drawn(recall: Sequence[Result], picture: Path) -> str:
+    """The middle, the best linear write and the best others, with the outer gradient of the middle."""
+    axes = axes_of(recall)
+    alike = [each for each in recall if not {"outer_gradient"} & {*grids.changes(each.cell, axes)}]
+    also = differing(alike, _NAMED)
+
+    def name(each: Result) -> str:
+        return ", ".join(filter(None, (setting(each), label(each, also))))
+
+    near = [each for each in alike if "chunk" not in grids.changes(each.cell, axes)]
+    ranked = _ranked(near, name)
+    linear = [text for text in ranked if text.startswith("identity")]
+    centre = {name(each) for each in near if not grids.changes(each.cell, axes)}
+    shown = {*centre, *linear[:1], *[text for text in ranked if text not in linear][:_SHOWN]}
+    draw_lines([each for each in alike if name(each) in shown], picture, name)
+    text = "The middle, the best linear write and the best others:"
+    return f"{text}\n\n![accuracy against pairs per slot]({picture.name})"
+
+
+def _ranked(results: Sequence[Result], name: Callable[[Result], str]) -> list[str]:
     means = {
-        text: (statistics.mean(map(fits, group)), statistics.mean(map(beyond, group)))
+        text: statistics.mean(fits(each) + beyond(each) for each in group)
         for (text,), group in grouped(results, lambda each: (name(each),)).items()
     }
-    return dict(sorted(means.items(), key=lambda item: -sum(item[1])))
-
-
-def _best(ranked: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The best linear write and the best of the others."""
-    linear = [name for name in ranked if name.startswith("identity")]
-    return [*linear[:1], *[name for name in ranked if name not in linear][:_SHOWN]]
-
-
-def _in_short(ranked: Mapping[str, tuple[float, float]], shown: Sequence[str]) -> str:
-    rows = [[name, f"{ranked[name][0]:.2f}", f"{ranked[name][1]:.2f}"] for name in shown]
-    text = "The best linear write and the best others, means over what there is of C, gradients and seeds:"
-    return f"{text}\n\n{markdown(['setting', 'fits', 'beyond'], rows)}"
+    return sorted(means, key=means.__getitem__, reverse=True)
 
 
 def _table(results: Sequence[Result]) -> str:
@@ -132,7 +146,7 @@ def _table(results: Sequence[Result]) -> str:
     also = differing(results, _NAMED)
     head = ["phi", "phi_eps", "first state", "q, k, v", *also]
     for gradient in gradients:
-        head += [f"{gradient}: fits", "beyond", "text"]
+        head += [f"{gradient}: fits", "beyond", "text", "seeds"]
     rows = []
     for key, group in grouped(results, lambda each: (*_row_of(each), *values(each, also))).items():
         row = [str(each) for each in key]
@@ -151,12 +165,11 @@ def _row_of(result: Result) -> tuple[str, ...]:
 def _columns(results: Sequence[Result]) -> list[str]:
     recall = [each for each in results if each.cell.task == "recall"]
     bits = [each.bits_per_byte for each in results if each.bits_per_byte is not None]
-    diverged = sum(each.diverged for each in recall)
-    lost = f" ({diverged} of {len(recall)} diverged)" if diverged else ""
     return [
-        f"{statistics.mean(map(fits, recall)):.2f}{lost}" if recall else "",
+        f"{statistics.mean(map(fits, recall)):.2f}" if recall else "",
         f"{statistics.mean(map(beyond, recall)):.2f}" if recall else "",
         f"{statistics.mean(bits):.3f}" if bits else "",
+        seeds(results),
     ]
 
 

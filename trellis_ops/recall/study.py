@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 from codegen.device import cpu
 from trellis_ops.recall.cell import Cell, Result
 from trellis_ops.recall.ledger import Ledger
+from trellis_ops.train.workers import pool
 
 
 @dataclass(frozen=True)
@@ -59,45 +55,15 @@ def study(
             keep(_learn(left.pop(0), data))
         return not left
     count = max(1, min(workers or cpu().cores, len(left)))
-    # Spawned: a forked child would hang in the thread pool of a compiled kernel.
-    with ProcessPoolExecutor(count, get_context("spawn"), _begin_worker) as pool, _ending_children():
+    with pool(count) as executor:
         running: set[Future[Result]] = set()
         while running or (left and time.monotonic() < deadline):
             while left and len(running) < count and time.monotonic() < deadline:
-                running.add(pool.submit(_learn, left.pop(0), data))
+                running.add(executor.submit(_learn, left.pop(0), data))
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 keep(future.result())
     return not left
-
-
-@contextlib.contextmanager
-def _ending_children() -> Iterator[None]:
-    """What stops the study stops its cells; otherwise the pool would wait for them."""
-    try:
-        yield
-    except BaseException:
-        for child in active_children():
-            child.terminate()
-        raise
-
-
-def _begin_worker() -> None:
-    """One thread for the work, and one that ends this process with the one that started it, however that ended."""
-    # Ctrl-C reaches every process of a terminal; the first one decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["TVM_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _learn(cell: Cell, data: Sequence[Path]) -> Result:

@@ -10,6 +10,7 @@ from io import StringIO
 from typing import Any
 
 from trellis_ops.recall.cell import Result
+from trellis_ops.recall.grids import USES_EPS
 
 _MODEL = (
     "phi",
@@ -58,8 +59,9 @@ def differing(results: Sequence[Result], named: Collection[str]) -> tuple[str, .
 
 
 def values(result: Result, names: Sequence[str]) -> tuple[Any, ...]:
-    """The settings called `names` of a result."""
-    return tuple(getattr(result.cell, name) for name in names)
+    """The settings called `names` of a result; "-" where one has no effect."""
+    cell = result.cell
+    return tuple("-" if name == "phi_eps" and cell.phi not in USES_EPS else getattr(cell, name) for name in names)
 
 
 def label(result: Result, names: Sequence[str]) -> str:

@@ -32,7 +32,15 @@ from trellis_ops.train.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on training, as the arguments say."""
-    options = parser().parse_args(arguments)
+    train(parser().parse_args(arguments))
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train, or go on training, as options of `trellis_ops.train.options.parser` say.
+
+    Raises:
+        SystemExit: something is wrong, or Ctrl-C was pressed; its code is the text to show.
+    """
     try:
         # Before hours of work, not after them.
         checkpoints.require_safetensors()

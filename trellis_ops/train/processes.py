@@ -94,6 +94,8 @@ def joined(device: str) -> Iterator[Processes]:
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), place)
+        # Gloo aborts a process that leaves while another still talks to it.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

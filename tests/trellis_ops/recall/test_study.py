@@ -17,13 +17,30 @@ from trellis_ops.recall.cell import Cell, Result
 from trellis_ops.recall.cli import main
 from trellis_ops.recall.learning import learn
 from trellis_ops.recall.ledger import Ledger
+from trellis_ops.recall.one_change import one_change_table, said
 from trellis_ops.recall.page import beyond, fits, write_page
+from trellis_ops.recall.pages import MARK
 from trellis_ops.train.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("eager")
 SMALL = Cell(layers=1, heads=2, dim=16, vocab=16, pairs=(4,), slots=16, chunk=4, batch=32, steps=3)
 SIZES = ["--layers", "1", "--heads", "2", "--dim", "4", "--vocab", "16", "--pairs", "2", "4", "--batch", "4"]
-ABLATION = ["ablation", *SIZES, "--slots", "2", "--chunk", "4", "1", "--phi-eps", "0.01", "1", "--seed", "0"]
+ABLATION = [
+    "ablation",
+    *SIZES,
+    "--slots",
+    "2",
+    "--chunk",
+    "4",
+    "1",
+    "--phi-eps",
+    "0.01",
+    "1",
+    "--seed",
+    "0",
+    "--init-gamma",
+    "0.1",
+]
 
 
 def test_a_model_learns_to_recall() -> None:
@@ -40,9 +57,31 @@ def test_a_loss_that_is_no_number_is_a_result() -> None:
 
 def test_a_grid_holds_no_cell_twice() -> None:
     cells = grids.cells(grids.ABLATION, Cell())
-    assert len(cells) == len({cell.key() for cell in cells}) == 3 * 3 * (3 + 4) * 2 * 2 * 2
-    assert {cell.seed for cell in cells[: len(cells) // 3]} == {0}
+    assert len(cells) == len({cell.key() for cell in cells}) == 3 * 3 * (3 + 4) * 2 * 2 * 2 * 3
+    assert {cell.chunk for cell in cells[-len(cells) // 3 :]} == {1}
     assert len(grids.cells(grids.CURVE, Cell())) == 18
+
+
+def test_a_grid_is_trained_from_its_middle() -> None:
+    axes = {"seed": (0, 1), "phi": ("ln_silu", "silu"), "phi_eps": (1.0, 0.01, 1e-6), "slots": (4,)}
+    found = grids.from_the_middle(grids.cells(axes, Cell()), axes)
+    assert grids.middle(axes) == Cell(slots=4)
+    assert [each.phi_eps for each in found] == [1.0, 1.0, 0.01, 1e-6, 1.0, 0.01, 1e-6, 1.0]
+    assert [grids.changes(each, axes) for each in found[:2]] == [(), ()]
+    # Where phi_eps has no effect it is no change, whatever its value.
+    assert [grids.changes(each, axes) for each in found if each.phi == "silu"] == [("phi",)] * 2
+    assert grids.from_the_middle(found, axes, most=0) == found[:2]
+    assert said(found[3], axes) == "phi_eps 1e-06"
+
+
+def test_one_change_at_a_time_has_its_spread() -> None:
+    middle = [Result(Cell(seed=seed), {4: share, 16: 0.5}) for seed, share in enumerate((0.25, 0.75))]
+    changed = [Result(Cell(learned_state=True), {4: 1.0, 16: 0.25}), Result(Cell(task="text"), bits_per_byte=2.5)]
+    lost = [Result(Cell(phi="silu", chunk=1), {4: 0.0, 16: 0.0}, diverged=True), Result(Cell(chunk=1), {4: 0.5})]
+    lines = one_change_table([*changed, *middle, *lost]).splitlines()
+    assert lines[0] == "| change | 4 pairs | 16 pairs | text | seeds |"
+    assert lines[2] == "| none | 0.50 ± 0.35 | 0.50 ± 0.00 | 2.500 | 2, 1 |"
+    assert lines[3:] == ["| first state learned | 1.00 | 0.25 |  | 1 |", "| C 1 | 0.50 |  |  | 1 |"]
 
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
@@ -120,6 +159,10 @@ def test_the_curve_is_a_table_and_pictures_and_stops_in_time(
     main(command)
     printed = capsys.readouterr().out
     assert "| C | phi | M | 2 pairs | 4 pairs |" in printed and "| 4 | identity | 2 |" in printed
+    page = (tmp_path / "pairs.md").read_text()
+    assert "from 4 results of 4" in page and "![accuracy against pairs per slot](pairs-per-slot.png)" in page
+    # When and beside what it ran does not make the results.
+    assert f"--steps 2 --folder {tmp_path}\n" in page and "--workers" not in page
     assert (tmp_path / "pairs.csv").read_text().count("\n") == 1 + 4 * 2
     for name in ("pairs.png", "pairs-per-slot.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -131,5 +174,15 @@ def test_what_fits_is_told_from_what_does_not(tmp_path: Path) -> None:
     lost = Result(Cell(slots=8, seed=1), {4: 0.0, 8: 0.0, 16: 0.0}, diverged=True)
     write_page([found, lost], 9, tmp_path / "page.md", "the command")
     page = (tmp_path / "page.md").read_text()
-    assert "0.38 (1 of 2 diverged) | 0.12" in page
+    assert "| 0.38 | 0.12 |  | 2 (1 of 2 diverged) |" in page
     assert "from 2 results of 9" in page
+
+
+def test_what_a_person_wrote_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(f"# Mine\n\nI wrote this.\n\n{MARK}\n\nold\n")
+    for _ in range(2):
+        write_page([Result(Cell(), {4: 1.0})], 1, path, "the command")
+    page = path.read_text()
+    assert page.startswith(f"# Mine\n\nI wrote this.\n\n{MARK}\n\n## What was trained\n")
+    assert page.count(MARK) == 1 and "old" not in page

@@ -1,0 +1,123 @@
+"""What a schedule may be: the single test of legality, for the search and for dispatch alike."""
+
+from __future__ import annotations
+
+from codegen.denied import why_denied
+from codegen.device import Device
+from codegen.errors import IllegalScheduleError
+from codegen.schedule import (
+    FEWEST_ACCUMULATORS,
+    FEWEST_TOKENS_PER_STATE,
+    SPANNING,
+    Schedule,
+    TritonSchedule,
+    TvmSchedule,
+    dot_precisions,
+    most_accumulators,
+    segment_tokens,
+    variants_of,
+)
+from codegen.spec import Spec, next_power_of_two
+
+_LONGEST_TRITON_BACKWARD_CHUNK = 1024
+_MOST_TOKENS_PER_STATE = 256  # States of so many tokens take less than their inputs do.
+
+
+def why_illegal(spec: Spec, schedule: Schedule, device: Device) -> str | None:
+    """Why `schedule` cannot be used for `spec` on `device`, in one sentence; None if it can.
+
+    This is the single source of truth: the search never compiles what is illegal, dispatch never runs it.
+    """
+    problem = spec.problem
+    variants = variants_of(problem.operator, schedule.backend, problem.direction)
+    if schedule.variant not in variants:
+        operator = problem.operator if problem.direction == "forward" else f"{problem.operator} {problem.direction}"
+        known = f"only {', '.join(variants)}" if variants else "and no other"
+        return f"{schedule.backend} has no variant {schedule.variant!r} of {operator}, {known}"
+    if schedule.variant == "recurrent" and problem.operator == "trellis_attention" and problem.chunk != 1:
+        return f"variant 'recurrent' is exact only for chunk 1, not {problem.chunk}"
+    reason = why_denied(schedule.backend, schedule.settings(), device)
+    if reason is not None:
+        return reason
+    reason = _why_illegal_spacing(spec, segment_tokens(spec, schedule) // problem.chunk)
+    if reason is not None:
+        return reason
+    if isinstance(schedule, TvmSchedule):
+        return _why_illegal_tvm(spec, schedule, device)
+    if isinstance(schedule, TritonSchedule):
+        return _why_illegal_triton(spec, schedule, device)
+    return f"no rule for schedules of type {type(schedule).__name__}"
+
+
+def require_legal(spec: Spec, schedule: Schedule, device: Device) -> None:
+    """Raise IllegalScheduleError if `why_illegal` finds a reason."""
+    reason = why_illegal(spec, schedule, device)
+    if reason is not None:
+        raise IllegalScheduleError(schedule=schedule.key(), spec=spec.key(), reason=reason)
+
+
+def _why_illegal_spacing(spec: Spec, spacing: int) -> str | None:
+    tokens = spacing * spec.problem.chunk
+    if spec.problem.direction == "forward":
+        return None if spacing == 1 else "only a backward stores states: checkpoint_spacing must be 1"
+    if tokens < FEWEST_TOKENS_PER_STATE:
+        return f"checkpoint_spacing {spacing} stores the states of every {tokens} tokens, which takes too much memory"
+    if spacing > 1 and tokens > _MOST_TOKENS_PER_STATE:
+        return f"checkpoint_spacing {spacing} would compute the states of {tokens} tokens again, to save little memory"
+    return None
+
+
+def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str | None:
+    if device.kind == "hip":
+        return "the TVM templates are written for CPUs and CUDA, not HIP"
+    if device.kind == "cuda":
+        only_update = spec.problem.operator == "memory_update"
+        return None if only_update else "for CUDA only memory_update has a TVM template"
+    if schedule.vector_width * 32 > device.vector_bits:
+        return f"vector_width {schedule.vector_width} exceeds the {device.vector_bits}-bit vectors of {device.arch}"
+    if schedule.variant == "recurrent" and (
+        schedule.tile_tokens != schedule.vector_width or schedule.accumulators != FEWEST_ACCUMULATORS
+    ):
+        return (
+            "variant 'recurrent' has no tile: tile_tokens must be the vector width, and accumulators"
+            f" {FEWEST_ACCUMULATORS}"
+        )
+    if schedule.tile_tokens % schedule.vector_width:
+        return f"tile_tokens {schedule.tile_tokens} is no multiple of vector_width {schedule.vector_width}"
+    if schedule.variant not in SPANNING and schedule.tile_tokens > max(
+        schedule.vector_width, next_power_of_two(spec.problem.chunk)
+    ):
+        return f"tile_tokens {schedule.tile_tokens} exceeds the chunk of {spec.problem.chunk} tokens"
+    if schedule.variant == "backward":
+        spanned = schedule.tile_tokens // spec.problem.chunk
+        if spanned > schedule.checkpoint_spacing:
+            return (
+                f"tile_tokens {schedule.tile_tokens} spans {spanned} chunks of {spec.problem.chunk} tokens,"
+                f" more than checkpoint_spacing {schedule.checkpoint_spacing}"
+            )
+    if schedule.accumulators > most_accumulators(device):
+        return f"{schedule.accumulators} accumulators do not fit the vector registers of {device.arch}"
+    if schedule.threads > device.cores:
+        return f"threads {schedule.threads} exceeds the {device.cores} cores"
+    return None
+
+
+def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) -> str | None:
+    if schedule.variant == "backward" and spec.problem.chunk > _LONGEST_TRITON_BACKWARD_CHUNK:
+        return (
+            f"the backward kernel takes chunks of at most {_LONGEST_TRITON_BACKWARD_CHUNK} tokens,"
+            f" not {spec.problem.chunk}"
+        )
+    if device.kind == "cpu" and schedule.num_stages > 1:
+        return "the interpreter has no software pipeline: num_stages must be 1"
+    if schedule.tile_rows > max(16, next_power_of_two(spec.problem.chunk)):
+        return f"tile_rows {schedule.tile_rows} exceeds the chunk of {spec.problem.chunk} tokens"
+    if schedule.variant == "recurrent" and schedule.tile_rows != 16:
+        return "variant 'recurrent' has no tile: tile_rows must be 16"
+    if schedule.dot_precision not in dot_precisions(device):
+        return f"{device.arch} has no {schedule.dot_precision} dots, only {', '.join(dot_precisions(device))}"
+    if schedule.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):
+        return f"{device.arch} has one assembler only: ptxas must be 'standard'"
+    if spec.problem.dtype != "float32" and schedule.dot_precision == "ieee" and device.kind != "hip":
+        return f"ieee dots cost most and gain nothing over tf32x3 for {spec.problem.dtype} inputs"
+    return None

@@ -1,0 +1,86 @@
+"""Comparisons of compiled backward kernels with autograd of the oracle in float64, the same for every backend."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import torch
+from torch import Tensor
+
+from codegen.program import Program
+from codegen.spec import Spec
+from tests.inputs import Inputs
+from tests.kernel_cases import DTYPES, Build, Case
+from tests.programs import sequences_of
+from tests.relative_error import TOLERANCE, assert_close
+from trellis_ops import reference
+
+NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
+DIRECTIONS = {"bilevel": "backward", "first_order": "backward_first_order"}
+
+
+def backward_spec(case: Case, outer_gradient: str = "bilevel") -> Spec:
+    return dataclasses.replace(
+        case.spec, problem=dataclasses.replace(case.spec.problem, direction=DIRECTIONS[outer_gradient])
+    )
+
+
+def cotangents(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    outputs = (inputs.v, *inputs.initial_state)
+    y, s_k, s_v = (torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in outputs)
+    return y.to(DTYPES[case.dtype]), s_k.float(), s_v.float()
+
+
+def rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 1 else x.flatten(0, 1).contiguous()
+
+
+def poisoned(shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+def run_backward(program: Program, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
+    """y, then the gradients in the order of `NAMES`, gamma's summed where it was given per head."""
+    tokens = tuple(rows(x) for x in inputs.args)
+    states = [s.clone() for s in inputs.initial_state]
+    sequences = sequences_of(case.lengths, program.segment_tokens)
+    kept = tuple(poisoned(torch.Size((sequences.chunks, *s.shape[1:]))) for s in states)
+    y = poisoned(tokens[2].shape, tokens[2].dtype)
+    program.attention_kept(*tokens, *states, sequences, kept, y)
+    bar_y, *bar_states = cotangents(case, inputs)
+    bar_tokens = (*(poisoned(x.shape, x.dtype) for x in tokens[:5]), poisoned(tokens[4].shape))
+    program.backward(tokens, kept, rows(bar_y), tuple(bar_states), sequences, bar_tokens)
+    bar_gamma = bar_tokens[5].sum(dim=0) if inputs.gamma.dim() == 1 else bar_tokens[5]
+    found = (y, *bar_tokens[:5], bar_gamma)
+    like = (inputs.v, *inputs.args)
+    return *(x.view(given.shape) for x, given in zip(found, like, strict=True)), *bar_states
+
+
+def check_backward(
+    build: Build,
+    case: Case,
+    outer_gradient: str = "bilevel",
+    inputs: Inputs | None = None,
+    tolerance: float | None = None,
+) -> None:
+    """Outputs start as NaN, so that what a kernel leaves out shows."""
+    inputs = case.inputs() if inputs is None else inputs
+    found = run_backward(build(backward_spec(case, outer_gradient)), case, inputs)
+    offsets = torch.tensor(list(itertools.accumulate(case.lengths, initial=0))) if case.packed else None
+    leaves = inputs.to(torch.float64).leaves()
+    y, states = reference.attention(
+        *leaves.args,
+        rule=case.rule,
+        chunk_size=case.chunk,
+        initial_state=leaves.initial_state,
+        cu_seqlens=offsets,
+        outer_gradient=outer_gradient,
+    )
+    bars = [x.double() for x in cotangents(case, inputs)]
+    expected = torch.autograd.grad((y, *states), leaves.tensors, bars)
+    dtype = DTYPES[case.dtype]
+    assert_close(found[0], y, TOLERANCE[dtype], "y")
+    for name, gradient, wanted in zip(NAMES, found[1:], expected, strict=True):
+        assert_close(gradient, wanted, tolerance or 10 * TOLERANCE[dtype], name)
