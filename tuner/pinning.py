@@ -47,7 +47,9 @@ class Pinning:
 
 def ordered_cores(usable: set[int]) -> tuple[int, ...]:
     """The cores of `usable`, one of each physical core first."""
-    first, second, seen = [], [], set()
+    first: list[int] = []
+    second: list[int] = []
+    seen: set[str] = set()
     for core in sorted(usable):
         siblings = _siblings(core)
         (second if siblings in seen else first).append(core)
