@@ -19,6 +19,7 @@ from codegen import render
 from codegen.backends import backend as compiler
 from codegen.device import cpu
 from codegen.program import build, operator_digest
+from codegen.schedule import default
 from tests.tuner.faulty_templates import FAULTS, at_fault, spec_of, write_faulty_templates
 from tuner.budget import Budget
 from tuner.check import check
@@ -79,7 +80,7 @@ def session_of(workers: Workers, folder: Path, fault: str) -> Session:
             device="another-machine",
             backend="tvm",
             template_digest="others",
-            schedule=at_fault({"variant": "recurrent", "accumulators": 4}),
+            schedule=at_fault(default("tvm", spec, cpu()).settings()),
             outcome=Outcome.ok,
             seconds=1.0,
             created=utc_now(),
