@@ -19,7 +19,7 @@ from codegen import render
 from codegen.backends import backend as compiler
 from codegen.device import cpu
 from codegen.program import build, operator_digest
-from codegen.schedule import default
+from codegen.schedule import TvmSchedule, default
 from tests.tuner.faulty_templates import FAULTS, at_fault, spec_of, write_faulty_templates
 from tuner.budget import Budget
 from tuner.check import check
@@ -203,7 +203,7 @@ def test_an_interruption_ends_the_running_candidate(faulty: Workers, monkeypatch
 
 def _default(fault: str) -> dict[str, int | str]:
     width = min(16, cpu().vector_bits // 32)
-    return {"variant": "recurrent", "tile_tokens": width, "vector_width": width, "accumulators": 4, "threads": 1}
+    return TvmSchedule("recurrent", width, width, accumulators=4, threads=1).settings()
 
 
 def sessions_of(leader: int) -> list[int]:
