@@ -35,6 +35,10 @@ _MOST_COMPILERS = 8
 # What is compared with candidates runs in a worker of its own, whose threads are nobody's but torch's.
 _MEASURING, _COMPARING = "measuring", "comparing"
 
+# Read when torch starts its threads: they must not go on spinning while kernels of another runtime run. Where torch is
+# on its own they should, or each of its parallel regions has to wake them.
+_ENVIRONMENTS = {_MEASURING: {"GOMP_SPINCOUNT": "200"}, _COMPARING: {}}
+
 Kind = TypeVar("Kind")
 
 
@@ -212,7 +216,7 @@ class Workers:
                 self._dismiss(role)
                 worker = None
             if worker is None:
-                worker = self._serving[role] = WorkerProcess(self.limits)
+                worker = self._serving[role] = WorkerProcess(self.limits, _ENVIRONMENTS[role])
             said = worker.hear() or worker.overdue()
             if isinstance(said, End):
                 del self._serving[role]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,17 @@ class End:
 class WorkerProcess:
     """A process of its own session, so that it and all that it starts can be stopped at once.
 
+    Args:
+        limits: of each task.
+        environment: variables that it sees where the tuner's own environment does not set them.
+
     Attributes:
         templates: what it renders from.
         connection: becomes readable when it has something to say, or has ended.
         phase: what it is busy with; "starting" until it is ready.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, environment: Mapping[str, str] | None = None) -> None:
         self.templates = render.TEMPLATES
         self.phase = Phase("starting")
         self._limits = limits
@@ -77,7 +82,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**(environment or {}), **os.environ, "PYTHONPATH": path},
             )
         with contextlib.suppress(OSError):  # It has ended already, which the next look shows.
             self.connection.send(Setup(os.getpid(), self.templates, limits))

@@ -23,7 +23,6 @@ from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import ratio, sample, take_turns
 from tests.relative_error import TOLERANCE, assert_close
 from trellis_ops import Explanation, dispatch, explain, forget
-from tuner.ceiling import ceiling_again
 from tuner.cost import cost_of
 from tuner.inputs import torch_device
 from tuner.measure import Timed, Timing
@@ -110,9 +109,9 @@ def compare(case: Case, device: Device, rivals: Rivals, compile_limit: float) ->
     samplers = {name: rivals.sampler(name) for name in theirs}
     samplers |= {name: functools.partial(sample, Timed(call, bound.reset), device) for name, call in calls.items()}
     cost = cost_of(case.spec)
-    ceiling = ceiling_again(device, case.spec.problem.dtype, cost.bytes)
+    ceiling = rivals.ceiling(case.spec.problem.dtype, cost.bytes)
     timings = take_turns(samplers, seconds=_SECONDS, rounds=_ROUNDS, least=_LEAST_ROUNDS)
-    ceiling = ceiling.or_better(ceiling_again(device, case.spec.problem.dtype, cost.bytes))
+    ceiling = ceiling.or_better(rivals.ceiling(case.spec.problem.dtype, cost.bytes))
     shares = {name: ceiling.share(cost, timing.seconds) for name, timing in timings.items()}
     return Comparison(case, notes | {name: entry.note for name, entry in entries.items()}, timings, shares)
 

@@ -23,6 +23,7 @@ from codegen.spec import Spec
 from tests.benchmarks.calls import Call, subject
 from tests.benchmarks.compiled import compile_eager
 from tests.benchmarks.turns import sample
+from tuner.ceiling import Ceiling, ceiling_again
 from tuner.inputs import torch_device
 from tuner.measure import Timed
 
@@ -63,6 +64,12 @@ class Rivals:
     def results(self) -> dict[str, Tensor]:
         """What each implementation that can run gives for y, in float32."""
         return {name: torch.from_numpy(y) for name, y in self._ask("results").items()}
+
+    def ceiling(self, dtype: str, moved: int) -> Ceiling:
+        """The machine's limits, measured now."""
+        found = self._ask("ceiling", dtype, moved)
+        assert isinstance(found, Ceiling)
+        return found
 
     def sampler(self, name: str) -> Callable[[], float]:
         """Takes one sample of an implementation."""
@@ -114,6 +121,11 @@ class _Runner:
             self._bound.reset()
             found[name] = call.y().float().cpu().numpy().copy()
         self._bound.reset()
+        return found
+
+    def ceiling(self, dtype: str, moved: int) -> Ceiling:
+        found = ceiling_again(self._device, dtype, moved)
+        time.sleep(_UNTIL_THREADS_SLEEP)
         return found
 
     def sample(self, name: str) -> float:
