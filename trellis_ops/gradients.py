@@ -91,12 +91,20 @@ def register(
         return [torch.empty_like(inputs[i], memory_format=torch.contiguous_format) for i in arguments[outputs]]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:count], *(output[outputs:] if kept else ()))
+        given = (output,) if isinstance(output, Tensor) else output
+        ctx.save_for_backward(*inputs[:count], *given[outputs:])
         ctx.settings = inputs[count:]
+        ctx.outputs = [(out.shape, out.dtype, out.device) for out in given[:outputs]]
+        # Autograd would fill zeros for what is kept, too, which is as large as inputs are.
+        ctx.set_materialize_grads(False)
 
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         wanted = [i for i in range(count) if ctx.needs_input_grad[i]]
-        gradients = iter(operator(*cotangents[:outputs], wanted, *ctx.saved_tensors, *ctx.settings))
+        bars = [
+            torch.zeros(shape, dtype=dtype, device=device) if bar is None else bar
+            for bar, (shape, dtype, device) in zip(cotangents[:outputs], ctx.outputs, strict=True)
+        ]
+        gradients = iter(operator(*bars, wanted, *ctx.saved_tensors, *ctx.settings))
         return (*(next(gradients) if i in wanted else None for i in range(count)), *(None for _ in ctx.settings))
 
     torch.library.register_autograd(f"trellis_ops::{name}", backward, setup_context=setup_context)

@@ -33,7 +33,7 @@ def time_compiled(spec: Spec, device: Device) -> Timing:
 
 def _time(spec: Spec, device: Device, made: Callable[[Any], Any]) -> Timing:
     inputs = timing_inputs(spec, device)
-    with torch.no_grad():
+    with torch.set_grad_enabled(spec.problem.direction != "forward"):
         call = _call(spec, inputs, made)
         return measure({"baseline": call}, device, seconds=_SECONDS, rounds=_ROUNDS)["baseline"]
 
@@ -43,6 +43,8 @@ def _call(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:
     if problem.operator.startswith("trellis_step"):
         return _step(spec, inputs, made)
     t = {name: _batched(name, tensor, spec) for name, tensor in inputs.tensors.items()}
+    if problem.direction != "forward":
+        return _training_step(spec, t, made)
     if problem.operator == "trellis_attention":
         attention = made(eager.attention)
         tokens = [t[name] for name in ("q", "k", "v", "alpha", "log_beta", "gamma")]
@@ -56,6 +58,22 @@ def _call(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:
     transpose = problem.operator == "memory_readout_transposed"
     names = ("r" if transpose else "q", "k", "chunk_states", "codes", "log_beta", "gamma")
     return _pure(lambda: readout(*[t[name] for name in names], chunk_size=problem.chunk, transpose=transpose))
+
+
+def _training_step(spec: Spec, t: dict[str, Tensor], made: Callable[[Any], Any]) -> Timed:
+    """The forward, and autograd of it; `first_order` is timed as `bilevel`, whose graph it has."""
+    names = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
+    leaves = [t[name].detach().requires_grad_() for name in names]
+    bars = [t[f"bar_{name}"] for name in ("y", "S_k", "S_v")]
+    attention = made(eager.attention)
+
+    def run() -> object:
+        y, finals = attention(
+            *leaves[:6], rule=spec.rule, chunk_size=spec.problem.chunk, initial_state=(leaves[6], leaves[7])
+        )
+        return torch.autograd.grad((y, *finals), leaves, bars)
+
+    return _pure(run)
 
 
 def _step(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:
@@ -78,6 +96,6 @@ def _pure(run: Callable[[], object]) -> Timed:
 
 def _batched(name: str, tensor: Tensor, spec: Spec) -> Tensor:
     """A tensor of the kernels' layout with its batch axis: `[B * T, ...]` as `[B, T, ...]`."""
-    if name.startswith(("S_", "G_")) or (name == "gamma" and spec.rule.step_size == "head"):
+    if name.startswith(("S_", "G_", "bar_S_")) or (name == "gamma" and spec.rule.step_size == "head"):
         return tensor
     return tensor.reshape(spec.problem.batch, -1, *tensor.shape[1:])

@@ -1,7 +1,9 @@
 """What a spec costs at least: floating-point operations and bytes, counted as EQUATIONS of the paper have them.
 
 Source: TRELLIS, arXiv 2512.23852, section 3; per token, head and memory of width D the update takes 4 M D operations
-(z, and the outer products) and the readout 2 M D + 2 C (D + M).
+(z, and the outer products) and the readout 2 M D + 2 C (D + M). A product of two factors has a gradient of two
+products, so a backward, which includes its forward, takes three times that; first order, where z is a constant, leaves
+out those of z.
 """
 
 from __future__ import annotations
@@ -33,7 +35,12 @@ def cost_of(spec: Spec) -> Cost:
     problem = spec.problem
     rows = problem.batch * problem.tokens * problem.heads
     per_row = _gate_bytes(spec) + _value_bytes(problem)
-    return Cost(rows * _flops_per_row(problem), rows * per_row + _state_bytes(problem))
+    flops, moved = rows * _flops_per_row(problem), rows * per_row + _state_bytes(problem)
+    if problem.direction == "forward":
+        return Cost(flops, moved)
+    constant = rows * 4 * problem.slots * (problem.dim_k + problem.dim_v)
+    # Inputs are read by both kernels; y, its cotangent and the gradients of the inputs are as large together.
+    return Cost(3 * flops - (constant if problem.direction == "backward_first_order" else 0), 3 * moved)
 
 
 def state_bytes(problem: Problem) -> int:

@@ -26,7 +26,8 @@ class Inputs:
         tensors: by the names of the equations: q, k `[tokens, H, D_k]`, v `[tokens, H, D_v]`, alpha `[tokens, H, M]`,
             log_beta `[tokens, H]`, gamma `[H]` or `[tokens, H]`, S_k, S_v, G_k, G_v `[N, H, M, D]` (G: the states that
             `trellis_step_chunked` takes its inner gradient at); for a readout also r `[tokens, H, M]`, chunk_states
-            `[chunks, H, M, D]` and codes `[tokens, H, M]`.
+            `[chunks, H, M, D]` and codes `[tokens, H, M]`; for a backward the cotangents bar_y, bar_S_k and bar_S_v of
+            outputs and final states.
     """
 
     lengths: tuple[int, ...]
@@ -93,6 +94,9 @@ def make_inputs(spec: Spec, lengths: tuple[int, ...], device: Device, seed: int 
         made["r"] = normal(tokens, heads, slots).to(dtype)
         made["codes"] = normal(tokens, heads, slots)
         made["chunk_states"] = normal(order.chunks, heads, slots, problem.dim_k) / math.sqrt(problem.dim_k)
+    if problem.direction != "forward":
+        made["bar_y"] = normal(tokens, heads, problem.dim_v).to(dtype)
+        made["bar_S_k"], made["bar_S_v"] = states(problem.dim_k), states(problem.dim_v)
     return Inputs(lengths, order, {name: tensor.to(where) for name, tensor in made.items()})
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codegen.program import Program
 from tuner.inputs import Inputs
+from tuner.launch_backward import backward_call, backward_first_values
 
 GUARD = 64
 """Values on either side of every output that no kernel may touch."""
@@ -40,7 +41,7 @@ class Launch:
 
     def reset_states(self) -> None:
         """Put the states back; enough between two samples of a timing."""
-        for name in ("S", "S_k", "S_v"):
+        for name in ("S", "S_k", "S_v", "bar_S_k", "bar_S_v"):
             if name in self.outputs:
                 self.outputs[name].copy_(self.first[name])
 
@@ -73,6 +74,8 @@ def _first_values(program: Program, inputs: Inputs) -> dict[str, Tensor]:
     def poison(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.full(shape, float("nan"), dtype=dtype, device=inputs["q"].device)
 
+    if problem.direction != "forward":
+        return backward_first_values(program, inputs)
     if problem.operator == "memory_update":
         chunk_states = poison(inputs.sequences.chunks, heads, problem.slots, problem.dim_k)
         codes = poison(tokens, heads, problem.slots)
@@ -94,6 +97,8 @@ def _guarded(value: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
 
 def _call(program: Program, inputs: Inputs, outputs: dict[str, Tensor]) -> Callable[[], None]:
     operator, t, sequences = program.spec.problem.operator, inputs.tensors, inputs.sequences
+    if program.spec.problem.direction != "forward":
+        return backward_call(program, inputs, outputs)
     if operator == "memory_update":
         arguments = (t["k"], t["alpha"], t["log_beta"], t["gamma"], outputs["S"], sequences)
         return lambda: program.update(*arguments, outputs["chunk_states"], outputs["codes"])

@@ -21,8 +21,10 @@ def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
     `inputs` must live on the CPU; the time grows with their tokens, about a millisecond each.
     """
     operator = spec.problem.operator
+    if spec.problem.direction != "forward":
+        return _gradients(spec, inputs)
     if operator == "trellis_attention":
-        return _attention(spec, inputs)
+        return _attention(spec, inputs, inputs.tensors)
     if operator.startswith("trellis_step"):
         return _step(spec, inputs)
     if operator == "memory_update":
@@ -30,21 +32,35 @@ def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
     return _readout(spec, inputs)
 
 
-def _attention(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
-    q, k, v, alpha, log_beta = (inputs[name][None] for name in ("q", "k", "v", "alpha", "log_beta"))
+def _attention(spec: Spec, inputs: Inputs, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    q, k, v, alpha, log_beta = (tensors[name][None] for name in ("q", "k", "v", "alpha", "log_beta"))
     y, (s_k, s_v) = reference.attention(
         q,
         k,
         v,
         alpha,
         log_beta,
-        inputs["gamma"] if spec.rule.step_size == "head" else inputs["gamma"][None],
+        tensors["gamma"] if tensors["gamma"].ndim == 1 else tensors["gamma"][None],
         rule=spec.rule,
         chunk_size=spec.problem.chunk,
-        initial_state=(inputs["S_k"], inputs["S_v"]),
+        initial_state=(tensors["S_k"], tensors["S_v"]),
         cu_seqlens=inputs.sequences.cu_seqlens,
+        outer_gradient="first_order" if spec.problem.direction == "backward_first_order" else "bilevel",
     )
     return {"y": y[0], "S_k": s_k, "S_v": s_v}
+
+
+def _gradients(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
+    """Outputs, final states and the gradients of all inputs; that of gamma per token, as the kernels write it."""
+    leaves = {name: inputs[name].double().requires_grad_() for name in ("q", "k", "v", "alpha", *_GATES, "S_k", "S_v")}
+    gamma = inputs["gamma"].double().expand(inputs["log_beta"].shape).clone().requires_grad_()
+    leaves["gamma"] = gamma
+    with torch.enable_grad():
+        outputs = _attention(spec, inputs, leaves)
+        bars = [inputs[f"bar_{name}"].double() for name in outputs]
+        gradients = torch.autograd.grad(list(outputs.values()), list(leaves.values()), bars)
+    found = {name: output.detach() for name, output in outputs.items()}
+    return found | {f"bar_{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
 
 
 def _step(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ def legal_schedules(spec: Spec, backend: str, device: Device) -> tuple[Schedule,
         NoScheduleError: there is none.
     """
     fields: dict[str, tuple[Value, ...]] = {
-        "variant": variants_of(spec.problem.operator, backend),
+        "variant": variants_of(spec.problem.operator, backend, spec.problem.direction),
         **SCHEDULES[backend].choices,
     }
     every = (

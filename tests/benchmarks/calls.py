@@ -49,12 +49,25 @@ class Subject:
     reset: Callable[[], None]
 
 
-def subject(spec: Spec, where: torch.device) -> Subject:
-    """Seeded inputs of `spec` on `where`, from random states."""
+def subject(spec: Spec, where: torch.device, gradients: bool = False) -> Subject:
+    """Seeded inputs of `spec` on `where`, from random states; with `gradients` they require them."""
     p = spec.problem
     made = make_inputs(p.batch, p.tokens, p.heads, p.dim_k, p.dim_v, p.slots, step_size=spec.rule.step_size)
     inputs = made.to(_DTYPES[p.dtype]).map(lambda x: x.to(where))
+    inputs = inputs.leaves() if gradients else inputs
     return _step(spec, inputs) if p.operator.startswith("trellis_step") else _attention(spec, inputs)
+
+
+def training_step(bound: Subject, call: Call) -> Callable[[], object]:
+    """Forward of one of the subject's calls and, from a seeded cotangent of y, backward into all of its inputs."""
+    v = bound.inputs.v
+    cotangent = torch.randn(v.shape, generator=torch.Generator().manual_seed(1)).to(v)
+
+    def step() -> object:
+        with torch.enable_grad():
+            return torch.autograd.grad(call.y(), bound.inputs.tensors, cotangent)
+
+    return step
 
 
 def _attention(spec: Spec, inputs: Inputs) -> Subject:

@@ -49,7 +49,8 @@ class Case:
 
 
 def cases(device: Device) -> list[Case]:
-    """The specs of the workload for `device`."""
+    """The specs of the workload for `device` that have no backward; `tests.benchmarks.training` has those that do."""
     workload = load_workload(DEFAULT_FILE, device.kind)
     targets = LEAST if device.kind == "cpu" else {}
-    return [Case(named.name, named.spec, targets.get(named.spec.problem, Least())) for named in workload]
+    forward = [named for named in workload if named.spec.problem.direction == "forward"]
+    return [Case(named.name, named.spec, targets.get(named.spec.problem, Least())) for named in forward]

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import resource
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.benchmarks.resident import forget_peak, peak_bytes
+
 ROOT = Path(__file__).parents[2]
 _FIRST = 500
-
-_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_FORGET_PEAK = "5"  # What proc(5) says: the peak becomes what is resident now.
 
 
 @dataclass(frozen=True)
@@ -67,17 +64,10 @@ def _decode(tokens: int) -> None:
             for _ in range(point - done):
                 token.copy_(model.step(token, state).argmax(-1))
             seconds = (time.perf_counter() - started) / (point - done)
-            if done == 0 and _CLEAR_REFS.exists():
-                _CLEAR_REFS.write_text(_FORGET_PEAK)
-            print(json.dumps(asdict(Held(point, state.nbytes(), _peak(), seconds))), flush=True)
+            if done == 0:
+                forget_peak()
+            print(json.dumps(asdict(Held(point, state.nbytes(), peak_bytes(), seconds))), flush=True)
             done, started = point, time.perf_counter()
-
-
-def _peak() -> int:
-    if _STATUS.exists():
-        (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-        return 1024 * int(kilobytes)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from codegen.device import Device
 from codegen.spec import Spec
-from tests.benchmarks.calls import Call, subject
+from tests.benchmarks.calls import Call, subject, training_step
 from tests.benchmarks.compiled import compile_eager
 from tests.benchmarks.turns import sample
+from trellis_ops.train.allocator import keep_freed_memory
 from tuner.ceiling import Ceiling, ceiling_again
 from tuner.inputs import torch_device
 from tuner.measure import Timed
@@ -59,6 +60,11 @@ class Rivals:
     def prepare(self, spec: Spec, compile_limit: float) -> dict[str, str]:
         """Make the inputs of `spec`, compile; a note on each implementation."""
         notes: dict[str, str] = self._ask("prepare", spec, compile_limit)
+        return notes
+
+    def prepare_training(self, spec: Spec, compile_limit: float) -> dict[str, str]:
+        """The same for training steps, forward and backward."""
+        notes: dict[str, str] = self._ask("prepare_training", spec, compile_limit)
         return notes
 
     def results(self) -> dict[str, Tensor]:
@@ -113,7 +119,17 @@ class _Runner:
         self._calls: dict[str, Call] = {EAGER: self._bound.eager}
         if compiled.call is not None:
             self._calls[COMPILE] = compiled.call
+        self._steps: dict[str, Callable[[], object]] = dict(self._calls)
         return {EAGER: f"trellis_ops.eager.{self._bound.eager.function.__name__}", COMPILE: compiled.note}
+
+    def prepare_training(self, spec: Spec, compile_limit: float) -> dict[str, str]:
+        keep_freed_memory()
+        self._bound = subject(spec, torch_device(self._device), gradients=True)
+        with torch.enable_grad():
+            compiled = compile_eager(self._bound, compile_limit)
+        calls = {EAGER: self._bound.eager} | ({} if compiled.call is None else {COMPILE: compiled.call})
+        self._steps = {name: training_step(self._bound, call) for name, call in calls.items()}
+        return {EAGER: "autograd of trellis_ops.eager.attention", COMPILE: compiled.note}
 
     def results(self) -> dict[str, Any]:
         found = {}
@@ -129,6 +145,6 @@ class _Runner:
         return found
 
     def sample(self, name: str) -> float:
-        seconds = sample(Timed(self._calls[name], self._bound.reset), self._device)
+        seconds = sample(Timed(self._steps[name], self._bound.reset), self._device)
         time.sleep(_UNTIL_THREADS_SLEEP)
         return seconds

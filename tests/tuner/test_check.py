@@ -56,6 +56,37 @@ def test_right_kernels_pass(operator):
     assert all(0 <= error <= TOLERANCE["float32"] for error in checked.errors.values())
 
 
+@pytest.mark.parametrize(
+    ("direction", "chunk", "step_size"),
+    [("backward", 1, "token"), ("backward", 4, "head"), ("backward_first_order", 4, "token")],
+)
+def test_right_gradients_pass(direction, chunk, step_size):
+    spec = small("trellis_attention", direction=direction, chunk=chunk, step_size=step_size)
+    checked = check(compiled(spec), spec)
+    assert checked.outcome is Outcome.ok, checked.reason
+    names = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
+    assert checked.errors.keys() == {"y", "S_k", "S_v"} | {f"bar_{name}" for name in names}
+    assert all(error <= 10 * TOLERANCE["float32"] for error in checked.errors.values())
+
+
+def test_a_wrong_gradient_is_wrong_though_every_output_is_right():
+    spec = small("trellis_attention", direction="backward")
+    program = compiled(spec)
+    reverse = Tampered(program.kernels[1], lambda arguments: arguments[BAR_K].mul_(1.001))
+    checked = check(replace(program, kernels=(program.kernels[0], reverse)), spec)
+    assert checked.outcome is Outcome.wrong_answer
+    assert checked.reason.startswith("bar_k: relative error")
+
+
+def test_gradients_of_the_first_order_are_not_those_of_the_second():
+    bilevel, first_order = (
+        small("trellis_attention", direction=direction) for direction in ("backward", "backward_first_order")
+    )
+    checked = check(compiled(first_order), bilevel)
+    assert checked.outcome is Outcome.wrong_answer
+    assert checked.errors["y"] <= TOLERANCE["float32"] < checked.errors["bar_k"]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_types_have_their_own_tolerance(dtype):
     spec = small("trellis_attention", dtype=dtype, step_size="token", dim_v=6, slots=5)
@@ -67,6 +98,9 @@ def test_half_types_have_their_own_tolerance(dtype):
 STEP = small("trellis_step")
 ATTENTION = small("trellis_attention")
 HARD = ((19, 5), cpu(), SEED)
+BAR_K = 15
+"""Place of the gradient of k among the arguments of `trellis_backward`, after the flags of what is wanted."""
+
 STATE = 7
 """Place of S_v among the arguments of `memory_step`, and of `trellis_fused`."""
 

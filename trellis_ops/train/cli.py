@@ -17,6 +17,7 @@ from trellis_ops.config import TrellisConfig
 from trellis_ops.dispatch import device_of
 from trellis_ops.train import checkpoint as checkpoints
 from trellis_ops.train import curve as curves
+from trellis_ops.train.allocator import keep_freed_memory
 from trellis_ops.train.checkpoint import Checkpoint
 from trellis_ops.train.curve import Curve
 from trellis_ops.train.errors import CheckpointError
@@ -46,6 +47,7 @@ def train(options: argparse.Namespace) -> None:
         checkpoints.require_safetensors()
         curves.require_matplotlib()
         settings = settings_of(options)
+        keep_freed_memory()
         if options.threads is not None:
             torch.set_num_threads(options.threads)
             # TVM reads it when the first kernel is compiled.

@@ -1,0 +1,60 @@
+"""What a training step of the operator holds at most, in a process of its own, which does nothing else:
+
+    python -m tests.benchmarks.training_memory tvm 4096
+
+prints the bytes that became resident beyond the inputs, by that implementation at so many tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from codegen.spec import Problem
+from tests.benchmarks.resident import forget_peak, peak_bytes, resident_bytes
+
+ROOT = Path(__file__).parents[2]
+_FIRST_TOKENS = 128
+
+
+def training_bytes(implementation: str, tokens: int) -> int:
+    """Run this module on its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.training_memory", implementation, str(tokens)]
+    return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+
+def _measured(implementation: str, tokens: int) -> int:
+    import torch
+
+    from codegen.rule import Rule
+    from codegen.spec import Spec
+    from tests.benchmarks.calls import subject, training_step
+
+    def prepared(count: int):
+        bound = subject(Spec(Rule(), Problem(batch=1, heads=8, tokens=count, chunk=64)), torch.device("cpu"), True)
+        bound.operator.kwargs["implementation"] = implementation
+        return training_step(bound, bound.operator)
+
+    prepared(_FIRST_TOKENS)()  # It compiles, once for every length.
+    step = prepared(tokens)
+    before = resident_bytes()
+    forget_peak()
+    gradients = step()
+    peak = peak_bytes()
+    del gradients
+    return peak - before
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training_memory", description=__doc__)
+    parser.add_argument("implementation", choices=["eager", "tvm"], help="whose step")
+    parser.add_argument("tokens", type=int, help="of how many tokens")
+    options = parser.parse_args(arguments)
+    print(_measured(options.implementation, options.tokens))
+
+
+if __name__ == "__main__":
+    main()

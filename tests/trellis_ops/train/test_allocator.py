@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+TENSORS, BYTES = 4, 30_000_000
+SCRIPT = f"""
+import resource
+import torch
+from trellis_ops.train.allocator import keep_freed_memory
+
+if KEEP:
+    assert keep_freed_memory()
+
+def step():
+    return [torch.ones({BYTES} // 4) for _ in range({TENSORS})]
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+for _ in range(3):
+    step()
+before = faults()
+for _ in range(5):
+    step()
+print((faults() - before) // 5 * resource.getpagesize())
+"""
+
+
+def mapped_again(keep: bool) -> int:
+    """Bytes that the system has to map in every step."""
+    script = SCRIPT.replace("KEEP", str(keep))
+    return int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no mallopt")
+def test_what_a_step_frees_is_there_for_the_next():
+    assert mapped_again(keep=True) < TENSORS * BYTES // 10
+    assert mapped_again(keep=False) > TENSORS * BYTES // 2
