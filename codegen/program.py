@@ -20,7 +20,7 @@ from codegen.device import Device
 from codegen.legality import require_legal
 from codegen.render import template_digest
 from codegen.schedule import Schedule, TritonSchedule, TvmSchedule, segment_tiles, segment_tokens, variants_of
-from codegen.spec import Spec
+from codegen.spec import Problem, Spec
 
 if TYPE_CHECKING:
     import torch
@@ -353,11 +353,11 @@ def schedule_digest(schedule: Schedule) -> str:
     return template_digest(schedule.backend, KERNELS_OF_VARIANT[schedule.variant])
 
 
-def operator_digest(operator: str, backend_name: str, direction: str = "forward") -> str:
-    """Digest of the templates of every variant of `operator`; the one that studies and tuning records are keyed by.
+def operator_digest(problem: Problem, backend_name: str) -> str:
+    """Digest of the templates of every variant of the problem's operator and direction, which keys studies and records.
 
     It needs no schedule, so a lookup can form it, and a change to any variant reopens the question which one wins.
     """
-    variants = variants_of(operator, backend_name, direction)
+    variants = variants_of(problem.operator, backend_name, problem.direction)
     kernels = {kernel for variant in variants for kernel in KERNELS_OF_VARIANT[variant]}
     return template_digest(backend_name, tuple(sorted(kernels)))

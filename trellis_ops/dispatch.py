@@ -114,7 +114,7 @@ def _kernel(name: str, spec: Spec, device: Device, forced: str | None) -> Resolu
         bucket=bucket(spec).key(),
         device=device.key(),
         backend=name,
-        template_digest=operator_digest(spec.problem.operator, name, spec.problem.direction),
+        template_digest=operator_digest(spec.problem, name),
     )
     if match is None:
         notes.append(_why_no_record(name, spec, device))
@@ -173,7 +173,7 @@ def _why_no_record(name: str, spec: Spec, device: Device) -> str:
         bucket=bucket(spec).key(),
         device=device.key(),
         backend=name,
-        template_digest=operator_digest(spec.problem.operator, name, spec.problem.direction),
+        template_digest=operator_digest(spec.problem, name),
     )
     if not misses:
         return f"no tuning record of {spec.key()} for {device.key()}; `make tune` makes one"

@@ -22,7 +22,7 @@ class KnownFailures:
 
     def __init__(self, spec: Spec, session: Session) -> None:
         self._spec, self._session = spec, session
-        self._digest = operator_digest(spec.problem.operator, session.backend)
+        self._digest = operator_digest(spec.problem, session.backend)
         self._toolchain = compiler(session.backend).toolchain()
         self._known = session.store.failures.known(
             spec=spec.key(),

@@ -101,7 +101,7 @@ def known_schedule(spec: Spec, backend: str, device: Device, store: Store) -> Sc
         bucket=bucket(spec).key(),
         device=device.key(),
         backend=backend,
-        template_digest=operator_digest(spec.problem.operator, backend),
+        template_digest=operator_digest(spec.problem, backend),
     )
     fallback = default(backend, spec, device)
     if match is None:
@@ -123,7 +123,7 @@ def _study(session: Session, schedules: dict[tuple[int, int], Schedule]) -> optu
     about = [
         session.device.key(),
         str(toolchain(session.backend)),
-        operator_digest("trellis_attention", session.backend),
+        operator_digest(Problem(), session.backend),
     ]
     about += [schedule.key() for schedule in schedules.values()]
     name = f"slots and chunk {session.backend} {hashlib.sha256('|'.join(about).encode()).hexdigest()[:12]}"

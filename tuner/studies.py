@@ -63,7 +63,7 @@ def study_key(spec: Spec, backend: str, device: Device, space: Space, policy: Po
         device.key(),
         backend,
         ", ".join(f"{package} {versions[package]}" for package in sorted(versions)),
-        operator_digest(spec.problem.operator, backend),
+        operator_digest(spec.problem, backend),
         _digest(sorted(space.schedules)),
         policy.name,
     )

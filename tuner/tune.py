@@ -141,7 +141,7 @@ def _record(
         bucket=bucket(spec).key(),
         device=device.key(),
         backend=session.backend,
-        template_digest=operator_digest(spec.problem.operator, session.backend),
+        template_digest=operator_digest(spec.problem, session.backend),
         schedule=settings,
         outcome=Outcome.ok,
         reason=shortened(verdict.reason),

@@ -42,7 +42,7 @@ def record(spec: Spec = SPEC, **changes) -> Record:
         "bucket": bucket(spec).key(),
         "device": cpu().key(),
         "backend": "tvm",
-        "template_digest": operator_digest(spec.problem.operator, "tvm"),
+        "template_digest": operator_digest(spec.problem, "tvm"),
         "schedule": schedule.settings(),
         "outcome": Outcome.ok,
         "seconds": 1e-3,

@@ -72,7 +72,7 @@ def winner(tmp_path, monkeypatch):
                 bucket=bucket(SPEC).key(),
                 device=cpu().key(),
                 backend="tvm",
-                template_digest=operator_digest(SPEC.problem.operator, "tvm"),
+                template_digest=operator_digest(SPEC.problem, "tvm"),
                 schedule=schedule.settings(),
                 outcome=Outcome.ok,
                 seconds=1e-3,

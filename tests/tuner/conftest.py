@@ -21,6 +21,7 @@ from tuner.studies import open_storage
 from tuning_db import Store
 
 STEP = Spec(Rule(), Problem("trellis_step", tokens=1, heads=2, dim_k=8, dim_v=8, slots=8, chunk=1))
+TRAIN = Spec(Rule(), Problem(tokens=32, heads=2, dim_k=8, dim_v=8, slots=8, chunk=16, direction="backward"))
 UPDATE = Spec(Rule(), Problem("memory_update", tokens=32, heads=2, dim_k=8, dim_v=8, slots=8, chunk=8))
 
 

@@ -20,6 +20,7 @@ from codegen.backends import backend as compiler
 from codegen.device import cpu
 from codegen.program import build, operator_digest
 from codegen.schedule import TvmSchedule, default
+from codegen.spec import Problem
 from tests.tuner.faulty_templates import FAULTS, at_fault, spec_of, write_faulty_templates
 from tuner.budget import Budget
 from tuner.check import check
@@ -105,7 +106,7 @@ def test_a_candidate_at_fault_costs_itself_only(faulty: Workers, tmp_path: Path,
         spec=spec.key(),
         device=cpu().key(),
         backend="tvm",
-        template_digest=operator_digest("trellis_step", "tvm"),
+        template_digest=operator_digest(Problem("trellis_step"), "tvm"),
         toolchain=compiler("tvm").toolchain(),
     )
     (record,) = known.values()

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from codegen.device import cpu
 from codegen.program import operator_digest
-from codegen.spec import Spec, bucket
-from tests.tuner.conftest import STEP, UPDATE
+from codegen.spec import Problem, Spec, bucket
+from tests.tuner.conftest import STEP, TRAIN, UPDATE
+from trellis_ops import dispatch, forget
 from tuner.budget import Budget
 from tuner.errors import NothingMeasuredError
 from tuner.search import Status, search
@@ -165,7 +167,7 @@ def test_a_winner_is_committed_with_where_it_comes_from(session, progress):
     (record,) = session.store.records(cpu().key())
     assert record == tuned.record
     assert (record.spec, record.bucket) == (UPDATE.key(), bucket(UPDATE).key())
-    assert record.template_digest == operator_digest("memory_update", "tvm")
+    assert record.template_digest == operator_digest(Problem("memory_update"), "tvm")
     assert space_of(UPDATE, "tvm", cpu()).at(record.schedule).key() == tuned.winner
     assert {"python", "torch", "optuna", "apache-tvm"} <= record.toolchain.keys()
     assert record.policy.startswith("cpu-warm: pinned threads")
@@ -180,3 +182,16 @@ def test_a_winner_is_committed_with_where_it_comes_from(session, progress):
     )
     assert match is not None
     assert match.how == "exact"
+
+
+def test_a_tuned_backward_is_what_a_training_step_runs(session, progress, monkeypatch):
+    tuned = tune(NamedSpec("train", TRAIN), session, progress)
+    monkeypatch.setattr(dispatch, "default_store", lambda: session.store)
+    forget()
+    try:
+        found = dispatch.resolve(TRAIN, torch.device("cpu"), None)
+    finally:
+        forget()
+    assert found.origin == "exact winner"
+    assert found.match is not None
+    assert found.match.record == tuned.record
