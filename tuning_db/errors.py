@@ -7,6 +7,9 @@ from typing import ClassVar
 FOLDER_VARIABLE = "TRELLIS_OPS_TUNING_DB"
 """Environment variable that names another folder for the user layer."""
 
+CACHE_VARIABLE = "TRELLIS_OPS_CACHE"
+"""Environment variable that names another cache folder, where records go while the user layer cannot be written."""
+
 
 class TuningDatabaseError(Exception):
     """Base of every error that the tuning database raises on purpose; details fill the message and stay readable."""

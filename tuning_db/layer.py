@@ -161,11 +161,12 @@ def _indexed(reading: Reading) -> Index:
         index.exact[record.spec, record.backend, record.template_digest] = record
         place = (record.bucket, record.backend, record.template_digest)
         rival = index.buckets.get(place)
-        index.buckets[place] = record if rival is None else max(rival, record, key=_bucket_rank)
+        index.buckets[place] = record if rival is None else max(rival, record, key=bucket_rank)
     return index
 
 
-def _bucket_rank(record: Record) -> tuple[object, ...]:
+def bucket_rank(record: Record) -> tuple[object, ...]:
+    """Greater for the record that serves its bucket better, or its spec."""
     return (record.spec == record.bucket, *record.recency())
 
 

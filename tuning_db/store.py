@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,10 +14,10 @@ import msgspec
 from msgspec.structs import replace
 
 from tuning_db.device_file import DeviceFile
-from tuning_db.errors import FOLDER_VARIABLE, DatabaseWriteError, RecordError
+from tuning_db.errors import CACHE_VARIABLE, FOLDER_VARIABLE, DatabaseWriteError, RecordError
 from tuning_db.failures import Failures
-from tuning_db.field_rules import check_device, is_device_key
-from tuning_db.layer import Layer, LayerName, winners
+from tuning_db.field_rules import check_device, is_device_key, parse_created
+from tuning_db.layer import Layer, LayerName, bucket_rank, winners
 from tuning_db.recommendation import Recommendation
 from tuning_db.record import Identity, Outcome, Record
 from tuning_db.warning import warn_once
@@ -30,7 +31,7 @@ class Match(msgspec.Struct, frozen=True):
 
     Attributes:
         record: the winner.
-        layer: the layer it comes from.
+        layer: the layer it comes from; the fallback folder counts as the user's.
         path: the file it was read from.
         how: "exact" if it was measured on the spec asked for, "bucket" if on another spec of the same bucket.
     """
@@ -64,32 +65,36 @@ class Store:
     Args:
         user: folder of this machine's records, made at the first commit; None for a store that is only read.
         shipped: folder of the records that come with the package.
+        fallback: where records go, with a warning, while `user` cannot be written. It is read as a part of the user
+            layer: of two records of one identity the newer counts.
 
     Attributes:
         failures: what was tried here and failed.
     """
 
-    def __init__(self, user: Path | None, shipped: Path = SHIPPED) -> None:
+    def __init__(self, user: Path | None, shipped: Path = SHIPPED, fallback: Path | None = None) -> None:
         self.user = None if user is None else Layer("user", user)
+        self.fallback = None if fallback is None else Layer("user", fallback)
         self.shipped = Layer("shipped", shipped)
         self.failures = Failures(user)
-        self._layers = tuple(layer for layer in (self.user, self.shipped) if layer is not None)
+        self._own = tuple(layer for layer in (self.user, self.fallback) if layer is not None)
+        self._layers = (*self._own, self.shipped)
 
     def lookup(self, *, spec: str, bucket: str, device: str, backend: str, template_digest: str) -> Match | None:
         """The winner for a spec: exact in the user layer, exact in the shipped one, then the bucket in the same order.
 
         Warns once if neither layer has a file for the device. Among several records of a bucket, see `Index.buckets`.
         """
-        indices = [(layer, layer.index(device)) for layer in self._layers]
-        for layer, index in indices:
-            record = index.exact.get((spec, backend, template_digest))
-            if record is not None:
-                return Match(record, layer.name, layer.path(device), "exact")
-        for layer, index in indices:
-            record = index.buckets.get((bucket, backend, template_digest))
-            if record is not None:
-                return Match(record, layer.name, layer.path(device), "bucket")
-        if is_device_key(device) and all(index.missing for _, index in indices):
+        groups = [[(layer, layer.index(device)) for layer in group] for group in (self._own, (self.shipped,))]
+        for group in groups:
+            exact = [(layer, index.exact.get((spec, backend, template_digest))) for layer, index in group]
+            if match := _best(exact, device, "exact"):
+                return match
+        for group in groups:
+            near = [(layer, index.buckets.get((bucket, backend, template_digest))) for layer, index in group]
+            if match := _best(near, device, "bucket"):
+                return match
+        if is_device_key(device) and all(index.missing for group in groups for _, index in group):
             path = self._layers[0].path(device)
             warn_once(str(path), f"{path} does not exist, so nothing is tuned for this device; run `make tune` once")
         return None
@@ -128,44 +133,43 @@ class Store:
 
     def recommendation(self, device: str) -> Recommendation | None:
         """The slot count and chunk size recommended for a device, the user layer's before the shipped one's."""
-        for layer in self._layers:
-            found = layer.index(device).content.recommendation
-            if found is not None:
-                return found
+        for group in (self._own, (self.shipped,)):
+            found = [layer.index(device).content.recommendation for layer in group]
+            known = [each for each in found if each is not None]
+            if known:
+                return max(known, key=lambda each: parse_created(each.created))
         return None
 
     def commit(self, record: Record) -> bool:
         """Put a record in the user layer in place of the one with the same identity; False if its outcome is not ok.
 
         Raises:
-            DatabaseWriteError: the user folder cannot be written, or the store has none.
+            DatabaseWriteError: neither the user folder nor the fallback can be written, or the store has none.
             DatabaseBusyError, DatabaseFullError: see those.
         """
-        if record.outcome is not Outcome.ok:
-            return False
-        identity = record.identity()
-        self._writable().update(
-            record.device,
-            lambda old: replace(old, records=(*(r for r in old.records if r.identity() != identity), record)),
-        )
-        return True
+        return self.put([record]) == 1
+
+    def put(self, records: Iterable[Record]) -> int:
+        """As `commit`, of many; of several with the same identity the newest. How many were ok. Raises as `commit`."""
+        taken = winners(records)
+        for device, group in _by_device(taken.values()):
+            self._update(device, partial(_with, records=group))
+        return len(taken)
 
     def merge(self, records: Iterable[Record]) -> int:
         """Take in the records that win over what the user layer holds, newest first; the number taken.
 
         Order and repetition do not matter: of each identity the greatest by `Record.recency` stays. Raises as `commit`.
         """
-        user, taken = self._writable(), 0
-        incoming = sorted(winners(records).values(), key=lambda record: record.device)
-        for device, group in itertools.groupby(incoming, key=lambda record: record.device):
-            offered = tuple(group)
-            before = user.update(device, partial(_merged, offered=offered))
+        taken = 0
+        for device, offered in _by_device(winners(records).values()):
+            before = self._update(device, lambda old, offered=offered: _with(old, _newer(old, offered)))  # type: ignore[misc]
             taken += len(_newer(before, offered))
         return taken
 
     def recommend(self, recommendation: Recommendation) -> None:
         """Put a recommendation in the user layer in place of the device's former one. Raises as `commit`."""
-        self._writable().update(recommendation.device, lambda old: replace(old, recommendation=recommendation))
+        self._update(recommendation.device, lambda old: replace(old, recommendation=recommendation))
 
     def ship(
         self,
@@ -204,20 +208,39 @@ class Store:
         layer.update(device, shipped)
         return layer.path(device)
 
-    def _writable(self) -> Layer:
+    def _update(self, device: str, change: Callable[[DeviceFile], DeviceFile]) -> DeviceFile:
+        """Change what the user layer holds of a device, or the fallback while that cannot be written; what it held."""
         if self.user is None:
             raise DatabaseWriteError(folder="(no user folder)", reason="this store is only read")
-        return self.user
+        try:
+            return self.user.update(device, change)
+        except DatabaseWriteError as error:
+            if self.fallback is None:
+                raise
+            try:
+                before = self.fallback.update(device, change)
+            except DatabaseWriteError as second:
+                raise error from second
+            kept = f"what was found is kept in {self.fallback.folder}, which is read as well"
+            warn_once(f"{self.user.folder} as a place to write", f"{error}; {kept}")
+            return before
 
 
 def default_store() -> Store:
-    """The store of this user: `TRELLIS_OPS_TUNING_DB`, or the user's data folder, over the package's winners."""
+    """The store of this user: `TRELLIS_OPS_TUNING_DB`, or the user's data folder, over the package's winners.
+
+    The fallback lies in the cache folder, one for each user folder, so that none serves in place of another.
+    """
+    import platformdirs  # 10 ms that `import trellis_ops` need not pay
+
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
-        return Store(_absolute(os.path.expanduser(named)))
-    import platformdirs  # 10 ms that a named folder need not pay
-
-    return Store(Path(platformdirs.user_data_dir("trellis-ops", appauthor=False)) / "tuning_db")
+        user = _absolute(os.path.expanduser(named))
+    else:
+        user = Path(platformdirs.user_data_dir("trellis-ops", appauthor=False)) / "tuning_db"
+    cache = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("trellis-ops", appauthor=False)
+    mark = hashlib.sha256(os.fsencode(user)).hexdigest()[:12]
+    return Store(user, fallback=_absolute(cache) / "tuning_db" / mark)
 
 
 def _absolute(folder: str) -> Path:
@@ -227,16 +250,28 @@ def _absolute(folder: str) -> Path:
         return Path(folder)  # the working directory is gone: reading will miss, and writing will say why
 
 
+def _best(found: Iterable[tuple[Layer, Record | None]], device: str, how: Literal["exact", "bucket"]) -> Match | None:
+    known = [(layer, record) for layer, record in found if record is not None]
+    if not known:
+        return None
+    layer, record = max(known, key=lambda each: bucket_rank(each[1]))
+    return Match(record, layer.name, layer.path(device), how)
+
+
+def _by_device(records: Iterable[Record]) -> list[tuple[str, tuple[Record, ...]]]:
+    ordered = sorted(records, key=lambda record: record.device)
+    return [(device, tuple(group)) for device, group in itertools.groupby(ordered, key=lambda record: record.device)]
+
+
 def _newer(old: DeviceFile, offered: tuple[Record, ...]) -> tuple[Record, ...]:
     held = winners(old.records)
     rivals = ((record, held.get(record.identity())) for record in offered)
     return tuple(record for record, rival in rivals if rival is None or record.recency() > rival.recency())
 
 
-def _merged(old: DeviceFile, offered: tuple[Record, ...]) -> DeviceFile:
-    newer = _newer(old, offered)
-    gone = {record.identity() for record in newer}
-    return replace(old, records=(*(record for record in old.records if record.identity() not in gone), *newer))
+def _with(old: DeviceFile, records: tuple[Record, ...]) -> DeviceFile:
+    gone = {record.identity() for record in records}
+    return replace(old, records=(*(record for record in old.records if record.identity() not in gone), *records))
 
 
 def _differences(record: Record, device: str, template_digest: str) -> tuple[str, ...]:

@@ -266,6 +266,7 @@ def test_a_relative_folder_under_a_deleted_working_directory_does_not_break_read
     monkeypatch.chdir(gone)
     gone.rmdir()
     monkeypatch.setenv("TRELLIS_OPS_TUNING_DB", "relative")
+    monkeypatch.setenv("TRELLIS_OPS_CACHE", "relative too")
     store = default_store()
     assert store.records("cpu-x", layer="user") == ()
     with pytest.raises(DatabaseWriteError):
