@@ -39,6 +39,12 @@ class UnknownMapError(TrellisError, ValueError):
     message = "{role}={name!r} is no known map; choose one of: {known}"
 
 
+class SpecKeyError(TrellisError, ValueError):
+    """A text that is the key of no spec, such as one that another version wrote."""
+
+    message = "{key!r} is no key of a spec that this version knows: {reason}"
+
+
 class UnknownKernelError(TrellisError, ValueError):
     """A kernel name that has no template."""
 

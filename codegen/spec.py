@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from typing import Any
 
-from codegen.errors import DtypeError, SizeError, UnknownKernelError
+from codegen.errors import DtypeError, SizeError, SpecKeyError, UnknownKernelError
 from codegen.rule import Rule
 
 OPERATORS = (
@@ -93,6 +95,38 @@ class Spec:
     def key(self) -> str:
         """Stable text key, the first half of a tuning record's identity."""
         return f"{self.problem.key()}/{self.rule.key()}"
+
+
+_KEY = re.compile(
+    r"(?P<operator>\w+)-(?P<direction>\w+)/B(?P<batch>\d+)-T(?P<tokens>\d+)-H(?P<heads>\d+)"
+    r"/Dk(?P<dim_k>\d+)-Dv(?P<dim_v>\d+)-M(?P<slots>\d+)-C(?P<chunk>\d+)/(?P<dtype>\w+)"
+    r"/trellis\((?P<rule>[^()]*)\)"
+)
+
+
+def spec_of_key(key: str) -> Spec:
+    """The spec whose `key()` this is.
+
+    Raises:
+        SpecKeyError: it is none of this version.
+
+    Example:
+        >>> spec_of_key(Spec(Rule(), Problem(tokens=7)).key()).problem.tokens
+        7
+    """
+    found = _KEY.fullmatch(key)
+    try:
+        if found is not None:
+            given: dict[str, Any] = found.groupdict()
+            rule: dict[str, Any] = dict(part.split("=", 1) for part in given.pop("rule").split(","))
+            rule["phi_eps"] = float(rule["phi_eps"])
+            numbers = {name: int(value) for name, value in given.items() if value.isdigit()}
+            spec = Spec(Rule(**rule), Problem(**(given | numbers)))
+            if spec.key() == key:
+                return spec
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpecKeyError(key=key, reason=str(error)) from error
+    raise SpecKeyError(key=key, reason="it has another form")
 
 
 def bucket(spec: Spec) -> Spec:

@@ -117,7 +117,11 @@ def _wrong_use(package: str, importer: str, name: str) -> str | None:
     other, mine = name.split(".")[1], importer.partition(".")[0]
     if mine in TRAINING:
         before = TRAINING[: TRAINING.index(mine) + 1]
-        return None if other in {*MODEL, *before, "dispatch", "outer_gradient"} else "training uses the model only"
+        return (
+            None
+            if other in {*MODEL, *before, "dispatch", "outer_gradient", "ranks"}
+            else "training uses the model only"
+        )
     if other in TRAINING:
         shared = importer == "demo" and name.startswith("trellis_ops.train.")
         return None if shared else "nothing but the demonstration needs what trains the model"

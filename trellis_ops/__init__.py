@@ -9,10 +9,12 @@ from trellis_ops.dispatch import Selection, selection
 from trellis_ops.explanation import Explanation, explain
 from trellis_ops.ops import memory_readout, memory_update, trellis_attention, trellis_step
 from trellis_ops.plan import forget
+from trellis_ops.ranks import agree_across_ranks
 
 __all__ = [
     "Explanation",
     "Selection",
+    "agree_across_ranks",
     "explain",
     "forget",
     "memory_readout",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trellis_ops import arguments, dispatch, operators, ops
+from trellis_ops import arguments, operators, ops, ranks
 from trellis_ops.arguments import Request
 
 
@@ -18,7 +18,7 @@ class Explanation:
     Attributes:
         spec: text key of what is computed.
         implementation: "eager", "tvm" or "triton".
-        origin: "forced", "exact winner", "bucket winner", "default schedule" or "fallback".
+        origin: "forced", "exact winner", "bucket winner", "default schedule", "fallback" or "the leader's selection".
         schedule: text key of the schedule; None for eager.
         device: key of the device.
         record: file of the tuning record behind it; None without one.
@@ -64,7 +64,7 @@ def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     given = dict(call.arguments)
     implementation = given.pop("implementation")
     request = _REQUESTS[operator.__name__](given)
-    found = dispatch.resolve_request(request, implementation)
+    found = ranks.expected_of(request, implementation)
     return Explanation(
         spec=request.spec.key(),
         implementation=found.implementation,

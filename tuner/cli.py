@@ -1,4 +1,4 @@
-"""The command line: tune, slots, prune, show, report, ship."""
+"""The command line: tune, slots, prune, show, report, ship, export, import, merge, and two experiments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from codegen.device import Device, named
 from codegen.errors import BackendUnavailableError, TrellisError
 from codegen.schedule import BACKENDS
-from tuner import experiments, report
+from tuner import exchange, experiments, report
 from tuner.budget import DEFAULT, Budget, parse_budget
 from tuner.errors import BudgetError, PolicyError, WorkloadError
 from tuner.interruption import interruptible, stop_if_interrupted
@@ -23,7 +23,7 @@ from tuner.pool import Workers
 from tuner.progress import SearchProgress
 from tuner.session import Session
 from tuner.slots import BUDGET, recommend
-from tuner.studies import default_url, open_storage
+from tuner.studies import default_url, open_storage, shown
 from tuner.tune import Tuned, tune
 from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload, parse_spec, require_distinct
 from tuning_db import TuningDatabaseError, default_store
@@ -37,7 +37,7 @@ _USAGE, _FAILED, _INTERRUPTED = 2, 1, 130
 def main(arguments: Sequence[str]) -> int:
     """Run one command; 0 if all went well, 1 if not, 2 for a mistake on the command line, 130 if interrupted."""
     options = _parser().parse_args(arguments)
-    options.command_line = shlex.join(["python", "-m", "tuner", *arguments])
+    options.command_line = shlex.join(["python", "-m", "tuner", *map(shown, arguments)])
     console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
@@ -82,7 +82,7 @@ def _tune_workload(
     device = session.device
     console.print(
         f"{device.key()}, backend {session.backend}: {len(workload)} specs, {session.budget} each; studies in "
-        f"{session.storage.url}",
+        f"{shown(session.storage.url)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -191,6 +191,33 @@ def _ship(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace, console: Console) -> int:
+    key = None if options.all else _asked_device(options.device).key()
+    written = exchange.export_records(default_store(), options.folder, key)
+    if not written:
+        console.print(f"nothing was tuned for {key or 'any device'} yet; run `make tune` first", soft_wrap=True)
+        return _FAILED
+    _print_lines(console, (f"written: {path}" for path in written))
+    return 0
+
+
+def _import(options: argparse.Namespace, console: Console) -> int:
+    count = exchange.import_records(default_store(), options.folder)
+    console.print(f"{count} records taken from {options.folder}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _merge(options: argparse.Namespace, console: Console) -> int:
+    with Workers() as workers:
+        device = workers.device(options.device)
+        measure = None if options.no_measuring else workers.contest
+        for merged in exchange.merge_records(default_store(), options.folder, device, measure):
+            verdict = "taken" if merged.taken else "left"
+            _print_lines(console, [f"{verdict}: {merged.record.spec}", f"  {merged.record.device}: {merged.reason}"])
+            stop_if_interrupted()
+    return 0
+
+
 def _workload(options: argparse.Namespace, device: Device) -> tuple[NamedSpec, ...]:
     own = tuple(parse_spec(text) for text in options.spec or ())
     listed: tuple[NamedSpec, ...] = ()
@@ -236,6 +263,13 @@ def _parser() -> argparse.ArgumentParser:
     _storage(_command(commands, "report", _report, "list the studies, what they tried, and why candidates failed"))
     shipping = _command(commands, "ship", _ship, "write the winners of this machine to where they can be committed")
     shipping.add_argument("--folder", type=Path, help="instead of tuning_db/winners")
+    exporting = _command(commands, "export", _export, "write what was tuned here to a folder, for another machine")
+    exporting.add_argument("--all", action="store_true", help="of every device, not only of this one")
+    importing = _command(commands, "import", _import, "take the records of a folder in place of those known here")
+    merging = _command(commands, "merge", _merge, "take the records of a folder that are better than those known here")
+    merging.add_argument("--no-measuring", action="store_true", help="measure nothing: the newer toolchain's stays")
+    for command in (exporting, importing, merging):
+        command.add_argument("folder", type=Path, help="one JSON file for each device")
     return parser
 
 

@@ -57,3 +57,9 @@ class HeldBackError(TrellisError, RuntimeError):
     """A device that is too hot, or short of power, to be measured."""
 
     message = "{device} was held back by heat or power in {discarded} rounds of samples; let it cool, then try again"
+
+
+class ExchangeError(TrellisError, ValueError):
+    """A folder without a single record that can be read."""
+
+    message = "{folder} holds no tuning records; name a folder that `python -m tuner export` wrote"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from tuner.known_failures import KnownFailures
 from tuner.pool import Job
 from tuner.sampler import FreshSampler, Point, default_sampler, held_point, release, untried
 from tuner.session import Session
+from tuner.shared_storage import Heart, fail_silent_trials, one_at_a_time, others_run
 from tuner.space import Settings, Space, space_of
-from tuner.studies import claim, measured, open_study, outcomes, study_key
+from tuner.studies import claim, measured, open_study, outcomes, release_lost_trials, study_key
 from tuner.worker import Candidate, Result
 from tuning_db import Outcome
 
 _WINNERS_FIRST = 4
+_UNTIL_OTHERS_END = 0.5  # Seconds between two looks at what processes elsewhere still run.
 
 
 @dataclass(frozen=True)
@@ -98,22 +101,28 @@ def search(
     seed = int(key.space_digest[:8], 16) if seed is None else seed
     sampler = FreshSampler(points, space.distributions, seed, default_sampler())
     study = open_study(session.storage, key, sampler)
-    _enqueue(study, [space.default, *_earlier_winners(spec, session, space)], points)
+    with one_at_a_time(session.storage, study.study_name):
+        _enqueue(study, [space.default, *_earlier_winners(spec, session, space)], points)
     clock = Clock(budget or session.budget)
-    running = _Running(study, spec, session, space)
-    try:
-        while True:
-            stop_if_interrupted()
-            status = _status(study, space, clock)
-            show(status)
-            wanted = _wanted(study, points, space, clock, status, len(running.trials))
-            running.begin(wanted)
-            if running.trials:
-                running.finish_one()
-            elif not wanted:
-                return Searched(space, study, exhausted=not _open(study, points))
-    finally:
-        running.release()
+    with Heart(session.storage) as heart:
+        running = _Running(study, spec, session, space, heart)
+        try:
+            while True:
+                stop_if_interrupted()
+                fail_silent_trials(study, session.storage)
+                status = _status(study, space, clock)
+                show(status)
+                wanted = _wanted(study, points, space, clock, status, len(running.trials))
+                running.begin(wanted)
+                if running.trials:
+                    running.finish_one()
+                elif not wanted and others_run(study, session.storage):
+                    release_lost_trials(study)
+                    time.sleep(_UNTIL_OTHERS_END)
+                elif not wanted:
+                    return Searched(space, study, exhausted=not _open(study, points))
+        finally:
+            running.release()
 
 
 def _open(study: optuna.Study, points: list[Settings]) -> list[Point]:
@@ -133,15 +142,18 @@ def _wanted(
 class _Running:
     """The candidates that have begun: one to be measured, and a few that are compiled meanwhile."""
 
-    def __init__(self, study: optuna.Study, spec: Spec, session: Session, space: Space) -> None:
+    def __init__(self, study: optuna.Study, spec: Spec, session: Session, space: Space, heart: Heart) -> None:
         self._study, self._spec, self._session, self._space = study, spec, session, space
+        self._heart = heart
         self._failures = KnownFailures(spec, session)
         self.trials: dict[Job, optuna.Trial] = {}
 
     def begin(self, most: int) -> None:
         """Ask for candidates until the workers have enough to do, `most` of them at most."""
         for _ in range(min(most, 1 + self._session.workers.ahead - len(self.trials))):
-            trial = self._study.ask(dict(self._space.distributions))
+            with one_at_a_time(self._session.storage, self._study.study_name):
+                trial = self._study.ask(dict(self._space.distributions))
+            self._heart.beat_for([*self.trials.values(), trial])
             claim(trial)
             if _is_duplicate(self._study, trial):
                 release(self._study, trial)

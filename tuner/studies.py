@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -12,7 +15,7 @@ from pathlib import Path
 import optuna
 import sqlalchemy.exc
 from filelock import FileLock
-from optuna.storages import RDBStorage
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from codegen.backends import backend as compiler
@@ -23,6 +26,8 @@ from codegen.spec import Spec
 from tuner.errors import StudyError
 from tuner.owner import is_lost, this_process
 from tuner.policy import Policy
+from tuner.sampler import MOST_DEATHS
+from tuner.shared_storage import HEARTBEAT_SECONDS
 from tuner.space import Space
 from tuning_db import Outcome
 
@@ -78,8 +83,11 @@ def default_url() -> str:
     return f"sqlite:///{generated_folder().parent / 'studies.db'}"
 
 
-def open_storage(url: str) -> RDBStorage:
+def open_storage(url: str, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> RDBStorage:
     """The Optuna storage at `url`, an SQLAlchemy URL; made if it is not there.
+
+    What is no SQLite file is shared with other machines: it keeps a heartbeat of every running trial, and what a
+    silent process was running is tried again. `postgresql://` takes the driver psycopg.
 
     Raises:
         StudyError: it cannot be opened, or holds something else.
@@ -89,14 +97,34 @@ def open_storage(url: str) -> RDBStorage:
     path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
     try:
         if path is None:
-            return RDBStorage(url)
+            return _shared(url.replace("postgresql://", "postgresql+psycopg://", 1), heartbeat_seconds)
         path.parent.mkdir(parents=True, exist_ok=True)
         arguments = {"connect_args": {"timeout": _BUSY_SECONDS}}
         # Two processes that create the tables at once would trip over each other.
         with FileLock(f"{path}.lock", timeout=_BUSY_SECONDS):
             return RDBStorage(url, engine_kwargs=arguments)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, OSError, ImportError, RuntimeError) as error:
-        raise StudyError(url=url, reason=str(error).partition("\n")[0]) from error
+        raise StudyError(url=shown(url), reason=str(error).partition("\n")[0]) from error
+
+
+def shown(url: str) -> str:
+    """`url` without the password in it, to be printed and stored; any other text as it is."""
+    return re.sub(r"(?<=://)([^:@/\s]*):[^@/\s]*@", r"\1:***@", url)
+
+
+def _shared(url: str, heartbeat_seconds: int) -> RDBStorage:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        retry = RetryHeartbeatStaleTrialCallback(max_retry=MOST_DEATHS - 1)
+        # Twice, since of two processes that make the tables at once one fails.
+        with contextlib.suppress(sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError):
+            RDBStorage(url)
+        return RDBStorage(
+            url,
+            engine_kwargs={"pool_pre_ping": True},
+            heartbeat_interval=heartbeat_seconds,
+            heartbeat_stale_trial_callback=retry,
+        )
 
 
 def open_study(storage: RDBStorage, key: StudyKey, sampler: optuna.samplers.BaseSampler) -> optuna.Study:

@@ -20,7 +20,7 @@ from tuner.policy import stated
 from tuner.progress import SearchProgress
 from tuner.search import Searched, search
 from tuner.session import Session, toolchain
-from tuner.studies import measured, outcomes
+from tuner.studies import measured, outcomes, shown
 from tuner.worker import Candidate, Contest
 from tuner.workload import NamedSpec
 from tuning_db import Outcome, Record, shortened, utc_now
@@ -71,7 +71,7 @@ def tune(named: NamedSpec, session: Session, progress: SearchProgress) -> Tuned:
     try:
         searched = search(spec, session, progress.show)
     except (sqlalchemy.exc.SQLAlchemyError, OptunaError) as error:
-        raise StudyError(url=session.storage.url, reason=str(error).partition("\n")[0]) from error
+        raise StudyError(url=shown(session.storage.url), reason=str(error).partition("\n")[0]) from error
     progress.phase("finals: the best few and the default side by side")
     timings, verdict = hold_finals(spec, session, searched)
     progress.phase("measuring eager PyTorch and the ceiling")

@@ -131,6 +131,10 @@ class Store:
         """The devices that either layer has a file for, sorted."""
         return tuple(sorted({device for layer in self._layers for device in layer.devices()}))
 
+    def own_devices(self) -> tuple[str, ...]:
+        """The devices that the user layer has a file for, sorted."""
+        return tuple(sorted({device for layer in self._own for device in layer.devices()}))
+
     def recommendation(self, device: str) -> Recommendation | None:
         """The slot count and chunk size recommended for a device, the user layer's before the shipped one's."""
         for group in (self._own, (self.shipped,)):

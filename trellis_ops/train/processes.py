@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from codegen.errors import SizeError
+from trellis_ops.ranks import agree_across_ranks
 from trellis_ops.train.errors import LaunchError
 from trellis_ops.train.objective import Carried, Objective
 
@@ -92,6 +93,7 @@ def joined(device: str) -> Iterator[Processes]:
     if kind == "cuda":
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    agree_across_ranks()
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), place)
         # Gloo aborts a process that leaves while another still talks to it.

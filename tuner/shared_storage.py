@@ -1,0 +1,98 @@
+"""A study storage that processes on many machines share: who is alive, and who may ask for the next candidate.
+
+Optuna beats for trials that `Study.optimize` runs. This tuner asks and tells, so it beats for its trials itself; what a
+silent process was running is failed by the others and queued again (Optuna's `fail_stale_trials`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+
+import optuna
+import sqlalchemy
+from filelock import FileLock
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+HEARTBEAT_SECONDS = 30
+"""How often a running trial says that it runs; after twice that in silence it counts as lost."""
+
+
+def is_shared(storage: RDBStorage) -> bool:
+    """Whether the storage keeps heartbeats, as every storage does that is no file of this machine."""
+    return storage.get_heartbeat_interval() is not None
+
+
+def fail_silent_trials(study: optuna.Study, storage: RDBStorage) -> None:
+    """Fail the trials of a shared storage that nobody beats for any more, and queue their points again."""
+    if is_shared(storage):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study)
+
+
+def others_run(study: optuna.Study, storage: RDBStorage) -> bool:
+    """Whether a process elsewhere still works on a trial of a shared storage."""
+    return is_shared(storage) and bool(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+
+@contextlib.contextmanager
+def one_at_a_time(storage: RDBStorage, study_name: str) -> Iterator[None]:
+    """Within it this process alone, of all that share the storage, looks what is untried and takes it.
+
+    A process that dies inside lets the next one in. On a storage other than SQLite and PostgreSQL nobody waits, and two
+    processes may rarely take the same point.
+    """
+    url = storage.engine.url
+    if url.get_backend_name() == "sqlite" and url.database:
+        with FileLock(f"{url.database}.lock"):
+            yield
+    elif url.get_backend_name() == "postgresql":
+        key = {"key": zlib.crc32(study_name.encode())}
+        with storage.engine.connect() as connection:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), key)
+            try:
+                yield
+            finally:
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), key)
+    else:
+        yield
+
+
+class Heart:
+    """Beats for the running trials of this process, on a thread of its own while it is entered."""
+
+    def __init__(self, storage: RDBStorage) -> None:
+        self._storage, self._ids = storage, frozenset[int]()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+
+    def __enter__(self) -> Heart:
+        if is_shared(self._storage):
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def beat_for(self, trials: Iterable[optuna.Trial]) -> None:
+        """Beat for `trials` from now on, once at once for those that are new."""
+        ids = frozenset(trial._trial_id for trial in trials)
+        if is_shared(self._storage):
+            for new in ids - self._ids:
+                self._storage.record_heartbeat(new)
+        self._ids = ids
+
+    def _beat(self) -> None:
+        interval = self._storage.get_heartbeat_interval()
+        while not self._stop.wait(interval):
+            for each in self._ids:
+                # A beat that is missed is made up for by the next; a storage that is gone ends the search elsewhere.
+                with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError):
+                    self._storage.record_heartbeat(each)
