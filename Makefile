@@ -7,12 +7,12 @@ VENV := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tune train test bench scaling report show lint clean clean-cache
+.PHONY: help tune train test bench scaling report dashboard show lint clean clean-cache
 
 # List the targets.
 help:
 	@awk '/^# /{text = substr($$0, 3)} /^[a-z-]+:/{sub(":.*", ""); printf "make %-11s %s\n", $$0, text}' Makefile
-	@echo 'Variables, as in `make tune BUDGET=60s`: WORKLOAD, SPEC, BUDGET, STORAGE (tune); STORAGE (report);'
+	@echo 'Variables, as in `make tune BUDGET=60s`: WORKLOAD, SPEC, BUDGET, STORAGE (tune); STORAGE (report, dashboard);'
 	@echo '  DATA, FOLDER (train); KERNEL, BACKEND (show); PYTHON (which Python .venv is made from); ARGS (more options for the command).'
 
 # Find the fastest correct kernels for this machine.
@@ -43,9 +43,13 @@ scaling: .venv/installed-test
 	@echo 'Measuring how the cost grows: two to three minutes.'
 	@GOMP_SPINCOUNT=200 $(VENV)/python -m tests.benchmarks.scaling $(ARGS)
 
-# List what earlier searches tried, and why candidates failed.
+# Write report.html: the winners, and the searches behind them.
 report: .venv/installed-tune
 	@$(VENV)/python -m tuner report $(if $(STORAGE),--storage '$(STORAGE)') $(ARGS)
+
+# Look at the studies while they grow, with optuna-dashboard on http://127.0.0.1:8080.
+dashboard: .venv/installed-dashboard
+	@$(VENV)/python -m tuner dashboard $(if $(STORAGE),--storage '$(STORAGE)') $(ARGS)
 
 # Print the generated source of a kernel: make show KERNEL=memory_update BACKEND=triton.
 show: .venv/installed-tune

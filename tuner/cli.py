@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,8 +13,9 @@ from rich.console import Console
 from codegen.device import Device, named
 from codegen.errors import BackendUnavailableError, TrellisError
 from codegen.schedule import BACKENDS
-from tuner import exchange, experiments, report
+from tuner import experiments, record_commands, report
 from tuner.budget import DEFAULT, Budget, parse_budget
+from tuner.command import FAILED, command, print_lines, storage_option
 from tuner.errors import BudgetError, PolicyError, WorkloadError
 from tuner.interruption import interruptible, stop_if_interrupted
 from tuner.offline import examine_some
@@ -31,7 +32,7 @@ from tuning_db import TuningDatabaseError, default_store
 _PLAIN_WIDTH = 160
 _OFFLINE_DEVICE = "sm_90"
 _SAMPLE, _SAMPLE_SECONDS = 6, 15.0
-_USAGE, _FAILED, _INTERRUPTED = 2, 1, 130
+_USAGE, _INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         return _USAGE
     except (TrellisError, TuningDatabaseError) as error:
         errors.print(f"error: {error}", markup=False)
-        return _FAILED
+        return FAILED
     except KeyboardInterrupt:
         errors.print("interrupted; what was measured is kept, and the same command goes on from there", markup=False)
         return _INTERRUPTED
@@ -89,14 +90,14 @@ def _tune_workload(
     results, problems = _tune_all(workload, session, console)
     if results:
         console.print(report.tuned_table(results))
-        _print_lines(console, report.tuned_lines(results))
+        print_lines(console, report.tuned_lines(results))
     for name, problem in problems:
         console.print(f"{name}: {problem}", style="red", markup=False, soft_wrap=True)
     if not options.no_offline and device.kind == "cpu":
         _examine_sample(console)
     if not options.no_slots:
         _recommend(session, BUDGET, console)
-    return _FAILED if problems else 0
+    return FAILED if problems else 0
 
 
 def _slots(options: argparse.Namespace, console: Console) -> int:
@@ -159,65 +160,6 @@ def _tune_all(
     return results, problems
 
 
-def _show(options: argparse.Namespace, console: Console) -> int:
-    store = default_store()
-    key = None if options.all else _asked_device(options.device).key()
-    _print_lines(console, report.known_lines(store, key))
-    for device in store.devices() if key is None else (key,):
-        recommendation = store.recommendation(device)
-        if recommendation is not None:
-            console.print(report.front_table(recommendation))
-    return 0
-
-
-def _report(options: argparse.Namespace, console: Console) -> int:
-    _print_lines(console, report.study_lines(open_storage(options.storage or default_url())))
-    return 0
-
-
-def _print_lines(console: Console, lines: Iterable[str]) -> None:
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _ship(options: argparse.Namespace, console: Console) -> int:
-    store, key = default_store(), _asked_device(options.device).key()
-    records, recommendation = store.records(key, "user"), store.recommendation(key)
-    if not records:
-        console.print(f"nothing was tuned for {key} yet; run `make tune` first", soft_wrap=True, highlight=False)
-        return _FAILED
-    path = store.ship(key, records, recommendation=recommendation, folder=options.folder)
-    console.print(f"{len(records)} records written to {path}; commit that file", soft_wrap=True, highlight=False)
-    return 0
-
-
-def _export(options: argparse.Namespace, console: Console) -> int:
-    key = None if options.all else _asked_device(options.device).key()
-    written = exchange.export_records(default_store(), options.folder, key)
-    if not written:
-        console.print(f"nothing was tuned for {key or 'any device'} yet; run `make tune` first", soft_wrap=True)
-        return _FAILED
-    _print_lines(console, (f"written: {path}" for path in written))
-    return 0
-
-
-def _import(options: argparse.Namespace, console: Console) -> int:
-    count = exchange.import_records(default_store(), options.folder)
-    console.print(f"{count} records taken from {options.folder}", soft_wrap=True, highlight=False)
-    return 0
-
-
-def _merge(options: argparse.Namespace, console: Console) -> int:
-    with Workers() as workers:
-        device = workers.device(options.device)
-        measure = None if options.no_measuring else workers.contest
-        for merged in exchange.merge_records(default_store(), options.folder, device, measure):
-            verdict = "taken" if merged.taken else "left"
-            _print_lines(console, [f"{verdict}: {merged.record.spec}", f"  {merged.record.device}: {merged.reason}"])
-            stop_if_interrupted()
-    return 0
-
-
 def _workload(options: argparse.Namespace, device: Device) -> tuple[NamedSpec, ...]:
     own = tuple(parse_spec(text) for text in options.spec or ())
     listed: tuple[NamedSpec, ...] = ()
@@ -233,67 +175,37 @@ def _workload(options: argparse.Namespace, device: Device) -> tuple[NamedSpec, .
     return require_distinct((*listed, *own), "the command line and the workload together")
 
 
-def _asked_device(name: str | None) -> Device:
-    """The device that a command is about, asked of a worker: a tuner starts no GPU."""
-    with Workers() as workers:
-        return workers.device(name)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tuner", description="Find the fastest correct kernels for this machine."
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    tuning = _command(commands, "tune", _tune, "search every spec of the workload and keep the winners")
+    tuning = command(commands, "tune", _tune, "search every spec of the workload and keep the winners")
     _workload_options(tuning)
     _measuring_options(tuning, f"for each spec: 60s, 5m, or 40 trials in all (default {DEFAULT})")
     tuning.add_argument("--compile", action="store_true", help="measure torch.compile of the eager code too (minutes)")
     tuning.add_argument("--no-slots", action="store_true", help="leave out the study of slot count and chunk size")
     tuning.add_argument("--no-offline", action="store_true", help=f"compile nothing for {_OFFLINE_DEVICE}")
-    slots = _command(commands, "slots", _slots, "study slot count and chunk size, and recommend one of each")
+    slots = command(commands, "slots", _slots, "study slot count and chunk size, and recommend one of each")
     _measuring_options(slots, f"60s, 5m, or a number of points (default {BUDGET})")
-    pruning = _command(commands, "prune", _prune, "compile Triton candidates for a GPU that is not here")
+    pruning = command(commands, "prune", _prune, "compile Triton candidates for a GPU that is not here")
     _workload_options(pruning)
     pruning.add_argument("--most", metavar="N", type=int, default=1000, help="candidates for each spec (default: all)")
     pruning.add_argument("--seconds", metavar="S", type=float, default=3600.0, help="for each spec (default 3600)")
-    showing = _command(commands, "show", _show, "list the winners and the recommendation known here")
-    showing.add_argument("--all", action="store_true", help="of every device, not only of this one")
-    experiments.add_regret(_command(commands, "regret", _regret, "tune one spec many times, and compare the winners"))
-    experiments.add_replay(_command(commands, "replay", experiments.run_replay, "try samplers on recorded spaces"))
-    _storage(_command(commands, "report", _report, "list the studies, what they tried, and why candidates failed"))
-    shipping = _command(commands, "ship", _ship, "write the winners of this machine to where they can be committed")
-    shipping.add_argument("--folder", type=Path, help="instead of tuning_db/winners")
-    exporting = _command(commands, "export", _export, "write what was tuned here to a folder, for another machine")
-    exporting.add_argument("--all", action="store_true", help="of every device, not only of this one")
-    importing = _command(commands, "import", _import, "take the records of a folder in place of those known here")
-    merging = _command(commands, "merge", _merge, "take the records of a folder that are better than those known here")
-    merging.add_argument("--no-measuring", action="store_true", help="measure nothing: the newer toolchain's stays")
-    for command in (exporting, importing, merging):
-        command.add_argument("folder", type=Path, help="one JSON file for each device")
+    experiments.add_regret(command(commands, "regret", _regret, "tune one spec many times, and compare the winners"))
+    experiments.add_replay(command(commands, "replay", experiments.run_replay, "try samplers on recorded spaces"))
+    record_commands.add(commands)
     return parser
 
 
-def _workload_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workload", metavar="FILE", help="a file like tuner/workload.yaml")
-    command.add_argument("--only", metavar="NAME", action="append", help="only this spec of the workload (repeatable)")
-    command.add_argument("--spec", metavar="TEXT", action="append", help='"name: tokens=4096, heads=12" (repeatable)')
+def _workload_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workload", metavar="FILE", help="a file like tuner/workload.yaml")
+    parser.add_argument("--only", metavar="NAME", action="append", help="only this spec of the workload (repeatable)")
+    parser.add_argument("--spec", metavar="TEXT", action="append", help='"name: tokens=4096, heads=12" (repeatable)')
 
 
-def _measuring_options(command: argparse.ArgumentParser, budget: str) -> None:
-    command.add_argument("--budget", metavar="TEXT", help=budget)
-    command.add_argument("--backend", choices=BACKENDS, help="whose kernels to measure")
-    command.add_argument("--timing", choices=[policy.name for policy in POLICIES], help="how times are taken")
-    _storage(command)
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: object, text: str
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.set_defaults(run=run)
-    command.add_argument("--device", metavar="NAME", help="cpu or cuda (prune: sm_90, gfx942, ...)")
-    return command
-
-
-def _storage(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--storage", metavar="URL", help="another Optuna storage, e.g. postgresql://host/name")
+def _measuring_options(parser: argparse.ArgumentParser, budget: str) -> None:
+    parser.add_argument("--budget", metavar="TEXT", help=budget)
+    parser.add_argument("--backend", choices=BACKENDS, help="whose kernels to measure")
+    parser.add_argument("--timing", choices=[policy.name for policy in POLICIES], help="how times are taken")
+    storage_option(parser)

@@ -27,7 +27,7 @@ _REASONS = 3
 
 def tuned_table(results: Sequence[Tuned]) -> Table:
     """What one run found, a row for each spec."""
-    compiled = any(result.compile_seconds is not None for result in results)
+    compiled = any(result.record.compile_seconds is not None for result in results)
     table = Table(title="Tuned here", title_justify="left")
     table.add_column("spec", overflow="fold")
     ratios = ("to default", "to eager", *(["to compile"] if compiled else []))
@@ -37,7 +37,7 @@ def tuned_table(results: Sequence[Tuned]) -> Table:
         record, seconds = result.record, result.record.seconds
         row = [result.name, _time(record.default_seconds), _time(seconds)]
         row += [_ratio(record.default_seconds, seconds), _ratio(record.eager_seconds, seconds)]
-        row += [_ratio(result.compile_seconds, seconds)] if compiled else []
+        row += [_ratio(record.compile_seconds, seconds)] if compiled else []
         row += [_share(record.ceiling_share), f"{record.trials} of {result.points}"]
         table.add_row(*map(escape, row))
     return table
@@ -46,7 +46,7 @@ def tuned_table(results: Sequence[Tuned]) -> Table:
 def tuned_lines(results: Sequence[Tuned]) -> Iterator[str]:
     """What does not fit into `tuned_table`: how each winner computes, why it won, and what failed."""
     for result in results:
-        yield f"{result.name}: {_settings(result.record.schedule)}"
+        yield f"{result.name}: {settings_text(result.record.schedule)}"
         failures = ", ".join(f"{count} {outcome.value}" for outcome, count in sorted(result.failures.items()))
         yield f"  {result.verdict.reason}" + (f"; failed: {failures}" if failures else "")
     noisy = [result.name for result in results if result.verdict.noise > NOISY]
@@ -66,7 +66,7 @@ def known_lines(store: Store, device: str | None) -> Iterator[str]:
             layer = "user" if record.identity() in own else "shipped"
             yield f"  {record.spec}"
             yield f"    {record.backend}, {layer}, {record.created[:10]}: {_performance(record)}"
-            yield f"    {_settings(record.schedule)}; {record.reason}"
+            yield f"    {settings_text(record.schedule)}; {record.reason}"
 
 
 def front_table(recommendation: Recommendation) -> Table:
@@ -97,7 +97,7 @@ def examined_table(name: str, device: Device, examined: Sequence[Examined]) -> T
     for one in examined:
         needs = [needs for _, needs in one.kernels]
         row = (
-            _settings(one.schedule.settings()),
+            settings_text(one.schedule.settings()),
             " ".join(str(each.registers) for each in needs),
             " ".join(str(each.spill_bytes) for each in needs),
             " ".join(str(each.shared_bytes) for each in needs),
@@ -121,7 +121,7 @@ def study_lines(storage: RDBStorage) -> Iterator[str]:
         yield f"  {about['device']}, {about['toolchain']}, templates {about['template_digest']}"
         yield f"  {ended.total()} tried, {ended.total() - ended[Outcome.ok]} failed"
         if fastest:
-            yield f"  fastest {_time(fastest[0].value)}: {_settings(fastest[0].params)}"
+            yield f"  fastest {_time(fastest[0].value)}: {settings_text(fastest[0].params)}"
         yield from (f"  {reason}" for reason in _reasons(trials))
 
 
@@ -144,7 +144,8 @@ def _performance(record: Record) -> str:
     return ", ".join(parts)
 
 
-def _settings(settings: Mapping[str, object]) -> str:
+def settings_text(settings: Mapping[str, object]) -> str:
+    """Settings of a schedule as one reads them, the variant first."""
     first = sorted(settings, key=lambda name: name != "variant")
     return " ".join(f"{name}={settings[name]}" for name in first)
 

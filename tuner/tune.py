@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy.exc
+from msgspec.structs import replace
 from optuna.exceptions import OptunaError
 
 from codegen.program import operator_digest
@@ -42,7 +43,6 @@ class Tuned:
         verdict: who won against the default, and by how much.
         default: key of the default schedule.
         winner: key of the winner.
-        compile_seconds: one call of `torch.compile`d eager code; None if it was not asked for.
         failures: how many trials ended how, `ok` left out.
         points, exhausted: size of the space, and whether all of it was tried.
     """
@@ -52,7 +52,6 @@ class Tuned:
     verdict: Verdict
     default: str
     winner: str
-    compile_seconds: float | None
     failures: Counter[Outcome]
     points: int
     exhausted: bool
@@ -76,7 +75,7 @@ def tune(named: NamedSpec, session: Session, progress: SearchProgress) -> Tuned:
     timings, verdict = hold_finals(spec, session, searched)
     progress.phase("measuring eager PyTorch and the ceiling")
     compile_seconds = session.workers.compiled(spec, session.device).seconds if session.with_compile else None
-    record = _record(named, session, searched, timings, verdict)
+    record = replace(_record(named, session, searched, timings, verdict), compile_seconds=compile_seconds)
     session.store.commit(record)
     progress.end(verdict.reason)
     failures = outcomes(searched.trials())
@@ -87,7 +86,6 @@ def tune(named: NamedSpec, session: Session, progress: SearchProgress) -> Tuned:
         verdict=verdict,
         default=searched.space.default.key(),
         winner=verdict.winner,
-        compile_seconds=compile_seconds,
         failures=failures,
         points=len(searched.space.schedules),
         exhausted=searched.exhausted,

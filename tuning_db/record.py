@@ -68,6 +68,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         spread: relative spread of the measurements behind `seconds`.
         default_seconds: the default schedule, seconds, measured in the same run.
         eager_seconds: the eager implementation, seconds, measured in the same run.
+        compile_seconds: `torch.compile` of that, seconds, where it was asked for.
         ceiling_share: share of the machine's measured ceiling.
         trials: candidates tried before this one won.
         policy: how it was timed.
@@ -96,6 +97,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     spread: float | None = None
     default_seconds: float | None = None
     eager_seconds: float | None = None
+    compile_seconds: float | None = None
     ceiling_share: float | None = None
     trials: int = 0
     policy: str = ""
@@ -112,7 +114,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         check_schedule(self.schedule)
         if not isinstance(self.outcome, Outcome):
             raise RecordError(field="outcome", value=self.outcome, expected="an Outcome")
-        for name in ("seconds", "default_seconds", "eager_seconds", "spread", "ceiling_share"):
+        for name in ("seconds", "default_seconds", "eager_seconds", "compile_seconds", "spread", "ceiling_share"):
             value = getattr(self, name)
             if value is not None:
                 check_number(name, value, zero=name in ("spread", "ceiling_share"))

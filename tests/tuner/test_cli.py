@@ -31,7 +31,7 @@ def test_tune_show_report_and_ship(tmp_path: Path, capsys, monkeypatch):
 
     assert main(["show"]) == 0
     assert f"{STEP.key()}\n    tvm, user, " in capsys.readouterr().out
-    assert main(["report"]) == 0
+    assert main(["report", "--text"]) == 0
     assert "  2 tried, 0 failed" in capsys.readouterr().out
 
     assert main(["ship", "--folder", str(tmp_path / "winners")]) == 0
@@ -88,7 +88,7 @@ def test_studies_of_others_in_a_storage_are_left_alone(capsys):
     storage = open_storage(default_url())
     study = optuna.create_study(storage=storage, study_name="someone else's")
     study.tell(study.ask(), 1.0)
-    assert main(["report"]) == 0
+    assert main(["report", "--text"]) == 0
     assert "someone" not in capsys.readouterr().out
 
 

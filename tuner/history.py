@@ -1,0 +1,73 @@
+"""What is known of one spec: the record of its winner, and the study that found it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
+
+from tuner.studies import measured, outcomes
+from tuning_db import Outcome, Record, Store
+
+
+@dataclass(frozen=True)
+class History:
+    """One winner and where it comes from.
+
+    Attributes:
+        record: as the database holds it.
+        layer: "user" or "shipped".
+        study: what was tried for it; None if this storage has no such study, as for a winner that was shipped.
+    """
+
+    record: Record
+    layer: str
+    study: optuna.Study | None
+
+    def trials(self) -> list[FrozenTrial]:
+        """The trials of the study that came to an end, in order."""
+        if self.study is None:
+            return []
+        return [trial for trial in self.study.get_trials(deepcopy=False) if "outcome" in trial.user_attrs]
+
+    def failures(self) -> Counter[Outcome]:
+        """How many trials ended how, `ok` left out."""
+        return Counter({kind: count for kind, count in outcomes(self.trials()).items() if kind is not Outcome.ok})
+
+    def second(self) -> FrozenTrial | None:
+        """The fastest right trial with another schedule than the winner."""
+        return next((trial for trial in measured(self.trials()) if not self.won(trial)), None)
+
+    def won(self, trial: FrozenTrial) -> bool:
+        """Whether a trial had the winner's schedule."""
+        return trial.params == self.record.schedule
+
+    def winner(self) -> FrozenTrial | None:
+        """The trial of the winner's schedule."""
+        return next((trial for trial in measured(self.trials()) if self.won(trial)), None)
+
+
+def histories(store: Store, storage: RDBStorage, device: str | None) -> list[History]:
+    """Every winner known for a device, or for all, with its study."""
+    own = {record.identity() for record in store.records(device, "user")}
+    studies = _studies(storage)
+    return [
+        History(record, "user" if record.identity() in own else "shipped", _study_of(record, studies))
+        for record in store.records(device)
+    ]
+
+
+def _studies(storage: RDBStorage) -> list[optuna.Study]:
+    names = optuna.get_all_study_names(storage)
+    return [optuna.load_study(study_name=name, storage=storage) for name in names]
+
+
+def _study_of(record: Record, studies: Sequence[optuna.Study]) -> optuna.Study | None:
+    """The study of the record's spec, device, backend and templates; of several the longest."""
+    wanted = {name: getattr(record, name) for name in ("spec", "device", "backend", "template_digest")}
+    fitting = [each for each in studies if all(each.user_attrs.get(name) == value for name, value in wanted.items())]
+    return max(fitting, key=lambda study: len(study.get_trials(deepcopy=False)), default=None)

@@ -1,0 +1,80 @@
+"""Why a winner won, in ten lines: what was tried, what was second, by how much, how sure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tuner.errors import WorkloadError
+from tuner.finals import CONFIDENCE
+from tuner.history import History
+from tuner.progress import duration
+from tuner.report import settings_text
+from tuner.workload import NamedSpec
+
+
+def find(asked: str, workload: Sequence[NamedSpec], known: Sequence[History]) -> list[History]:
+    """The winners that `asked` means: a name of the workload, or a part of a spec's key.
+
+    Raises:
+        WorkloadError: it means none.
+    """
+    keys = {named.name: named.spec.key() for named in workload}
+    wanted = keys.get(asked)
+    found = [each for each in known if each.record.spec == wanted or (wanted is None and asked in each.record.spec)]
+    if not found:
+        names = ", ".join(keys)
+        problem = f"no winner is known for it; names of the workload are {names}, and any part of a spec's key will do"
+        raise WorkloadError(source=f"--why {asked}", problem=problem)
+    return found
+
+
+def why_lines(history: History) -> Iterator[str]:
+    """Ten lines about one winner."""
+    record = history.record
+    yield record.spec
+    yield f"  on {record.device}, {record.backend}; {history.layer} record of {record.created[:10]}, by {record.source}"
+    yield f"  winner: {settings_text(record.schedule)}"
+    yield f"  it takes {_times(history)}"
+    yield f"  {_tried(history)}"
+    yield f"  {_second(history)}"
+    yield f"  against the default, both measured again in turn: {record.reason or 'nothing is on record'}"
+    yield f"  {_sure(history)}"
+    yield f"  timed by {record.policy or 'a policy that is not on record'}"
+    yield f"  made with {', '.join(f'{name} {version}' for name, version in sorted(record.toolchain.items()))}"
+
+
+def _times(history: History) -> str:
+    record = history.record
+    if record.seconds is None:
+        return "a time that is not on record"
+    parts = [duration(record.seconds)]
+    for other, name in ((record.default_seconds, "default"), (record.eager_seconds, "eager")):
+        if other is not None:
+            parts.append(f"{name} {duration(other)} ({other / record.seconds:.2f}x)")
+    if record.ceiling_share is not None:
+        parts.append(f"{record.ceiling_share:.0%} of the machine's ceiling")
+    return ", ".join(parts)
+
+
+def _tried(history: History) -> str:
+    count = history.record.trials
+    if history.study is None:
+        return f"{count} candidates were tried, in a study that is not in this storage"
+    failed = ", ".join(f"{number} {kind.value}" for kind, number in sorted(history.failures().items()))
+    return f"{len(history.trials())} candidates were tried; " + (f"failed: {failed}" if failed else "none failed")
+
+
+def _second(history: History) -> str:
+    second, winner = history.second(), history.winner()
+    if second is None or second.value is None:
+        return "no other candidate is on record"
+    behind = "" if winner is None or not winner.value else f", {second.value / winner.value:.2f}x the winner's time"
+    return f"the best other, in the search: {duration(second.value)}{behind}: {settings_text(second.params)}"
+
+
+def _sure(history: History) -> str:
+    spread = history.record.spread
+    if spread is None:
+        return "how much its samples spread is not on record"
+    sure = f"a gain counts if a bootstrap of the rounds is {CONFIDENCE:.0%} sure of it"
+    return f"half of its samples lie within {spread:.1%} of their median; {sure}"
