@@ -75,6 +75,15 @@ class SizeError(TrellisError, ValueError):
     message = "{name}={value} is out of range; expected {expected}"
 
 
+class BudgetExceededError(TrellisError, ValueError):
+    """A budget that no recommended slot count and chunk size fits into."""
+
+    message = (
+        "nothing on the tuner's front fits into latency_budget_us={latency} and state_budget_bytes={bytes}; the least "
+        "there is takes {least_us:.3g} us a token, and the smallest state {least_bytes} bytes"
+    )
+
+
 class DtypeError(TrellisError, TypeError):
     """A tensor type that no implementation takes."""
 

@@ -36,7 +36,7 @@ MAY_IMPORT = {
 LIBRARIES = {"tuning_db": {"msgspec", "filelock", "platformdirs"}}
 """Packages that may import nothing else from outside."""
 
-MODEL = {"config", "demo", "mixer", "model", "sampling", "state"}
+MODEL = {"config", "demo", "mixer", "model", "recommended", "sampling", "state"}
 """The modules of trellis_ops that make the reference model."""
 
 FOR_THE_MODEL = MODEL | {"ops", "dispatch", "outer_gradient", "tokens"}

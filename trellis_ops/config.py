@@ -11,7 +11,9 @@ from codegen.device import Device, cpu
 from codegen.errors import SizeError, UnknownMapError
 from codegen.rule import Rule
 from codegen.spec import MAX_DIM, MAX_SLOTS
+from trellis_ops import recommended
 from trellis_ops.outer_gradient import is_first_order
+from trellis_ops.recommended import Budgets
 from tuning_db import Recommendation, default_store
 
 DEFAULT_SLOTS = 64
@@ -49,6 +51,9 @@ class TrellisConfig:
         dim_k, dim_v: D_k and D_v; None is `width // heads`.
         num_slots: M, or "auto" for the tuner's recommendation.
         chunk_size: C, or "auto" for the tuner's recommendation; 1 is the exact recurrence. Changes the result.
+        latency_budget_us, state_budget_bytes: with these, "auto" takes of the tuner's front the best in recall whose
+            memories take at most so many microseconds per token in all layers, and whose state has at most so many
+            bytes per sequence; with neither it takes the knee. See `trellis_ops.recommended`.
         phi, link, out, phi_eps: see `codegen.rule.Rule`.
         outer_gradient: "bilevel" trains through z, "first_order" takes it for a constant; the forward is the same.
         step_size: "head" for one learned gamma per head, "token" for one per head and token.
@@ -79,6 +84,8 @@ class TrellisConfig:
     dim_v: int | None = None
     num_slots: int | Literal["auto"] = DEFAULT_SLOTS
     chunk_size: int | Literal["auto"] = DEFAULT_CHUNK
+    latency_budget_us: float | None = None
+    state_budget_bytes: int | None = None
     phi: str = "ln_silu"
     link: str = "ln_silu"
     out: str = "identity"
@@ -111,7 +118,10 @@ class TrellisConfig:
             _check_count("num_slots", self.num_slots, MAX_SLOTS, ' or "auto"')
         if self.chunk_size != "auto":
             _check_count("chunk_size", self.chunk_size, also=' or "auto"')
-        for name in _POSITIVE:
+        if self.state_budget_bytes is not None:
+            _check_count("state_budget_bytes", self.state_budget_bytes)
+        limits = ("latency_budget_us",) if self.latency_budget_us is not None else ()
+        for name in (*_POSITIVE, *limits):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise SizeError(name=name, value=getattr(self, name), expected="a positive finite number")
         if not 0.0 < self.init_beta < 1.0:
@@ -184,6 +194,9 @@ class TrellisConfig:
         Args:
             device: the machine to run on; None is this machine's CPU.
 
+        Raises:
+            BudgetExceededError: nothing recommended fits into the budgets.
+
         Warns:
             MissingRecommendationWarning: nothing usable is recommended; `DEFAULT_SLOTS`, `DEFAULT_CHUNK` are taken.
         """
@@ -199,9 +212,20 @@ class TrellisConfig:
             text = f'{problem} for {key}, so "auto" takes the default {taken}; run `make tune`, or give numbers'
             warnings.warn(text, MissingRecommendationWarning, stacklevel=2)
         else:
-            chosen = {"num_slots": found.slots, "chunk_size": found.chunk}
+            row = recommended.chosen(found, self._budgets())
+            chosen = {"num_slots": row.slots, "chunk_size": row.chunk}
         changes: dict[str, Any] = {name: chosen[name] for name in auto}
         return replace(self, **changes)
+
+    def _budgets(self) -> Budgets:
+        return Budgets(
+            self.latency_budget_us,
+            self.state_budget_bytes,
+            self.layers,
+            self.heads,
+            (self.key_width + self.value_width) // self.heads,
+            states=2 if self.decode == "chunked" else 1,
+        )
 
     def _resolved_count(self, name: str) -> int:
         count = getattr(self, name)

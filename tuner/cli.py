@@ -194,6 +194,9 @@ def _parser() -> argparse.ArgumentParser:
     pruning.add_argument("--seconds", metavar="S", type=float, default=3600.0, help="for each spec (default 3600)")
     experiments.add_regret(command(commands, "regret", _regret, "tune one spec many times, and compare the winners"))
     experiments.add_replay(command(commands, "replay", experiments.run_replay, "try samplers on recorded spaces"))
+    experiments.add_calibrate(
+        command(commands, "calibrate", experiments.run_calibrate, "compare the probe of slots with trained models")
+    )
     record_commands.add(commands)
     return parser
 

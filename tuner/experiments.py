@@ -1,4 +1,4 @@
-"""Commands that put the tuner itself to the test: regret and replay."""
+"""Commands that put the tuner itself to the test: regret, replay and calibrate."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tuner.calibration import LEAST_POINTS, correlation, read_points, verdict
 from tuner.errors import WorkloadError
 from tuner.progress import duration
 from tuner.regret import Regret, Tuning, regret
@@ -36,6 +37,29 @@ def add_replay(command: argparse.ArgumentParser) -> None:
     command.add_argument("--file", metavar="CSV", type=Path, default=RECORDED, help="another recording")
     command.add_argument("--seeds", metavar="N", type=_count, default=SEEDS, help=f"searches (default {SEEDS})")
     command.add_argument("--sampler", choices=SAMPLERS, action="append", help="only this one (repeatable)")
+
+
+def add_calibrate(command: argparse.ArgumentParser) -> None:
+    """The options of `calibrate`."""
+    command.add_argument("file", metavar="JSONL", type=Path, help="results that `python -m trellis_ops.recall` keeps")
+
+
+def run_calibrate(options: argparse.Namespace, console: Console) -> int:
+    """Print the probe of slots and chunks beside what trained models recalled."""
+    points = read_points(options.file)
+    table = Table(title="Recall: the probe beside trained models", title_justify="left")
+    for name in ("phi", "slots", "chunk", "D", "trained", "probe"):
+        table.add_column(name, justify="right")
+    for point in points:
+        shares = (f"{point.trained:.3f}", f"{point.probe:.3f}")
+        table.add_row(point.phi, *map(str, (point.slots, point.chunk, point.dim)), *shares)
+    console.print(table)
+    for phi in sorted({point.phi for point in points}):
+        some = [point for point in points if point.phi == phi]
+        if len(some) >= LEAST_POINTS:
+            console.print(f"{phi}: {verdict(correlation(some))}", soft_wrap=True, highlight=False)
+    console.print(f"all: {verdict(correlation(points))}", soft_wrap=True, highlight=False)
+    return 0
 
 
 def run_regret(named: NamedSpec, session: Session, runs: int, console: Console) -> int:

@@ -1,4 +1,4 @@
-"""Fronts of two objectives, and the point on one where giving up more of either buys least."""
+"""The front of time, state bytes and recall, and the point on it where giving up time or recall buys least."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ from tuning_db import FrontRow
 
 
 def front_of(rows: Sequence[FrontRow]) -> list[FrontRow]:
-    """The rows that no other is at least as fast and as good in recall as, and better in one; fastest first.
+    """The rows that no other is as good as in time, state bytes and recall, and better in one; fastest first.
 
-    Of rows that are equal in both, the one with fewer state bytes stays.
+    Of rows that are equal in all three, the first stays.
     """
-    ordered = sorted(rows, key=lambda row: (row.seconds_per_token, -row.recall, row.state_bytes))
     front: list[FrontRow] = []
-    for row in ordered:
-        if not front or row.recall > front[-1].recall:
+    for row in sorted(rows, key=lambda row: (row.seconds_per_token, -row.recall, row.state_bytes)):
+        if not any(_as_good(other, row) for other in front):
             front.append(row)
     return front
 
 
-def knee_of(front: Sequence[FrontRow]) -> FrontRow:
-    """The row furthest above the straight line between the fastest and the best row.
+def _as_good(other: FrontRow, row: FrontRow) -> bool:
+    """Whether `other`, which is as fast, is as good in the rest."""
+    return other.recall >= row.recall and other.state_bytes <= row.state_bytes
 
-    Time is taken by its logarithm, and both axes from 0 to 1 over the front. Where no row lies above the line, the one
-    with the best recall is taken.
+
+def knee_of(front: Sequence[FrontRow]) -> FrontRow:
+    """The row furthest above the straight line between the fastest and the best row, in recall over time.
+
+    A row that another beats in both is never it. Time is taken by its logarithm, and both axes from 0 to 1 over the
+    front. Where no row lies above the line, the one with the best recall is taken.
 
     Raises:
         ValueError: an empty front.

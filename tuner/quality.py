@@ -26,14 +26,20 @@ PAIRS = (24, 48, 96, 192)
 STEP_SIZE = 0.1
 """gamma, where a model starts."""
 
-RULE = Rule(phi_eps=1e-2, step_size="token")
+RULE = Rule(phi_eps=1.0, step_size="token")
 """The maps and epsilon that the reference model starts with; gamma per token, so that queries write nothing."""
 
 _SEQUENCES, _HEADS = 4, 4
 
 
 def recall(slots: int, chunk: int, *, dim: int = 64, rule: Rule = RULE, seed: int = 0) -> float:
-    """The share of pairs read back, 0 to 1, averaged over `PAIRS`; the same for the same arguments.
+    """The share of pairs read back, 0 to 1, averaged over `PAIRS`; arguments as of `recall_by_pairs`."""
+    shares = recall_by_pairs(slots, chunk, dim=dim, rule=rule, seed=seed)
+    return sum(shares.values()) / len(shares)
+
+
+def recall_by_pairs(slots: int, chunk: int, *, dim: int = 64, rule: Rule = RULE, seed: int = 0) -> dict[int, float]:
+    """The share of pairs read back, 0 to 1, for each number of `PAIRS`; the same for the same arguments.
 
     Args:
         slots: M.
@@ -43,8 +49,8 @@ def recall(slots: int, chunk: int, *, dim: int = 64, rule: Rule = RULE, seed: in
         seed: of keys, values and codes.
     """
     generator = torch.Generator().manual_seed(seed)
-    shares = [_recall(pairs, slots, chunk, dim, replace(rule, step_size="token"), generator) for pairs in PAIRS]
-    return sum(shares) / len(shares)
+    by_token = replace(rule, step_size="token")
+    return {pairs: _recall(pairs, slots, chunk, dim, by_token, generator) for pairs in PAIRS}
 
 
 @torch.no_grad()

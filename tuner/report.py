@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -71,8 +72,10 @@ def known_lines(store: Store, device: str | None) -> Iterator[str]:
 
 def front_table(recommendation: Recommendation) -> Table:
     """Slot counts and chunk sizes that no other beats, and which of them is recommended."""
-    table = Table(title="Slots and chunk size: time against recall", title_justify="left")
-    for name in ("slots", "chunk", f"time per token, {HEADS} heads", "state bytes per head", "recall", ""):
+    pairs = list(recommendation.front[0].recall_by_pairs)
+    table = Table(title="Slots and chunk size: time, state and recall", title_justify="left")
+    of_pairs = [f"of {number} pairs" for number in pairs]
+    for name in ("slots", "chunk", f"time per token, {HEADS} heads", "state bytes per head", "recall", *of_pairs, ""):
         table.add_column(name, justify="right")
     for row in recommendation.front:
         chosen = (row.slots, row.chunk) == (recommendation.slots, recommendation.chunk)
@@ -82,6 +85,7 @@ def front_table(recommendation: Recommendation) -> Table:
             duration(row.seconds_per_token),
             f"{row.state_bytes:,}",
             f"{row.recall:.3f}",
+            *(f"{row.recall_by_pairs.get(number, math.nan):.3f}" for number in pairs),
             "recommended" if chosen else "",
         )
     return table

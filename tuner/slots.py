@@ -1,9 +1,10 @@
-"""Slot count and chunk size: a short two-objective study of time per token against recall."""
+"""Slot count and chunk size: a short study of three objectives, time per token, state bytes and recall."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,21 +23,22 @@ from tuner.cost import state_bytes
 from tuner.errors import NothingMeasuredError
 from tuner.interruption import stop_if_interrupted
 from tuner.pareto import front_of, knee_of
-from tuner.quality import RULE, recall
+from tuner.quality import PAIRS, RULE, recall_by_pairs
 from tuner.sampler import FreshSampler, release, untried
 from tuner.session import Session, toolchain
 from tuner.studies import claim, release_lost_trials
 from tuner.worker import Candidate
-from tuning_db import FrontRow, Outcome, Recommendation, Store, utc_now
+from tuning_db import FRONT_HEADS, FrontRow, Outcome, Recommendation, Store, utc_now
 
 SLOTS = (16, 32, 64, 128)
 CHUNKS = (1, 16, 32, 64)
 DIM = 64
-HEADS = 8
+HEADS = FRONT_HEADS
 
 BUDGET = Budget(seconds=60.0)
 """Enough for all points on a machine with two cores."""
 
+_MEASURES = f"time, state bytes, recall of {PAIRS} by {RULE.key()}"
 _TOKENS, _EXACT_TOKENS = 4096, 512
 
 
@@ -124,6 +126,7 @@ def _study(session: Session, schedules: dict[tuple[int, int], Schedule]) -> optu
         session.device.key(),
         str(toolchain(session.backend)),
         operator_digest(Problem(), session.backend),
+        _MEASURES,
     ]
     about += [schedule.key() for schedule in schedules.values()]
     name = f"slots and chunk {session.backend} {hashlib.sha256('|'.join(about).encode()).hexdigest()[:12]}"
@@ -133,7 +136,7 @@ def _study(session: Session, schedules: dict[tuple[int, int], Schedule]) -> optu
         storage=session.storage,
         study_name=name,
         sampler=FreshSampler(points, distributions, seed=0),
-        directions=["minimize", "maximize"],
+        directions=["minimize", "minimize", "maximize"],
         load_if_exists=True,
     )
     release_lost_trials(study)
@@ -149,7 +152,7 @@ def _one_trial(study: optuna.Study, session: Session, schedules: dict[tuple[int,
         result = session.workers.evaluate(
             Candidate(spec, session.device, session.backend, schedule.settings(), session.policy.name)
         )
-        share = recall(slots, chunk, dim=DIM) if result.outcome is Outcome.ok else 0.0
+        shares = recall_by_pairs(slots, chunk, dim=DIM) if result.outcome is Outcome.ok else {}
     except BaseException:
         release(study, trial)
         raise
@@ -158,7 +161,13 @@ def _one_trial(study: optuna.Study, session: Session, schedules: dict[tuple[int,
     if result.seconds is None:
         study.tell(trial, state=TrialState.PRUNED)
     else:
-        study.tell(trial, [result.seconds / spec.problem.tokens, share])
+        trial.set_user_attr("recall", {str(pairs): share for pairs, share in shares.items()})
+        recall = statistics.fmean(shares.values())
+        study.tell(trial, [result.seconds / spec.problem.tokens, _state_bytes(slots, chunk), recall])
+
+
+def _state_bytes(slots: int, chunk: int) -> int:
+    return state_bytes(Problem(heads=1, dim_k=DIM, dim_v=DIM, slots=slots, chunk=chunk))
 
 
 def _rows(trials: list[FrozenTrial]) -> list[FrontRow]:
@@ -167,15 +176,15 @@ def _rows(trials: list[FrozenTrial]) -> list[FrontRow]:
         if trial.state is not TrialState.COMPLETE:
             continue
         slots, chunk = trial.params["slots"], trial.params["chunk"]
-        one_head = Problem(heads=1, dim_k=DIM, dim_v=DIM, slots=slots, chunk=chunk)
-        seconds, share = trial.values
+        seconds, _, share = trial.values
         rows.append(
             FrontRow(
                 slots=slots,
                 chunk=chunk,
                 seconds_per_token=seconds,
-                state_bytes=state_bytes(one_head),
+                state_bytes=_state_bytes(slots, chunk),
                 recall=share,
+                recall_by_pairs=dict(trial.user_attrs["recall"]),
             )
         )
     return rows

@@ -12,13 +12,14 @@ from tuning_db.errors import (
 )
 from tuning_db.failures import Failures, settings_key
 from tuning_db.field_rules import shortened, utc_now
-from tuning_db.recommendation import FrontRow, Recommendation
+from tuning_db.recommendation import FRONT_HEADS, FrontRow, Recommendation
 from tuning_db.record import SCHEMA, Identity, Outcome, Record
 from tuning_db.store import SHIPPED, Match, NearMiss, Store, default_store
 from tuning_db.warning import TuningDatabaseWarning
 
 __all__ = [
     "FOLDER_VARIABLE",
+    "FRONT_HEADS",
     "SCHEMA",
     "SHIPPED",
     "DatabaseBusyError",

@@ -11,9 +11,13 @@ from tuning_db.field_rules import (
     check_created,
     check_device,
     check_number,
+    check_pattern,
     check_text,
     check_toolchain,
 )
+
+FRONT_HEADS = 8
+"""How many heads, of one layer, the times of a front are for."""
 
 
 class FrontRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +29,7 @@ class FrontRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         seconds_per_token: time per token, seconds, with the best schedule known.
         state_bytes: bytes of the carried state.
         recall: share of the written pairs that were read back, 0 to 1.
+        recall_by_pairs: the same for each number of pairs that was written.
 
     Raises:
         RecordError: a field outside its range.
@@ -35,9 +40,15 @@ class FrontRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seconds_per_token: float
     state_bytes: int
     recall: float
+    recall_by_pairs: dict[str, float] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_measures(self)
+        if len(self.recall_by_pairs) > MAX_ENTRIES:
+            raise RecordError(field="recall_by_pairs", value=len(self.recall_by_pairs), expected=f"<= {MAX_ENTRIES}")
+        for pairs, share in self.recall_by_pairs.items():
+            check_pattern("recall_by_pairs", pairs, r"[1-9][0-9]{0,8}")
+            check_number("recall_by_pairs", share, most=1.0, zero=True)
 
 
 class Recommendation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,7 +57,7 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Attributes:
         device: key of the device.
         slots, chunk, seconds_per_token, state_bytes, recall: the chosen point; see `FrontRow`.
-        front: every point that no other beats in both time and recall; holds the chosen one.
+        front: every point that no other beats in time, state bytes and recall; holds the chosen one.
         toolchain: package to version; provenance.
         created: when, ISO 8601 in UTC; see `utc_now`.
         source: what made it, for example a command line.

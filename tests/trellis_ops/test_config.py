@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from codegen.device import Device, cpu
-from codegen.errors import SizeError, UnknownMapError
+from codegen.errors import BudgetExceededError, SizeError, UnknownMapError
 from trellis_ops.config import DEFAULT_CHUNK, DEFAULT_SLOTS, PRESETS, MissingRecommendationWarning, TrellisConfig
 from trellis_ops.model import TrellisLM
 from tuning_db import FOLDER_VARIABLE, FrontRow, Recommendation, Store
@@ -118,6 +118,46 @@ def test_auto_does_not_take_a_recommendation_that_no_kernel_supports(database: P
     recommend(database, slots=10**12, chunk=8, device=UNKNOWN)
     with pytest.warns(MissingRecommendationWarning, match=r"slot count 1000000000000 is above 256"):
         assert AUTO.resolved(UNKNOWN).slots == DEFAULT_SLOTS
+
+
+def row(slots: int, chunk: int, microseconds: float, recall: float) -> FrontRow:
+    return FrontRow(
+        slots=slots, chunk=chunk, seconds_per_token=microseconds * 1e-6, state_bytes=512 * slots, recall=recall
+    )
+
+
+FRONT = [row(16, 64, 1.0, 0.4), row(32, 64, 2.0, 0.6), row(64, 64, 3.0, 0.7), row(64, 1, 4.0, 0.75)]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "expected"),
+    [
+        ({}, (32, 64)),
+        ({"latency_budget_us": 2.0}, (64, 1)),
+        ({"latency_budget_us": 1.9}, (64, 64)),
+        ({"latency_budget_us": 0.5}, (16, 64)),
+        ({"state_budget_bytes": 16 * 2 * 2 * 64 * 4}, (64, 1)),
+        ({"state_budget_bytes": 16 * 2 * 2 * 64 * 4 - 1}, (16, 64)),
+        ({"state_budget_bytes": 16 * 2 * 2 * 64 * 4, "latency_budget_us": 1.0}, (32, 64)),
+    ],
+)
+def test_auto_takes_the_best_that_fits_into_the_budgets(database: Path, budgets: dict, expected: tuple) -> None:
+    knee = FRONT[1]
+    point = {"slots": 32, "chunk": 64, "seconds_per_token": knee.seconds_per_token, "state_bytes": 1, "recall": 0.6}
+    found = Recommendation(device=UNKNOWN.key(), **point, front=FRONT, created="2025-01-31T12:00:00Z")
+    Store(database).recommend(found)
+    # Two layers of two heads: half the time of one layer of eight heads. Chunked decoding keeps two states.
+    config = replace(AUTO, layers=2, **budgets).resolved(UNKNOWN)
+    assert (config.slots, config.chunk) == expected
+
+
+def test_budgets_that_nothing_fits_into_are_refused_with_the_least_there_is(database: Path) -> None:
+    recommend(database, slots=24, chunk=8, device=UNKNOWN)
+    with pytest.raises(BudgetExceededError, match=r"latency_budget_us=0\.1 .*the least there is takes 0\.25 us"):
+        replace(AUTO, latency_budget_us=0.1).resolved(UNKNOWN)
+    for wrong in ({"latency_budget_us": 0.0}, {"state_budget_bytes": 0}):
+        with pytest.raises(SizeError):
+            replace(AUTO, **wrong)
 
 
 def test_numbers_never_look_at_the_database(monkeypatch: pytest.MonkeyPatch) -> None:

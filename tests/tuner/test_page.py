@@ -22,6 +22,7 @@ from tuning_db import default_store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
+PATIENCE_SECONDS = 20
 WIDTHS = {"desk": 1280, "phone": 420}
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
@@ -97,10 +98,14 @@ def test_the_page_says_in_a_browser_what_the_database_says(page, browser, sessio
         row.seconds_per_token,
         row.recall,
     ]
+    from selenium.webdriver.support.wait import WebDriverWait
+
     drawn = dict(browser.execute_script(DRAWN))
     assert {name.rpartition("-")[2] for name in drawn} >= {"history", "failures", "0"}
     assert all(drawn.values()), "a plot is empty"
-    assert browser.execute_script(OVERFLOW) <= 0, "the page is wider than its window"
+    WebDriverWait(browser, PATIENCE_SECONDS).until(
+        lambda opened: opened.execute_script(OVERFLOW) <= 0, "the page is wider than its window"
+    )
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(page):

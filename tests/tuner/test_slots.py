@@ -24,10 +24,16 @@ def row(slots: int, seconds: float, share: float, chunk: int = 1) -> FrontRow:
     return FrontRow(slots=slots, chunk=chunk, seconds_per_token=seconds, state_bytes=slots * 512, recall=share)
 
 
-def test_the_front_has_what_no_other_beats_in_both():
+def test_the_front_has_what_no_other_beats_in_all_three():
     fast, middle, best = row(16, 1.0, 0.2), row(32, 2.0, 0.6), row(64, 4.0, 0.7)
-    beaten = [row(8, 1.0, 0.1), row(48, 2.5, 0.6), row(128, 9.0, 0.5)]
+    beaten = [row(16, 1.0, 0.1), row(48, 2.5, 0.6), row(128, 9.0, 0.5)]
     assert front_of([best, *beaten, fast, middle]) == [fast, middle, best]
+
+
+def test_a_slower_row_with_a_smaller_state_is_on_the_front_unless_it_recalls_no_more():
+    large, small, worse = row(64, 1.0, 0.5), row(16, 2.0, 0.4), row(16, 3.0, 0.4, chunk=16)
+    assert front_of([worse, small, large]) == [large, small]
+    assert knee_of([large, small]) == large
 
 
 def test_of_equal_rows_the_smaller_state_stays():
@@ -92,6 +98,9 @@ def test_the_study_stores_the_knee_of_its_front(session, small_study):
     chosen = knee_of(found.front)
     assert (found.slots, found.chunk, found.recall) == (chosen.slots, chosen.chunk, chosen.recall)
     assert found.state_bytes == found.slots * (8 + 8) * 4
+    for each in found.front:
+        assert list(each.recall_by_pairs) == [str(pairs) for pairs in PAIRS]
+        assert sum(each.recall_by_pairs.values()) / len(PAIRS) == pytest.approx(each.recall)
 
 
 def test_a_study_in_which_nothing_compiles_recommends_nothing(session, templates, small_study):
