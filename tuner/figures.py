@@ -50,10 +50,9 @@ def of_study(name: str, history: History) -> Iterator[Figure]:
             plot = plot_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), params=sorted(varied))
         plot.update_yaxes(title=None)
         yield _figure(f"{name}-importances", plot, "settings that mattered")
-    failures = history.failures()
-    bars = go.Bar(x=[kind.value for kind in failures], y=list(failures.values()))
-    title = "failures by kind" if failures else "failures by kind: none"
-    yield _figure(f"{name}-failures", go.Figure([bars]), title)
+    if failures := history.failures():
+        bars = go.Bar(x=[kind.value for kind in failures], y=list(failures.values()))
+        yield _figure(f"{name}-failures", go.Figure([bars]), "failures by kind")
 
 
 def of_front(name: str, recommendation: Recommendation) -> Figure:

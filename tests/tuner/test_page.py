@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 
 from codegen.device import cpu
 from tests.tuner.conftest import STEP, UPDATE
@@ -15,6 +16,7 @@ from tests.tuning_db.examples import recommendation
 from tuner.cli import main
 from tuner.history import histories
 from tuner.page import render_page
+from tuner.space import space_of
 from tuner.studies import default_url, open_storage
 from tuner.tune import tune
 from tuner.workload import NamedSpec
@@ -39,12 +41,14 @@ OVERFLOW = "return document.documentElement.scrollWidth - document.documentEleme
 
 @pytest.fixture
 def page(session, progress, tmp_path: Path) -> Path:
-    """The page of three real winners, one without a study, and of a made-up front."""
+    """The page of two real winners, of a failure that is made up, and of a made-up front."""
     for name, spec in (("step", STEP), ("update", UPDATE)):
         tune(NamedSpec(name, spec), session, progress)
-    (step,) = (record for record in session.store.records() if record.spec == STEP.key())
-    session.store.ship(cpu().key(), [step], folder=tmp_path / "shipped")
     session.store.recommend(recommendation(device=cpu().key()))
+    (history,) = (each for each in histories(session.store, session.storage, None) if each.record.spec == UPDATE.key())
+    failed = history.study.ask(dict(space_of(UPDATE, "tvm", cpu()).distributions))
+    failed.set_user_attr("outcome", "wrong_answer")
+    history.study.tell(failed, state=TrialState.PRUNED)
     path = tmp_path / "report.html"
     path.write_text(render_page(session.store, session.storage, None), encoding="utf-8")
     return path
@@ -74,7 +78,7 @@ def test_the_page_says_in_a_browser_what_the_database_says(page, browser, sessio
     browser.get(page.as_uri())
     assert browser.get_log("browser") == []
     known = histories(session.store, session.storage, None)
-    assert len(known) == 2
+    assert [each.failures().total() for each in known] == [1, 0]
     expected = [
         {
             "spec": each.record.spec,
