@@ -7,7 +7,7 @@ VENV := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tune train test bench scaling report dashboard show lint clean clean-cache
+.PHONY: help tune train test bench scaling report gpu-check dashboard show lint clean clean-cache
 
 # List the targets.
 help:
@@ -46,6 +46,10 @@ scaling: .venv/installed-test
 # Write report.html: the winners, and the searches behind them.
 report: .venv/installed-tune
 	@$(VENV)/python -m tuner report $(if $(STORAGE),--storage '$(STORAGE)') $(ARGS)
+
+# Compile the GPU kernels without a GPU, and say what they need; fails where a default does not fit, or spills.
+gpu-check: .venv/installed-tune
+	@$(VENV)/python -m tuner gpu-check $(ARGS)
 
 # Look at the studies while they grow, with optuna-dashboard on http://127.0.0.1:8080.
 dashboard: .venv/installed-dashboard

@@ -26,12 +26,16 @@ class Resources:
         spill_bytes: of stack per thread.
         shared_bytes: per block, static and dynamic.
         code_bytes: of machine code.
+        mma: instructions for matrix products of one warp.
+        wgmma: instructions for matrix products of a warp group, which Hopper has.
     """
 
     registers: int | None = None
     spill_bytes: int | None = None
     shared_bytes: int | None = None
     code_bytes: int | None = None
+    mma: int | None = None
+    wgmma: int | None = None
 
 
 class Kernel(Protocol):

@@ -168,11 +168,13 @@ def resources(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
             _number(r"\.vgpr_count:\s*(\d+)", text),
             _number(r"\.private_segment_fixed_size:\s*(\d+)", text),
         )
-        return Resources(registers, spilled, shared, _number(r"; codeLenInByte = (\d+)", text))
+        length = _number(r"; codeLenInByte = (\d+)", text)
+        return Resources(registers, spilled, shared, length, mma=text.count("\tv_mfma_"))
     usage = _cuobjdump(compiled, "-res-usage")
     registers, stack = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
     addresses = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/", _cuobjdump(compiled, "-sass"), re.MULTILINE)
-    return Resources(registers, stack, shared, int(addresses[-1], 16) + 16 if addresses else None)
+    length, ptx = int(addresses[-1], 16) + 16 if addresses else None, compiled.asm["ptx"]
+    return Resources(registers, stack, shared, length, ptx.count("\tmma.sync."), ptx.count("\twgmma.mma_async."))
 
 
 def toolchain() -> dict[str, str]:

@@ -1,0 +1,190 @@
+"""What GPU kernels need, said by their compilers, without a GPU: every default, every shipped winner, and a sample.
+
+    python -m tuner gpu-check
+
+A default or a shipped winner that does not compile, does not fit, or spills fails the check: it would be run as it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+
+from codegen.backends import Resources, backend
+from codegen.device import NAMED, Device
+from codegen.errors import TrellisError
+from codegen.legality import why_illegal
+from codegen.program import KERNELS_OF_VARIANT, operator_digest
+from codegen.render import render
+from codegen.rule import Rule
+from codegen.schedule import Schedule, default, from_settings
+from codegen.spec import Problem, Spec, spec_of_key
+from tuner.occupancy import occupancy
+from tuner.offline import MOST_SPILLED, examine
+from tuner.space import legal_schedules
+from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
+from tuning_db import Store
+
+DEVICES = ("sm_80", "sm_90", "gfx942")
+"""What is compiled for unless asked otherwise."""
+
+SAMPLE = 4
+"""Schedules of each spec and device beside the default."""
+
+DEFAULT, SHIPPED, SAMPLED = "default", "shipped", "sample"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One schedule to compile, and what it is: `DEFAULT`, `SHIPPED` or `SAMPLED`."""
+
+    name: str
+    spec: Spec
+    schedule: Schedule
+    device: Device
+    role: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What compiling showed of one kernel of a job.
+
+    Attributes:
+        job: what was compiled.
+        kernel: name of the template.
+        needs: what the compiler says; None if the job does not compile.
+        occupancy: share of the warps that a multiprocessor can hold; None where that is not known.
+        fault: why it must not be run as it is; None if nothing speaks against it.
+        seconds: that compiling all kernels of the job took.
+    """
+
+    job: Job
+    kernel: str
+    needs: Resources | None
+    occupancy: float | None
+    fault: str | None
+    seconds: float
+
+    @property
+    def fails(self) -> bool:
+        """Whether this is a fault of what would be run as it is."""
+        return self.fault is not None and self.job.role != SAMPLED
+
+
+def specs() -> tuple[NamedSpec, ...]:
+    """The GPU workload, and what else every template is for: both types, larger states, single memories."""
+    listed = load_workload(DEFAULT_FILE, "cuda")
+    exact = [
+        replace(each, name=f"{each.name}-f32", spec=_changed(each.spec, dtype="float32"))
+        for each in listed
+        if each.spec.problem.operator == "trellis_attention"
+    ]
+    large = [
+        replace(each, name=f"{each.name}-m128", spec=_changed(each.spec, slots=128))
+        for each in listed
+        if _is_long(each)
+    ]
+    single = [
+        NamedSpec(operator.replace("memory_", ""), Spec(Rule(), Problem(operator, dtype="bfloat16")))
+        for operator in ("memory_update", "memory_readout", "memory_readout_transposed")
+    ]
+    return (*listed, *exact, *large, *single)
+
+
+def jobs(devices: Sequence[str], sample: int, store: Store) -> Iterator[Job]:
+    """Everything to compile, each once; the kernels of TVM for sm_90 only, those of Triton for all devices."""
+    seen = set()
+    for job in itertools.chain.from_iterable(_of_device(NAMED[name], sample, store) for name in devices):
+        key = (job.spec.key(), job.schedule.key(), job.device.arch)
+        if key not in seen:
+            seen.add(key)
+            yield job
+
+
+def check(todo: Sequence[Job], processes: int) -> Iterator[Checked]:
+    """Compile `todo` in so many processes; results as they come."""
+    # Triton and LLVM hold state that a fork would copy in the middle of something.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        for done in as_completed([pool.submit(check_one, job) for job in todo]):
+            yield from done.result()
+
+
+def check_one(job: Job) -> list[Checked]:
+    """Compile the kernels of one job here."""
+    started = time.monotonic()
+    if job.schedule.backend == "tvm":
+        return [_compiled_by_tvm(job, started)]
+    examined = examine(job.spec, job.schedule, job.device)
+    if not examined.kernels:
+        return [Checked(job, job.schedule.variant, None, None, examined.reason, examined.seconds)]
+    return [
+        Checked(
+            job,
+            kernel,
+            needs,
+            occupancy(needs, job.schedule, job.device),
+            examined.reason or _spills(needs),
+            examined.seconds,
+        )
+        for kernel, needs in examined.kernels
+    ]
+
+
+def _spills(needs: Resources) -> str | None:
+    return f"spills {needs.spill_bytes} bytes per thread" if (needs.spill_bytes or 0) > MOST_SPILLED else None
+
+
+def _compiled_by_tvm(job: Job, started: float) -> Checked:
+    """As far as it goes: without nvcc to CUDA source, which says nothing about registers."""
+    kernel = KERNELS_OF_VARIANT[job.schedule.variant][0]
+    needs, fault = None, None
+    try:
+        source = render(kernel, job.spec, job.schedule, job.device)
+        if shutil.which("nvcc"):
+            needs = backend("tvm").resources(source, job.spec, job.schedule, job.device)
+            fault = _spills(needs)
+        else:
+            backend("tvm").inspect(source, job.spec, job.schedule, job.device)
+    except TrellisError as error:
+        fault = f"does not compile: {error}"
+    return Checked(job, kernel, needs, None, fault, time.monotonic() - started)
+
+
+def _of_device(device: Device, sample: int, store: Store) -> Iterator[Job]:
+    for named in specs():
+        try:
+            first, *others = legal_schedules(named.spec, "triton", device)
+        except TrellisError:
+            continue  # No schedule of Triton is legal for it there, and none would be run.
+        yield Job(named.name, named.spec, first, device, DEFAULT)
+        for schedule in random.Random(0).sample(others, min(sample, len(others))):
+            yield Job(named.name, named.spec, schedule, device, SAMPLED)
+    yield from _shipped(device, store)
+    if device.kind == "cuda" and device.arch == "sm_90":
+        spec = Spec(Rule(), Problem("memory_update"))
+        yield Job("update", spec, default("tvm", spec, device), device, DEFAULT)
+
+
+def _shipped(device: Device, store: Store) -> Iterator[Job]:
+    for record in store.records(device.name, "shipped"):
+        spec = spec_of_key(record.spec)
+        schedule = from_settings(record.backend, dict(record.schedule))
+        current = record.template_digest == operator_digest(spec.problem, record.backend)
+        if current and why_illegal(spec, schedule, device) is None:
+            yield Job("shipped", spec, schedule, device, SHIPPED)
+
+
+def _is_long(named: NamedSpec) -> bool:
+    problem = named.spec.problem
+    return problem.operator == "trellis_attention" and problem.chunk == 64
+
+
+def _changed(spec: Spec, **changes: object) -> Spec:
+    return replace(spec, problem=replace(spec.problem, **changes))  # type: ignore[arg-type]
