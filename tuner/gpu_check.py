@@ -26,7 +26,7 @@ from codegen.rule import Rule
 from codegen.schedule import Schedule, default, from_settings
 from codegen.spec import Problem, Spec, spec_of_key
 from tuner.occupancy import occupancy
-from tuner.offline import MOST_SPILLED, examine
+from tuner.offline import examine, why_pruned
 from tuner.space import legal_schedules
 from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
 from tuning_db import Store
@@ -130,15 +130,11 @@ def check_one(job: Job) -> list[Checked]:
             kernel,
             needs,
             occupancy(needs, job.schedule, job.device),
-            examined.reason or _spills(needs),
+            why_pruned(kernel, needs, job.schedule, job.device),
             examined.seconds,
         )
         for kernel, needs in examined.kernels
     ]
-
-
-def _spills(needs: Resources) -> str | None:
-    return f"spills {needs.spill_bytes} bytes per thread" if (needs.spill_bytes or 0) > MOST_SPILLED else None
 
 
 def _compiled_by_tvm(job: Job, started: float) -> Checked:
@@ -149,7 +145,7 @@ def _compiled_by_tvm(job: Job, started: float) -> Checked:
         source = render(kernel, job.spec, job.schedule, job.device)
         if shutil.which("nvcc"):
             needs = backend("tvm").resources(source, job.spec, job.schedule, job.device)
-            fault = _spills(needs)
+            fault = why_pruned(kernel, needs, job.schedule, job.device)
         else:
             backend("tvm").inspect(source, job.spec, job.schedule, job.device)
     except TrellisError as error:
@@ -169,7 +165,8 @@ def _of_device(device: Device, sample: int, store: Store) -> Iterator[Job]:
     yield from _shipped(device, store)
     if device.kind == "cuda" and device.arch == "sm_90":
         spec = Spec(Rule(), Problem("memory_update"))
-        yield Job("update", spec, default("tvm", spec, device), device, DEFAULT)
+        # It has no threads yet and is never chosen, so that it is compiled but not held to what is run as it is.
+        yield Job("update", spec, default("tvm", spec, device), device, SAMPLED)
 
 
 def _shipped(device: Device, store: Store) -> Iterator[Job]:

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from codegen.device import NAMED, cpu
+from codegen.schedule import Schedule, TritonSchedule
 from tuner.command import FAILED, command, print_lines
 from tuner.gpu_check import DEVICES, SAMPLE, Checked, check, jobs
-from tuner.report import settings_text
 from tuning_db import default_store
 
 
@@ -44,10 +44,9 @@ def _order(one: Checked) -> tuple[object, ...]:
 def _table(done: list[Checked]) -> Table:
     table = Table(title="What GPU kernels need, by their compilers", title_justify="left")
     for name in ("device", "spec", "", "kernel", "schedule"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=True)
     for name in ("registers", "spilled", "shared", "occupancy", "mma", "wgmma", "seconds"):
         table.add_column(name, justify="right")
-    table.add_column("fault", overflow="fold")
     for one in done:
         table.add_row(*map(escape, _row(one)))
     return table
@@ -60,6 +59,15 @@ def _row(one: Checked) -> list[str]:
         share = "-" if one.occupancy is None else f"{one.occupancy:.0%}"
         counts = (needs.registers, needs.spill_bytes, needs.shared_bytes, share, needs.mma, needs.wgmma)
         numbers = ["-" if count is None else str(count) for count in counts]
-    schedule = f"{job.schedule.backend} {settings_text(job.schedule.settings())}"
-    about = [job.device.arch, job.name, job.role, one.kernel, schedule]
-    return [*about, *numbers, f"{one.seconds:.1f}", one.fault or ""]
+    about = [job.device.arch, job.name, job.role, one.kernel, _short(job.schedule)]
+    return [*about, *numbers, f"{one.seconds:.1f}"]
+
+
+def _short(schedule: Schedule) -> str:
+    """What sets a schedule apart, so that a row fits on a line."""
+    if not isinstance(schedule, TritonSchedule):
+        return schedule.backend
+    words = [f"{schedule.tile_rows} rows", f"{schedule.num_warps} warps", schedule.dot_precision]
+    words += [f"{schedule.num_stages} stages"] if schedule.num_stages > 1 else []
+    words += [f"every {schedule.checkpoint_spacing}"] if schedule.checkpoint_spacing > 1 else []
+    return ", ".join([*words, *([schedule.ptxas] if schedule.ptxas != "standard" else [])])
