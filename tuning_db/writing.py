@@ -43,7 +43,11 @@ def locked(folder: Path) -> Iterator[None]:
 def write_temporary(path: Path, data: bytes) -> Path:
     """Write `data` safely to disk beside `path`; `os.replace` of the result onto `path` makes it current."""
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}{_TEMPORARY_SUFFIX}")
-    _write_new(temporary, data)
+    try:
+        _write_new(temporary, data)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # Half a file helps nobody, and a full disk least of all.
+        raise
     return temporary
 
 
