@@ -70,7 +70,7 @@ def test_what_the_compiler_made_of_it(capsys):
     assert "Function : memory_step" in show(capsys, f"{kernel} --asm")
     assert "ttg.num-warps" in show(capsys, f"{kernel} --stage ttgir")
     names = [line.split()[0] for line in show(capsys, f"{kernel} --resources").splitlines()]
-    assert names == ["registers", "spill_bytes", "shared_bytes", "code_bytes"]
+    assert names == ["registers", "spill_bytes", "shared_bytes", "code_bytes", "mma", "wgmma"]
 
 
 @pytest.mark.parametrize(
