@@ -28,6 +28,7 @@ def test_the_forward_defaults_compile_for_hopper_and_do_not_spill(store):
         assert one.needs.registers > 0
         if one.job.schedule.backend == "triton":
             assert 0 < one.occupancy <= 1
+            assert one.needs.spill_bytes == 0
     (prefill,) = (one for one in done if one.job.name == "prefill")
     assert prefill.needs.wgmma > 0
 
