@@ -17,7 +17,7 @@ help:
 
 # Find the fastest correct kernels for this machine.
 tune: .venv/installed-tune
-	@echo 'Tuning for this machine: about five minutes. Interrupt it any time; run again, it goes on.'
+	@echo 'Tuning for this machine: about seven minutes. Interrupt it any time; run again, it goes on.'
 	@$(VENV)/python -m tuner tune $(tune_options) $(ARGS)
 
 # Train the reference model: make train DATA='text.txt folder' FOLDER=runs/mine; without DATA on this project.
@@ -35,7 +35,7 @@ test: .venv/installed-test
 
 # Compare eager, torch.compile, the default schedule and the tuned winner.
 bench: .venv/installed-test
-	@echo 'Benchmarking: four to six minutes.'
+	@echo 'Benchmarking: five to seven minutes.'
 	@GOMP_SPINCOUNT=200 $(VENV)/python -m pytest tests/benchmarks -o addopts= $(ARGS)
 
 # Measure how the cost grows with T, B x H, M and D; writes docs/scaling.md and docs/scaling.png.

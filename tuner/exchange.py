@@ -130,9 +130,11 @@ def _better(record: Record, own: Record, device: Device, measure: Measure | None
 
 def _contest(record: Record, own: Record, device: Device) -> Contest | None:
     """Both as candidates; None if this machine cannot build and time what the records speak of."""
-    if record.device != device.key() or compiler(record.backend).why_unavailable(device) is not None:
+    if record.device != device.key():
         return None
     try:
+        if compiler(record.backend).why_unavailable(device) is not None:
+            return None
         spec = spec_of_key(record.spec)
         if operator_digest(spec.problem, record.backend) != record.template_digest:
             return None

@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 from optuna.storages import RDBStorage
 
+from codegen.errors import SpecKeyError
 from codegen.spec import spec_of_key
 from tuner import figures
 from tuner.figures import Figure
@@ -83,7 +84,10 @@ def _section(number: int, history: History) -> Section:
 
 
 def _title(spec: str) -> str:
-    problem = spec_of_key(spec).problem
+    try:
+        problem = spec_of_key(spec).problem
+    except SpecKeyError:
+        return spec  # A record of another version is shown as it is.
     sizes = f"B{problem.batch} T{problem.tokens} H{problem.heads} D{problem.dim_k}"
     sizes += "" if problem.dim_v == problem.dim_k else f"/{problem.dim_v}"
     return f"{problem.operator} {problem.direction}, {sizes} M{problem.slots} C{problem.chunk} {problem.dtype}"

@@ -12,7 +12,6 @@ from tuner import exchange, report
 from tuner.command import FAILED, command, print_lines, storage_option
 from tuner.history import histories
 from tuner.interruption import stop_if_interrupted
-from tuner.page import render_page
 from tuner.pool import Workers
 from tuner.studies import default_url, open_storage, shown
 from tuner.why import find, why_lines
@@ -69,8 +68,9 @@ def _report(options: argparse.Namespace, console: Console) -> int:
         print_lines(console, report.study_lines(storage))
         return 0
     key = None if options.all else _asked_device(options.device).key()
-    page = render_page(store, storage, key)
-    options.file.write_text(page, encoding="utf-8")
+    from tuner.page import render_page  # plotly, which no other command needs
+
+    options.file.write_text(render_page(store, storage, key), encoding="utf-8")
     console.print(f"written: {options.file.absolute()}", soft_wrap=True, highlight=False)
     return 0
 
@@ -96,7 +96,8 @@ def _ship(options: argparse.Namespace, console: Console) -> int:
         console.print(f"nothing was tuned for {key} yet; run `make tune` first", soft_wrap=True, highlight=False)
         return FAILED
     path = store.ship(key, records, recommendation=recommendation, folder=options.folder)
-    console.print(f"{len(records)} records written to {path}; commit that file", soft_wrap=True, highlight=False)
+    count = len({(record.spec, record.backend) for record in records})
+    console.print(f"{count} winners written to {path}; commit that file", soft_wrap=True, highlight=False)
     return 0
 
 

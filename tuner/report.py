@@ -66,7 +66,7 @@ def known_lines(store: Store, device: str | None) -> Iterator[str]:
         for record in (record for record in records if record.device == name):
             layer = "user" if record.identity() in own else "shipped"
             yield f"  {record.spec}"
-            yield f"    {record.backend}, {layer}, {record.created[:10]}: {_performance(record)}"
+            yield f"    {record.backend}, {layer}, {record.created[:10]}: {performance_text(record)}"
             yield f"    {settings_text(record.schedule)}; {record.reason}"
 
 
@@ -138,7 +138,8 @@ def _reasons(trials: Sequence[FrozenTrial]) -> list[str]:
     return [f"{reason} ({count})" for reason, count in reasons.most_common(_REASONS)]
 
 
-def _performance(record: Record) -> str:
+def performance_text(record: Record) -> str:
+    """How long a winner takes, and how that compares, in one line."""
     parts = [_time(record.seconds)]
     for other, name in ((record.default_seconds, "the default"), (record.eager_seconds, "eager")):
         if other is not None:

@@ -8,7 +8,7 @@ from tuner.errors import WorkloadError
 from tuner.finals import CONFIDENCE
 from tuner.history import History
 from tuner.progress import duration
-from tuner.report import settings_text
+from tuner.report import performance_text, settings_text
 from tuner.workload import NamedSpec
 
 
@@ -34,26 +34,13 @@ def why_lines(history: History) -> Iterator[str]:
     yield record.spec
     yield f"  on {record.device}, {record.backend}; {history.layer} record of {record.created[:10]}, by {record.source}"
     yield f"  winner: {settings_text(record.schedule)}"
-    yield f"  it takes {_times(history)}"
+    yield f"  it takes {performance_text(record)}"
     yield f"  {_tried(history)}"
     yield f"  {_second(history)}"
     yield f"  against the default, both measured again in turn: {record.reason or 'nothing is on record'}"
     yield f"  {_sure(history)}"
     yield f"  timed by {record.policy or 'a policy that is not on record'}"
     yield f"  made with {', '.join(f'{name} {version}' for name, version in sorted(record.toolchain.items()))}"
-
-
-def _times(history: History) -> str:
-    record = history.record
-    if record.seconds is None:
-        return "a time that is not on record"
-    parts = [duration(record.seconds)]
-    for other, name in ((record.default_seconds, "default"), (record.eager_seconds, "eager")):
-        if other is not None:
-            parts.append(f"{name} {duration(other)} ({other / record.seconds:.2f}x)")
-    if record.ceiling_share is not None:
-        parts.append(f"{record.ceiling_share:.0%} of the machine's ceiling")
-    return ", ".join(parts)
 
 
 def _tried(history: History) -> str:

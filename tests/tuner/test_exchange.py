@@ -170,3 +170,9 @@ def test_the_commands(store, tmp_path, capsys):
     assert "1 records taken" in capsys.readouterr().out
     assert main(["import", str(tmp_path / "nothing")]) == 1
     assert "no tuning records" in capsys.readouterr().err
+
+
+def test_a_backend_that_is_not_known_here_is_not_measured(store, elsewhere):
+    store.put([record(0, backend="another", toolchain={"another": "1"})])
+    elsewhere.put([record(1, backend="another", toolchain={"another": "2"})])
+    assert "newer toolchain" in merged(store, elsewhere, timed()).reason

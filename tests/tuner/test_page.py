@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from codegen.device import cpu
 from tests.tuner.conftest import STEP, UPDATE
-from tests.tuning_db.examples import recommendation
+from tests.tuning_db.examples import recommendation, record
 from tuner.cli import main
 from tuner.history import histories
 from tuner.page import render_page
@@ -138,3 +138,8 @@ def test_the_command_writes_the_page_and_explains_a_winner(tmp_path, capsys):
     assert main(["show", "--why", "nothing like it"]) == 2
     assert "no winner is known for it; names of the workload are prefill" in capsys.readouterr().err
     assert open_storage(default_url())
+
+
+def test_a_record_of_another_version_is_shown_as_it_is(store, session):
+    store.commit(record(spec="a spec of another version", device=cpu().key()))
+    assert '<h2 id="spec-1">a spec of another version</h2>' in render_page(store, session.storage, None)
