@@ -9,16 +9,15 @@ import pytest
 import torch
 
 import trellis_ops
-from codegen.backends import backend
 from codegen.device import cpu
-from codegen.program import operator_digest
 from codegen.rule import Rule
 from codegen.schedule import default
-from codegen.spec import Problem, Spec, bucket
+from codegen.spec import Problem, Spec
 from tests.inputs import make_inputs
 from tests.relative_error import assert_close
+from tests.winner_record import winner_record
 from trellis_ops import dispatch, explain, selection, trellis_attention, trellis_step
-from tuning_db import Outcome, Record, Store, TuningDatabaseWarning, utc_now
+from tuning_db import Record, Store, TuningDatabaseWarning
 
 SIZES = (1, 24, 2, 16, 16, 8)
 SPEC = Spec(Rule(), Problem("trellis_attention", *SIZES, chunk=8))
@@ -36,20 +35,7 @@ def store(tmp_path, monkeypatch):
 
 
 def record(spec: Spec = SPEC, **changes) -> Record:
-    schedule = dataclasses.replace(default("tvm", spec, cpu()), threads=1)
-    fields = {
-        "spec": spec.key(),
-        "bucket": bucket(spec).key(),
-        "device": cpu().key(),
-        "backend": "tvm",
-        "template_digest": operator_digest(spec.problem, "tvm"),
-        "schedule": schedule.settings(),
-        "outcome": Outcome.ok,
-        "seconds": 1e-3,
-        "toolchain": backend("tvm").toolchain(),
-        "created": utc_now(),
-    }
-    return Record(**(fields | changes))
+    return winner_record(spec, dataclasses.replace(default("tvm", spec, cpu()), threads=1), **changes)
 
 
 def ask(sizes=SIZES, **options):

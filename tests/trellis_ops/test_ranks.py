@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from codegen.backends import backend
 from codegen.device import cpu
-from codegen.program import operator_digest
 from codegen.rule import Rule
-from codegen.schedule import Schedule
-from codegen.spec import Problem, Spec, bucket
+from codegen.spec import Problem, Spec
+from tests.free_port import free_port
 from tests.inputs import make_inputs
+from tests.winner_record import winner_record
 from trellis_ops import agree_across_ranks
 from tuner.space import space_of
-from tuning_db import Outcome, Record, Store, utc_now
+from tuning_db import Store
 
 SIZES = (1, 16, 2, 8, 8, 8)
 SPEC = Spec(Rule(), Problem(tokens=16, heads=2, dim_k=8, dim_v=8, slots=8, chunk=8))
@@ -55,23 +54,6 @@ dist.destroy_process_group()
 """
 
 
-def commit(folder: Path, schedule: Schedule) -> None:
-    Store(folder).commit(
-        Record(
-            spec=SPEC.key(),
-            bucket=bucket(SPEC).key(),
-            device=cpu().key(),
-            backend="tvm",
-            template_digest=operator_digest(SPEC.problem, "tvm"),
-            schedule=schedule.settings(),
-            outcome=Outcome.ok,
-            seconds=1e-3,
-            toolchain=backend("tvm").toolchain(),
-            created=utc_now(),
-        )
-    )
-
-
 def run(folders: list[Path], variables: list[dict[str, str]]) -> list[dict]:
     """What both ranks say, the leader first."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
@@ -94,20 +76,12 @@ def run(folders: list[Path], variables: list[dict[str, str]]) -> list[dict]:
     return said
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.parametrize("known", [(0, 1), (0, None), (None, 1)], ids=["both", "leader", "follower"])
 def test_ranks_with_different_databases_run_the_leaders_selection(known, tmp_path):
     folders = [tmp_path / "leader", tmp_path / "follower"]
     for folder, place in zip(folders, known, strict=True):
         if place is not None:
-            commit(folder, SCHEDULES[place])
+            Store(folder).commit(winner_record(SPEC, SCHEDULES[place]))
     leader, follower = run(folders, [{}, {}])
     assert leader["schedule"] == follower["schedule"]
     assert leader["origin"] == ("default schedule" if known[0] is None else "exact winner")

@@ -13,16 +13,15 @@ import pytest
 import torch
 
 import trellis_ops
-from codegen.backends import backend
 from codegen.device import cpu
 from codegen.legality import why_illegal
-from codegen.program import operator_digest
 from codegen.rule import Rule
 from codegen.schedule import default
-from codegen.spec import Problem, Spec, bucket
+from codegen.spec import Problem, Spec
 from tests.inputs import make_inputs
+from tests.winner_record import winner_record
 from trellis_ops import dispatch, explain, trellis_attention
-from tuning_db import Outcome, Record, Store, TuningDatabaseWarning, utc_now
+from tuning_db import Store, TuningDatabaseWarning
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (1, 24, 2, 16, 16, 8)
@@ -66,20 +65,7 @@ def winner(tmp_path, monkeypatch):
     schedule = dataclasses.replace(default("tvm", SPEC, cpu()), threads=MOST)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TuningDatabaseWarning)
-        made.commit(
-            Record(
-                spec=SPEC.key(),
-                bucket=bucket(SPEC).key(),
-                device=cpu().key(),
-                backend="tvm",
-                template_digest=operator_digest(SPEC.problem, "tvm"),
-                schedule=schedule.settings(),
-                outcome=Outcome.ok,
-                seconds=1e-3,
-                toolchain=backend("tvm").toolchain(),
-                created=utc_now(),
-            )
-        )
+        made.commit(winner_record(SPEC, schedule))
     yield schedule
     trellis_ops.forget()
 

@@ -5,39 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from codegen.backends import backend
 from codegen.device import cpu
 from codegen.errors import SpecKeyError
-from codegen.program import operator_digest
 from codegen.rule import Rule
-from codegen.spec import OPERATORS, Problem, Spec, bucket, spec_of_key
+from codegen.spec import OPERATORS, Problem, Spec, spec_of_key
 from tests.tuner.conftest import UPDATE
+from tests.winner_record import winner_record
 from tuner.cli import main
 from tuner.errors import ExchangeError
 from tuner.exchange import Merged, export_records, import_records, merge_records
 from tuner.measure import Timing
 from tuner.space import space_of
 from tuner.worker import Contest
-from tuning_db import Outcome, Record, Store
+from tuning_db import Record, Store
 
 EARLIER, LATER = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"
 SCHEDULES = list(space_of(UPDATE, "tvm", cpu()).schedules.values())
 
 
 def record(place: int = 0, **changes) -> Record:
-    fields = {
-        "spec": UPDATE.key(),
-        "bucket": bucket(UPDATE).key(),
-        "device": cpu().key(),
-        "backend": "tvm",
-        "template_digest": operator_digest(UPDATE.problem, "tvm"),
-        "schedule": SCHEDULES[place].settings(),
-        "outcome": Outcome.ok,
-        "seconds": 1e-3,
-        "toolchain": backend("tvm").toolchain(),
-        "created": EARLIER,
-    }
-    return Record(**(fields | changes))
+    return winner_record(UPDATE, SCHEDULES[place], **({"created": EARLIER} | changes))
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.free_port import free_port
 
 DEBIAN = Path("/usr/lib/postgresql")
 _START_SECONDS = 60
@@ -33,7 +34,7 @@ def server(folder: Path) -> Iterator[str]:
     user = _ordinary_user() if os.geteuid() == 0 else None
     if user is not None:
         shutil.chown(home, user)
-    data, port = home / "data", _free_port()
+    data, port = home / "data", free_port()
     initdb = [folder / "initdb", "-D", data, "-U", "tuner", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale", "C"]
     postgres = [folder / "postgres", "-D", data, "-p", port, "-h", "127.0.0.1", "-k", home, "-F"]
     log = home.with_suffix(".log")
@@ -54,13 +55,6 @@ def server(folder: Path) -> Iterator[str]:
 def _ordinary_user() -> str:
     names = {entry.pw_name for entry in pwd.getpwall()}
     return "postgres" if "postgres" in names else "nobody"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait(running: subprocess.Popen[bytes], is_ready: Path, port: int, log: Path) -> None:
