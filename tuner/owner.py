@@ -12,7 +12,7 @@ SILENT_FOR = timedelta(hours=1)
 """A running trial of another machine counts as lost after this long; no candidate takes a fraction of it."""
 
 NAMELESS_FOR = timedelta(minutes=1)
-"""A running trial whose process died before it wrote its name counts as lost after this long."""
+"""A running trial without a name counts as lost after this long, where names are not written under a lock."""
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from tuner.sampler import FreshSampler, Point, default_sampler, held_point, rele
 from tuner.session import Session
 from tuner.shared_storage import Heart, fail_silent_trials, one_at_a_time, others_run
 from tuner.space import Settings, Space, space_of
-from tuner.studies import claim, measured, open_study, outcomes, release_lost_trials, study_key
+from tuner.studies import measured, open_study, outcomes, release_lost_trials, study_key, take
 from tuner.worker import Candidate, Result
 from tuning_db import Outcome
 
@@ -117,7 +117,7 @@ def search(
                 if running.trials:
                     running.finish_one()
                 elif not wanted and others_run(study, session.storage):
-                    release_lost_trials(study)
+                    release_lost_trials(study, session.storage)
                     time.sleep(_UNTIL_OTHERS_END)
                 elif not wanted:
                     return Searched(space, study, exhausted=not _open(study, points))
@@ -151,10 +151,8 @@ class _Running:
     def begin(self, most: int) -> None:
         """Ask for candidates until the workers have enough to do, `most` of them at most."""
         for _ in range(min(most, 1 + self._session.workers.ahead - len(self.trials))):
-            with one_at_a_time(self._session.storage, self._study.study_name):
-                trial = self._study.ask(dict(self._space.distributions))
+            trial = take(self._study, self._session.storage, self._space.distributions)
             self._heart.beat_for([*self.trials.values(), trial])
-            claim(trial)
             if _is_duplicate(self._study, trial):
                 release(self._study, trial)
                 continue

@@ -41,26 +41,26 @@ def others_run(study: optuna.Study, storage: RDBStorage) -> bool:
 
 
 @contextlib.contextmanager
-def one_at_a_time(storage: RDBStorage, study_name: str) -> Iterator[None]:
+def one_at_a_time(storage: RDBStorage, study_name: str) -> Iterator[bool]:
     """Within it this process alone, of all that share the storage, looks what is untried and takes it.
 
     A process that dies inside lets the next one in. On a storage other than SQLite and PostgreSQL nobody waits, and two
-    processes may rarely take the same point.
+    processes may rarely take the same point. Yields whether this process is alone.
     """
     url = storage.engine.url
     if url.get_backend_name() == "sqlite" and url.database:
         with FileLock(f"{url.database}.lock"):
-            yield
+            yield True
     elif url.get_backend_name() == "postgresql":
         key = {"key": zlib.crc32(study_name.encode())}
         with storage.engine.connect() as connection:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), key)
             try:
-                yield
+                yield True
             finally:
                 connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), key)
     else:
-        yield
+        yield False
 
 
 class Heart:

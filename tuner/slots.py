@@ -26,7 +26,7 @@ from tuner.pareto import front_of, knee_of
 from tuner.quality import PAIRS, RULE, recall_by_pairs
 from tuner.sampler import FreshSampler, release, untried
 from tuner.session import Session, toolchain
-from tuner.studies import claim, release_lost_trials
+from tuner.studies import release_lost_trials, take
 from tuner.worker import Candidate
 from tuning_db import FRONT_HEADS, FrontRow, Outcome, Recommendation, Store, utc_now
 
@@ -121,6 +121,10 @@ def _spec(slots: int, chunk: int) -> Spec:
     return Spec(RULE, Problem(tokens=tokens, heads=HEADS, dim_k=DIM, dim_v=DIM, slots=slots, chunk=chunk))
 
 
+def _distributions() -> dict[str, CategoricalDistribution]:
+    return {"slots": CategoricalDistribution(SLOTS), "chunk": CategoricalDistribution(CHUNKS)}
+
+
 def _study(session: Session, schedules: dict[tuple[int, int], Schedule]) -> optuna.Study:
     about = [
         session.device.key(),
@@ -130,22 +134,20 @@ def _study(session: Session, schedules: dict[tuple[int, int], Schedule]) -> optu
     ]
     about += [schedule.key() for schedule in schedules.values()]
     name = f"slots and chunk {session.backend} {hashlib.sha256('|'.join(about).encode()).hexdigest()[:12]}"
-    distributions = {"slots": CategoricalDistribution(SLOTS), "chunk": CategoricalDistribution(CHUNKS)}
     points = [{"slots": slots, "chunk": chunk} for slots, chunk in schedules]
     study = optuna.create_study(
         storage=session.storage,
         study_name=name,
-        sampler=FreshSampler(points, distributions, seed=0),
+        sampler=FreshSampler(points, _distributions(), seed=0),
         directions=["minimize", "minimize", "maximize"],
         load_if_exists=True,
     )
-    release_lost_trials(study)
+    release_lost_trials(study, session.storage)
     return study
 
 
 def _one_trial(study: optuna.Study, session: Session, schedules: dict[tuple[int, int], Schedule]) -> None:
-    trial = study.ask({"slots": CategoricalDistribution(SLOTS), "chunk": CategoricalDistribution(CHUNKS)})
-    claim(trial)
+    trial = take(study, session.storage, _distributions())
     slots, chunk = trial.params["slots"], trial.params["chunk"]
     spec, schedule = _spec(slots, chunk), schedules[slots, chunk]
     try:

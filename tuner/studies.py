@@ -7,7 +7,7 @@ import hashlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import optuna
 import sqlalchemy.exc
 from filelock import FileLock
+from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
@@ -27,7 +28,7 @@ from tuner.errors import StudyError
 from tuner.owner import is_lost, this_process
 from tuner.policy import Policy
 from tuner.sampler import MOST_DEATHS
-from tuner.shared_storage import HEARTBEAT_SECONDS
+from tuner.shared_storage import HEARTBEAT_SECONDS, one_at_a_time
 from tuner.space import Space
 from tuning_db import Outcome
 
@@ -135,22 +136,30 @@ def open_study(storage: RDBStorage, key: StudyKey, sampler: optuna.samplers.Base
     for name, value in asdict(key).items():
         if study.user_attrs.get(name) != value:
             study.set_user_attr(name, value)
-    release_lost_trials(study)
+    release_lost_trials(study, storage)
     return study
 
 
-def claim(trial: optuna.Trial) -> None:
-    """Write this process's name on a trial it runs."""
-    trial.set_user_attr("owner", this_process())
+def take(study: optuna.Study, storage: RDBStorage, distributions: Mapping[str, BaseDistribution]) -> optuna.Trial:
+    """The next trial, with this process's name on it before another process can see it."""
+    with one_at_a_time(storage, study.study_name):
+        trial = study.ask(dict(distributions))
+        trial.set_user_attr("owner", this_process())
+    return trial
 
 
-def release_lost_trials(study: optuna.Study) -> int:
-    """Fail the trials that nobody runs any more, so that their points are tried again; how many there were."""
+def release_lost_trials(study: optuna.Study, storage: RDBStorage) -> int:
+    """Fail the trials that nobody runs any more, so that their points are tried again; how many there were.
+
+    A trial without a name is lost at once where its process would hold the lock until the name is written.
+    """
     lost = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if is_lost(trial.user_attrs.get("owner"), trial.datetime_start, datetime.now()):
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            lost += 1
+    with one_at_a_time(storage, study.study_name) as alone:
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            owner, started = trial.user_attrs.get("owner"), trial.datetime_start
+            if (alone and owner is None) or is_lost(owner, started, datetime.now()):
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                lost += 1
     return lost
 
 

@@ -21,7 +21,7 @@ from tuner.owner import NAMELESS_FOR, SILENT_FOR, is_lost, this_process
 from tuner.pool import Workers
 from tuner.search import search
 from tuner.session import Session
-from tuner.studies import open_storage
+from tuner.studies import open_storage, release_lost_trials, take
 from tuning_db import Store, default_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +98,24 @@ def test_two_tuners_share_a_study_and_a_database(tmp_path: Path):
         tried = [trial.params for trial in trials if "outcome" in trial.user_attrs]
         assert len(tried) >= 4
         assert all(tried.count(settings) == 1 for settings in tried)
+
+
+def test_a_trial_whose_process_died_before_it_wrote_its_name_is_released_at_once(tmp_path: Path):
+    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    study = optuna.create_study(storage=storage)
+    study.ask()
+    assert release_lost_trials(study, storage) == 1
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL]
+    take(study, storage, {})
+    assert release_lost_trials(study, storage) == 0, "this process lives"
+
+
+def test_without_a_lock_a_trial_without_a_name_is_given_time():
+    storage = optuna.storages.RDBStorage("sqlite://")
+    study = optuna.create_study(storage=storage)
+    study.ask()
+    assert release_lost_trials(study, storage) == 0
+    assert [trial.state for trial in study.get_trials()] == [TrialState.RUNNING]
 
 
 def test_a_trial_is_lost_when_its_process_is_gone():
