@@ -17,7 +17,7 @@ from codegen.backends.kernel_cache import kernels_folder
 from codegen.device import NAMED, Device, named
 from codegen.errors import IllegalScheduleError, TrellisError, UnknownKernelError, UnknownStageError
 from codegen.legality import why_illegal
-from codegen.program import KERNELS_OF_VARIANT
+from codegen.program import BACKWARD_KERNELS, KERNELS_OF_VARIANT
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
 from codegen.schedule import BACKENDS, Schedule, default, from_settings, variants_of
@@ -27,11 +27,14 @@ _OPERATOR_OF_KERNEL = {
     "trellis_fused": "trellis_attention",
     "trellis_pair": "trellis_attention",
     "trellis_backward": "trellis_attention",
+    "keys_readout": "trellis_attention",
+    "values_backward": "trellis_attention",
+    "keys_backward": "trellis_attention",
     "memory_update": "memory_update",
     "memory_readout": "memory_readout",
     "memory_step": "trellis_step",
 }
-_DIRECTION_OF_KERNEL = {"trellis_backward": "backward"}
+_DIRECTION_OF_KERNEL = dict.fromkeys(BACKWARD_KERNELS, "backward")
 _DEVICE_OF_BACKEND = {"triton": "sm_90", "tvm": "here"}
 
 

@@ -20,6 +20,8 @@ from codegen.schedule import (
 from codegen.spec import Spec, next_power_of_two
 
 _LONGEST_TRITON_BACKWARD_CHUNK = 1024
+_BITS_OF_OPERANDS = {"tf32": 11, "bf16": 8}
+_BITS_OF_INPUTS = {"float32": 24, "float16": 11, "bfloat16": 8}
 _MOST_TOKENS_PER_STATE = 256  # States of so many tokens take less than their inputs do.
 
 
@@ -103,7 +105,7 @@ def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str |
 
 
 def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) -> str | None:
-    if schedule.variant == "backward" and spec.problem.chunk > _LONGEST_TRITON_BACKWARD_CHUNK:
+    if spec.problem.direction != "forward" and spec.problem.chunk > _LONGEST_TRITON_BACKWARD_CHUNK:
         return (
             f"the backward kernel takes chunks of at most {_LONGEST_TRITON_BACKWARD_CHUNK} tokens,"
             f" not {spec.problem.chunk}"
@@ -116,6 +118,11 @@ def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) ->
         return "variant 'recurrent' has no tile: tile_rows must be 16"
     if schedule.dot_precision not in dot_precisions(device):
         return f"{device.arch} has no {schedule.dot_precision} dots, only {', '.join(dot_precisions(device))}"
+    bits = _BITS_OF_OPERANDS.get(schedule.dot_precision)
+    if bits is not None and bits < _BITS_OF_INPUTS[spec.problem.dtype]:
+        return (
+            f"{schedule.dot_precision} dots keep {bits} bits of each operand: too few for {spec.problem.dtype} inputs"
+        )
     if schedule.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):
         return f"{device.arch} has one assembler only: ptxas must be 'standard'"
     if spec.problem.dtype != "float32" and schedule.dot_precision == "ieee" and device.kind != "hip":

@@ -33,8 +33,12 @@ KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
     "update": ("memory_update",),
     "readout": ("memory_readout",),
     "backward": ("trellis_fused", "trellis_backward"),
+    "backward_split": ("trellis_fused", "keys_readout", "values_backward", "keys_backward"),
 }
 """Which templates a variant is made of."""
+
+BACKWARD_KERNELS = ("trellis_backward", "keys_readout", "values_backward", "keys_backward")
+"""Those that only a backward has."""
 
 GRADIENTS = ("q", "k", "v", "alpha", "log_beta", "gamma", "states")
 """What a backward program can be asked for."""
@@ -205,8 +209,39 @@ class Program:
         if isinstance(self.schedule, TvmSchedule):
             flags = sum(1 << place for place, name in enumerate(GRADIENTS) if name in wanted)
             self.kernels[1](programs, flags, *given, *bar_tokens, *self._thread_states(tokens[0], bar_states))
+        elif self.schedule.variant == "backward_split":
+            self._backward_split(tokens, chunk_states, bar_y, bar_states, sequences, bar_tokens)
         else:
             self.kernels[1](programs, *given, *self._program_states(programs, bar_states), *bar_tokens)
+
+    def _backward_split(
+        self,
+        tokens: tuple[torch.Tensor, ...],
+        chunk_states: tuple[torch.Tensor, torch.Tensor],
+        bar_y: torch.Tensor,
+        bar_states: tuple[torch.Tensor, torch.Tensor],
+        sequences: Sequences,
+        bar_tokens: tuple[torch.Tensor, ...],
+    ) -> None:
+        _, keys_readout, values_backward, keys_backward = self.kernels
+        q, k, v, alpha, *gates = tokens
+        bar_q, bar_k, bar_v, bar_alpha, *bar_gates = bar_tokens
+        programs = sequences.count * q.shape[1]
+        offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
+        r, bar_r, bar_alpha_v = (chunk_states[0].new_empty(alpha.shape) for _ in range(3))
+        keys_readout(
+            programs * sequences.most_chunks,
+            *(q, k, alpha, *gates, chunk_states[0], *offsets, sequences.most_chunks, r),
+        )
+        of_v, of_k = (self._program_states(programs, (state,)) for state in reversed(bar_states))
+        values_backward(
+            *(programs, v, alpha, *gates, r, chunk_states[1], bar_y, bar_states[1], *offsets, *of_v),
+            *(bar_v, bar_r, bar_alpha_v, *bar_gates),
+        )
+        keys_backward(
+            *(programs, q, k, alpha, *gates, chunk_states[0], bar_r, bar_alpha_v, bar_states[0], *offsets, *of_k),
+            *(bar_q, bar_k, bar_alpha, *bar_gates),
+        )
 
     @property
     def segment_tokens(self) -> int:
@@ -225,16 +260,13 @@ class Program:
         )
         return of_k, of_v
 
-    def _program_states(
-        self, programs: int, states: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor] | tuple[()]:
+    def _program_states(self, programs: int, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Where programs of Triton keep the states at the starts of a segment's tiles, if it has more than one."""
         assert isinstance(self.schedule, TritonSchedule)
         count = self.schedule.checkpoint_spacing * -(-self.spec.problem.chunk // self.schedule.tile_rows)
         if count == 1:
             return ()
-        of_k, of_v = (state.new_empty((programs * count, *state.shape[2:])) for state in states)
-        return of_k, of_v
+        return tuple(state.new_empty((programs * count, *state.shape[2:])) for state in states)
 
     def update(
         self,

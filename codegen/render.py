@@ -26,8 +26,11 @@ from codegen.spec import Spec, next_power_of_two
 if TYPE_CHECKING:
     import jinja2
 
-KERNELS = ("trellis_fused", "trellis_pair", "trellis_backward", "memory_update", "memory_readout", "memory_step")
-"""Every kernel; each has one template of its name in the folder of each backend, trellis_pair only in that of TVM."""
+KERNELS = (
+    *("trellis_fused", "trellis_pair", "trellis_backward", "keys_readout", "values_backward", "keys_backward"),
+    *("memory_update", "memory_readout", "memory_step"),
+)
+"""Every kernel; each has one template of its name in the folder of each backend that has the variants it is for."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 

@@ -30,10 +30,11 @@ split: an update kernel per memory that stores chunk-start states and codes, the
 recurrent: token by token, exact; with one token it is the decode step.
 """
 
-BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {"trellis_attention": ("backward",)}
-"""Variants of the operators that have a backward kernel.
+BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {"trellis_attention": ("backward", "backward_split")}
+"""Variants of the operators that have a backward kernel. All begin with a `fused` that also stores states.
 
-backward: `fused` that also stores states at starts of chunks, then one program per sequence and head that walks back.
+backward: one program per sequence and head that walks back with the cotangents of both states.
+backward_split: first R again, parallel over chunks; then one memory after the other, so that half as much is resident.
 """
 
 
@@ -90,7 +91,8 @@ class TritonSchedule(Schedule):
         tile_rows: tokens processed at a time (rows of a dot operand), at least 16.
         num_warps: warps per program.
         num_stages: software-pipelining depth of the token loop.
-        dot_precision: how float32 operands enter a dot: "ieee", "tf32x3" or "tf32".
+        dot_precision: how float32 operands enter a dot: "ieee"; as one TF32 or BF16 number, "tf32" or "bf16"; or as
+            the sum of several, in three products, "tf32x3" or "bf16x3".
         checkpoint_spacing: chunk-start states are stored for the backward of every chunk with a number that it divides.
         ptxas: the assembler for NVIDIA: "standard", which Triton takes itself or TRITON_PTXAS_PATH names, or
             "blackwell", the newer one that Triton brings for later GPUs.
@@ -101,7 +103,7 @@ class TritonSchedule(Schedule):
         "tile_rows": (16, 32, 64),
         "num_warps": (1, 2, 4, 8),
         "num_stages": (1, 2, 3),
-        "dot_precision": ("ieee", "tf32x3", "tf32"),
+        "dot_precision": ("ieee", "tf32x3", "tf32", "bf16x3", "bf16"),
         "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
         "ptxas": ("standard", "blackwell"),
     }
@@ -122,12 +124,15 @@ SPANNING = ("fused", "pair", "backward")
 FEWEST_TOKENS_PER_STATE = 16
 """A state is M x D numbers: stored for every token, states take hundreds of times what the inputs take."""
 
-_ONLY_TVM = ("pair",)
+_ONLY = {"pair": "tvm", "backward_split": "triton"}
 _DEFAULT_TILE = 16
 _DEFAULT_ACCUMULATORS = 16
 
 # Where chunks are shorter than FEWEST_TOKENS_PER_STATE, TVM's tiles span chunks, which costs less the more of them.
 _TOKENS_PER_STATE = 64
+
+# The fastest that is right by a margin (docs/gpu.md has the errors); the first that the device has.
+_USUAL_PRECISIONS = {"float32": ("tf32x3", "ieee"), "float16": ("tf32", "ieee"), "bfloat16": ("bf16", "tf32", "ieee")}
 
 VECTORS_PER_ROW = 4
 """Vectors of an output row that the TVM templates accumulate at once."""
@@ -139,7 +144,7 @@ BACKENDS = tuple(SCHEDULES)
 def variants_of(operator: str, backend: str, direction: str = "forward") -> tuple[str, ...]:
     """The variants of `operator` in one of `codegen.spec.DIRECTIONS` that `backend` has templates for."""
     variants = VARIANTS[operator] if direction == "forward" else BACKWARD_VARIANTS.get(operator, ())
-    return tuple(variant for variant in variants if backend == "tvm" or variant not in _ONLY_TVM)
+    return tuple(variant for variant in variants if _ONLY.get(variant, backend) == backend)
 
 
 def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
@@ -218,16 +223,15 @@ def segment_tiles(spec: Spec, schedule: TvmSchedule, tokens: int) -> int:
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
     # Compiled for sm_90 these are the largest tiles without spills; for larger states every fused kernel spills.
     problem = spec.problem
-    precision = "tf32x3" if problem.dtype == "float32" else "tf32"
-    if precision not in dot_precisions(device):
-        precision = dot_precisions(device)[0]
+    precision = next(each for each in _USUAL_PRECISIONS[problem.dtype] if each in dot_precisions(device))
     large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
-    tile = 32 if precision == "tf32" and not large and problem.chunk > 16 else 16
+    short = large or problem.chunk <= 16 or problem.dtype == "float32" or problem.direction != "forward"
     variant = _default_variant(spec)
     if variant == "fused" and large:
         variant = "split"
-    elif variant == "recurrent":
-        tile = 16
+    elif variant == "backward":
+        variant = "backward_split"
+    tile = 16 if short or variant == "recurrent" else 32
     return TritonSchedule(variant, tile, 8, 1, precision, _default_triton_spacing(problem))
 
 
@@ -241,8 +245,10 @@ def _default_triton_spacing(problem: Problem) -> int:
 def dot_precisions(device: Device) -> tuple[str, ...]:
     """What Triton has there for float32 operands; its interpreter computes in float32 whatever it is told."""
     if device.kind == "hip":
-        return ("ieee", "tf32") if device.arch == "gfx942" else ("ieee",)
-    return ("ieee", "tf32x3", "tf32")
+        return ("ieee", "tf32", "bf16x3", "bf16") if device.arch == "gfx942" else ("ieee", "bf16x3", "bf16")
+    if device.kind == "cpu":
+        return ("ieee", "tf32x3", "tf32")
+    return ("ieee", "tf32x3", "tf32", "bf16x3", "bf16")
 
 
 def _default_variant(spec: Spec) -> str:

@@ -103,6 +103,10 @@ GOLDEN = [
         *("trellis_backward", backward(PADDED, "backward_first_order")),
         *(replace(TRITON_TILED, variant="backward", checkpoint_spacing=2), "sm_90", "padded"),
     ),
+    *(
+        Golden(kernel, backward(PLAIN, "backward"), replace(TRITON, variant="backward_split"), "sm_90")
+        for kernel in ("keys_readout", "values_backward", "keys_backward")
+    ),
     *tvm("trellis_fused", "trellis_attention", "fused"),
     *tvm("trellis_pair", "trellis_attention", "pair"),
     *tvm("memory_update", "memory_update", "update"),

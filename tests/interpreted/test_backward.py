@@ -1,4 +1,4 @@
-"""The backward kernel of Triton, interpreted, against autograd of the oracle in float64."""
+"""The backward kernels of Triton, interpreted, against autograd of the oracle in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from codegen.device import cpu
 from codegen.legality import why_illegal
 from codegen.program import Program, build
 from codegen.rule import MAPS, Rule
-from codegen.schedule import default
+from codegen.schedule import default, variants_of
 from codegen.spec import Spec
 from tests.backward_cases import NAMES, backward_spec, check_backward
 from tests.inputs import make_inputs
@@ -19,6 +19,7 @@ from tests.kernel_cases import Build, Case
 from tests.relative_error import assert_close
 from trellis_ops import trellis_attention
 
+VARIANTS = variants_of("trellis_attention", "triton", "backward")
 SMALL = {"heads": 1, "lengths": (21,), "dim_k": 5, "dim_v": 3, "slots": 6}
 
 
@@ -31,27 +32,31 @@ def triton(**settings: object) -> Build:
     return with_schedule
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("phi", MAPS)
-def test_every_map_in_every_place(phi):
+def test_every_map_in_every_place(phi, variant):
     rule = Rule(phi, link=phi, out=phi, phi_eps=1e-2, step_size="token")
-    check_backward(triton(), Case(chunk=16, rule=rule, **SMALL))
+    check_backward(triton(variant=variant), Case(chunk=16, rule=rule, **SMALL))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("phi", MAPS)
-def test_first_order_gradients(phi):
-    check_backward(triton(), Case(chunk=16, rule=Rule(phi, link="identity", phi_eps=1e-2), **SMALL), "first_order")
+def test_first_order_gradients(phi, variant):
+    check_backward(triton(variant=variant), Case(chunk=16, rule=Rule(phi, link="identity", phi_eps=1e-2), **SMALL), "first_order")
 
 
 @pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
-@pytest.mark.parametrize("tile", [16, 32])
-def test_tiles_of_a_chunk_of_packed_sequences(tile, outer_gradient):
+@pytest.mark.parametrize(("tile", "variant"), [(16, VARIANTS[0]), (32, VARIANTS[0]), (16, VARIANTS[1])])
+def test_tiles_of_a_chunk_of_packed_sequences(tile, variant, outer_gradient):
     sizes = SMALL | {"lengths": (50, 7, 0, 40)}
-    check_backward(triton(tile_rows=tile), Case(chunk=40, packed=True, **sizes), outer_gradient)
+    check_backward(triton(tile_rows=tile, variant=variant), Case(chunk=40, packed=True, **sizes), outer_gradient)
 
 
 @pytest.mark.parametrize(("chunk", "spacing"), [(1, 16), (2, 16), (3, 8), (5, 4), (16, 2), (17, 4), (20, 2)])
 def test_states_that_are_computed_again(chunk, spacing):
-    check_backward(triton(checkpoint_spacing=spacing), Case(chunk=chunk, **SMALL | {"lengths": (2 * chunk + 15,)}))
+    for variant in VARIANTS:
+        case = Case(chunk=chunk, **SMALL | {"lengths": (2 * chunk + 15,)})
+        check_backward(triton(checkpoint_spacing=spacing, variant=variant), case)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -75,7 +75,7 @@ def test_every_device_has_its_own_schedules(store):
         chosen = [job.schedule for job in jobs([arch], 2, store) if job.name == "prefill-f32"]
         assert len(chosen) == 3
         if arch == "gfx942":
-            assert {schedule.dot_precision for schedule in chosen} <= {"ieee", "tf32"}
+            assert {schedule.dot_precision for schedule in chosen} <= {"ieee", "bf16x3"}
         else:
             assert chosen[0].dot_precision == precision
 

@@ -1,0 +1,98 @@
+"""What each precision of Triton's dots costs in accuracy: python -m tests.benchmarks.dot_errors.
+
+No GPU is needed: Triton's interpreter runs the kernels, and the operands of every dot are rounded as a GPU rounds them.
+Errors are those of the tuner's check: ||a - b|| / ||b|| against the oracle in float64, on its ragged inputs.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from codegen.device import cpu
+from codegen.program import build
+from codegen.rule import Rule
+from codegen.schedule import default
+from codegen.spec import DTYPES, Problem, Spec
+from tuner.check import OF_GRADIENTS, TOLERANCE, check_inputs, compare, expected
+from tuner.launch import bind
+
+Values = npt.NDArray[np.float32]
+RULES = (Rule(), Rule("identity"))
+_HIDDEN_BITS = {"tf32": 13, "bf16": 16}
+
+
+def rounded(values: Values, kind: str) -> Values:
+    """Float32 numbers rounded to the nearest, ties to even, with as many bits as `kind` keeps.
+
+    >>> float(rounded(np.array([1 + 2**-9], np.float32), "bf16")[0])
+    1.0
+    """
+    hidden = _HIDDEN_BITS[kind]
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    half = ((bits >> hidden) & 1) + np.uint32((1 << (hidden - 1)) - 1)
+    return ((bits + half) >> hidden << hidden).view(np.float32)
+
+
+def product(a: Values, b: Values, precision: str) -> Values:
+    """a b as a GPU computes it with operands of that precision, sums in float32."""
+    if precision == "ieee":
+        return a @ b
+    kind = precision.removesuffix("x3")
+    high_a, high_b = rounded(a, kind), rounded(b, kind)
+    if kind == precision:
+        return high_a @ high_b
+    low_a, low_b = rounded(a - high_a, kind), rounded(b - high_b, kind)
+    return low_a @ high_b + high_a @ low_b + high_a @ high_b
+
+
+def dot_of(precision: str) -> Callable[..., Any]:
+    """What the interpreter is to do for `tl.dot`."""
+
+    def create_dot(_: Any, a: Any, b: Any, d: Any, *__: Any) -> Any:
+        return TensorHandle(product(a.data, b.data, precision) + d.data, d.dtype.scalar)
+
+    return create_dot
+
+
+def worst(spec: Spec, precision: str) -> tuple[str, float, float]:
+    """What is furthest off as a share of what is allowed, its error, and what is allowed; of a backward a gradient."""
+    schedule = replace(default("triton", spec, cpu()), dot_precision="tf32x3")
+    launch = bind(build(spec, schedule, cpu()), check_inputs(spec, cpu()))
+    with mock.patch.object(InterpreterBuilder, "create_dot", dot_of(precision)):
+        outputs = launch.outputs_of_run()
+    tolerance = TOLERANCE[spec.problem.dtype]
+    allowed = {name: tolerance * (OF_GRADIENTS if name.startswith("bar_") else 1.0) for name in outputs}
+    errors = compare(outputs, expected(spec), tolerance).errors
+    if spec.problem.direction != "forward":
+        errors = {name: error for name, error in errors.items() if name.startswith("bar_")}
+    name = max(errors, key=lambda each: errors[each] / allowed[each])
+    return name, errors[name], allowed[name]
+
+
+def main() -> None:
+    """One row per write map, type of the inputs, direction and precision."""
+    print("| phi | inputs | direction | dots | furthest off | error | allowed |")
+    print("|---|---|---|---|---|---|---|")
+    for rule in RULES:
+        for dtype in DTYPES:
+            for direction in ("forward", "backward"):
+                spec = Spec(rule, Problem(dtype=dtype, direction=direction))
+                for precision in ("ieee", "tf32x3", "bf16x3", "tf32", "bf16"):
+                    name, error, allowed = worst(spec, precision)
+                    cells = (rule.phi, dtype, direction, precision, name, f"{error:.1e}", f"{allowed:.0e}")
+                    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
