@@ -68,16 +68,18 @@ _CPU_FACTS = (
 
 
 def named(name: str) -> Device:
-    """The device called `name`: "here" for this machine's CPU, or a key of `NAMED`.
+    """The device called `name`: "here" for this machine's CPU, a key of `NAMED`, or the name of a device there.
 
     Raises:
         UnknownDeviceError: any other name.
     """
     if name == "here":
         return cpu()
-    if name not in NAMED:
-        raise UnknownDeviceError(name=name, known=", ".join(NAMED))
-    return NAMED[name]
+    gpus = {device.name: device for device in NAMED.values() if device.kind != "cpu"}
+    devices = NAMED | gpus
+    if name not in devices:
+        raise UnknownDeviceError(name=name, known=", ".join(devices))
+    return devices[name]
 
 
 @functools.cache

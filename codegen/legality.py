@@ -116,6 +116,14 @@ def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) ->
         return f"tile_rows {schedule.tile_rows} exceeds the chunk of {spec.problem.chunk} tokens"
     if schedule.variant == "recurrent" and schedule.tile_rows != 16:
         return "variant 'recurrent' has no tile: tile_rows must be 16"
+    if schedule.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):
+        return f"{device.arch} has one assembler only: ptxas must be 'standard'"
+    if schedule.variant != "recurrent":
+        return _why_illegal_precision(spec, schedule, device)
+    return None if schedule.dot_precision == "ieee" else "variant 'recurrent' has no dots: dot_precision must be 'ieee'"
+
+
+def _why_illegal_precision(spec: Spec, schedule: TritonSchedule, device: Device) -> str | None:
     if schedule.dot_precision not in dot_precisions(device):
         return f"{device.arch} has no {schedule.dot_precision} dots, only {', '.join(dot_precisions(device))}"
     bits = _BITS_OF_OPERANDS.get(schedule.dot_precision)
@@ -123,8 +131,6 @@ def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) ->
         return (
             f"{schedule.dot_precision} dots keep {bits} bits of each operand: too few for {spec.problem.dtype} inputs"
         )
-    if schedule.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):
-        return f"{device.arch} has one assembler only: ptxas must be 'standard'"
     if spec.problem.dtype != "float32" and schedule.dot_precision == "ieee" and device.kind != "hip":
         return f"ieee dots cost most and gain nothing over tf32x3 for {spec.problem.dtype} inputs"
     return None

@@ -225,23 +225,19 @@ class Program:
     ) -> None:
         _, keys_readout, values_backward, keys_backward = self.kernels
         q, k, v, alpha, *gates = tokens
+        states_k, states_v = chunk_states
         bar_q, bar_k, bar_v, bar_alpha, *bar_gates = bar_tokens
-        programs = sequences.count * q.shape[1]
+        bar_S_k, bar_S_v = bar_states
+        programs, most_segments = sequences.count * q.shape[1], sequences.most_chunks
         offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
-        r, bar_r, bar_alpha_v = (chunk_states[0].new_empty(alpha.shape) for _ in range(3))
-        keys_readout(
-            programs * sequences.most_chunks,
-            *(q, k, alpha, *gates, chunk_states[0], *offsets, sequences.most_chunks, r),
-        )
-        of_v, of_k = (self._program_states(programs, (state,)) for state in reversed(bar_states))
-        values_backward(
-            *(programs, v, alpha, *gates, r, chunk_states[1], bar_y, bar_states[1], *offsets, *of_v),
-            *(bar_v, bar_r, bar_alpha_v, *bar_gates),
-        )
-        keys_backward(
-            *(programs, q, k, alpha, *gates, chunk_states[0], bar_r, bar_alpha_v, bar_states[0], *offsets, *of_k),
-            *(bar_q, bar_k, bar_alpha, *bar_gates),
-        )
+        r, bar_r, bar_alpha_v = (states_k.new_empty(alpha.shape) for _ in range(3))
+        keys_readout(programs * most_segments, q, k, alpha, *gates, states_k, *offsets, most_segments, r)
+        scratch = self._program_states(programs, (bar_S_v,))
+        given: tuple[torch.Tensor, ...] = (v, alpha, *gates, r, states_v, bar_y, bar_S_v, *offsets, *scratch)
+        values_backward(programs, *given, bar_v, bar_r, bar_alpha_v, *bar_gates)
+        scratch = self._program_states(programs, (bar_S_k,))
+        given = (q, k, alpha, *gates, states_k, bar_r, bar_alpha_v, bar_S_k, *offsets, *scratch)
+        keys_backward(programs, *given, bar_q, bar_k, bar_alpha, *bar_gates)
 
     @property
     def segment_tokens(self) -> int:

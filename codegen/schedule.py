@@ -231,7 +231,9 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
         variant = "split"
     elif variant == "backward":
         variant = "backward_split"
-    tile = 16 if short or variant == "recurrent" else 32
+    elif variant == "recurrent":
+        return TritonSchedule(variant, 16, 8, 1, "ieee")
+    tile = 16 if short else 32
     return TritonSchedule(variant, tile, 8, 1, precision, _default_triton_spacing(problem))
 
 

@@ -71,6 +71,9 @@ def _session(options: argparse.Namespace, workers: Workers, device: Device) -> S
 
 
 def _tune(options: argparse.Namespace, console: Console) -> int:
+    if options.offline:
+        device = named(options.device or _OFFLINE_DEVICE)
+        return gpu_commands.prepare(options, _workload(options, device), device, console)
     with Workers() as workers:
         device = workers.device(options.device)
         workload = _workload(options, device)
@@ -184,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     _workload_options(tuning)
     _measuring_options(tuning, f"for each spec: 60s, 5m, or 40 trials in all (default {DEFAULT})")
     tuning.add_argument("--compile", action="store_true", help="measure torch.compile of the eager code too (minutes)")
+    gpu_commands.add_offline(tuning)
     tuning.add_argument("--no-slots", action="store_true", help="leave out the study of slot count and chunk size")
     tuning.add_argument("--no-offline", action="store_true", help=f"compile nothing for {_OFFLINE_DEVICE}")
     slots = command(commands, "slots", _slots, "study slot count and chunk size, and recommend one of each")

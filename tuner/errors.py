@@ -63,3 +63,15 @@ class ExchangeError(TrellisError, ValueError):
     """A folder without a single record that can be read."""
 
     message = "{folder} holds no tuning records; name a folder that `python -m tuner export` wrote"
+
+
+class CandidateFileError(TrellisError, ValueError):
+    """A file that is no list of candidates."""
+
+    message = "{path} is no list of candidates: {problem}; make it again with `python -m tuner tune --offline`"
+
+
+class OfflineDeviceError(TrellisError, ValueError):
+    """A device whose candidates are not prepared elsewhere."""
+
+    message = "candidates for {device} are timed where they are compiled; --offline takes a GPU: {known}"

@@ -27,9 +27,9 @@ from codegen.rule import Rule
 from codegen.schedule import Schedule, default, from_settings
 from codegen.spec import Problem, Spec, spec_of_key
 from tuner.errors import NoScheduleError
+from tuner.legal import legal_schedules
 from tuner.occupancy import occupancy
 from tuner.offline import examine, why_pruned
-from tuner.space import legal_schedules
 from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
 from tuning_db import Store
 

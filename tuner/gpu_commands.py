@@ -3,25 +3,65 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from codegen.device import NAMED, cpu
+from codegen.device import NAMED, Device, cpu
 from codegen.schedule import Schedule, TritonSchedule
+from tuner.budget import Budget, parse_budget
+from tuner.candidates import FOLDER, MOST, path_for, rank, write
 from tuner.command import FAILED, command, print_lines
+from tuner.errors import OfflineDeviceError
 from tuner.gpu_check import DEVICES, SAMPLE, Checked, check, jobs
+from tuner.workload import NamedSpec
 from tuning_db import default_store
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Their parsers."""
     checking = command(commands, "gpu-check", _gpu_check, "compile GPU kernels without a GPU, and say what they need")
-    gpus = [name for name, device in NAMED.items() if device.kind != "cpu"]
-    checking.add_argument("--arch", choices=gpus, action="append", help="compile for this one (repeatable)")
+    checking.add_argument("--arch", choices=_gpus(), action="append", help="compile for this one (repeatable)")
     checking.add_argument("--sample", metavar="N", type=int, default=SAMPLE, help="schedules beside each default")
     checking.add_argument("--processes", metavar="N", type=int, default=cpu().cores, help="compile at once")
+
+
+def add_offline(tuning: argparse.ArgumentParser) -> None:
+    """Give `tune` what it has for a GPU that is not here."""
+    tuning.add_argument(
+        "--offline", action="store_true", help="time nothing: compile for --device, and rank, for later"
+    )
+    tuning.add_argument("--most", metavar="N", type=int, default=MOST, help=f"--offline: of each spec (default {MOST})")
+    tuning.add_argument("--folder", metavar="PATH", type=Path, default=FOLDER, help="--offline: where the list goes")
+
+
+def prepare(options: argparse.Namespace, workload: Sequence[NamedSpec], device: Device, console: Console) -> int:
+    """Write the ranked list of candidates for a GPU that need not be here.
+
+    Raises:
+        OfflineDeviceError: `device` is a CPU, whose kernels are timed where they are compiled.
+    """
+    if device.kind == "cpu":
+        raise OfflineDeviceError(device=device.key(), known=", ".join(_gpus()))
+    budget = parse_budget(options.budget) if options.budget else Budget(seconds=600.0)
+    seconds = budget.seconds or 3600.0
+    most = budget.trials or options.most
+    ranked = []
+    for each in workload:
+        ranked.append(one := rank(each, device, most, seconds, cpu().cores))
+        words = f"{one.tried} compiled, {one.pruned} pruned, {len(one.guesses)} to be measured"
+        console.print(f"{each.name}: {words}", highlight=False)
+    path = path_for(device, options.folder)
+    write(ranked, path)
+    print_lines(console, [f"{path}: take it to the card, and run `make gpu` there"])
+    return 0
+
+
+def _gpus() -> list[str]:
+    return [name for name, device in NAMED.items() if device.kind != "cpu"]
 
 
 def _gpu_check(options: argparse.Namespace, console: Console) -> int:

@@ -7,8 +7,8 @@ import warnings
 from codegen.backends import backend as compiler
 from codegen.program import operator_digest
 from codegen.spec import Spec, bucket
+from tuner.legal import Settings
 from tuner.session import Session
-from tuner.space import Settings
 from tuner.worker import Result
 from tuning_db import Outcome, Record, TuningDatabaseError, settings_key, shortened, utc_now
 

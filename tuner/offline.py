@@ -14,7 +14,7 @@ from codegen.program import parts
 from codegen.render import render
 from codegen.schedule import Schedule, TritonSchedule
 from codegen.spec import Spec
-from tuner.space import legal_schedules
+from tuner.legal import legal_schedules
 
 MOST_SPILLED = 64
 """Bytes of stack per thread above which a kernel is not worth a measurement: each token would pay for them."""

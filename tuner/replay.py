@@ -18,8 +18,8 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 
 from codegen.errors import TrellisError
+from tuner.legal import Settings
 from tuner.sampler import FreshSampler
-from tuner.space import Settings
 
 RECORDED = Path(__file__).with_name("recorded_spaces.csv")
 """Every legal schedule of eight specs, measured; `docs/tuning.md` says on what and how."""

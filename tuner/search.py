@@ -16,11 +16,12 @@ from codegen.spec import Spec, bucket
 from tuner.budget import Budget, Clock
 from tuner.interruption import stop_if_interrupted
 from tuner.known_failures import KnownFailures
+from tuner.legal import Settings
 from tuner.pool import Job
 from tuner.sampler import FreshSampler, Point, default_sampler, held_point, release, untried
 from tuner.session import Session
 from tuner.shared_storage import Heart, fail_silent_trials, one_at_a_time, others_run
-from tuner.space import Settings, Space, space_of
+from tuner.space import Space, space_of
 from tuner.studies import measured, open_study, outcomes, release_lost_trials, study_key, take
 from tuner.worker import Candidate, Result
 from tuning_db import Outcome

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from optuna.storages import RDBStorage
 
-from codegen.backends import backend as compiler
 from codegen.device import Device
 from tuner.budget import Budget
 from tuner.policy import Policy, policy_for
@@ -48,9 +45,3 @@ class Session:
     def policy(self) -> Policy:
         """How times are taken. Raises PolicyError if `timing` names none for the device."""
         return policy_for(self.device, self.timing)
-
-
-def toolchain(backend: str) -> dict[str, str]:
-    """Versions of everything that had a part in a measurement."""
-    packages = {name: version(name) for name in ("torch", "optuna")}
-    return {"python": platform.python_version(), **packages, **compiler(backend).toolchain()}

@@ -25,8 +25,9 @@ from tuner.interruption import stop_if_interrupted
 from tuner.pareto import front_of, knee_of
 from tuner.quality import PAIRS, RULE, recall_by_pairs
 from tuner.sampler import FreshSampler, release, untried
-from tuner.session import Session, toolchain
+from tuner.session import Session
 from tuner.studies import release_lost_trials, take
+from tuner.toolchain import toolchain
 from tuner.worker import Candidate
 from tuning_db import FRONT_HEADS, FrontRow, Outcome, Recommendation, Store, utc_now
 

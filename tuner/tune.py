@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy.exc
 from msgspec.structs import replace
 from optuna.exceptions import OptunaError
 
-from codegen.program import operator_digest
 from codegen.schedule import Schedule
-from codegen.spec import Spec, bucket
+from codegen.spec import Spec
 from tuner.cost import cost_of
 from tuner.errors import NothingMeasuredError, StudyError
 from tuner.finals import Verdict, judge
@@ -20,11 +18,12 @@ from tuner.measure import Timing
 from tuner.policy import stated
 from tuner.progress import SearchProgress
 from tuner.search import Searched, search
-from tuner.session import Session, toolchain
+from tuner.session import Session
 from tuner.studies import measured, outcomes, shown
+from tuner.winner import Beside, winner_record
 from tuner.worker import Candidate, Contest
 from tuner.workload import NamedSpec
-from tuning_db import Outcome, Record, shortened, utc_now
+from tuning_db import Outcome, Record
 
 FINALISTS = 3
 """How many candidates meet the default once more."""
@@ -131,26 +130,20 @@ def _record(
 ) -> Record:
     spec, device = named.spec, session.device
     timing, cost = timings[verdict.winner], cost_of(spec)
-    default = timings.get(searched.space.default.key())
-    settings: dict[str, Any] = dict(searched.space.schedules[verdict.winner].settings())
     ceiling = session.workers.ceiling(device, spec.problem.dtype, cost.bytes)
-    return Record(
-        spec=spec.key(),
-        bucket=bucket(spec).key(),
-        device=device.key(),
-        backend=session.backend,
-        template_digest=operator_digest(spec.problem, session.backend),
-        schedule=settings,
-        outcome=Outcome.ok,
-        reason=shortened(verdict.reason),
-        seconds=timing.seconds,
-        spread=timing.spread,
-        default_seconds=None if default is None else default.seconds,
+    beside = Beside(
+        default=timings.get(searched.space.default.key()),
         eager_seconds=session.workers.eager(spec, device).seconds,
         ceiling_share=ceiling.share(cost, timing.seconds),
         trials=len(searched.trials()),
+    )
+    return winner_record(
+        spec,
+        searched.space.schedules[verdict.winner],
+        device,
+        timing,
+        beside,
+        reason=verdict.reason,
         policy=stated(session.policy, device, FINAL_ROUNDS),
-        toolchain=toolchain(session.backend),
-        created=utc_now(),
-        source=shortened(session.source, 500),
+        source=session.source,
     )

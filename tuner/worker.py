@@ -33,7 +33,7 @@ from tuner.policy import policy_for
 from tuning_db import Outcome, shortened
 
 if TYPE_CHECKING:
-    from tuner.space import Settings
+    from tuner.legal import Settings
 
 NOISY = 0.25
 """A candidate whose spread exceeds this is timed once more, for longer."""

@@ -22,7 +22,8 @@ SILU = Rule("silu", link="silu")
 
 def triton(variant: str = "fused", tile: int = 16) -> Build:
     def with_schedule(spec: Spec) -> Program:
-        return build(spec, TritonSchedule(variant, tile, num_warps=4, num_stages=1, dot_precision="tf32x3"), cpu())
+        precision = "ieee" if variant == "recurrent" else "tf32x3"
+        return build(spec, TritonSchedule(variant, tile, num_warps=4, num_stages=1, dot_precision=precision), cpu())
 
     return with_schedule
 

@@ -42,7 +42,9 @@ def test_every_map_in_every_place(phi, variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("phi", MAPS)
 def test_first_order_gradients(phi, variant):
-    check_backward(triton(variant=variant), Case(chunk=16, rule=Rule(phi, link="identity", phi_eps=1e-2), **SMALL), "first_order")
+    check_backward(
+        triton(variant=variant), Case(chunk=16, rule=Rule(phi, link="identity", phi_eps=1e-2), **SMALL), "first_order"
+    )
 
 
 @pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
