@@ -3,17 +3,20 @@
 PYTHON ?= python3
 KERNEL ?= trellis_fused
 BACKEND ?= tvm
+MINUTES ?= 9.5
+GPU ?= nvidia-h200
+GPU_PYTHON_VERSION ?= 3.12
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tune train test bench scaling report gpu-check dashboard show lint clean clean-cache
+.PHONY: help tune train test bench scaling report gpu gpu-prepare gpu-check dashboard show lint clean clean-cache
 
 # List the targets.
 help:
 	@awk '/^# /{text = substr($$0, 3)} /^[a-z-]+:/{sub(":.*", ""); printf "make %-11s %s\n", $$0, text}' Makefile
 	@echo 'Variables, as in `make tune BUDGET=60s`: WORKLOAD, SPEC, BUDGET, STORAGE (tune); STORAGE (report, dashboard);'
-	@echo '  DATA, FOLDER (train); KERNEL, BACKEND (show); PYTHON (which Python .venv is made from); ARGS (more options for the command).'
+	@echo '  DATA, FOLDER (train); KERNEL, BACKEND (show); MINUTES (gpu); PYTHON (which Python .venv is made from); ARGS (more options for the command).'
 
 # Find the fastest correct kernels for this machine.
 tune: .venv/installed-tune
@@ -51,6 +54,22 @@ report: .venv/installed-tune
 gpu-check: .venv/installed-tune
 	@$(VENV)/python -m tuner gpu-check $(ARGS)
 
+# On a machine with a GPU: check every kernel, tune, and compare, within MINUTES=10; brings home gpu-results/. Needs no .venv.
+gpu:
+	@for package in $(gpu_packages); do \
+		PYTHONPATH=.gpu-packages $(PYTHON) -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$$package'.replace('pyyaml', 'yaml')) is None)" || \
+		$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --find-links wheels --target .gpu-packages $$package || \
+		{ echo "The package $$package is missing, and not in wheels/: run make gpu-prepare where there is a network."; exit 1; }; \
+	done
+	@TRITON_CACHE_DIR='$(CURDIR)/.gpu-cache' PYTHONPATH='$(CURDIR):$(CURDIR)/.gpu-packages' \
+		$(PYTHON) -m tuner.campaign --minutes $(MINUTES) $(ARGS)
+
+# Anywhere: compile and rank candidates for GPU=nvidia-h200, and fetch the wheels that `make gpu` needs without a network.
+gpu-prepare: .venv/installed-tune
+	@$(VENV)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest wheels \
+		--python-version $(GPU_PYTHON_VERSION) --platform manylinux2014_x86_64 $(gpu_packages)
+	@TRITON_CACHE_DIR='$(CURDIR)/.gpu-cache' $(VENV)/python -m tuner tune --device $(GPU) --offline $(ARGS)
+
 # Look at the studies while they grow, with optuna-dashboard on http://127.0.0.1:8080.
 dashboard: .venv/installed-dashboard
 	@$(VENV)/python -m tuner dashboard $(if $(STORAGE),--storage '$(STORAGE)') $(ARGS)
@@ -75,6 +94,9 @@ clean:
 # Remove generated sources and compiled kernels; tuned records and studies are kept.
 clean-cache: .venv/installed-tune
 	@$(VENV)/python -m codegen clean-cache
+
+# What the campaign imports that a machine with torch may lack.
+gpu_packages = msgspec filelock platformdirs jinja2 pyyaml
 
 tune_options = $(if $(WORKLOAD),--workload '$(WORKLOAD)') $(if $(SPEC),--spec '$(SPEC)') \
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(STORAGE),--storage '$(STORAGE)')

@@ -17,7 +17,7 @@ from codegen.backends.kernel_cache import kernels_folder
 from codegen.device import NAMED, Device, named
 from codegen.errors import IllegalScheduleError, TrellisError, UnknownKernelError, UnknownStageError
 from codegen.legality import why_illegal
-from codegen.program import BACKWARD_KERNELS, KERNELS_OF_VARIANT
+from codegen.program import BACKWARD_KERNELS, kernels_of
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
 from codegen.schedule import BACKENDS, Schedule, default, from_settings, variants_of
@@ -30,6 +30,7 @@ _OPERATOR_OF_KERNEL = {
     "keys_readout": "trellis_attention",
     "values_backward": "trellis_attention",
     "keys_backward": "trellis_attention",
+    "trellis_update": "trellis_attention",
     "memory_update": "memory_update",
     "memory_readout": "memory_readout",
     "memory_step": "trellis_step",
@@ -162,9 +163,9 @@ def _spec(options: argparse.Namespace) -> Spec:
 def _schedule(options: argparse.Namespace, spec: Spec, device: Device) -> Schedule:
     operator = spec.problem.operator
     variants = variants_of(operator, options.backend, spec.problem.direction)
-    own = [variant for variant in variants if options.kernel in KERNELS_OF_VARIANT[variant]]
+    own = [variant for variant in variants if options.kernel in kernels_of(variant, options.backend)]
     if not own:
-        known = sorted({kernel for variant in variants for kernel in KERNELS_OF_VARIANT[variant]})
+        known = sorted({kernel for variant in variants for kernel in kernels_of(variant, options.backend)})
         raise UnknownKernelError(
             name=options.kernel, known=f"{', '.join(known)} (what {options.backend} has for {operator})"
         )

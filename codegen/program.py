@@ -35,7 +35,9 @@ KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
     "backward": ("trellis_fused", "trellis_backward"),
     "backward_split": ("trellis_fused", "keys_readout", "values_backward", "keys_backward"),
 }
-"""Which templates a variant is made of."""
+"""Which templates a variant is made of, unless `kernels_of` says otherwise."""
+
+_OF_TRITON = {"split": ("trellis_update", "memory_readout")}
 
 BACKWARD_KERNELS = ("trellis_backward", "keys_readout", "values_backward", "keys_backward")
 """Those that only a backward has."""
@@ -47,6 +49,12 @@ GRADIENTS = ("q", "k", "v", "alpha", "log_beta", "gamma", "states")
 # little time so, but each must be worth waking a thread for.
 _MOST_SEGMENTS = 32
 _SEGMENT_TOKENS = 128
+
+
+def kernels_of(variant: str, backend_name: str) -> tuple[str, ...]:
+    """The templates of `variant`; Triton's `split` writes both memories in one launch."""
+    own = _OF_TRITON.get(variant) if backend_name == "triton" else None
+    return own or KERNELS_OF_VARIANT[variant]
 
 
 @dataclass(frozen=True)
@@ -120,15 +128,20 @@ class Program:
         sequences: Sequences,
         y: torch.Tensor,
     ) -> None:
-        update_k, update_v, readout = self.kernels
+        *updates, readout = self.kernels
         programs = sequences.count * q.shape[1]
         cu_seqlens, chunk_offsets = sequences.cu_seqlens, sequences.chunk_offsets
         states_k = S_k.new_empty((sequences.chunks, *S_k.shape[1:]))
         states_v = S_v.new_empty((sequences.chunks, *S_v.shape[1:]))
         codes_k = S_k.new_empty(alpha.shape)
         codes_v = S_v.new_empty(alpha.shape)
-        update_k(programs, k, alpha, log_beta, gamma, S_k, cu_seqlens, chunk_offsets, states_k, codes_k)
-        update_v(programs, v, alpha, log_beta, gamma, S_v, cu_seqlens, chunk_offsets, states_v, codes_v)
+        gates, offsets = (alpha, log_beta, gamma), (cu_seqlens, chunk_offsets)
+        if len(updates) == 1:
+            kept = (states_k, codes_k, states_v, codes_v)
+            updates[0](2 * programs, k, v, *gates, S_k, S_v, *offsets, *kept)
+        else:
+            updates[0](programs, k, *gates, S_k, *offsets, states_k, codes_k)
+            updates[1](programs, v, *gates, S_v, *offsets, states_v, codes_v)
         readout(
             programs * sequences.most_chunks,
             *(q, k, v, log_beta, gamma, states_k, codes_k, states_v, codes_v, cu_seqlens, chunk_offsets),
@@ -356,8 +369,8 @@ def _build(spec: Spec, schedule: Schedule, device: Device) -> Program:
 
 def parts(spec: Spec, schedule: Schedule) -> tuple[tuple[str, Spec], ...]:
     """The kernels of `schedule.variant` in launch order, each with the spec it is rendered for."""
-    if schedule.variant != "split":
-        return tuple((kernel, spec) for kernel in KERNELS_OF_VARIANT[schedule.variant])
+    if schedule.variant != "split" or schedule.backend == "triton":
+        return tuple((kernel, spec) for kernel in kernels_of(schedule.variant, schedule.backend))
     return (
         ("memory_update", _one_memory(spec, spec.problem.dim_k)),
         ("memory_update", _one_memory(spec, spec.problem.dim_v)),
@@ -378,7 +391,7 @@ def _one_memory(spec: Spec, dim: int) -> Spec:
 
 def schedule_digest(schedule: Schedule) -> str:
     """Digest of the templates that `schedule` would render; says what made one kernel."""
-    return template_digest(schedule.backend, KERNELS_OF_VARIANT[schedule.variant])
+    return template_digest(schedule.backend, kernels_of(schedule.variant, schedule.backend))
 
 
 def operator_digest(problem: Problem, backend_name: str) -> str:
@@ -387,5 +400,5 @@ def operator_digest(problem: Problem, backend_name: str) -> str:
     It needs no schedule, so a lookup can form it, and a change to any variant reopens the question which one wins.
     """
     variants = variants_of(problem.operator, backend_name, problem.direction)
-    kernels = {kernel for variant in variants for kernel in KERNELS_OF_VARIANT[variant]}
+    kernels = {kernel for variant in variants for kernel in kernels_of(variant, backend_name)}
     return template_digest(backend_name, tuple(sorted(kernels)))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 KERNELS = (
     *("trellis_fused", "trellis_pair", "trellis_backward", "keys_readout", "values_backward", "keys_backward"),
-    *("memory_update", "memory_readout", "memory_step"),
+    *("trellis_update", "memory_update", "memory_readout", "memory_step"),
 )
 """Every kernel; each has one template of its name in the folder of each backend that has the variants it is for."""
 

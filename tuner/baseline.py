@@ -34,11 +34,12 @@ def time_compiled(spec: Spec, device: Device) -> Timing:
 def _time(spec: Spec, device: Device, made: Callable[[Any], Any]) -> Timing:
     inputs = timing_inputs(spec, device)
     with torch.set_grad_enabled(spec.problem.direction != "forward"):
-        call = _call(spec, inputs, made)
+        call = baseline_call(spec, inputs, made)
         return measure({"baseline": call}, device, seconds=_SECONDS, rounds=_ROUNDS)["baseline"]
 
 
-def _call(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:
+def baseline_call(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:
+    """The eager implementation of `spec` on `inputs`, made into what is to be timed, such as by `torch.compile`."""
     problem, rule = spec.problem, spec.rule
     if problem.operator.startswith("trellis_step"):
         return _step(spec, inputs, made)

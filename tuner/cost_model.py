@@ -91,6 +91,8 @@ def walk_of(kernel: str, spec: Spec, schedule: TritonSchedule) -> Walk:
     segments = -(-problem.tokens // segment)
     if kernel.endswith("_readout"):
         return Walk(heads * segments, tiles)
+    if kernel == "trellis_update":
+        return Walk(2 * heads, segments * tiles)
     again = 2 if kernel.endswith("_backward") and tiles > 1 else 1
     return Walk(heads, again * segments * tiles)
 

@@ -21,7 +21,7 @@ from codegen.backends import Resources, backend
 from codegen.device import NAMED, Device
 from codegen.errors import TrellisError
 from codegen.legality import why_illegal
-from codegen.program import KERNELS_OF_VARIANT, operator_digest
+from codegen.program import kernels_of, operator_digest
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.schedule import Schedule, default, from_settings
@@ -148,7 +148,7 @@ def _fault(job: Job, kernel: str, needs: Resources) -> str | None:
 
 def _compiled_by_tvm(job: Job, started: float) -> Checked:
     """As far as it goes: without nvcc to CUDA source, which says nothing about registers."""
-    kernel = KERNELS_OF_VARIANT[job.schedule.variant][0]
+    kernel = kernels_of(job.schedule.variant, job.schedule.backend)[0]
     needs, fault = None, None
     try:
         source = render(kernel, job.spec, job.schedule, job.device)

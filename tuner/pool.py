@@ -26,6 +26,7 @@ from tuner.limits import Limits
 from tuner.measure import Timing
 from tuner.messages import Done, Failed, Phase
 from tuner.process import End, WorkerProcess
+from tuner.side_by_side import SideBySide
 from tuner.worker import Candidate, Contest, Result
 from tuning_db import Outcome
 
@@ -154,6 +155,10 @@ class Workers:
     def compiled(self, spec: Spec, device: Device) -> Timing:
         """Times of `torch.compile` of it. Raises WorkerError if it does not end as it should."""
         return self._required("compiled", Timing, spec, device)
+
+    def side_by_side(self, candidate: Candidate, seconds: float, with_compile: bool) -> SideBySide:
+        """A candidate and its rivals in turn. Raises WorkerError if the worker does not end as it should."""
+        return self._required("side_by_side", SideBySide, candidate, seconds, with_compile)
 
     def ceiling(self, device: Device, dtype: str, moved: int) -> Ceiling:
         """What the device can do at most. Raises WorkerError if the worker does not end as it should."""

@@ -30,6 +30,7 @@ from tuner.measure import Timed, Timing, measure
 from tuner.messages import Phase
 from tuner.pinning import Pinning
 from tuner.policy import policy_for
+from tuner.side_by_side import SideBySide, side_by_side
 from tuning_db import Outcome, shortened
 
 if TYPE_CHECKING:
@@ -191,6 +192,12 @@ def _compiled(enter: Enter, spec: Spec, device: Device) -> Timing:
     return time_compiled(spec, device)
 
 
+def _side_by_side(enter: Enter, candidate: Candidate, seconds: float, with_compile: bool) -> SideBySide:
+    enter(Phase("timing", share=_BASELINE_SHARE, quiet=_is_shared(candidate.device)))
+    given = (candidate.spec, candidate.device, candidate.backend, dict(candidate.settings))
+    return side_by_side(*given, seconds, with_compile)
+
+
 def _ceiling(enter: Enter, device: Device, dtype: str, moved: int) -> Ceiling:
     enter(Phase("timing", quiet=_is_shared(device)))
     return ceiling_of(device, dtype, moved)
@@ -210,6 +217,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "contest": contest,
     "eager": _eager,
     "compiled": _compiled,
+    "side_by_side": _side_by_side,
     "ceiling": _ceiling,
     "device": _device,
     "backend": _backend,

@@ -113,6 +113,7 @@ GOLDEN = [
     *tvm("memory_readout", "trellis_attention", "split"),
     *tvm("memory_step", "trellis_step", "recurrent", "trellis_step_chunked"),
     *triton("trellis_fused", "trellis_attention", "fused"),
+    *triton("trellis_update", "trellis_attention", "split"),
     *triton("memory_update", "memory_update", "update"),
     *triton("memory_readout", "trellis_attention", "split"),
     *triton("memory_step", "trellis_step", "recurrent", "trellis_step_chunked"),

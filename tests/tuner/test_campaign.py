@@ -1,0 +1,127 @@
+"""The campaign that a GPU is needed for, run on this CPU's kernels instead: the same stages, processes and files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from codegen.device import cpu
+from codegen.spec import spec_of_key
+from tuner.campaign import sanitizer
+from tuner.campaign.ledger import Entry, Ledger
+from tuner.campaign.tables import duration, page
+from tuning_db import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKLOAD = """
+cpu:
+  - {name: prefill, operator: trellis_attention, batch: 1, tokens: 64, heads: 2, dim: 8, slots: 8, chunk: 16}
+  - {name: decode, operator: trellis_step, batch: 2, tokens: 1, heads: 2, dim: 8, slots: 8, chunk: 1}
+"""
+WITHOUT = "import sys\nsys.modules.update(dict.fromkeys(['optuna', 'rich', 'scipy', 'plotly', 'sqlalchemy']))\n"
+
+
+def entry(stage: str = "correct", name: str = "one", ok: bool = True, **values) -> Entry:
+    return Entry(stage=stage, name=name, state="s", ok=ok, text="" if ok else "wrong_answer: y", values=values)
+
+
+def test_a_ledger_goes_on_after_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "new" / "findings.jsonl"
+    Ledger(path).add(entry())
+    path.write_bytes(path.read_bytes() + b'{"stage": "corr')
+    ledger = Ledger(path)
+    assert ledger.find("correct", "one", "s") is not None
+    assert ledger.find("correct", "one", "other templates") is None
+    ledger.add(entry(name="two"))
+    assert [each.name for each in Ledger(path).of("correct")] == ["one", "two"]
+
+
+def test_the_page_says_what_is_wrong_and_what_was_left_out(tmp_path):
+    ledger = Ledger(tmp_path / "findings.jsonl")
+    ledger.add(entry())
+    ledger.add(entry(name="two", ok=False))
+    ledger.add(entry(stage="tuned", name="prefill", ok=False))
+    text = page(ledger, "a-card", ["the sanitizer: none"])
+    assert "1 of 2 passed." in text
+    assert "- two: wrong_answer: y" in text
+    assert "- Left out: the sanitizer: none" in text
+    assert "| prefill | wrong_answer: y |" in text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4e-6, "4 us"), (None, "-")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def run(tmp_path: Path, *arguments: str, minutes: str = "0.5") -> subprocess.CompletedProcess[str]:
+    (tmp_path / "workload.yaml").write_text(WORKLOAD)
+    (tmp_path / "without").mkdir(exist_ok=True)
+    (tmp_path / "without" / "sitecustomize.py").write_text(WITHOUT)
+    options = ["--workload", str(tmp_path / "workload.yaml"), "--minutes", minutes, "--folder", str(tmp_path / "home")]
+    return subprocess.run(
+        [sys.executable, "-m", "tuner.campaign", "--device", "cpu", *options, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path / 'without'}:{ROOT}"},
+    )
+
+
+def finished(tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run again until nothing is left: on a busy machine half a minute does not reach the end."""
+    for _ in range(8):
+        done = run(tmp_path)
+        if "the time was up" not in (tmp_path / "home" / cpu().key() / "tables.md").read_text():
+            break
+    return done
+
+
+def test_a_campaign_without_optuna_checks_tunes_and_times_and_goes_on_where_it_was(tmp_path):
+    done = finished(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out: optuna is not installed" in done.stdout
+    folder = tmp_path / "home" / cpu().key()
+    ledger = Ledger(folder / "findings.jsonl")
+    assert {each.name for each in ledger.of("tuned")} == {"prefill", "decode"}
+    assert all(each.ok for each in ledger.of("correct"))
+    assert {"kernel", "eager", "one head alone"} <= ledger.of("timed")[0].values["seconds"].keys()
+    records = Store(folder / "winners").records(cpu().key(), "user")
+    assert {spec_of_key(each.spec).problem.operator for each in records} == {"trellis_attention", "trellis_step"}
+    assert "| decode |" in (folder / "tables.md").read_text()
+    before = (folder / "findings.jsonl").read_bytes()
+    again = run(tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (folder / "findings.jsonl").read_bytes() == before
+
+
+def test_a_campaign_whose_time_is_up_says_what_is_left(tmp_path):
+    done = run(tmp_path, minutes="0.0001")
+    text = (tmp_path / "home" / cpu().key() / "tables.md").read_text()
+    assert "kernels were not checked; the time was up" in text
+    assert "not tuned: prefill, decode" in text
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_sanitizer_is_left_out_where_it_is_not(monkeypatch, tmp_path):
+    from codegen.device import NAMED
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "not on the PATH" in sanitizer.why_left_out(NAMED["sm_90"])
+    assert "NVIDIA" in sanitizer.why_left_out(cpu())
+
+
+def test_a_wrong_kernel_ends_the_campaign_with_failure(tmp_path):
+    folder = tmp_path / "home" / cpu().key()
+    run(tmp_path)
+    lines = (folder / "findings.jsonl").read_bytes().splitlines()
+    found = [msgspec.json.decode(line) for line in lines]
+    found[0] |= {"ok": False, "text": "wrong_answer: y"}
+    (folder / "findings.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, found)))
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert "BAD" in done.stdout

@@ -1,0 +1,127 @@
+"""The command that does on a card all that needs one: python -m tuner.campaign."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from codegen.device import Device
+from codegen.errors import TrellisError
+from tuner import candidates
+from tuner.campaign import sanitizer
+from tuner.campaign.correctness import check_all, kernels_to_check
+from tuner.campaign.ledger import Entry, Ledger
+from tuner.campaign.plan import Campaign
+from tuner.campaign.tables import page
+from tuner.campaign.timing import time_all
+from tuner.campaign.tuning import list_for, tune_all
+from tuner.interruption import interruptible
+from tuner.pool import Workers
+from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
+from tuning_db import Store, TuningDatabaseError
+
+_FAILED, _INTERRUPTED = 1, 130
+_PACKAGES = {"optuna": "candidates come from the prepared list", "tvm": "TVM's kernels are not compared"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the campaign; 0 if every kernel was right, 1 if one was not or nothing could be run, 130 if interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        with interruptible(), Workers() as workers:
+            return _run(options, workers)
+    except (TrellisError, TuningDatabaseError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        print("interrupted; what was found is kept, and the same command goes on from there", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _run(options: argparse.Namespace, workers: Workers) -> int:
+    device = workers.device(options.device)
+    backend = workers.backend(device, None)
+    folder = Path(options.folder) / device.key()
+    campaign = Campaign(
+        device=device,
+        backend=backend,
+        workload=load_workload(Path(options.workload), device.kind),
+        workers=workers,
+        ledger=Ledger(folder / "findings.jsonl"),
+        store=Store(folder / "winners"),
+        candidates=options.candidates,
+        seconds=60.0 * options.minutes,
+    )
+    left_out = list(_left_out(device, campaign.candidates))
+    print(f"{device.key()}, backend {backend}: {options.minutes:g} minutes; findings in {folder}")
+    for each in left_out:
+        print(f"left out: {each}")
+    good = all([_said(entry) for entry in _stages(campaign)])
+    left_out += list(_not_reached(campaign))
+    path = folder / "tables.md"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(campaign.ledger, device.key(), left_out))
+    print(f"{path} has the tables, {folder / 'winners'} the winners")
+    return 0 if good else _FAILED
+
+
+def _stages(campaign: Campaign) -> Iterator[Entry]:
+    yield from check_all(campaign, _listed(campaign))
+    if sanitizer.why_left_out(campaign.device) is None:
+        yield from sanitizer.sanitize_all(campaign)
+    yield from tune_all(campaign)
+    yield from time_all(campaign)
+
+
+def _listed(campaign: Campaign) -> tuple[NamedSpec, ...] | None:
+    """A CPU has no kernels beside those of its workload; None for a GPU, whose check has a list of its own."""
+    return campaign.workload if campaign.device.kind == "cpu" else None
+
+
+def _not_reached(campaign: Campaign) -> Iterator[str]:
+    ledger = campaign.ledger
+    planned = len(kernels_to_check(campaign, _listed(campaign)))
+    checked = len(ledger.of("correct"))
+    if checked < planned:
+        yield f"{planned - checked} of {planned} kernels were not checked; the time was up, run again to go on"
+    for stage in ("tuned", "timed"):
+        missing = [each.name for each in campaign.workload if each.name not in {one.name for one in ledger.of(stage)}]
+        if missing:
+            yield f"not {stage}: {', '.join(missing)}; the time was up, run again to go on"
+
+
+def _said(entry: Entry) -> bool:
+    words = entry.text.replace("\n", " ")[:160] or "done"
+    print(
+        f"{time.strftime('%H:%M:%S')} {entry.stage:9} {'ok ' if entry.ok else 'BAD'} {entry.name}: {words}", flush=True
+    )
+    return entry.ok
+
+
+def _left_out(device: Device, folder: Path) -> Iterator[str]:
+    for package, meaning in _PACKAGES.items():
+        if importlib.util.find_spec(package) is None:
+            yield f"{package} is not installed: {meaning}"
+    reason = sanitizer.why_left_out(device)
+    if reason is not None:
+        yield f"the sanitizer: {reason}"
+    if list_for(device, folder) is None:
+        yield f"no list of candidates for {device.arch} in {folder}: all legal schedules are tried, in no order"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tuner.campaign", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=9.5, help="how long all of it may take (default %(default)s)")
+    parser.add_argument("--folder", default="gpu-results", help="what is brought home (default %(default)s)")
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda; the GPU unless given")
+    parser.add_argument("--workload", metavar="FILE", default=str(DEFAULT_FILE), help="a file like tuner/workload.yaml")
+    parser.add_argument("--candidates", metavar="FOLDER", type=Path, default=candidates.FOLDER, help="prepared lists")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""The first stage: every kernel against the oracle on the card, the default schedule of each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from codegen.schedule import Schedule
+from codegen.spec import Spec
+from tuner.campaign.ledger import Entry
+from tuner.campaign.plan import Campaign
+from tuner.errors import NoScheduleError
+from tuner.gpu_check import specs
+from tuner.legal import legal_schedules
+from tuner.worker import Candidate
+from tuner.workload import NamedSpec
+from tuning_db import Outcome
+
+_SECONDS = 0.05
+
+
+def check_all(campaign: Campaign, listed: tuple[NamedSpec, ...] | None = None) -> Iterator[Entry]:
+    """Check what was not checked yet, as far as the time goes; findings as they come, old ones included."""
+    for named, schedule in kernels_to_check(campaign, listed):
+        name, state = f"{named.name} {schedule.key()}", campaign.state_of(named.spec)
+        known = campaign.ledger.find("correct", name, state)
+        if known is not None:
+            yield known
+        elif campaign.left_for("correct") > 0:
+            yield campaign.ledger.add(_checked(campaign, named.spec, schedule, name, state))
+
+
+def kernels_to_check(
+    campaign: Campaign, listed: tuple[NamedSpec, ...] | None = None
+) -> list[tuple[NamedSpec, Schedule]]:
+    """Every spec of the GPU check, or of `listed`, with the first schedule of each variant."""
+    return [
+        (named, schedule)
+        for named in (specs() if listed is None else listed)
+        for schedule in first_of_variants(named.spec, campaign)
+    ]
+
+
+def first_of_variants(spec: Spec, campaign: Campaign) -> list[Schedule]:
+    """The default, and of every other variant the legal schedule that differs least from it."""
+    try:
+        first, *others = legal_schedules(spec, campaign.backend, campaign.device)
+    except NoScheduleError:
+        return []
+    usual = first.settings()
+    nearest: dict[str, Schedule] = {first.variant: first}
+    for each in sorted(others, key=lambda each: sum(usual[name] != value for name, value in each.settings().items())):
+        nearest.setdefault(each.variant, each)
+    return list(nearest.values())
+
+
+def _checked(campaign: Campaign, spec: Spec, schedule: Schedule, name: str, state: str) -> Entry:
+    # Right or wrong does not depend on how many heads there are, and a small launch leaves time for more kernels.
+    small = replace(spec, problem=replace(spec.problem, batch=1))
+    result = campaign.workers.evaluate(
+        Candidate(small, campaign.device, campaign.backend, schedule.settings(), seconds=_SECONDS)
+    )
+    ok = result.outcome is Outcome.ok
+    text = "right" if ok else f"{result.outcome.value}: {result.reason}"
+    return Entry(stage="correct", name=name, state=state, ok=ok, text=text, values=dict(result.errors))

@@ -1,0 +1,46 @@
+"""The last stage: winners beside what a user would run without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tuner.campaign.ledger import Entry
+from tuner.campaign.plan import Campaign
+from tuner.cost import cost_of
+from tuner.errors import WorkerError
+from tuner.side_by_side import KERNEL
+from tuner.worker import Candidate
+from tuner.workload import NamedSpec
+
+SECONDS = 3.0
+_COMPILING = 240.0
+
+
+def time_all(campaign: Campaign) -> Iterator[Entry]:
+    """Time the winner of each spec that has one and was not timed yet, as far as the time goes."""
+    for named in campaign.workload:
+        state = campaign.state_of(named.spec)
+        won = campaign.ledger.find("tuned", named.name, state)
+        known = campaign.ledger.find("timed", named.name, state)
+        if known is not None:
+            yield known
+        elif won is not None and won.ok and campaign.left_for("timed") > 0:
+            yield campaign.ledger.add(_timed(campaign, named, won, state))
+
+
+def _timed(campaign: Campaign, named: NamedSpec, won: Entry, state: str) -> Entry:
+    spec, device = named.spec, campaign.device
+    candidate = Candidate(spec, device, campaign.backend, dict(won.values["schedule"]))
+    try:
+        found = campaign.workers.side_by_side(candidate, SECONDS, campaign.left_for("timed") > _COMPILING)
+        ceiling = campaign.workers.ceiling(device, spec.problem.dtype, cost_of(spec).bytes)
+    except WorkerError as error:
+        return Entry(stage="timed", name=named.name, state=state, ok=False, text=str(error))
+    cost, seconds = cost_of(spec), found.seconds[KERNEL]
+    values = {
+        "seconds": found.seconds,
+        "of_bandwidth": cost.bytes / ceiling.bandwidth / seconds,
+        "of_matrix": cost.flops / ceiling.flops / seconds,
+    }
+    text = "; ".join(f"{name} left out: {reason}" for name, reason in found.left_out.items())
+    return Entry(stage="timed", name=named.name, state=state, ok=True, text=text, values=values)

@@ -1,0 +1,155 @@
+"""The third stage: the prepared candidates of each spec, most promising first, then the finals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from codegen.device import NAMED, Device
+from codegen.schedule import Schedule
+from codegen.spec import Spec
+from tuner import candidates
+from tuner.campaign.ledger import Entry
+from tuner.campaign.plan import Campaign
+from tuner.cost import cost_of
+from tuner.cost_model import order_quality
+from tuner.finals import judge
+from tuner.legal import legal_schedules
+from tuner.policy import policy_for, stated
+from tuner.pool import Job
+from tuner.winner import Beside, winner_record
+from tuner.worker import Candidate, Contest
+from tuner.workload import NamedSpec
+from tuning_db import Outcome
+
+FINALISTS, FINAL_ROUNDS, FINAL_SECONDS = 3, 60, 2.0
+SOURCE = "python -m tuner.campaign"
+
+
+def tune_all(campaign: Campaign) -> Iterator[Entry]:
+    """Tune what was not tuned yet; each spec has an equal share of what is left of the time."""
+    todo = [each for each in campaign.workload if _known(campaign, "tuned", each) is None]
+    yield from (known for each in campaign.workload if (known := _known(campaign, "tuned", each)))
+    for place, named in enumerate(todo):
+        left = campaign.left_for("tuned")
+        if left <= 0:
+            return
+        yield tune(campaign, named, left / (len(todo) - place))
+
+
+def tune(campaign: Campaign, named: NamedSpec, seconds: float) -> Entry:
+    """Measure candidates of one spec, hold the finals, and commit the winner."""
+    order = ordered(campaign, named.spec)
+    until = campaign.left_for("tuned") - seconds
+    measured = list(_measure(campaign, named, [schedule for schedule, _ in order], until))
+    right = sorted((entry.values["seconds"], entry.name) for entry in measured if entry.ok)
+    state = campaign.state_of(named.spec)
+    if not right:
+        reasons = "; ".join(sorted({entry.text for entry in measured})) or "no time was left"
+        return campaign.ledger.add(Entry(stage="tuned", name=named.name, state=state, ok=False, text=reasons))
+    by_name = {f"{named.name} {schedule.key()}": schedule for schedule, _ in order}
+    best = [by_name[name] for _, name in right if by_name[name] != order[0][0]][:FINALISTS]
+    return _finals(campaign, named, [order[0][0], *best], len(measured), _quality(named, order, measured))
+
+
+def ordered(campaign: Campaign, spec: Spec) -> list[tuple[Schedule, float | None]]:
+    """The default, the candidates that were prepared for this card or another of its kind, then all others."""
+    device = campaign.device
+    legal = legal_schedules(spec, campaign.backend, device)
+    prepared: list[tuple[Schedule, float | None]] = []
+    path = list_for(device, campaign.candidates)
+    if campaign.backend == "triton" and path is not None:
+        for ranked in candidates.read(path):
+            if ranked.spec == spec.key():
+                prepared = candidates.schedules_of(ranked, device)
+    guesses = dict(prepared)
+    first = (legal[0], guesses.get(legal[0]))
+    rest = [(schedule, None) for schedule in legal[1:] if schedule not in guesses]
+    return [first, *((schedule, guess) for schedule, guess in prepared if schedule != legal[0]), *rest]
+
+
+def list_for(device: Device, folder: Path) -> Path | None:
+    """The list of this card, or of one with the same architecture; None if there is neither."""
+    alike = [each for each in NAMED.values() if each.arch == device.arch]
+    paths = [candidates.path_for(each, folder) for each in (device, *alike)]
+    return next((path for path in paths if path.exists()), None)
+
+
+def _measure(campaign: Campaign, named: NamedSpec, order: Sequence[Schedule], until: float) -> Iterator[Entry]:
+    """Findings about candidates in order, old ones first, until so many seconds are left; the default in any case."""
+    state, workers = campaign.state_of(named.spec), campaign.workers
+    waiting: dict[str, Job] = {}
+    left = list(order)
+    while left:
+        # While one is measured the next few are compiled.
+        for schedule in left[: 1 + workers.ahead]:
+            name = f"{named.name} {schedule.key()}"
+            if name not in waiting and campaign.ledger.find("measured", name, state) is None:
+                waiting[name] = workers.submit(_candidate(campaign, named.spec, schedule))
+        schedule = left.pop(0)
+        name = f"{named.name} {schedule.key()}"
+        known = campaign.ledger.find("measured", name, state)
+        if known is not None:
+            yield known
+            continue
+        if schedule != order[0] and campaign.left_for("tuned") <= until:
+            break
+        result = workers.evaluate(waiting.pop(name))
+        ok = result.outcome is Outcome.ok
+        values = {"seconds": result.seconds, "spread": result.spread, "compile_seconds": result.compile_seconds}
+        text = "" if ok else f"{result.outcome.value}: {result.reason}"
+        yield campaign.ledger.add(Entry(stage="measured", name=name, state=state, ok=ok, text=text, values=values))
+    workers.withdraw(list(waiting.values()))
+
+
+def _finals(
+    campaign: Campaign, named: NamedSpec, finalists: list[Schedule], tried: int, quality: float | None
+) -> Entry:
+    spec, device, workers = named.spec, campaign.device, campaign.workers
+    contest = Contest(tuple(_candidate(campaign, spec, each) for each in finalists), FINAL_SECONDS, FINAL_ROUNDS)
+    timings = {finalists[place].key(): timing for place, timing in workers.contest(contest).items()}
+    state = campaign.state_of(spec)
+    if not timings:
+        text = "none was right when the best were measured again"
+        return campaign.ledger.add(Entry(stage="tuned", name=named.name, state=state, ok=False, text=text))
+    verdict = judge(timings, finalists[0].key())
+    winner = next(each for each in finalists if each.key() == verdict.winner)
+    cost, timing = cost_of(spec), timings[verdict.winner]
+    share = workers.ceiling(device, spec.problem.dtype, cost.bytes).share(cost, timing.seconds)
+    beside = Beside(timings.get(finalists[0].key()), workers.eager(spec, device).seconds, share, tried)
+    policy = stated(policy_for(device), device, FINAL_ROUNDS)
+    record = winner_record(spec, winner, device, timing, beside, reason=verdict.reason, policy=policy, source=SOURCE)
+    campaign.store.commit(record)
+    values = {
+        "schedule": winner.settings(),
+        "seconds": timing.seconds,
+        "default_seconds": record.default_seconds,
+        "eager_seconds": record.eager_seconds,
+        "ceiling_share": share,
+        "tried": tried,
+        "order_quality": quality,
+    }
+    return campaign.ledger.add(
+        Entry(stage="tuned", name=named.name, state=state, ok=True, text=verdict.reason, values=values)
+    )
+
+
+def _quality(
+    named: NamedSpec, order: Sequence[tuple[Schedule, float | None]], measured: Sequence[Entry]
+) -> float | None:
+    """The rank correlation of guesses with times: what the order in which candidates came was worth."""
+    times = {entry.name: entry.values["seconds"] for entry in measured if entry.ok}
+    pairs = [
+        (guess, times[name])
+        for schedule, guess in order
+        if guess is not None and (name := f"{named.name} {schedule.key()}") in times
+    ]
+    return order_quality([guess for guess, _ in pairs], [seconds for _, seconds in pairs])
+
+
+def _candidate(campaign: Campaign, spec: Spec, schedule: Schedule) -> Candidate:
+    return Candidate(spec, campaign.device, campaign.backend, schedule.settings())
+
+
+def _known(campaign: Campaign, stage: str, named: NamedSpec) -> Entry | None:
+    return campaign.ledger.find(stage, named.name, campaign.state_of(named.spec))
