@@ -134,7 +134,7 @@ FEWEST_TOKENS_PER_STATE = 16
 
 _ONLY = {"pair": "tvm", "backward_split": "triton"}
 _DEFAULT_TILE = 16
-_DEFAULT_CUDA_TILE = 32
+_DEFAULT_CUDA_TILE = 64
 _DEFAULT_ACCUMULATORS = 16
 
 # Where chunks are shorter than FEWEST_TOKENS_PER_STATE, TVM's tiles span chunks, which costs less the more of them.

@@ -15,7 +15,7 @@
 
 #define __global__
 #define __restrict__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 using std::max;

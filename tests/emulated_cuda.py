@@ -1,4 +1,4 @@
-"""Kernels of TVM for CUDA, run on this CPU: their generated CUDA C++ is compiled as C++, with `cuda.h` for what is CUDA's.
+"""Kernels of TVM for CUDA, run on this CPU: their generated CUDA C++ is compiled as C++, with `emulated_cuda.h` for what CUDA adds.
 
 Arithmetic and order of the sums are those of the generated source; what nvcc makes of it is not run.
 """
@@ -26,10 +26,11 @@ from codegen.render import Source, render
 from codegen.schedule import TvmSchedule
 from codegen.spec import Spec
 
-HEADER = Path(__file__).parent / "cuda.h"
+HEADER = Path(__file__).parent / "emulated_cuda.h"
+COMPILER = "g++"
 HOPPER = NAMED["sm_90"]
 
-_SIGNATURE = re.compile(r"__launch_bounds__\((\d+)\) (\w+)\(([^)]*)\) \{")
+_SIGNATURE = re.compile(r"__launch_bounds__\((\d+)[^)]*\) (\w+)\(([^)]*)\) \{")
 _ARGUMENT = re.compile(r"def (\w+)\((.*?)\):", re.DOTALL)
 
 
@@ -86,9 +87,7 @@ class EmulatedKernel:
 def emulated(spec: Spec, schedule: TvmSchedule, device: Device = HOPPER) -> Program:
     """The program that would run on `device`, with kernels that run here."""
     require_legal(spec, schedule, device)
-    kernels = tuple(
-        _kernel(render(kernel, part, schedule, device), device) for kernel, part in parts(spec, schedule)
-    )
+    kernels = tuple(_kernel(render(kernel, part, schedule, device), device) for kernel, part in parts(spec, schedule))
     return Program(spec, schedule, device, kernels)
 
 
@@ -124,11 +123,14 @@ def _arguments(script: str, name: str) -> tuple[str, ...]:
 
 
 def _library(text: str) -> ctypes.CDLL:
-    folder = Path(tempfile.gettempdir()) / "trellis-ops-emulated"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
+    path = Path(_folder().name) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     path.with_suffix(".cc").write_text(text)
-    command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o", str(path), str(path.with_suffix(".cc"))]
+    command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o", str(path), str(path.with_suffix(".cc"))]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[:4000]
     return ctypes.CDLL(str(path))
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="trellis-ops-emulated-")
