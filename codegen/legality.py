@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from codegen import cuda_block
 from codegen.denied import why_denied
 from codegen.device import Device
 from codegen.errors import IllegalScheduleError
 from codegen.schedule import (
+    CUDA_VARIANTS,
     FEWEST_ACCUMULATORS,
     FEWEST_TOKENS_PER_STATE,
+    MOST_TASKS,
     SPANNING,
     Schedule,
     TritonSchedule,
@@ -17,7 +20,7 @@ from codegen.schedule import (
     segment_tokens,
     variants_of,
 )
-from codegen.spec import Spec, next_power_of_two
+from codegen.spec import Problem, Spec, next_power_of_two
 
 _LONGEST_TRITON_BACKWARD_CHUNK = 1024
 _BITS_OF_OPERANDS = {"tf32": 11, "bf16": 8}
@@ -73,8 +76,7 @@ def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str |
     if device.kind == "hip":
         return "the TVM templates are written for CPUs and CUDA, not HIP"
     if device.kind == "cuda":
-        only_update = spec.problem.operator == "memory_update"
-        return None if only_update else "for CUDA only memory_update has a TVM template"
+        return _why_illegal_tvm_cuda(spec.problem, schedule, device)
     if schedule.vector_width * 32 > device.vector_bits:
         return f"vector_width {schedule.vector_width} exceeds the {device.vector_bits}-bit vectors of {device.arch}"
     if schedule.variant == "recurrent" and (
@@ -101,6 +103,32 @@ def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str |
         return f"{schedule.accumulators} accumulators do not fit the vector registers of {device.arch}"
     if schedule.threads > device.cores:
         return f"threads {schedule.threads} exceeds the {device.cores} cores"
+    if schedule.threads > MOST_TASKS:
+        return f"threads {schedule.threads} is for blocks of CUDA; on a CPU there are at most {MOST_TASKS}"
+    return None
+
+
+def _why_illegal_tvm_cuda(problem: Problem, schedule: TvmSchedule, device: Device) -> str | None:
+    tile, threads = schedule.tile_tokens, schedule.threads
+    if schedule.variant not in CUDA_VARIANTS:
+        return f"for CUDA there are TVM templates of {', '.join(CUDA_VARIANTS)} only, not of {schedule.variant!r}"
+    if schedule.vector_width != cuda_block.WIDTH:
+        return f"for CUDA vector_width must be {cuda_block.WIDTH}, what a thread reads at once"
+    if threads < cuda_block.FEWEST_THREADS:
+        return f"a block of {threads} threads is too small: for CUDA there are at least {cuda_block.FEWEST_THREADS}"
+    if schedule.variant == "recurrent":
+        if tile != cuda_block.WIDTH or schedule.accumulators != FEWEST_ACCUMULATORS:
+            return (
+                f"variant 'recurrent' has no tile: tile_tokens must be {cuda_block.WIDTH}, and accumulators"
+                f" {FEWEST_ACCUMULATORS}"
+            )
+    elif schedule.accumulators not in cuda_block.ACCUMULATORS:
+        return f"for CUDA accumulators must be one of {cuda_block.ACCUMULATORS}, not {schedule.accumulators}"
+    if tile > max(cuda_block.WIDTH, next_power_of_two(problem.chunk)):
+        return f"tile_tokens {tile} exceeds the chunk of {problem.chunk} tokens"
+    needed = cuda_block.most_shared_bytes(problem, schedule.variant, tile, threads)
+    if needed > device.shared_bytes:
+        return f"a block would need {needed} bytes of shared memory, {device.arch} has {device.shared_bytes}"
     return None
 
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codegen.cuda_block import Block, block_of
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError
 from codegen.rule import READOUT_EPS
-from codegen.schedule import VECTORS_PER_ROW, Schedule
+from codegen.schedule import VECTORS_PER_ROW, Schedule, TvmSchedule
 from codegen.spec import Spec, next_power_of_two
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ KERNELS = (
     *("trellis_fused", "trellis_pair", "trellis_backward", "keys_readout", "values_backward", "keys_backward"),
     *("trellis_update", "memory_update", "memory_readout", "memory_step"),
 )
-"""Every kernel; each has one template of its name in the folder of each backend that has the variants it is for."""
+"""Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
@@ -64,7 +65,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
     import jinja2
 
     _require_kernel(kernel)
-    name = f"{schedule.backend}/{kernel}.py.j2"
+    name = f"{folder_of(schedule.backend, device)}/{kernel}.py.j2"
     try:
         body = (
             _environment()
@@ -77,6 +78,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
                 device=device,
                 READOUT_EPS=READOUT_EPS,
                 VECTORS_PER_ROW=VECTORS_PER_ROW,
+                **_block(kernel, spec, schedule, device),
             )
         )
     except jinja2.TemplateError as error:
@@ -84,15 +86,26 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
         raise TemplateError(path=TEMPLATES / name, reason=f"{error}{line}") from error
     text = _header(kernel, spec, schedule, device) + body
     digest = hashlib.sha256(text.encode()).hexdigest()
-    path = _written(generated_folder() / schedule.backend / f"{kernel}_{digest[:16]}.py", text)
+    path = _written(generated_folder() / folder_of(schedule.backend, device) / f"{kernel}_{digest[:16]}.py", text)
     return Source(kernel, text, path, digest)
 
 
+def folder_of(backend: str, device: Device) -> str:
+    """The folder of templates for that backend and device: TVM's kernels for GPUs have nothing of those for CPUs."""
+    return "tvm_cuda" if backend == "tvm" and device.kind == "cuda" else backend
+
+
+def _block(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, Block]:
+    if device.kind != "cuda" or not isinstance(schedule, TvmSchedule):
+        return {}
+    return {"block": block_of(kernel, spec.problem, schedule.tile_tokens, schedule.threads)}
+
+
 @functools.cache
-def template_digest(backend: str, kernels: tuple[str, ...]) -> str:
+def template_digest(folder: str, kernels: tuple[str, ...]) -> str:
     """Digest of the templates of `kernels` and of all that they import; part of a tuning record's identity."""
     names: set[str] = set()
-    waiting = [f"{backend}/{kernel}.py.j2" for kernel in kernels]
+    waiting = [f"{folder}/{kernel}.py.j2" for kernel in kernels]
     while waiting:
         name = waiting.pop()
         if name not in names:
@@ -139,10 +152,11 @@ def _environment() -> jinja2.Environment:
 
 
 def _header(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
-    digest = template_digest(schedule.backend, (kernel,))
+    folder = folder_of(schedule.backend, device)
+    digest = template_digest(folder, (kernel,))
     return (
         f"# {kernel} for {schedule.backend}, generated; do not edit.\n"
-        f"# template  templates/{schedule.backend}/{kernel}.py.j2, digest {digest}\n"
+        f"# template  templates/{folder}/{kernel}.py.j2, digest {digest}\n"
         f"# spec      {spec.key()}\n"
         f"# schedule  {schedule.key()}\n"
         f"# device    {device.key()}\n"

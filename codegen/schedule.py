@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
+from codegen import cuda_block
 from codegen.device import Device
 from codegen.errors import ScheduleFieldError, UnknownBackendError
 from codegen.spec import Problem, Spec, next_power_of_two
@@ -57,13 +58,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class TvmSchedule(Schedule):
-    """Settings of the TVM templates for CPUs.
+    """Settings of the TVM templates.
 
     Attributes:
-        tile_tokens: tokens processed at a time; they are the vector lanes of the chunk's products.
-        vector_width: float32 lanes per vector instruction.
-        accumulators: vector registers that a product sums in at once; the others are for its operands.
-        threads: tasks that the programs are dealt to; 1 stays on the calling thread.
+        tile_tokens: tokens processed at a time; on a CPU they are the vector lanes of the chunk's products.
+        vector_width: float32 lanes per vector instruction; for CUDA, numbers that a thread reads at once.
+        accumulators: vector registers that a product sums in at once, the others are for its operands; for CUDA,
+            numbers that a thread sums at once.
+        threads: tasks that the programs are dealt to, of which 1 stays on the calling thread; for CUDA, of a block.
         checkpoint_spacing: a backward keeps the states at the start of every so many chunks, and computes those of the
             chunks between again. A tile of it may span as many chunks.
     """
@@ -73,7 +75,7 @@ class TvmSchedule(Schedule):
         "tile_tokens": (4, 8, 16, 32, 64),
         "vector_width": (4, 8, 16),
         "accumulators": (4, 8, 12, 16, 24),
-        "threads": (1, 2, 4, 8, 16, 32, 64),
+        "threads": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
         "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
     }
     tile_tokens: int
@@ -121,11 +123,18 @@ FEWEST_ACCUMULATORS = 4
 SPANNING = ("fused", "pair", "backward")
 """TVM variants whose tiles may span several chunks."""
 
+CUDA_VARIANTS = ("split", "recurrent", "update", "readout")
+"""TVM variants that have templates for CUDA."""
+
+MOST_TASKS = 64
+"""On a CPU, a TVM kernel deals its programs to no more."""
+
 FEWEST_TOKENS_PER_STATE = 16
 """A state is M x D numbers: stored for every token, states take hundreds of times what the inputs take."""
 
 _ONLY = {"pair": "tvm", "backward_split": "triton"}
 _DEFAULT_TILE = 16
+_DEFAULT_CUDA_TILE = 64
 _DEFAULT_ACCUMULATORS = 16
 
 # Where chunks are shorter than FEWEST_TOKENS_PER_STATE, TVM's tiles span chunks, which costs less the more of them.
@@ -184,9 +193,12 @@ def default(backend: str, spec: Spec, device: Device) -> Schedule:
 
 
 def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
+    if device.kind == "cuda":
+        return _default_tvm_cuda(spec, device)
     variant = _default_tvm_variant(spec, device)
     width = min(16, max(4, device.vector_bits // 32))
-    threads = max(n for n in TvmSchedule.choices["threads"] if isinstance(n, int) and n <= device.cores)
+    most = min(device.cores, MOST_TASKS)
+    threads = max(n for n in TvmSchedule.choices["threads"] if isinstance(n, int) and n <= most)
     if variant == "recurrent":
         return TvmSchedule(variant, width, width, FEWEST_ACCUMULATORS, threads)
     tile = max(width, _DEFAULT_TILE)
@@ -195,6 +207,21 @@ def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
     if variant not in SPANNING:
         tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
     return TvmSchedule(variant, tile, width, min(_DEFAULT_ACCUMULATORS, most_accumulators(device)), threads)
+
+
+def _default_tvm_cuda(spec: Spec, device: Device) -> TvmSchedule:
+    problem, variant = spec.problem, _default_variant(spec)
+    if variant == "recurrent":
+        fits = (n for n in (128, 256) if cuda_block.resident_numbers(problem, n) <= cuda_block.MOST_RESIDENT)
+        threads = next(fits, 512)
+        return TvmSchedule(variant, cuda_block.WIDTH, cuda_block.WIDTH, FEWEST_ACCUMULATORS, threads)
+    variant = "split" if variant == "fused" else variant
+    tile, threads = min(_DEFAULT_CUDA_TILE, max(cuda_block.WIDTH, next_power_of_two(problem.chunk))), 256
+    while tile > cuda_block.WIDTH and (
+        cuda_block.most_shared_bytes(problem, variant, tile, threads) > device.shared_bytes
+    ):
+        tile //= 2
+    return TvmSchedule(variant, tile, cuda_block.WIDTH, max(cuda_block.ACCUMULATORS), threads)
 
 
 def _default_backward(chunk: int, width: int, accumulators: int, threads: int) -> TvmSchedule:

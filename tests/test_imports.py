@@ -17,6 +17,7 @@ CODEGEN_ORDER = (
     "denied",
     "rule",
     "spec",
+    "cuda_block",
     "schedule",
     "legality",
     "render",

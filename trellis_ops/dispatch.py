@@ -123,7 +123,7 @@ def _kernel(name: str, spec: Spec, device: Device, forced: str | None) -> Resolu
         if match.how == "bucket":
             notes.append(f"no record of {spec.key()}: the winner of its shape bucket stands in")
         if schedule is not None:
-            followed = _on_torch_threads(schedule)
+            followed = _on_torch_threads(schedule) if device.kind == "cpu" else schedule
             if followed != schedule:
                 notes.append(f"the winner's threads are cut to the {torch.get_num_threads()} that torch may use")
             return Resolution(name, device, followed, f"{match.how} winner", match, tuple(notes))

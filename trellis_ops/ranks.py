@@ -115,7 +115,7 @@ def _followed(spec: Spec, own: Resolution, heard: dict[str, Any]) -> Resolution:
     if heard["settings"] is None:
         return Resolution("eager", own.device, None, "the leader's selection", None, (note,))
     schedule = from_settings(heard["implementation"], dict(heard["settings"]))
-    if isinstance(schedule, TvmSchedule):
+    if isinstance(schedule, TvmSchedule) and own.device.kind == "cpu":
         schedule = replace(schedule, threads=min(schedule.threads, torch.get_num_threads()))
     if reason := why_illegal(spec, schedule, own.device):
         raise TrellisError(detail=f"{schedule.key()} is illegal on {own.device.key()}: {reason}")

@@ -21,7 +21,7 @@ from codegen.backends import Resources, backend
 from codegen.device import NAMED, Device
 from codegen.errors import TrellisError
 from codegen.legality import why_illegal
-from codegen.program import kernels_of, operator_digest
+from codegen.program import operator_digest, parts
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.schedule import Schedule, default, from_settings
@@ -38,6 +38,8 @@ DEVICES = ("sm_80", "sm_90", "gfx942")
 
 SAMPLE = 4
 """Schedules of each spec and device beside the default."""
+
+_BY_TVM = ("update", "readout", "readout_transposed", "prefill", "decode")
 
 DEFAULT, SHIPPED, SAMPLED = "default", "shipped", "sample"
 
@@ -120,9 +122,8 @@ def check(todo: Sequence[Job], processes: int) -> Iterator[Checked]:
 
 def check_one(job: Job) -> list[Checked]:
     """Compile the kernels of one job here."""
-    started = time.monotonic()
-    if job.schedule.backend == "tvm":
-        return [_compiled_by_tvm(job, started)]
+    if job.schedule.backend == "tvm" and not shutil.which("nvcc"):
+        return _compiled_to_source(job)
     examined = examine(job.spec, job.schedule, job.device)
     if not examined.kernels:
         return [Checked(job, job.schedule.variant, None, None, examined.reason, examined.seconds)]
@@ -146,20 +147,17 @@ def _fault(job: Job, kernel: str, needs: Resources) -> str | None:
     return why_pruned(kernel, needs, job.schedule, job.device)
 
 
-def _compiled_by_tvm(job: Job, started: float) -> Checked:
-    """As far as it goes: without nvcc to CUDA source, which says nothing about registers."""
-    kernel = kernels_of(job.schedule.variant, job.schedule.backend)[0]
-    needs, fault = None, None
-    try:
-        source = render(kernel, job.spec, job.schedule, job.device)
-        if shutil.which("nvcc"):
-            needs = backend("tvm").resources(source, job.spec, job.schedule, job.device)
-            fault = why_pruned(kernel, needs, job.schedule, job.device)
-        else:
-            backend("tvm").inspect(source, job.spec, job.schedule, job.device)
-    except TrellisError as error:
-        fault = f"does not compile: {error}"
-    return Checked(job, kernel, needs, None, fault, time.monotonic() - started)
+def _compiled_to_source(job: Job) -> list[Checked]:
+    """As far as TVM goes without nvcc, which says nothing about registers."""
+    started, done = time.monotonic(), []
+    for kernel, part in parts(job.spec, job.schedule):
+        fault = None
+        try:
+            backend("tvm").inspect(render(kernel, part, job.schedule, job.device), part, job.schedule, job.device)
+        except TrellisError as error:
+            fault = f"does not compile: {error}"
+        done.append(Checked(job, kernel, None, None, fault, time.monotonic() - started))
+    return done
 
 
 def _of_device(device: Device, sample: int, store: Store) -> Iterator[Job]:
@@ -172,10 +170,16 @@ def _of_device(device: Device, sample: int, store: Store) -> Iterator[Job]:
         for schedule in random.Random(0).sample(others, min(sample, len(others))):
             yield Job(named.name, named.spec, schedule, device, SAMPLED)
     yield from _shipped(device, store)
-    if device.kind == "cuda" and device.arch == "sm_90":
-        spec = Spec(Rule(), Problem("memory_update"))
-        # It has no threads yet and is never chosen, so that it is compiled but not held to what is run as it is.
-        yield Job("update", spec, default("tvm", spec, device), device, SAMPLED)
+    if device.arch == "sm_90":
+        yield from _of_tvm(device)
+
+
+def _of_tvm(device: Device) -> Iterator[Job]:
+    """The defaults of what has TVM templates for CUDA: the operators of one memory, a long attention, and a step."""
+    for named in specs():
+        schedule = default("tvm", named.spec, device)
+        if named.name in _BY_TVM and why_illegal(named.spec, schedule, device) is None:
+            yield Job(named.name, named.spec, schedule, device, DEFAULT)
 
 
 def _shipped(device: Device, store: Store) -> Iterator[Job]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from codegen.backends import Resources
 from codegen.device import Device
-from codegen.schedule import Schedule, TritonSchedule
+from codegen.schedule import Schedule, TritonSchedule, TvmSchedule
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,17 @@ _WAVES, _SIMDS, _VECTOR_REGISTERS, _VECTOR_GRANULE, _LDS_BYTES = 8, 4, 512, 8, 6
 
 def occupancy(needs: Resources, schedule: Schedule, device: Device) -> float | None:
     """The share of the warps a multiprocessor can hold; 0 if not even one block fits, None if it is not known."""
-    if needs.registers is None or needs.shared_bytes is None or not isinstance(schedule, TritonSchedule):
+    if needs.registers is None or needs.shared_bytes is None:
         return None
-    if device.kind == "hip":
+    if device.kind == "hip" and isinstance(schedule, TritonSchedule):
         return _of_amd(needs.registers, needs.shared_bytes, schedule.num_warps)
-    limits = NVIDIA.get(device.arch)
-    return None if limits is None else _of_nvidia(needs.registers, needs.shared_bytes, schedule.num_warps, limits)
+    limits, warps = NVIDIA.get(device.arch), _warps(schedule)
+    return None if limits is None else _of_nvidia(needs.registers, needs.shared_bytes, warps, limits)
+
+
+def _warps(schedule: Schedule) -> int:
+    assert isinstance(schedule, TritonSchedule | TvmSchedule)
+    return schedule.num_warps if isinstance(schedule, TritonSchedule) else schedule.threads // _WARP
 
 
 def _of_nvidia(registers: int, shared_bytes: int, warps: int, limits: Limits) -> float:

@@ -12,7 +12,7 @@ from codegen.device import Device
 from codegen.errors import CompileError, TemplateError
 from codegen.program import parts
 from codegen.render import render
-from codegen.schedule import Schedule, TritonSchedule
+from codegen.schedule import Schedule, TritonSchedule, TvmSchedule
 from codegen.spec import Spec
 from tuner.legal import legal_schedules
 
@@ -76,9 +76,15 @@ def why_pruned(kernel: str, needs: Resources, schedule: Schedule, device: Device
         return (
             f"{kernel} needs {needs.shared_bytes:,} bytes of shared memory; {device.arch} has {device.shared_bytes:,}"
         )
-    threads = schedule.num_warps * _THREADS_PER_WARP[device.kind] if isinstance(schedule, TritonSchedule) else 1
+    threads = _threads(schedule, device)
     if needs.registers is not None and needs.registers * threads > _REGISTERS_PER_BLOCK:
         return f"{kernel} needs {needs.registers} registers in {threads} threads; a block has {_REGISTERS_PER_BLOCK:,}"
     if needs.spill_bytes is not None and needs.spill_bytes > MOST_SPILLED:
         return f"{kernel} spills {needs.spill_bytes} bytes per thread"
     return None
+
+
+def _threads(schedule: Schedule, device: Device) -> int:
+    if isinstance(schedule, TritonSchedule):
+        return schedule.num_warps * _THREADS_PER_WARP[device.kind]
+    return schedule.threads if isinstance(schedule, TvmSchedule) else 1

@@ -19,9 +19,10 @@ from codegen.backends import Resources, tvm_runtime
 from codegen.backends.kernel_cache import Entry, entry
 from codegen.backends.source_module import module_of
 from codegen.backends.tvm_parser import find_parsers_quickly
+from codegen.cuda_block import block_of
 from codegen.device import Device, cpu, cpu_identity
 from codegen.errors import BackendUnavailableError, CompileError
-from codegen.render import Source, render, template_digest
+from codegen.render import Source, folder_of, render, template_digest
 from codegen.schedule import Schedule, TvmSchedule
 from codegen.spec import Spec
 
@@ -137,7 +138,10 @@ def resources(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
     found = _PTXAS_REPORT.search(report)
     if found is None:
         raise CompileError(backend=name, path=source.path, reason=f"nvcc reported no registers: {report}")
-    spill_bytes, registers, shared_bytes = (int(number or 0) for number in found.groups())
+    spill_bytes, registers, static_bytes = (int(number or 0) for number in found.groups())
+    assert isinstance(schedule, TvmSchedule)
+    block = block_of(source.kernel, spec.problem, schedule.tile_tokens, schedule.threads)
+    shared_bytes = static_bytes + block.shared_bytes
     return Resources(registers=registers, spill_bytes=spill_bytes, shared_bytes=shared_bytes)
 
 
@@ -166,7 +170,7 @@ def _identity(template: str, spec: Spec, schedule: Schedule, device: Device) -> 
     records = (repr(spec), repr(schedule), repr(device))
     versions = (*toolchain().values(), importlib.metadata.version("apache-tvm-ffi"))
     machine = (platform.system(), platform.machine(), cpu_identity())
-    return (*records, template_digest(name, (template,)), _code_digest(), *versions, *machine)
+    return (*records, template_digest(folder_of(name, device), (template,)), _code_digest(), *versions, *machine)
 
 
 @functools.cache
@@ -208,6 +212,9 @@ def _executable(source: Source, device: Device) -> Any:
     tvm = _tvm()
     module = module_of(source, name)
     try:
+        if device.kind == "cuda":
+            # The plain passes: the usual ones also look for places that want a barrier, and merge shared buffers.
+            return tvm.compile(module.Module, target=_target(device), tir_pipeline="tirx")
         # That pass shrinks buffers to what is used of them: nothing here, and a quarter of the time that TVM takes.
         with tvm.transform.PassContext(disabled_pass=["s_tir.CompactBufferAllocation"]):
             return tvm.compile(module.Module, target=_target(device))
