@@ -96,7 +96,7 @@ clean-cache: .venv/installed-tune
 	@$(VENV)/python -m codegen clean-cache
 
 # What the campaign imports that a machine with torch may lack.
-gpu_packages = msgspec filelock platformdirs jinja2 pyyaml
+gpu_packages = msgspec filelock platformdirs pyyaml
 
 tune_options = $(if $(WORKLOAD),--workload '$(WORKLOAD)') $(if $(SPEC),--spec '$(SPEC)') \
 	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(STORAGE),--storage '$(STORAGE)')

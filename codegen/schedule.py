@@ -216,6 +216,9 @@ def _default_tvm_cuda(spec: Spec, device: Device) -> TvmSchedule:
         threads = next(fits, 512)
         return TvmSchedule(variant, cuda_block.WIDTH, cuda_block.WIDTH, FEWEST_ACCUMULATORS, threads)
     variant = "split" if variant == "fused" else variant
+    if variant not in CUDA_VARIANTS:
+        # No kernel: legality says so.
+        return TvmSchedule(variant, cuda_block.WIDTH, cuda_block.WIDTH, FEWEST_ACCUMULATORS, 256)
     tile, threads = min(_DEFAULT_CUDA_TILE, max(cuda_block.WIDTH, next_power_of_two(problem.chunk))), 256
     while tile > cuda_block.WIDTH and (
         cuda_block.most_shared_bytes(problem, variant, tile, threads) > device.shared_bytes

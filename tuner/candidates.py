@@ -87,7 +87,7 @@ def rank(named: NamedSpec, device: Device, most: int, seconds: float, processes:
     worth = [
         (each.schedule, predicted_seconds(spec, each.schedule, device, each.kernels))
         for each in examined
-        if each.reason is None and isinstance(each.schedule, TritonSchedule)
+        if _is_worth_it(each, chosen[0]) and isinstance(each.schedule, TritonSchedule)
     ]
     guessed = {schedule.key(): guess for schedule, guess in worth}
     ordered = sorted(promising_first(worth), key=lambda schedule: schedule != chosen[0])
@@ -100,6 +100,11 @@ def rank(named: NamedSpec, device: Device, most: int, seconds: float, processes:
         pruned=len(examined) - len(worth),
         guesses=tuple(Guess(each.settings(), guessed[each.key()]) for each in ordered),
     )
+
+
+def _is_worth_it(examined: Examined, default: Schedule) -> bool:
+    # The default is what would run without a measurement, so it is measured whatever its compiler says.
+    return examined.reason is None or (examined.schedule == default and bool(examined.kernels))
 
 
 def _examined(spec: Spec, device: Device, chosen: list[Schedule], seconds: float, processes: int) -> Iterator[Examined]:

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from codegen import render
+from codegen.legality import why_illegal
 from codegen.program import Program
 from codegen.render import TEMPLATES, template_digest
 from codegen.rule import MAPS, Rule
 from codegen.schedule import default
-from codegen.spec import Spec
+from codegen.spec import Problem, Spec
 from tests.emulated_cuda import COMPILER, HOPPER, emulated
 from tests.kernel_cases import Case, check_attention, check_readout, check_step, check_update
 
@@ -128,3 +129,8 @@ def test_a_missing_barrier_is_found(templates, barrier):
     path.write_text("".join(lines))
     with pytest.raises(AssertionError, match=r"order of the threads|relative error"):
         check_step(With(), Case("trellis_step", lengths=(1,)))
+
+
+def test_a_backward_has_no_kernel_and_says_so():
+    spec = Spec(Rule(), Problem(direction="backward"))
+    assert "for CUDA there are TVM templates of" in why_illegal(spec, default("tvm", spec, HOPPER), HOPPER)
