@@ -126,5 +126,5 @@ def test_a_missing_barrier_is_found(templates, barrier):
     lines = path.read_text().splitlines(keepends=True)
     del lines[[number for number, line in enumerate(lines) if line.strip() == "sync()"][barrier]]
     path.write_text("".join(lines))
-    with pytest.raises(AssertionError, match="order of the threads|relative error"):
+    with pytest.raises(AssertionError, match=r"order of the threads|relative error"):
         check_step(With(), Case("trellis_step", lengths=(1,)))

@@ -19,7 +19,13 @@ SPECS = [
     Spec(Rule(), Problem(operator, tokens=1 if "step" in operator else 256, chunk=1 if "step" in operator else chunk))
     for operator, chunk in itertools.product(OPERATORS, (1, 16, 64))
 ]
-MACHINES = [("tvm", cpu()), ("tvm", NAMED["x86-64-v2"]), ("tvm", NAMED["aarch64"]), ("triton", NAMED["sm_90"]), ("tvm", NAMED["sm_90"])]
+MACHINES = [
+    ("tvm", cpu()),
+    ("tvm", NAMED["x86-64-v2"]),
+    ("tvm", NAMED["aarch64"]),
+    ("triton", NAMED["sm_90"]),
+    ("tvm", NAMED["sm_90"]),
+]
 
 
 @pytest.mark.parametrize(("backend", "device"), MACHINES)
