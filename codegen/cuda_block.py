@@ -69,8 +69,10 @@ def block_of(kernel: str, problem: Problem, tile: int, threads: int) -> Block:
     """The block of one of the kernels that have a TVM template for CUDA, with that many tokens in a tile."""
     tokens = 2 if kernel == "memory_step" else tile
     lanes = min(_LANES_OF_A_TOKEN, threads // tokens)
-    shapes = _SHAPES[kernel](problem, threads if kernel == "memory_step" else tile)
-    shapes = {**shapes, "sums": (_ROWS_OF_SUMS, tokens * lanes)}
+    shapes = {
+        **_SHAPES[kernel](problem, threads if kernel == "memory_step" else tile),
+        "sums": (_ROWS_OF_SUMS, tokens * lanes),
+    }
     buffers = tuple(_placed(shapes))
     floats = buffers[-1].offset + _words(math.prod(buffers[-1].shape))
     resident = resident_numbers(problem, threads) <= MOST_RESIDENT

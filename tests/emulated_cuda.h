@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #define __global__
@@ -49,6 +50,7 @@ struct nv_bfloat16 {
   }
 };
 
+constexpr size_t stack_bytes = 1 << 16;
 static Index blockIdx, threadIdx;
 static ucontext_t scheduler;
 static ucontext_t *current;
@@ -65,9 +67,7 @@ static void run_thread() {
   ended = true;
 }
 
-static void run_block(int threads, bool backwards) {
-  constexpr size_t stack_bytes = 1 << 16;
-  static std::vector<char> stacks(stack_bytes * 1024);
+static void run_block(char *stacks, int threads, bool backwards) {
   std::fill(std::begin(shared_ptr), std::end(shared_ptr), std::nanf(""));
   std::vector<ucontext_t> contexts(threads);
   for (int t = 0; t < threads; ++t) {
@@ -94,8 +94,9 @@ static void run_block(int threads, bool backwards) {
 
 static void launch(int blocks, int threads, bool backwards, const std::function<void()> &kernel) {
   body = &kernel;
+  std::unique_ptr<char[]> stacks(new char[stack_bytes * threads]);
   for (int b = 0; b < blocks; ++b) {
     blockIdx.x = backwards ? blocks - 1 - b : b;
-    run_block(threads, backwards);
+    run_block(stacks.get(), threads, backwards);
   }
 }

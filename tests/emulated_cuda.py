@@ -1,6 +1,4 @@
-"""Kernels of TVM for CUDA, run on this CPU: their generated CUDA C++ is compiled as C++.
-
-`emulated_cuda.h` has what CUDA adds.
+"""Kernels of TVM for CUDA, run on this CPU: their generated source, compiled as C++ with `emulated_cuda.h`.
 
 Arithmetic and order of the sums are those of the generated source; what nvcc makes of it is not run.
 """

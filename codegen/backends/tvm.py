@@ -213,7 +213,7 @@ def _executable(source: Source, device: Device) -> Any:
     module = module_of(source, name)
     try:
         if device.kind == "cuda":
-            # The plain passes: the usual ones also look for places that want a barrier, and merge shared buffers.
+            # These kernels place every barrier and buffer themselves; the few plain passes leave both where they are.
             return tvm.compile(module.Module, target=_target(device), tir_pipeline="tirx")
         # That pass shrinks buffers to what is used of them: nothing here, and a quarter of the time that TVM takes.
         with tvm.transform.PassContext(disabled_pass=["s_tir.CompactBufferAllocation"]):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from codegen.device import named
-from codegen.render import render
+from codegen.render import folder_of, render
 from codegen.rule import Rule
 from codegen.schedule import Schedule, TritonSchedule, TvmSchedule
 from codegen.spec import Problem, Spec
@@ -26,7 +26,7 @@ ACCEPT = "TRELLIS_OPS_ACCEPT_GOLDEN"
 
 @dataclass(frozen=True)
 class Golden:
-    """One copy, in tests/golden/<backend>/<kernel>[_<label>].py.txt."""
+    """One copy, in tests/golden/<folder of templates>/<kernel>[_<label>].py.txt."""
 
     kernel: str
     spec: Spec
@@ -37,7 +37,7 @@ class Golden:
     @property
     def path(self) -> Path:
         name = f"{self.kernel}_{self.label}" if self.label else self.kernel
-        return FOLDER / self.schedule.backend / f"{name}.py.txt"
+        return FOLDER / folder_of(self.schedule.backend, named(self.device)) / f"{name}.py.txt"
 
 
 PLAIN = Spec(Rule(), Problem(batch=1, tokens=1, heads=1))
@@ -52,6 +52,10 @@ TRITON_TILED = TritonSchedule("fused", tile_rows=16, num_warps=4, num_stages=2, 
 
 TVM = TvmSchedule("fused", tile_tokens=32, vector_width=16, accumulators=16, threads=2)
 TVM_TILED = TvmSchedule("fused", tile_tokens=16, vector_width=8, accumulators=8, threads=1)
+
+
+TVM_CUDA = TvmSchedule("split", tile_tokens=64, vector_width=4, accumulators=16, threads=256)
+TVM_CUDA_TILED = TvmSchedule("split", tile_tokens=8, vector_width=4, accumulators=8, threads=64)
 
 
 def of(spec: Spec, operator: str) -> Spec:
@@ -77,6 +81,16 @@ def tvm(kernel: str, operator: str, variant: str, padded_operator: str | None = 
     return [
         Golden(kernel, plain, replace(TVM, **changes), "x86-64-v4"),
         Golden(kernel, padded, replace(TVM_TILED, **changes), "x86-64-v4", "padded"),
+    ]
+
+
+def tvm_cuda(kernel: str, operator: str, variant: str, padded_operator: str | None = None) -> list[Golden]:
+    """The kernel at both specs; a kernel without tiles has a tile of one vector."""
+    plain, padded = of(PLAIN, operator), of(PADDED, padded_operator or operator)
+    changes = {"variant": variant} | ({"tile_tokens": 4, "accumulators": 4} if variant == "recurrent" else {})
+    return [
+        Golden(kernel, plain, replace(TVM_CUDA, **changes), "sm_90"),
+        Golden(kernel, padded, replace(TVM_CUDA_TILED, **changes), "sm_90", "padded"),
     ]
 
 
@@ -112,6 +126,9 @@ GOLDEN = [
     *tvm("memory_update", "memory_update", "update"),
     *tvm("memory_readout", "trellis_attention", "split"),
     *tvm("memory_step", "trellis_step", "recurrent", "trellis_step_chunked"),
+    *tvm_cuda("memory_update", "memory_update", "update"),
+    *tvm_cuda("memory_readout", "trellis_attention", "split"),
+    *tvm_cuda("memory_step", "trellis_step", "recurrent", "trellis_step_chunked"),
     *triton("trellis_fused", "trellis_attention", "fused"),
     *triton("trellis_update", "trellis_attention", "split"),
     *triton("memory_update", "memory_update", "update"),

@@ -14,7 +14,7 @@ from codegen import __main__ as command_line
 from codegen.device import named
 from codegen.render import KERNELS, TEMPLATES, render
 from codegen.rule import Rule
-from codegen.schedule import BACKENDS, default
+from codegen.schedule import default
 from codegen.spec import Problem, Spec
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,20 +38,23 @@ def test_prints_the_source_that_would_be_compiled(capsys):
     assert show(capsys, "trellis_fused --backend triton --slots 24 --dim 32") == source.text
 
 
+ARCHITECTURES = {"triton": "sm_90", "tvm": "x86-64-v3", "tvm_cuda": "sm_90"}
+
+
 @pytest.mark.parametrize(
-    ("kernel", "backend"),
+    ("kernel", "folder"),
     [
-        (kernel, backend)
+        (kernel, folder)
         for kernel in KERNELS
-        for backend in BACKENDS
-        if (TEMPLATES / backend / f"{kernel}.py.j2").exists()
+        for folder in ARCHITECTURES
+        if (TEMPLATES / folder / f"{kernel}.py.j2").exists()
     ],
 )
-def test_the_header_s_command_prints_the_same_again(capsys, kernel, backend):
+def test_the_header_s_command_prints_the_same_again(capsys, kernel, folder):
     options = "--dim-k 24 --dim-v 24 --slots 20 --chunk 20 --dtype bfloat16 --phi l2_silu --step-size token"
-    text = show(
-        capsys, f"{kernel} --backend {backend} --device {'sm_90' if backend == 'triton' else 'x86-64-v3'} {options}"
-    )
+    backend, _, _ = folder.partition("_")
+    text = show(capsys, f"{kernel} --backend {backend} --device {ARCHITECTURES[folder]} {options}")
+    assert f"templates/{folder}/{kernel}.py.j2" in text
     (again,) = (line for line in text.splitlines() if line.startswith("# again"))
     command = again.removeprefix("# again").strip()
     assert command.startswith("python -m codegen show ")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 
 import pytest
 import torch
 
 from codegen.backends import backend
 from codegen.device import NAMED, cpu
-from codegen.errors import BackendUnavailableError, CompileError
+from codegen.errors import CompileError
 from codegen.legality import why_illegal
 from codegen.program import Program, build, parts
 from codegen.render import render
@@ -211,31 +210,6 @@ def test_products_sum_in_vectors_that_processors_have(operator, dim):
     # LLVM takes a vector of 48 lanes apart, and the kernel is ten times slower.
     assert schedule.vector_width in lanes
     assert all(count & (count - 1) == 0 for count in lanes)
-
-
-def cuda_update():
-    device = NAMED["sm_90"]
-    spec = Case("memory_update", dim_k=64, dim_v=64, slots=64, chunk=64).spec
-    schedule = default("tvm", spec, device)
-    return render("memory_update", spec, schedule, device), spec, schedule, device
-
-
-def test_the_update_kernel_becomes_cuda_for_sm_90():
-    stages = backend("tvm").inspect(*cuda_update())
-    assert "__global__" in stages["cuda"]
-    assert "memory_update" in stages["cuda"]
-
-
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-def test_nvcc_compiles_the_update_kernel_for_sm_90():
-    assert ".target sm_90" in backend("tvm").inspect(*cuda_update())["ptx"]
-    resources = backend("tvm").resources(*cuda_update())
-    assert 0 < resources.registers <= 255
-
-
-def test_a_cuda_kernel_cannot_be_run_here():
-    with pytest.raises(BackendUnavailableError, match="CPU tensors"):
-        backend("tvm").compile(*cuda_update())
 
 
 def test_a_source_that_does_not_parse_is_a_compile_error(tmp_path):
