@@ -31,7 +31,7 @@ from tuner.workload import NamedSpec
 FOLDER = Path(__file__).resolve().parent.parent / "tuning_db" / "candidates"
 """Where the lists are that come with the project."""
 
-MOST = 24
+MOST = 8
 """Candidates of one spec that are compiled unless asked otherwise: a variant's share is as large as another's."""
 
 

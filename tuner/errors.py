@@ -75,3 +75,9 @@ class OfflineDeviceError(TrellisError, ValueError):
     """A device whose candidates are not prepared elsewhere."""
 
     message = "candidates for {device} are timed where they are compiled; --offline takes a GPU: {known}"
+
+
+class NoGpuError(TrellisError, RuntimeError):
+    """A campaign on a machine where torch sees no GPU."""
+
+    message = "torch sees no GPU here, only {device}; run this where one is, or tune for this CPU with `make tune`"

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tuner.calibration import LEAST_POINTS, correlation, read_points, verdict
+from tuner.duration import duration
 from tuner.errors import WorkloadError
-from tuner.progress import duration
 from tuner.regret import Regret, Tuning, regret
 from tuner.replay import RECORDED, SEEDS, Replayed, read_spaces, replay
 from tuner.sampler import SAMPLERS, default_sampler

@@ -13,6 +13,12 @@ from tuner.errors import NoScheduleError
 Settings = dict[str, Value]
 
 
+def changes(schedule: Schedule, default: Schedule) -> int:
+    """In how many settings `schedule` differs from `default`; the simpler of two has fewer."""
+    usual = default.settings()
+    return sum(usual[name] != value for name, value in schedule.settings().items())
+
+
 def legal_schedules(spec: Spec, backend: str, device: Device) -> tuple[Schedule, ...]:
     """Every schedule that `why_illegal` has nothing against, the default first.
 

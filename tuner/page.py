@@ -13,9 +13,9 @@ from optuna.storages import RDBStorage
 from codegen.errors import SpecKeyError
 from codegen.spec import spec_of_key
 from tuner import figures
+from tuner.duration import duration
 from tuner.figures import Figure
 from tuner.history import History, histories
-from tuner.progress import duration
 from tuner.studies import shown
 from tuner.why import why_lines
 from tuning_db import Recommendation, Record, Store, utc_now

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
+from tuner.duration import duration
 from tuner.search import Status
 from tuner.slots import SlotStatus
 
@@ -98,16 +99,3 @@ def describe(status: Status) -> str:
         best += f", {status.default / status.best:.2f}x the default"
     failures = ", ".join(f"{count} {outcome.value}" for outcome, count in sorted(status.failures.items()))
     return f"{best}; {status.trials} of {status.points} tried" + (f" ({failures})" if failures else "")
-
-
-def duration(seconds: float) -> str:
-    """A time with three digits and its unit.
-
-    Example:
-        >>> duration(0.0123), duration(1.5e-5)
-        ('12.3 ms', '15.0 us')
-    """
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if seconds * scale >= 1.0 or unit == "us":
-            return f"{seconds * scale:#.3g} {unit}".replace(". ", " ")
-    raise AssertionError("the last unit serves everything below")

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from codegen.device import Device
+from tuner.duration import duration
 from tuner.offline import Examined
-from tuner.progress import duration
 from tuner.slots import HEADS
 from tuner.studies import measured, outcomes
 from tuner.tune import Tuned

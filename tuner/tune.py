@@ -14,6 +14,7 @@ from codegen.spec import Spec
 from tuner.cost import cost_of
 from tuner.errors import NothingMeasuredError, StudyError
 from tuner.finals import Verdict, judge
+from tuner.legal import changes
 from tuner.measure import Timing
 from tuner.policy import stated
 from tuner.progress import SearchProgress
@@ -109,13 +110,8 @@ def hold_finals(spec: Spec, session: Session, searched: Searched) -> tuple[dict[
         raise NothingMeasuredError(spec=spec.key(), reasons=most)
     by_key = {finalists[place].key(): timing for place, timing in timings.items()}
     default = searched.space.default
-    changes = {schedule.key(): _changes(schedule, default) for schedule in finalists}
-    return by_key, judge(by_key, default.key(), changes)
-
-
-def _changes(schedule: Schedule, default: Schedule) -> int:
-    usual = default.settings()
-    return sum(usual[name] != value for name, value in schedule.settings().items())
+    apart = {schedule.key(): changes(schedule, default) for schedule in finalists}
+    return by_key, judge(by_key, default.key(), apart)
 
 
 def finalists_of(searched: Searched) -> list[Schedule]:

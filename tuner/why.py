@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tuner.duration import duration
 from tuner.errors import WorkloadError
 from tuner.finals import CONFIDENCE
 from tuner.history import History
-from tuner.progress import duration
 from tuner.report import performance_text, settings_text
 from tuner.workload import NamedSpec
 

@@ -31,10 +31,10 @@ from codegen.spec import DTYPES, Problem, Spec
 from tests.benchmarks.kernel_parts import Part, parts_of
 from tuner.ceiling import ceiling_again
 from tuner.cost import cost_of
+from tuner.duration import duration
 from tuner.inputs import timing_inputs
 from tuner.launch import bind
 from tuner.measure import Timed, measure
-from tuner.progress import duration
 
 _ROUNDS = 1000
 

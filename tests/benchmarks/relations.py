@@ -18,10 +18,10 @@ from tests.benchmarks.comparison import without_records
 from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import ratio, sample, take_turns
 from trellis_ops import explain, forget
+from tuner.duration import duration
 from tuner.inputs import timing_inputs, torch_device
 from tuner.launch import bind
 from tuner.measure import Timed, Timing
-from tuner.progress import duration
 
 _SECONDS = 4.0
 _ROUNDS = 200

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from tests.benchmarks import machine
 from tests.benchmarks.decode_memory import Held
 from tests.benchmarks.targets import Target
-from tuner.progress import duration
+from tuner.duration import duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,10 +14,10 @@ from codegen.spec import Problem, Spec
 from tests.benchmarks.turns import sample
 from tuner.ceiling import ceiling_again
 from tuner.cost import cost_of
+from tuner.duration import duration
 from tuner.inputs import timing_inputs
 from tuner.launch import bind
 from tuner.measure import Timed
-from tuner.progress import duration
 
 SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 256)
 CHUNKS = (64, 16)

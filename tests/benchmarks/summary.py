@@ -15,7 +15,7 @@ from tests.benchmarks import machine
 from tests.benchmarks.comparison import IMPLEMENTATIONS, Comparison, key
 from tests.benchmarks.rivals import COMPILE, EAGER, UNSET
 from tests.benchmarks.targets import Target
-from tuner.progress import duration
+from tuner.duration import duration
 
 
 @dataclass(frozen=True)

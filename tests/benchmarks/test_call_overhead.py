@@ -18,10 +18,10 @@ from tests.benchmarks.comparison import without_records
 from tests.benchmarks.replay import Replay
 from tests.benchmarks.summary import Overhead, Results
 from trellis_ops import dispatch, explain, forget
+from tuner.duration import duration
 from tuner.inputs import Inputs, sequences_of
 from tuner.launch import bind
 from tuner.measure import Timed, measure
-from tuner.progress import duration
 
 LIMITS = {"trellis_step": 10e-6, "trellis_attention": 30e-6}
 """A step's kernel may take no longer than that itself; attention has a whole prompt behind it."""

@@ -8,7 +8,7 @@ import sys
 
 from tests.benchmarks.replay import Replay
 from tests.benchmarks.summary import Overhead, Results
-from tuner.progress import duration
+from tuner.duration import duration
 
 LIMIT = 0.150
 _PROCESSES = 7

@@ -10,7 +10,7 @@ from tests.benchmarks.stream import run_stream, stream_model
 from tests.benchmarks.summary import Results
 from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import ratio
-from tuner.progress import duration
+from tuner.duration import duration
 
 WINDOW, ROUNDS = 250, 16
 MOST_GROWTH = 1.05

@@ -17,9 +17,9 @@ from tests.benchmarks.targets import Target
 from tests.benchmarks.training_memory import training_bytes
 from tests.benchmarks.turns import ratio, sample, take_turns
 from trellis_ops.train.allocator import keep_freed_memory
+from tuner.duration import duration
 from tuner.inputs import torch_device
 from tuner.measure import Timed, Timing
-from tuner.progress import duration
 
 PROBLEM = Problem(batch=1, heads=8, tokens=4096, chunk=64)
 FORWARD, BILEVEL, FIRST_ORDER = "forward", "bilevel", "first order"

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from codegen.device import cpu
 from codegen.spec import spec_of_key
 from tuner.campaign import sanitizer
+from tuner.campaign.__main__ import main
 from tuner.campaign.ledger import Entry, Ledger
-from tuner.campaign.tables import duration, page
+from tuner.campaign.tables import page
 from tuning_db import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,11 +53,6 @@ def test_the_page_says_what_is_wrong_and_what_was_left_out(tmp_path):
     assert "- two: wrong_answer: y" in text
     assert "- Left out: the sanitizer: none" in text
     assert "| prefill | wrong_answer: y |" in text
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4e-6, "4 us"), (None, "-")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 def run(tmp_path: Path, *arguments: str, minutes: str = "0.5") -> subprocess.CompletedProcess[str]:
@@ -105,6 +102,13 @@ def test_a_campaign_whose_time_is_up_says_what_is_left(tmp_path):
     assert "kernels were not checked; the time was up" in text
     assert "not tuned: prefill, decode" in text
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_without_a_gpu_it_says_so(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert main(["--minutes", "0.0001"]) == 1
+    assert "torch sees no GPU here" in capsys.readouterr().err
 
 
 def test_the_sanitizer_is_left_out_where_it_is_not(monkeypatch, tmp_path):

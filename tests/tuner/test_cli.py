@@ -8,7 +8,8 @@ import pytest
 from codegen.device import cpu
 from tests.tuner.conftest import STEP
 from tuner.cli import main
-from tuner.progress import describe, duration
+from tuner.duration import duration
+from tuner.progress import describe
 from tuner.search import Status
 from tuner.studies import default_url, open_storage
 from tuning_db import Outcome, Store, default_store

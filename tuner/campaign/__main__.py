@@ -19,6 +19,7 @@ from tuner.campaign.plan import Campaign
 from tuner.campaign.tables import page
 from tuner.campaign.timing import time_all
 from tuner.campaign.tuning import list_for, tune_all
+from tuner.errors import NoGpuError
 from tuner.interruption import interruptible
 from tuner.pool import Workers
 from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, workers: Workers) -> int:
     device = workers.device(options.device)
+    if options.device is None and device.kind == "cpu":
+        raise NoGpuError(device=device.key())
     backend = workers.backend(device, None)
     folder = Path(options.folder) / device.key()
     campaign = Campaign(

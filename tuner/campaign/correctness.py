@@ -11,7 +11,7 @@ from tuner.campaign.ledger import Entry
 from tuner.campaign.plan import Campaign
 from tuner.errors import NoScheduleError
 from tuner.gpu_check import specs
-from tuner.legal import legal_schedules
+from tuner.legal import changes, legal_schedules
 from tuner.worker import Candidate
 from tuner.workload import NamedSpec
 from tuning_db import Outcome
@@ -47,9 +47,8 @@ def first_of_variants(spec: Spec, campaign: Campaign) -> list[Schedule]:
         first, *others = legal_schedules(spec, campaign.backend, campaign.device)
     except NoScheduleError:
         return []
-    usual = first.settings()
     nearest: dict[str, Schedule] = {first.variant: first}
-    for each in sorted(others, key=lambda each: sum(usual[name] != value for name, value in each.settings().items())):
+    for each in sorted(others, key=lambda each: changes(each, first)):
         nearest.setdefault(each.variant, each)
     return list(nearest.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tuner.campaign.ledger import Entry, Ledger
+from tuner.duration import duration
 from tuner.side_by_side import FLOOR, KERNEL
 
 
@@ -36,7 +37,7 @@ def _winners(entries: Sequence[Entry]) -> Iterable[str]:
         v = entry.values
         quality = "-" if v["order_quality"] is None else f"{v['order_quality']:+.2f}"
         schedule = ", ".join(f"{name}={value}" for name, value in v["schedule"].items())
-        cells = [entry.name, duration(v["default_seconds"]), duration(v["seconds"])]
+        cells = [entry.name, _time(v["default_seconds"]), duration(v["seconds"])]
         cells += [_ratio(v["default_seconds"], v["seconds"]), _ratio(v["eager_seconds"], v["seconds"])]
         cells += [f"{v['ceiling_share']:.0%}", str(v["tried"]), quality, schedule]
         yield f"| {' | '.join(cells)} |"
@@ -60,14 +61,8 @@ def _times(entries: Sequence[Entry]) -> Iterable[str]:
             yield f"| {entry.name} | {entry.text} | | | | | |"
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds in the unit that suits them."""
-    if seconds is None:
-        return "-"
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
-        if seconds * factor >= 1.0:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)
 
 
 def _ratio(above: float | None, below: float) -> str:

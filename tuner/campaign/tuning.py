@@ -14,7 +14,7 @@ from tuner.campaign.plan import Campaign
 from tuner.cost import cost_of
 from tuner.cost_model import order_quality
 from tuner.finals import judge
-from tuner.legal import legal_schedules
+from tuner.legal import changes, legal_schedules
 from tuner.policy import policy_for, stated
 from tuner.pool import Job
 from tuner.winner import Beside, winner_record
@@ -112,7 +112,8 @@ def _finals(
     if not timings:
         text = "none was right when the best were measured again"
         return campaign.ledger.add(Entry(stage="tuned", name=named.name, state=state, ok=False, text=text))
-    verdict = judge(timings, finalists[0].key())
+    apart = {each.key(): changes(each, finalists[0]) for each in finalists}
+    verdict = judge(timings, finalists[0].key(), apart)
     winner = next(each for each in finalists if each.key() == verdict.winner)
     cost, timing = cost_of(spec), timings[verdict.winner]
     share = workers.ceiling(device, spec.problem.dtype, cost.bytes).share(cost, timing.seconds)
