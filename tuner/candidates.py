@@ -31,6 +31,8 @@ from tuner.workload import NamedSpec
 FOLDER = Path(__file__).resolve().parent.parent / "tuning_db" / "candidates"
 """Where the lists are that come with the project."""
 
+_RARELY_CHANGED = ("dot_precision", "ptxas")
+
 MOST = 8
 """Candidates of one spec that are compiled unless asked otherwise: a variant's share is as large as another's."""
 
@@ -69,9 +71,14 @@ def path_for(device: Device, folder: Path = FOLDER) -> Path:
 
 
 def choose(spec: Spec, device: Device, most: int) -> list[Schedule]:
-    """The default and a seeded choice of `most` legal schedules in which variants have equal shares."""
+    """The default and a seeded choice of `most` legal schedules in which variants have equal shares.
+
+    Those with the assembler and the precision of the default come first: other precisions take more products.
+    """
     first, *others = legal_schedules(spec, "triton", device)
     random.Random(0).shuffle(others)
+    usual = {name: first.settings()[name] for name in _RARELY_CHANGED}
+    others.sort(key=lambda each: sum(each.settings()[name] != value for name, value in usual.items()))
     by_variant = [
         [each for each in others if each.variant == variant] for variant in {each.variant: 0 for each in others}
     ]

@@ -16,9 +16,11 @@ from tuner.campaign import sanitizer
 from tuner.campaign.correctness import check_all, kernels_to_check
 from tuner.campaign.ledger import Entry, Ledger
 from tuner.campaign.plan import Campaign
+from tuner.campaign.precision import time_precisions
 from tuner.campaign.tables import page
 from tuner.campaign.timing import time_all
 from tuner.campaign.tuning import list_for, tune_all
+from tuner.campaign.warm_up import COMPILED, NEIGHBOURS, WarmUp
 from tuner.errors import NoGpuError
 from tuner.interruption import interruptible
 from tuner.pool import Workers
@@ -63,7 +65,8 @@ def _run(options: argparse.Namespace, workers: Workers) -> int:
     print(f"{device.key()}, backend {backend}: {options.minutes:g} minutes; findings in {folder}")
     for each in left_out:
         print(f"left out: {each}")
-    good = all([_said(entry) for entry in _stages(campaign)])
+    with WarmUp(device, campaign.workload, folder / "warm-up.log") as warm:
+        good = all([_said(entry) for entry in _stages(campaign, warm)])
     left_out += list(_not_reached(campaign))
     path = folder / "tables.md"
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,12 +75,16 @@ def _run(options: argparse.Namespace, workers: Workers) -> int:
     return 0 if good else _FAILED
 
 
-def _stages(campaign: Campaign) -> Iterator[Entry]:
+def _stages(campaign: Campaign, warm: WarmUp) -> Iterator[Entry]:
     yield from check_all(campaign, _listed(campaign))
     if sanitizer.why_left_out(campaign.device) is None:
         yield from sanitizer.sanitize_all(campaign)
+    # From here on times are taken, and nothing else may run on the card.
+    warm.wait(NEIGHBOURS, campaign.left_for("sanitizer"))
     yield from tune_all(campaign)
-    yield from time_all(campaign)
+    yield from time_precisions(campaign)
+    warm.wait(COMPILED, 0.0)
+    yield from time_all(campaign, warm)
 
 
 def _listed(campaign: Campaign) -> tuple[NamedSpec, ...] | None:
