@@ -16,7 +16,15 @@ from codegen.rule import Rule
 from codegen.schedule import TritonSchedule, default
 from codegen.spec import Problem, Spec
 from tuner import candidates
-from tuner.cost_model import Walk, order_quality, predicted_seconds, promising_first, walk_of
+from tuner.cost_model import (
+    FEWEST_TO_JUDGE,
+    Walk,
+    is_worth_nothing,
+    order_quality,
+    predicted_seconds,
+    promising_first,
+    walk_of,
+)
 from tuner.errors import CandidateFileError
 from tuner.workload import DEFAULT_FILE, load_workload
 
@@ -90,6 +98,19 @@ def test_a_list_is_compiled_pruned_ordered_written_and_read(tmp_path):
         **{name: getattr(ranked, name) for name in ranked.__struct_fields__} | {"template_digest": "0"}
     )
     assert candidates.schedules_of(older, HOPPER) == []
+
+
+def test_guesses_that_order_no_better_than_chance_are_dropped_once_enough_times_are_known():
+    enough = range(FEWEST_TO_JUDGE)
+    assert not is_worth_nothing([(float(n), float(n)) for n in enough])
+    assert is_worth_nothing([(float(n), float(-n)) for n in enough])
+    assert not is_worth_nothing([(float(n), float(-n)) for n in enough[1:]])
+    assert not is_worth_nothing([(1.0, float(n)) for n in enough])
+
+
+def test_the_usual_precision_and_assembler_come_first():
+    chosen = candidates.choose(SPEC, HOPPER, 12)
+    assert {(each.dot_precision, each.ptxas) for each in chosen} == {("bf16", "standard")}
 
 
 def test_a_file_that_is_no_list_says_what_to_do(tmp_path):

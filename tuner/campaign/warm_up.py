@@ -46,7 +46,7 @@ class WarmUp:
             with log.open("a") as said:
                 process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=_ROOT)
             self._processes[kind] = process
-            threading.Thread(target=self._listen, args=(kind, process), daemon=True).start()
+            threading.Thread(target=self.listen, args=(kind, process), daemon=True).start()
 
     def __enter__(self) -> WarmUp:
         return self
@@ -72,7 +72,8 @@ class WarmUp:
                 process.wait()
             time.sleep(_LOOK_SECONDS)
 
-    def _listen(self, kind: str, process: subprocess.Popen[str]) -> None:
+    def listen(self, kind: str, process: subprocess.Popen[str]) -> None:
+        """Note what a process says it has run, until it ends."""
         assert process.stdout is not None
         for line in process.stdout:
             self._ready.add((kind, line.strip()))
