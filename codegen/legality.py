@@ -25,6 +25,9 @@ from codegen.spec import Problem, Spec, next_power_of_two
 _LONGEST_TRITON_BACKWARD_CHUNK = 1024
 _BITS_OF_OPERANDS = {"tf32": 11, "bf16": 8}
 _BITS_OF_INPUTS = {"float32": 24, "float16": 11, "bfloat16": 8}
+_BYTES_OF_INPUTS = {"float32": 4, "float16": 2, "bfloat16": 2}
+_FIRST_WITH_TMA = 90
+_DESCRIPTOR_ALIGNMENT = 16
 _MOST_TOKENS_PER_STATE = 256  # States of so many tokens take less than their inputs do.
 
 
@@ -146,9 +149,31 @@ def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) ->
         return "variant 'recurrent' has no tile: tile_rows must be 16"
     if schedule.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):
         return f"{device.arch} has one assembler only: ptxas must be 'standard'"
+    if schedule.loads == "descriptors":
+        reason = _why_illegal_descriptors(spec.problem, schedule, device)
+        if reason is not None:
+            return reason
     if schedule.variant != "recurrent":
         return _why_illegal_precision(spec, schedule, device)
     return None if schedule.dot_precision == "ieee" else "variant 'recurrent' has no dots: dot_precision must be 'ieee'"
+
+
+def _why_illegal_descriptors(problem: Problem, schedule: TritonSchedule, device: Device) -> str | None:
+    if device.kind != "cpu" and not (device.kind == "cuda" and int(device.arch.removeprefix("sm_")) >= _FIRST_WITH_TMA):
+        return f"{device.arch} copies no tiles by tensor descriptors, sm_{_FIRST_WITH_TMA} and later do"
+    if schedule.variant == "recurrent" or problem.direction != "forward":
+        return "only the chunked kernels of a forward have tensor descriptors: loads must be 'pointers'"
+    rows, chunk = schedule.tile_rows, problem.chunk
+    if chunk % rows:
+        # Later rows of a chunk's last tile would be tokens of the next: even as NaN they must not reach this chunk.
+        return f"a tensor descriptor copies whole tiles: tile_rows {rows} must divide the chunk of {chunk} tokens"
+    for name, width in (("dim_k", problem.dim_k), ("dim_v", problem.dim_v), ("slots", problem.slots)):
+        if width * _BYTES_OF_INPUTS[problem.dtype] % _DESCRIPTOR_ALIGNMENT:
+            return (
+                f"a tensor descriptor takes rows of a multiple of {_DESCRIPTOR_ALIGNMENT} bytes, which"
+                f" {name} {width} of {problem.dtype} is not"
+            )
+    return None
 
 
 def _why_illegal_precision(spec: Spec, schedule: TritonSchedule, device: Device) -> str | None:

@@ -98,6 +98,8 @@ class TritonSchedule(Schedule):
         checkpoint_spacing: chunk-start states are stored for the backward of every chunk with a number that it divides.
         ptxas: the assembler for NVIDIA: "standard", which Triton takes itself or TRITON_PTXAS_PATH names, or
             "blackwell", the newer one that Triton brings for later GPUs.
+        loads: how a forward reads tiles of its inputs: by "pointers", one for each number, masked; or by "descriptors",
+            from which the tensor memory accelerator (TMA) of sm_90 copies whole tiles, zero past the sequence's end.
     """
 
     backend: ClassVar[str] = "triton"
@@ -108,6 +110,7 @@ class TritonSchedule(Schedule):
         "dot_precision": ("ieee", "tf32x3", "tf32", "bf16x3", "bf16"),
         "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
         "ptxas": ("standard", "blackwell"),
+        "loads": ("pointers", "descriptors"),
     }
     tile_rows: int
     num_warps: int
@@ -115,6 +118,7 @@ class TritonSchedule(Schedule):
     dot_precision: str
     checkpoint_spacing: int = 1
     ptxas: str = "standard"
+    loads: str = "pointers"
 
 
 FEWEST_ACCUMULATORS = 4

@@ -25,6 +25,8 @@ _SCHEDULERS = 4
 _INSTRUCTION_BYTES = {"cuda": 16, "hip": 8}
 _MOST_WARPS = {"cuda": 64, "hip": 32}
 _LOAD_CYCLES = 600.0
+_DESCRIPTORS = 4
+_DESCRIPTOR_CODE_BYTES = 2048
 _SPILL_CYCLES = 8.0
 _PRODUCTS = {"ieee": 16.0, "tf32x3": 6.0, "tf32": 2.0, "bf16x3": 3.0, "bf16": 1.0}
 """How many times what a bf16 product takes, a product of that precision takes."""
@@ -108,10 +110,14 @@ def _seconds_of(
     together = min(blocks, -(-walk.programs // device.cores))
     waves = -(-walk.programs // (device.cores * blocks))
     assert needs.code_bytes is not None
-    instructions = needs.code_bytes / _INSTRUCTION_BYTES[device.kind]
+    described = _DESCRIPTORS if schedule.loads == "descriptors" else 0
+    once = described * _DESCRIPTOR_CODE_BYTES
+    instructions = (needs.code_bytes - once + once / walk.tiles) / _INSTRUCTION_BYTES[device.kind]
     issued = instructions * max(_CYCLES_PER_INSTRUCTION, together * schedule.num_warps / _SCHEDULERS)
     products = together * flops * _PRODUCTS[schedule.dot_precision] / rates.matrix
-    loads = _LOAD_CYCLES / schedule.num_stages
+    # Outside of a pipeline, Triton waits for a copy by a descriptor before it begins the next.
+    waits = described if described and schedule.num_stages == 1 else 1
+    loads = _LOAD_CYCLES * waits / schedule.num_stages
     spilled = _SPILL_CYCLES * (needs.spill_bytes or 0)
     return waves * walk.tiles * (max(issued, products) + loads + spilled) / rates.clock
 

@@ -110,4 +110,6 @@ def _short(schedule: Schedule) -> str:
     words = [f"{schedule.tile_rows} rows", f"{schedule.num_warps} warps", schedule.dot_precision]
     words += [f"{schedule.num_stages} stages"] if schedule.num_stages > 1 else []
     words += [f"every {schedule.checkpoint_spacing}"] if schedule.checkpoint_spacing > 1 else []
-    return ", ".join([*words, *([schedule.ptxas] if schedule.ptxas != "standard" else [])])
+    words += [schedule.ptxas] if schedule.ptxas != "standard" else []
+    words += [schedule.loads] if schedule.loads != "pointers" else []
+    return ", ".join(words)

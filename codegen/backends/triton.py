@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from codegen.backends import Resources
+from codegen.backends import Resources, triton_descriptors
 from codegen.backends.source_module import module_of
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, CompileError
@@ -45,9 +45,12 @@ class InterpretedKernel:
 
     source: Source
     function: Any
+    described: tuple[int, ...]
 
     def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
         """Run `programs` programs."""
+        if self.described:
+            arguments = triton_descriptors.aligned(arguments, self.described)
         self.function[(programs,)](*arguments, _heads(arguments))
 
 
@@ -60,6 +63,7 @@ class CompiledKernel:
         function: what recompiles for another GPU, another type or another alignment, at some 30 us a call more.
         compiled: `function` for the tensor types `types`, aligned to 16 bytes, on GPU number `gpu`.
         num_warps: warps per program.
+        described: places of the arguments that it reads through tensor descriptors.
     """
 
     source: Source
@@ -68,9 +72,13 @@ class CompiledKernel:
     types: tuple[torch.dtype | None, ...]
     gpu: int
     num_warps: int
+    described: tuple[int, ...]
 
     def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
         """Launch `programs` programs on the current stream of the tensors' GPU."""
+        if self.described:
+            triton_descriptors.provide_memory()
+            arguments = triton_descriptors.aligned(arguments, self.described)
         if self._fits(arguments):
             self.compiled[(programs, 1, 1)](*arguments, _heads(arguments))
             return
@@ -132,8 +140,9 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> I
     if reason is not None:
         raise BackendUnavailableError(backend=name, reason=reason)
     function = getattr(module_of(source, name), source.kernel)
+    described = triton_descriptors.described(source.kernel, function.arg_names, schedule)
     if _interprets():
-        return InterpretedKernel(source, function)
+        return InterpretedKernel(source, function, described)
     *types, _ = (_TORCH_TYPES.get(kind) for kind in _signature(function.arg_names, spec.problem.dtype).values())
     num_warps = _num_warps(schedule)
     try:
@@ -143,7 +152,8 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> I
         compiled._init_handles()
     except Exception as error:
         raise CompileError(backend=name, path=source.path, reason=_reason(error)) from error
-    return CompiledKernel(source, function, compiled, tuple(types), torch.cuda.current_device(), num_warps)
+    gpu = torch.cuda.current_device()
+    return CompiledKernel(source, function, compiled, tuple(types), gpu, num_warps, described)
 
 
 def inspect(source: Source, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:

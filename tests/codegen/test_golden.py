@@ -48,6 +48,7 @@ PADDED = Spec(
 )
 TRITON = TritonSchedule("fused", tile_rows=64, num_warps=8, num_stages=1, dot_precision="tf32x3")
 TRITON_TILED = TritonSchedule("fused", tile_rows=16, num_warps=4, num_stages=2, dot_precision="tf32")
+TRITON_DESCRIBED = replace(TRITON_TILED, loads="descriptors", dot_precision="tf32x3")
 
 
 TVM = TvmSchedule("fused", tile_tokens=32, vector_width=16, accumulators=16, threads=2)
@@ -134,6 +135,8 @@ GOLDEN = [
     *triton("memory_update", "memory_update", "update"),
     *triton("memory_readout", "trellis_attention", "split"),
     *triton("memory_step", "trellis_step", "recurrent", "trellis_step_chunked"),
+    Golden("trellis_fused", PLAIN, TRITON_DESCRIBED, "sm_90", "described"),
+    Golden("memory_readout", PLAIN, replace(TRITON_DESCRIBED, variant="split"), "sm_90", "described"),
 ]
 
 

@@ -48,6 +48,12 @@ def test_what_costs_more_is_guessed_to_take_longer():
     usual = guess()
     assert guess(dataclasses.replace(NEEDS, spill_bytes=400)) > usual
     assert guess(dataclasses.replace(NEEDS, code_bytes=2 * NEEDS.code_bytes)) > usual
+    described = dataclasses.replace(FUSED, loads="descriptors")
+    one_by_one = guess(dataclasses.replace(NEEDS, code_bytes=NEEDS.code_bytes + 8192), described)
+    assert one_by_one > usual, "copies outside of a pipeline are waited for one by one"
+    pipelined, described = (dataclasses.replace(each, num_stages=2) for each in (FUSED, described))
+    made_once = guess(dataclasses.replace(NEEDS, code_bytes=NEEDS.code_bytes + 8192), described)
+    assert made_once == pytest.approx(guess(schedule=pipelined), rel=1e-2), "descriptors are made before the first tile"
     assert guess(spec=changed(tokens=8192)) == pytest.approx(2 * usual)
     assert guess(spec=changed(batch=80)) > 1.5 * usual
     assert guess(spec=changed(batch=4)) == pytest.approx(usual), "fewer heads than multiprocessors run side by side"

@@ -1,0 +1,52 @@
+"""What programs with tensor descriptors need at launch: memory for the descriptors, tensors that they can describe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from codegen.schedule import Schedule, TritonSchedule
+
+ALIGNMENT = 16
+"""Bytes that the address of a described tensor is a multiple of."""
+
+_INPUTS = ("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr")
+_CODES = ("codes_ptr", "codes_k_ptr", "codes_v_ptr")
+
+
+def described(kernel: str, arguments: Sequence[str], schedule: Schedule) -> tuple[int, ...]:
+    """Places of the arguments of `kernel` that it reads through descriptors; none where it reads through pointers."""
+    if not isinstance(schedule, TritonSchedule) or schedule.loads != "descriptors":
+        return ()
+    # Codes are read by the readout alone; an update writes them.
+    names = _INPUTS + _CODES if kernel == "memory_readout" else _INPUTS
+    return tuple(place for place, argument in enumerate(arguments) if argument in names)
+
+
+def aligned(arguments: Sequence[torch.Tensor | int], places: Sequence[int]) -> tuple[torch.Tensor | int, ...]:
+    """The arguments, those at `places` copied where a descriptor could not describe them."""
+    ready = list(arguments)
+    for place in places:
+        argument = ready[place]
+        if isinstance(argument, torch.Tensor) and argument.data_ptr() % ALIGNMENT:
+            ready[place] = argument.clone()
+    return tuple(ready)
+
+
+def provide_memory() -> None:
+    """Let Triton take memory for descriptors from torch, unless an allocator is set.
+
+    It has to be asked before every launch: Triton keeps the allocator of each thread, or other context, apart.
+    """
+    import triton
+    from triton.runtime import _allocation
+
+    if isinstance(_allocation._allocator.get(), _allocation.NullAllocator):
+        triton.set_allocator(_from_torch)
+
+
+def _from_torch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    # Triton launches on torch's current stream, so torch gives this memory away again only behind the kernel, and
+    # inside a CUDA graph keeps it for the graph. Its blocks begin at multiples of 512 bytes.
+    return torch.empty(size, dtype=torch.int8, device="cuda")
