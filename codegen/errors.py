@@ -177,7 +177,9 @@ class UnknownStageError(TrellisError, ValueError):
 class ExportError(TrellisError, ValueError):
     """A folder that holds no exported program that this version can run."""
 
-    message = "{path} holds no exported program of this version: {reason}; make it again with python -m tuner gpu-export"
+    message = (
+        "{path} holds no exported program of this version: {reason}; make it again with python -m tuner gpu-export"
+    )
 
 
 class CudaDriverError(TrellisError, RuntimeError):
