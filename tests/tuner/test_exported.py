@@ -24,7 +24,7 @@ from codegen.spec import Problem, Spec
 from tests.emulated_cuda import COMPILER
 from tests.emulated_driver import emulated_program
 from tuner.campaign import exported
-from tuner.campaign.exported import STAGE, Found, check_exported, examine_all, examined, exports_in
+from tuner.campaign.exported import STAGE, Found, check_exported, examine_all, examined, exports_in, why_left_out
 from tuner.campaign.ledger import Ledger
 from tuner.campaign.plan import Campaign
 from tuner.cli import main
@@ -160,6 +160,9 @@ def test_where_the_time_is_up_or_no_nvidia_card_is_nothing_is_run(exports, tmp_p
     assert list(check_exported(campaign(tmp_path, seconds=0.0), exports)) == []
     assert list(check_exported(campaign(tmp_path, device=cpu()), exports)) == []
     assert list(check_exported(campaign(tmp_path), tmp_path / "none")) == []
+    assert "NVIDIA" in why_left_out(cpu(), exports)
+    assert "no exported program in" in why_left_out(HOPPER, tmp_path / "none")
+    assert why_left_out(HOPPER, exports) is None
 
 
 def test_an_export_of_other_templates_says_so(exports, monkeypatch):

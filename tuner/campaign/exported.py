@@ -17,7 +17,7 @@ from typing import IO
 import msgspec
 import torch
 
-from codegen.device import NAMED
+from codegen.device import NAMED, Device
 from codegen.errors import ExportError, TrellisError
 from codegen.export import templates_digest
 from codegen.exported import MANIFEST, described, program_of_export, read_manifest
@@ -68,9 +68,18 @@ def exports_in(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
 
 
+def why_left_out(device: Device, folder: Path = FOLDER) -> str | None:
+    """Why no exported program is run, in one sentence; None if there are some."""
+    if device.kind != "cuda":
+        return "exported programs are for NVIDIA's GPUs only"
+    if not exports_in(folder):
+        return f"no exported program in {folder}: `python -m tuner gpu-export` writes them where TVM is"
+    return None
+
+
 def check_exported(campaign: Campaign, folder: Path = FOLDER) -> Iterator[Entry]:
     """Check and time what was not yet, as far as the time goes; findings as they come, old ones included."""
-    if campaign.device.kind != "cuda":
+    if why_left_out(campaign.device, folder) is not None:
         return
     waiting: dict[str, tuple[Path, str]] = {}
     for path in exports_in(folder):
