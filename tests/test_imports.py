@@ -21,8 +21,13 @@ CODEGEN_ORDER = (
     "schedule",
     "legality",
     "render",
+    "nvcc",
+    "cuda_launch",
+    "cuda_driver",
     "backends",
     "program",
+    "exported",
+    "export",
     "__main__",
 )
 """A module of codegen imports only what stands before it here; the modules inside backends import each other."""
