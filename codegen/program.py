@@ -19,7 +19,15 @@ from codegen.backends import Kernel, backend
 from codegen.device import Device
 from codegen.legality import require_legal
 from codegen.render import template_digest
-from codegen.schedule import Schedule, TritonSchedule, TvmSchedule, segment_tiles, segment_tokens, variants_of
+from codegen.schedule import (
+    Schedule,
+    TritonSchedule,
+    TvmSchedule,
+    keeps_bfloat16,
+    segment_tiles,
+    segment_tokens,
+    variants_of,
+)
 from codegen.spec import Problem, Spec
 
 if TYPE_CHECKING:
@@ -131,10 +139,9 @@ class Program:
         *updates, readout = self.kernels
         programs = sequences.count * q.shape[1]
         cu_seqlens, chunk_offsets = sequences.cu_seqlens, sequences.chunk_offsets
-        states_k = S_k.new_empty((sequences.chunks, *S_k.shape[1:]))
-        states_v = S_v.new_empty((sequences.chunks, *S_v.shape[1:]))
-        codes_k = S_k.new_empty(alpha.shape)
-        codes_v = S_v.new_empty(alpha.shape)
+        kept_type = (q if keeps_bfloat16(self.schedule) else S_k).dtype
+        states_k, states_v = (S.new_empty((sequences.chunks, *S.shape[1:]), dtype=kept_type) for S in (S_k, S_v))
+        codes_k, codes_v = (S_k.new_empty(alpha.shape, dtype=kept_type) for _ in range(2))
         gates, offsets = (alpha, log_beta, gamma), (cu_seqlens, chunk_offsets)
         if len(updates) == 1:
             kept = (states_k, codes_k, states_v, codes_v)

@@ -287,6 +287,12 @@ def dot_precisions(device: Device) -> tuple[str, ...]:
     return ("ieee", "tf32x3", "tf32", "bf16x3", "bf16")
 
 
+def keeps_bfloat16(schedule: Schedule) -> bool:
+    """Whether `split` keeps chunk-start states and codes in bfloat16, its inputs' type: its dots round them so."""
+    triton = isinstance(schedule, TritonSchedule) and schedule.dot_precision == "bf16"
+    return triton and schedule.variant == "split"
+
+
 def _default_variant(spec: Spec) -> str:
     if spec.problem.direction != "forward" and spec.problem.operator in BACKWARD_VARIANTS:
         return BACKWARD_VARIANTS[spec.problem.operator][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -42,19 +43,25 @@ class SideBySide:
 
 
 def side_by_side(
-    spec: Spec, device: Device, backend: str, settings: Settings, seconds: float, with_compile: bool
+    spec: Spec, device: Device, backend: str, settings: Settings, seconds: float, ready: Collection[str]
 ) -> SideBySide:
-    """Time a schedule of `spec` beside its rivals, for about so many seconds."""
+    """Time a schedule of `spec` beside its rivals, for about so many seconds.
+
+    Args:
+        spec, device, backend, settings: the schedule, and what it is for.
+        seconds: in all.
+        ready: rivals that take long to compile, `COMPILED` and those of `tuner.neighbours.COMPILE_LONG`, and may be.
+    """
     calls = {KERNEL: _kernel(spec, device, backend, settings), FLOOR: _floor(spec, device, backend, settings)}
     calls[EAGER] = baseline_call(spec, timing_inputs(spec, device), lambda function: function)
-    others, left_out = neighbours(spec, torch_device(device))
-    if with_compile:
+    others, left_out = neighbours(spec, torch_device(device), ready)
+    if COMPILED in ready:
         short = compiled_spec(spec)
         of_length = "" if short == spec else f", {short.problem.tokens} tokens"
         calls[COMPILED + of_length] = compiled_call(short, device)
         calls[KERNEL + of_length] = _kernel(short, device, backend, settings)
     else:
-        left_out[COMPILED] = "compiling takes minutes, more than there was"
+        left_out[COMPILED] = "it was not compiled in the time there was"
     graph = device.kind != "cpu" and spec.problem.operator.startswith("trellis_step")
     policy = policy_for(device, None if device.kind == "cpu" or graph else "gpu-events")
     with torch.set_grad_enabled(spec.problem.direction != "forward"):

@@ -192,10 +192,10 @@ def _compiled(enter: Enter, spec: Spec, device: Device) -> Timing:
     return time_compiled(spec, device)
 
 
-def _side_by_side(enter: Enter, candidate: Candidate, seconds: float, with_compile: bool) -> SideBySide:
+def _side_by_side(enter: Enter, candidate: Candidate, seconds: float, ready: frozenset[str]) -> SideBySide:
     enter(Phase("timing", share=_BASELINE_SHARE, quiet=_is_shared(candidate.device)))
     given = (candidate.spec, candidate.device, candidate.backend, dict(candidate.settings))
-    return side_by_side(*given, seconds, with_compile)
+    return side_by_side(*given, seconds, ready)
 
 
 def _ceiling(enter: Enter, device: Device, dtype: str, moved: int) -> Ceiling:

@@ -21,7 +21,7 @@ from codegen.backends.source_module import module_of
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, CompileError
 from codegen.render import Source, render
-from codegen.schedule import Schedule, TritonSchedule
+from codegen.schedule import Schedule, TritonSchedule, keeps_bfloat16
 from codegen.spec import Spec
 
 name = "triton"
@@ -36,6 +36,7 @@ _TYPED_AS_INPUT = (
     *("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr", "y_ptr"),
     *("bar_q_ptr", "bar_k_ptr", "bar_v_ptr", "bar_alpha_ptr", "bar_y_ptr"),
 )
+_KEPT = ("chunk_states_k_ptr", "codes_k_ptr", "chunk_states_v_ptr", "codes_v_ptr")
 _STAGES = {"cuda": ("ttir", "ttgir", "llir", "ptx"), "hip": ("ttir", "ttgir", "llir", "amdgcn")}
 
 
@@ -143,7 +144,9 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> I
     described = triton_descriptors.described(source.kernel, function.arg_names, schedule)
     if _interprets():
         return InterpretedKernel(source, function, described)
-    *types, _ = (_TORCH_TYPES.get(kind) for kind in _signature(function.arg_names, spec.problem.dtype).values())
+    *types, _ = (
+        _TORCH_TYPES.get(kind) for kind in _signature(function.arg_names, spec.problem.dtype, schedule).values()
+    )
     num_warps = _num_warps(schedule)
     try:
         with _assembled_by(schedule):
@@ -235,7 +238,7 @@ def _compiled(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
         reason = "this process interprets Triton kernels; unset TRITON_INTERPRET to compile them"
         raise BackendUnavailableError(backend=name, reason=reason)
     function = getattr(module_of(source, name), source.kernel)
-    types = _signature(function.arg_names, spec.problem.dtype)
+    types = _signature(function.arg_names, spec.problem.dtype, schedule)
     aligned = {(i,): [["tt.divisibility", _ALIGNMENT]] for i, kind in enumerate(types.values()) if kind.startswith("*")}
     try:
         with _assembled_by(schedule):
@@ -255,15 +258,16 @@ def _target(triton: Any, device: Device) -> Any:
     return kind("hip", device.arch, 64 if device.arch.startswith("gfx9") else 32)
 
 
-def _signature(arguments: list[str], dtype: str) -> dict[str, str]:
-    types = {}
+def _signature(arguments: list[str], dtype: str, schedule: Schedule) -> dict[str, str]:
+    kept, types = "bfloat16" if keeps_bfloat16(schedule) else "float32", {}
     for argument in arguments:
         if argument in _INTEGERS:
             types[argument] = "i32"
         elif argument in _OFFSETS:
             types[argument] = "*i32"
         else:
-            types[argument] = _POINTER_TYPES[dtype if argument in _TYPED_AS_INPUT else "float32"]
+            other = kept if argument in _KEPT else "float32"
+            types[argument] = _POINTER_TYPES[dtype if argument in _TYPED_AS_INPUT else other]
     return types
 
 

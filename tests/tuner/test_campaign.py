@@ -21,7 +21,7 @@ from tuner.campaign.ledger import Entry, Ledger
 from tuner.campaign.plan import Campaign
 from tuner.campaign.precision import precisions
 from tuner.campaign.tables import page
-from tuner.campaign.warm_up import COMPILED, NEIGHBOURS, WarmUp
+from tuner.campaign.warm_up import NEIGHBOURS, WarmUp
 from tuner.pool import Workers
 from tuner.side_by_side import compiled_spec
 from tuner.workload import DEFAULT_FILE, load_workload
@@ -174,11 +174,11 @@ def test_rivals_are_not_run_ahead_on_a_cpu_and_are_known_by_what_their_process_s
     workload = load_workload(DEFAULT_FILE, "cpu")
     with WarmUp(cpu(), workload, tmp_path / "log") as warm:
         warm.wait(NEIGHBOURS, 0.0)
-        assert not warm.is_ready(NEIGHBOURS, workload[0].spec)
-        said = subprocess.Popen(["echo", workload[0].spec.key()], stdout=subprocess.PIPE, text=True)
-        warm.listen(NEIGHBOURS, said)
-        assert warm.is_ready(NEIGHBOURS, workload[0].spec)
-        assert not warm.is_ready(COMPILED, workload[0].spec)
+        assert not warm.ready(workload[0].spec)
+        said = subprocess.Popen(["echo", "chunk_gsa", workload[0].spec.key()], stdout=subprocess.PIPE, text=True)
+        warm.listen(said)
+        assert warm.ready(workload[0].spec) == {"chunk_gsa"}
+        assert not warm.ready(workload[1].spec)
 
 
 def test_what_torch_compile_gets_is_short_enough_to_be_unrolled():

@@ -153,7 +153,8 @@ if sys.argv[1] == "offline":
 else:
     triton.runtime.driver.set_active(FakeGpu())
     function = getattr(module_of(source, "triton"), source.kernel)
-    *kinds, _ = (backend._TORCH_TYPES.get(kind) for kind in backend._signature(function.arg_names, "bfloat16").values())
+    signature = backend._signature(function.arg_names, "bfloat16", schedule)
+    *kinds, _ = (backend._TORCH_TYPES.get(kind) for kind in signature.values())
     function.warmup(*(kind or 1 for kind in (*kinds, None)), grid=(1,), num_warps=schedule.num_warps)
 """
 CACHED_SPEC = Spec(

@@ -12,7 +12,7 @@ from pathlib import Path
 from codegen.device import Device
 from codegen.errors import TrellisError
 from tuner import candidates
-from tuner.campaign import sanitizer
+from tuner.campaign import exported, sanitizer
 from tuner.campaign.correctness import check_all, kernels_to_check
 from tuner.campaign.ledger import Entry, Ledger
 from tuner.campaign.plan import Campaign
@@ -20,7 +20,7 @@ from tuner.campaign.precision import time_precisions
 from tuner.campaign.tables import page
 from tuner.campaign.timing import time_all
 from tuner.campaign.tuning import list_for, tune_all
-from tuner.campaign.warm_up import COMPILED, NEIGHBOURS, WarmUp
+from tuner.campaign.warm_up import BY_TORCH, NEIGHBOURS, WarmUp
 from tuner.errors import NoGpuError
 from tuner.interruption import interruptible
 from tuner.pool import Workers
@@ -28,7 +28,7 @@ from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
 from tuning_db import Store, TuningDatabaseError
 
 _FAILED, _INTERRUPTED = 1, 130
-_PACKAGES = {"optuna": "candidates come from the prepared list", "tvm": "TVM's kernels are not compared"}
+_PACKAGES = {"optuna": "candidates come from the prepared list", "tvm": "its kernels are those that were exported"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +83,8 @@ def _stages(campaign: Campaign, warm: WarmUp) -> Iterator[Entry]:
     warm.wait(NEIGHBOURS, campaign.left_for("sanitizer"))
     yield from tune_all(campaign)
     yield from time_precisions(campaign)
-    warm.wait(COMPILED, 0.0)
+    yield from exported.check_exported(campaign)
+    warm.wait(BY_TORCH, 0.0)
     yield from time_all(campaign, warm)
 
 
@@ -119,6 +120,9 @@ def _left_out(device: Device, folder: Path) -> Iterator[str]:
     reason = sanitizer.why_left_out(device)
     if reason is not None:
         yield f"the sanitizer: {reason}"
+    reason = exported.why_left_out(device)
+    if reason is not None:
+        yield f"TVM's kernels: {reason}"
     if list_for(device, folder) is None:
         yield f"no list of candidates for {device.arch} in {folder}: all legal schedules are tried, in no order"
 

@@ -16,7 +16,8 @@ def page(ledger: Ledger, device: str, left_out: Sequence[str]) -> str:
     for title, stage in (("Correctness", "correct"), ("Sanitizer", "sanitizer")):
         parts += _verdicts(title, ledger.of(stage))
     parts += ["\n## Winners\n", *_winners(ledger.of("tuned"))]
-    parts += ["\n## Precision of dots\n", *_precisions(ledger.of("precision"))]
+    parts += ["\n## Precision of dots\n", *_errors_and_times(ledger.of("precision"), "inputs and dots")]
+    parts += ["\n## TVM's kernels, exported\n", *_errors_and_times(ledger.of("tvm"), "program")]
     parts += ["\n## Beside other implementations\n", *_times(ledger.of("timed"))]
     return "\n".join(parts) + "\n"
 
@@ -44,8 +45,8 @@ def _winners(entries: Sequence[Entry]) -> Iterable[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def _precisions(entries: Sequence[Entry]) -> Iterable[str]:
-    yield "| inputs and dots | worst error | time | |"
+def _errors_and_times(entries: Sequence[Entry], what: str) -> Iterable[str]:
+    yield f"| {what} | worst error | time | |"
     yield "|---|---|---|---|"
     for entry in entries:
         errors, seconds = entry.values["errors"], entry.values["seconds"]

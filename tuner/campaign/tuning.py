@@ -82,13 +82,17 @@ def list_for(device: Device, folder: Path) -> Path | None:
 def _measure(campaign: Campaign, named: NamedSpec, order: Sequence[Guessed], until: float) -> Iterator[Entry]:
     """Findings about candidates in order, old ones first, until so many seconds are left; the default in any case.
 
-    As soon as times show that the guesses are worth nothing, the rest comes in a random order.
+    As soon as times show that the guesses are worth nothing, the rest comes in a random order. After those that were
+    prepared comes what differs least from the best so far.
     """
     state, workers = campaign.state_of(named.spec), campaign.workers
     waiting: dict[str, Job] = {}
     pairs: list[tuple[float, float]] = []
+    best: tuple[float, Schedule] | None = None
     left, shuffled = list(order), False
     while left:
+        if best is not None and left[0][1] is None:
+            left = _nearest_first(left, best[1])
         _compile_ahead(campaign, named, left, waiting)
         schedule, guess = left.pop(0)
         name = f"{named.name} {schedule.key()}"
@@ -98,12 +102,20 @@ def _measure(campaign: Campaign, named: NamedSpec, order: Sequence[Guessed], unt
                 break
             entry = campaign.ledger.add(_measured(workers.evaluate(waiting.pop(name)), name, state))
         yield entry
-        if guess is not None and entry.ok:
+        if not entry.ok:
+            continue
+        if best is None or entry.values["seconds"] < best[0]:
+            best = entry.values["seconds"], schedule
+        if guess is not None:
             pairs.append((guess, entry.values["seconds"]))
         if not shuffled and is_worth_nothing(pairs):
             random.Random(0).shuffle(left)
             shuffled = True
     workers.withdraw(list(waiting.values()))
+
+
+def _nearest_first(left: Sequence[Guessed], best: Schedule) -> list[Guessed]:
+    return sorted(left, key=lambda each: changes(each[0], best))
 
 
 def _compile_ahead(campaign: Campaign, named: NamedSpec, left: Sequence[Guessed], waiting: dict[str, Job]) -> None:
