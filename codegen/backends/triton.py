@@ -141,7 +141,7 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> I
     if reason is not None:
         raise BackendUnavailableError(backend=name, reason=reason)
     function = getattr(module_of(source, name), source.kernel)
-    described = triton_descriptors.described(source.kernel, function.arg_names, schedule)
+    described = triton_descriptors.described(source, function.arg_names)
     if _interprets():
         return InterpretedKernel(source, function, described)
     *types, _ = (
