@@ -147,6 +147,8 @@ _TOKENS_PER_STATE = 64
 # The fastest that is right by a margin (docs/gpu.md has the errors); the first that the device has.
 _USUAL_PRECISIONS = {"float32": ("tf32x3", "ieee"), "float16": ("tf32", "ieee"), "bfloat16": ("bf16", "tf32", "ieee")}
 
+_WARPS_AND_STAGES = {"sm_90": (4, 3), "gfx942": (4, 2)}
+
 VECTORS_PER_ROW = 4
 """Vectors of an output row that the TVM templates accumulate at once."""
 
@@ -255,7 +257,7 @@ def segment_tiles(spec: Spec, schedule: TvmSchedule, tokens: int) -> int:
 
 
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
-    # What won on an H200, as far as it spills nothing; larger states and products of three take smaller tiles.
+    # What won on an H200 and, elsewhere, spills least; larger states and products of three take smaller tiles.
     problem = spec.problem
     precision = next(each for each in _USUAL_PRECISIONS[problem.dtype] if each in dot_precisions(device))
     large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
@@ -271,8 +273,8 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
     if large or (problem.dtype == "float32" and problem.chunk > 16):
         return TritonSchedule(variant, 16, 8, 1, precision)
     tile = min(64, max(16, next_power_of_two(problem.chunk)))
-    stages = 3 if device.arch == "sm_90" else 2
-    return TritonSchedule(variant, tile, 4, stages, precision, ptxas=ptxas)
+    warps, stages = _WARPS_AND_STAGES.get(device.arch, (8, 1))
+    return TritonSchedule(variant, tile, warps, stages, precision, ptxas=ptxas)
 
 
 def _default_triton_spacing(problem: Problem) -> int:

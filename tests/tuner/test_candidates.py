@@ -26,6 +26,7 @@ from tuner.cost_model import (
     walk_of,
 )
 from tuner.errors import CandidateFileError
+from tuner.legal import changes
 from tuner.workload import DEFAULT_FILE, load_workload
 
 pytest.importorskip("triton")
@@ -114,9 +115,12 @@ def test_guesses_that_order_no_better_than_chance_are_dropped_once_enough_times_
     assert not is_worth_nothing([(1.0, float(n)) for n in enough])
 
 
-def test_the_usual_precision_and_assembler_come_first():
-    chosen = candidates.choose(SPEC, HOPPER, 12)
-    assert {(each.dot_precision, each.ptxas) for each in chosen} == {("bf16", "standard")}
+def test_what_differs_least_from_the_default_comes_first():
+    first, *chosen = candidates.choose(SPEC, HOPPER, 12)
+    assert {each.dot_precision for each in chosen} == {first.dot_precision}
+    for variant in {each.variant for each in chosen}:
+        apart = [changes(each, first) for each in chosen if each.variant == variant]
+        assert apart == sorted(apart)
 
 
 def test_a_file_that_is_no_list_says_what_to_do(tmp_path):
