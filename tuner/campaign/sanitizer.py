@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ _TAIL = 600
 
 # Starting torch under the sanitizer takes longer than a kernel does, and leaves all cores but one idle.
 _TOGETHER = 4
-_MOST_PROCESSES = 8
+_MOST_PROCESSES = 14
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ def sanitize_all(campaign: Campaign) -> Iterator[Entry]:
             yield known
         else:
             todo[case.tool].append(case)
-    groups = [cases[at : at + _TOGETHER] for cases in todo.values() for at in range(0, len(cases), _TOGETHER)]
-    with ThreadPoolExecutor(max(1, min(_MOST_PROCESSES, (os.cpu_count() or 1) // 2))) as pool:
+    by_tool = [[cases[at : at + _TOGETHER] for at in range(0, len(cases), _TOGETHER)] for cases in todo.values()]
+    # In turn, so that no tool is left out where the time is short.
+    groups = [group for both in itertools.zip_longest(*by_tool) for group in both if group]
+    with ThreadPoolExecutor(max(1, min(_MOST_PROCESSES, (os.cpu_count() or 1) - 2))) as pool:
         for done in as_completed([pool.submit(_examined_in_time, campaign, group) for group in groups]):
             yield from map(campaign.ledger.add, done.result())
 
