@@ -17,10 +17,11 @@ from tuner.launch import bind
 from tuner.legal import Settings
 from tuner.measure import Timed, measure
 from tuner.neighbours import neighbours
-from tuner.policy import policy_for
+from tuner.policy import Policy, policy_for
 
 KERNEL, EAGER, COMPILED, FLOOR = "kernel", "eager", "torch.compile", "one head alone"
 _ROUNDS = 30
+_REASON = 300
 
 # The eager implementation is a loop over chunks, which torch.compile unrolls: it takes minutes for more of them.
 _COMPILED_CHUNKS = 8
@@ -65,8 +66,24 @@ def side_by_side(
     graph = device.kind != "cpu" and spec.problem.operator.startswith("trellis_step")
     policy = policy_for(device, None if device.kind == "cpu" or graph else "gpu-events")
     with torch.set_grad_enabled(spec.problem.direction != "forward"):
-        timings = measure(calls | others, device, seconds=seconds, rounds=_ROUNDS, policy=policy)
+        able = _able(calls | others, device, policy, left_out)
+        timings = measure(able, device, seconds=seconds, rounds=_ROUNDS, policy=policy)
     return SideBySide({name: timing.seconds for name, timing in timings.items()}, left_out)
+
+
+def _able(calls: dict[str, Timed], device: Device, policy: Policy, left_out: dict[str, str]) -> dict[str, Timed]:
+    """The calls that can be timed; a rival that fails, for want of memory or in a graph, costs no other its time."""
+    able = {}
+    for name, call in calls.items():
+        try:
+            measure({name: call}, device, seconds=0.0, rounds=1, least=1, policy=policy)
+        except Exception as error:
+            if name in (KERNEL, FLOOR):
+                raise
+            left_out[name] = f"it failed: {type(error).__name__}: {error}"[:_REASON]
+            continue
+        able[name] = call
+    return able
 
 
 def compiled_spec(spec: Spec) -> Spec:

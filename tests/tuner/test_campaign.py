@@ -22,8 +22,10 @@ from tuner.campaign.plan import Campaign
 from tuner.campaign.precision import precisions
 from tuner.campaign.tables import page
 from tuner.campaign.warm_up import NEIGHBOURS, WarmUp
+from tuner.measure import Timed
+from tuner.policy import policy_for
 from tuner.pool import Workers
-from tuner.side_by_side import compiled_spec
+from tuner.side_by_side import KERNEL, _able, compiled_spec
 from tuner.workload import DEFAULT_FILE, load_workload
 from tuning_db import Store
 
@@ -198,3 +200,15 @@ def test_a_wrong_kernel_ends_the_campaign_with_failure(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 1
     assert "BAD" in done.stdout
+
+
+def test_a_rival_that_fails_is_left_out_and_costs_no_other_its_time():
+    def fail() -> None:
+        raise RuntimeError("no such operation in a graph")
+
+    calls = {KERNEL: Timed(lambda: None, lambda: None), "bad": Timed(fail, lambda: None)}
+    left_out: dict[str, str] = {}
+    assert list(_able(calls, cpu(), policy_for(cpu()), left_out)) == [KERNEL]
+    assert left_out == {"bad": "it failed: RuntimeError: no such operation in a graph"}
+    with pytest.raises(RuntimeError):
+        _able({KERNEL: calls["bad"]}, cpu(), policy_for(cpu()), {})
