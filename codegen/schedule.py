@@ -31,11 +31,12 @@ split: an update kernel per memory that stores chunk-start states and codes, the
 recurrent: token by token, exact; with one token it is the decode step.
 """
 
-BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {"trellis_attention": ("backward", "backward_split")}
-"""Variants of the operators that have a backward kernel. All begin with a `fused` that also stores states.
+BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {"trellis_attention": ("backward", "backward_split", "backward_chunks")}
+"""Variants of the operators that have a backward kernel. All begin with a forward that also stores states.
 
 backward: one program per sequence and head that walks back with the cotangents of both states.
 backward_split: first R again, parallel over chunks; then one memory after the other, so that half as much is resident.
+backward_chunks: only the cotangents of states walk back; all else is parallel over chunks, each of them one tile.
 """
 
 
@@ -136,9 +137,10 @@ MOST_TASKS = 64
 FEWEST_TOKENS_PER_STATE = 16
 """A state is M x D numbers: stored for every token, states take hundreds of times what the inputs take."""
 
-_ONLY = {"pair": "tvm", "backward_split": "triton"}
+_ONLY = {"pair": "tvm", "backward_split": "triton", "backward_chunks": "triton"}
 _DEFAULT_TILE = 16
 _DEFAULT_CUDA_TILE = 64
+_LONGEST_WHOLE_CHUNK = 64
 _DEFAULT_ACCUMULATORS = 16
 
 # Where chunks are shorter than FEWEST_TOKENS_PER_STATE, TVM's tiles span chunks, which costs less the more of them.
@@ -261,6 +263,8 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
     large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
     short = large or problem.chunk <= 16 or problem.dtype == "float32" or problem.direction != "forward"
     variant = _default_variant(spec)
+    if variant == "backward" and device.arch == "sm_90" and not large and 16 <= problem.chunk <= _LONGEST_WHOLE_CHUNK:
+        return _default_backward_chunks(problem.chunk, precision)
     if variant == "fused" and large:
         variant = "split"
     elif variant == "backward":
@@ -271,11 +275,24 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
     return TritonSchedule(variant, tile, 8, 1, precision, _default_triton_spacing(problem))
 
 
+def _default_backward_chunks(chunk: int, precision: str) -> TritonSchedule:
+    tile = max(16, next_power_of_two(chunk))
+    if precision == "bf16":
+        # The matrix units of sm_90 give 64 rows to four warps; eight compute the maps of each row twice.
+        return TritonSchedule("backward_chunks", tile, 4, 2, precision, 1, "blackwell")
+    return TritonSchedule("backward_chunks", tile, 8, 1, precision)
+
+
 def _default_triton_spacing(problem: Problem) -> int:
     if problem.direction == "forward":
         return 1
     spacings = (n for n in TritonSchedule.choices["checkpoint_spacing"] if isinstance(n, int))
     return next(n for n in spacings if n * problem.chunk >= FEWEST_TOKENS_PER_STATE)
+
+
+def dots_in_bfloat16(schedule: TritonSchedule) -> bool:
+    """Whether what a kernel leaves for another's dots may be bfloat16, as they would round it."""
+    return schedule.dot_precision == "bf16"
 
 
 def dot_precisions(device: Device) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ CODEGEN_ORDER = (
     "legality",
     "render",
     "backends",
+    "backward_program",
     "program",
     "__main__",
 )

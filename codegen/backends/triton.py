@@ -21,7 +21,7 @@ from codegen.backends.source_module import module_of
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, CompileError
 from codegen.render import Source, render
-from codegen.schedule import Schedule, TritonSchedule
+from codegen.schedule import Schedule, TritonSchedule, dots_in_bfloat16
 from codegen.spec import Spec
 
 name = "triton"
@@ -35,6 +35,10 @@ _OFFSETS = ("cu_seqlens_ptr", "chunk_offsets_ptr")
 _TYPED_AS_INPUT = (
     *("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr", "y_ptr"),
     *("bar_q_ptr", "bar_k_ptr", "bar_v_ptr", "bar_alpha_ptr", "bar_y_ptr"),
+)
+_TYPED_AS_DOTS = (
+    *("Y_k_ptr", "Y_v_ptr", "bar_T_k_ptr", "bar_T_v_ptr"),
+    *("bar_states_k_ptr", "bar_states_v_ptr", "r_ptr", "bar_r_ptr"),
 )
 _STAGES = {"cuda": ("ttir", "ttgir", "llir", "ptx"), "hip": ("ttir", "ttgir", "llir", "amdgcn")}
 
@@ -143,7 +147,8 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> I
     described = triton_descriptors.described(source.kernel, function.arg_names, schedule)
     if _interprets():
         return InterpretedKernel(source, function, described)
-    *types, _ = (_TORCH_TYPES.get(kind) for kind in _signature(function.arg_names, spec.problem.dtype).values())
+    signature = _signature(function.arg_names, spec.problem.dtype, schedule)
+    *types, _ = (_TORCH_TYPES.get(kind) for kind in signature.values())
     num_warps = _num_warps(schedule)
     try:
         with _assembled_by(schedule):
@@ -235,7 +240,7 @@ def _compiled(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
         reason = "this process interprets Triton kernels; unset TRITON_INTERPRET to compile them"
         raise BackendUnavailableError(backend=name, reason=reason)
     function = getattr(module_of(source, name), source.kernel)
-    types = _signature(function.arg_names, spec.problem.dtype)
+    types = _signature(function.arg_names, spec.problem.dtype, schedule)
     aligned = {(i,): [["tt.divisibility", _ALIGNMENT]] for i, kind in enumerate(types.values()) if kind.startswith("*")}
     try:
         with _assembled_by(schedule):
@@ -255,13 +260,17 @@ def _target(triton: Any, device: Device) -> Any:
     return kind("hip", device.arch, 64 if device.arch.startswith("gfx9") else 32)
 
 
-def _signature(arguments: list[str], dtype: str) -> dict[str, str]:
+def _signature(arguments: list[str], dtype: str, schedule: Schedule) -> dict[str, str]:
+    assert isinstance(schedule, TritonSchedule), f"{schedule.key()} is no schedule of the backend {name}"
+    of_dots = "bfloat16" if dots_in_bfloat16(schedule) else "float32"
     types = {}
     for argument in arguments:
         if argument in _INTEGERS:
             types[argument] = "i32"
         elif argument in _OFFSETS:
             types[argument] = "*i32"
+        elif argument in _TYPED_AS_DOTS:
+            types[argument] = _POINTER_TYPES[of_dots]
         else:
             types[argument] = _POINTER_TYPES[dtype if argument in _TYPED_AS_INPUT else "float32"]
     return types
