@@ -66,11 +66,12 @@ gpu:
 	@TRITON_CACHE_DIR='$(CURDIR)/.gpu-cache' PYTHONPATH='$(CURDIR):$(CURDIR)/.gpu-packages' \
 		$(PYTHON) -m tuner.campaign --minutes $(MINUTES) $(ARGS)
 
-# Anywhere: compile and rank candidates for GPU=nvidia-h200, and fetch the wheels that `make gpu` needs without a network.
+# Anywhere: compile and rank candidates for GPU=nvidia-h200, export TVM's kernels, and fetch the wheels that `make gpu` needs without a network.
 gpu-prepare: .venv/installed-tune
 	@$(VENV)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest wheels \
 		--python-version $(GPU_PYTHON_VERSION) --platform manylinux2014_x86_64 $(gpu_packages)
 	@TRITON_CACHE_DIR='$(CURDIR)/.gpu-cache' $(VENV)/python -m tuner tune --device $(GPU) --offline $(ARGS)
+	@$(VENV)/python -m tuner gpu-export
 
 # Look at the studies while they grow, with optuna-dashboard on http://127.0.0.1:8080.
 dashboard: .venv/installed-dashboard

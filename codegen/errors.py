@@ -96,6 +96,24 @@ class DeviceMismatchError(TrellisError, ValueError):
     message = "{name} is on {device} but q (or w) is on {expected}; move all tensors of a call to one device"
 
 
+class KernelDeviceError(TrellisError, ValueError):
+    """A tensor on another device than the kernel."""
+
+    message = "{name} is on {device}, but the kernel was loaded on {expected}; move the tensor there"
+
+
+class KernelArgumentError(TrellisError, TypeError):
+    """A kernel that is called with something else than it takes."""
+
+    message = "{kernel} was called with {problem}; expected {expected}"
+
+
+class LayoutError(TrellisError, ValueError):
+    """A tensor that does not lie in memory as a kernel reads it."""
+
+    message = "{name} has strides {strides}; pass a contiguous copy, as .contiguous() makes one"
+
+
 class SequenceError(TrellisError, ValueError):
     """Sequence offsets that do not describe the tokens given."""
 
@@ -154,3 +172,17 @@ class UnknownStageError(TrellisError, ValueError):
     """A stage of compilation that a backend does not have for a device."""
 
     message = "{backend} has no stage {name!r} for {device}; choose one of: {known}"
+
+
+class ExportError(TrellisError, ValueError):
+    """A folder that holds no exported program that this version can run."""
+
+    message = (
+        "{path} holds no exported program of this version: {reason}; make it again with python -m tuner gpu-export"
+    )
+
+
+class CudaDriverError(TrellisError, RuntimeError):
+    """A call that the CUDA driver refused."""
+
+    message = "the CUDA driver refused {call} for {subject}: {name} ({code}), {text}"

@@ -168,6 +168,8 @@ def _why_illegal_descriptors(problem: Problem, schedule: TritonSchedule, device:
     if schedule.variant == "recurrent" or problem.direction != "forward":
         return "only the chunked kernels of a forward have tensor descriptors: loads must be 'pointers'"
     rows, chunk = schedule.tile_rows, problem.chunk
+    if schedule.variant == "readout" and rows >= chunk:
+        return "a readout of one tile has no loop that hides the copies of descriptors: loads must be 'pointers'"
     if chunk % rows:
         # Later rows of a chunk's last tile would be tokens of the next: even as NaN they must not reach this chunk.
         return f"a tensor descriptor copies whole tiles: tile_rows {rows} must divide the chunk of {chunk} tokens"

@@ -20,7 +20,16 @@ from codegen.backends import Kernel, backend
 from codegen.device import Device
 from codegen.legality import require_legal
 from codegen.render import template_digest
-from codegen.schedule import Schedule, TritonSchedule, TvmSchedule, segment_tiles, segment_tokens, variants_of
+from codegen.schedule import (
+    Schedule,
+    TritonSchedule,
+    TvmSchedule,
+    dots_in_bfloat16,
+    keeps_bfloat16,
+    segment_tiles,
+    segment_tokens,
+    variants_of,
+)
 from codegen.spec import Problem, Spec
 
 if TYPE_CHECKING:
@@ -117,7 +126,8 @@ class Program:
         """Run trellis_attention: write y `[B*T, H, D_v]`, leave the final states in S_k and S_v."""
         programs = sequences.count * q.shape[1]
         if self.schedule.variant == "split":
-            of_k, of_v = (S.new_empty((sequences.chunks, *S.shape[1:])) for S in (S_k, S_v))
+            kept_type = (q if keeps_bfloat16(self.schedule) else S_k).dtype
+            of_k, of_v = (S.new_empty((sequences.chunks, *S.shape[1:]), dtype=kept_type) for S in (S_k, S_v))
             self._split(self.kernels, q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences, (of_k, of_v), y)
         elif self.schedule.variant == "pair":
             self._pair(q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences, y)
@@ -143,8 +153,8 @@ class Program:
         programs = sequences.count * q.shape[1]
         cu_seqlens, chunk_offsets = sequences.cu_seqlens, sequences.chunk_offsets
         states_k, states_v = chunk_states
-        codes_k = S_k.new_empty(alpha.shape)
-        codes_v = S_v.new_empty(alpha.shape)
+        codes_type = (q if dots_in_bfloat16(self.schedule) else S_k).dtype
+        codes_k, codes_v = (S_k.new_empty(alpha.shape, dtype=codes_type) for _ in range(2))
         gates, offsets = (alpha, log_beta, gamma), (cu_seqlens, chunk_offsets)
         if len(updates) == 1:
             kept = (states_k, codes_k, states_v, codes_v)

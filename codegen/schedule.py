@@ -149,6 +149,8 @@ _TOKENS_PER_STATE = 64
 # The fastest that is right by a margin (docs/gpu.md has the errors); the first that the device has.
 _USUAL_PRECISIONS = {"float32": ("tf32x3", "ieee"), "float16": ("tf32", "ieee"), "bfloat16": ("bf16", "tf32", "ieee")}
 
+_WARPS_AND_STAGES = {"sm_90": (4, 3), "gfx942": (4, 2)}
+
 VECTORS_PER_ROW = 4
 """Vectors of an output row that the TVM templates accumulate at once."""
 
@@ -257,22 +259,26 @@ def segment_tiles(spec: Spec, schedule: TvmSchedule, tokens: int) -> int:
 
 
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
-    # Compiled for sm_90 these are the largest tiles without spills; for larger states every fused kernel spills.
+    # What won on an H200 and, elsewhere, spills least; larger states and products of three take smaller tiles.
     problem = spec.problem
     precision = next(each for each in _USUAL_PRECISIONS[problem.dtype] if each in dot_precisions(device))
     large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
-    short = large or problem.chunk <= 16 or problem.dtype == "float32" or problem.direction != "forward"
     variant = _default_variant(spec)
-    if variant == "backward" and device.arch == "sm_90" and not large and 16 <= problem.chunk <= _LONGEST_WHOLE_CHUNK:
-        return _default_backward_chunks(problem.chunk, precision)
-    if variant == "fused" and large:
-        variant = "split"
-    elif variant == "backward":
-        variant = "backward_split"
-    elif variant == "recurrent":
-        return TritonSchedule(variant, 16, 8, 1, "ieee")
-    tile = 16 if short else 32
-    return TritonSchedule(variant, tile, 8, 1, precision, _default_triton_spacing(problem))
+    if variant == "backward":
+        if device.arch == "sm_90" and not large and 16 <= problem.chunk <= _LONGEST_WHOLE_CHUNK:
+            return _default_backward_chunks(problem.chunk, precision)
+        spacing = _default_triton_spacing(problem)
+        return TritonSchedule("backward_split", 16, 8, 1, precision, spacing)
+    # Four warps are denied the standard assembler on some devices (codegen/denied.json).
+    ptxas = "blackwell" if device.arch == "sm_90" and not large else "standard"
+    if variant == "recurrent":
+        return TritonSchedule(variant, 16, 8 if large else 4, 1, "ieee", ptxas=ptxas)
+    variant = "split" if variant == "fused" else variant
+    if large or (problem.dtype == "float32" and problem.chunk > 16):
+        return TritonSchedule(variant, 16, 8, 1, precision)
+    tile = min(64, max(16, next_power_of_two(problem.chunk)))
+    warps, stages = _WARPS_AND_STAGES.get(device.arch, (8, 1))
+    return TritonSchedule(variant, tile, warps, stages, precision, ptxas=ptxas)
 
 
 def _default_backward_chunks(chunk: int, precision: str) -> TritonSchedule:
@@ -290,11 +296,6 @@ def _default_triton_spacing(problem: Problem) -> int:
     return next(n for n in spacings if n * problem.chunk >= FEWEST_TOKENS_PER_STATE)
 
 
-def dots_in_bfloat16(schedule: TritonSchedule) -> bool:
-    """Whether what a kernel leaves for another's dots may be bfloat16, as they would round it."""
-    return schedule.dot_precision == "bf16"
-
-
 def dot_precisions(device: Device) -> tuple[str, ...]:
     """What Triton has there for float32 operands; its interpreter computes in float32 whatever it is told."""
     if device.kind == "hip":
@@ -302,6 +303,16 @@ def dot_precisions(device: Device) -> tuple[str, ...]:
     if device.kind == "cpu":
         return ("ieee", "tf32x3", "tf32")
     return ("ieee", "tf32x3", "tf32", "bf16x3", "bf16")
+
+
+def dots_in_bfloat16(schedule: Schedule) -> bool:
+    """Whether what one kernel of Triton leaves for the dots of the next may be bfloat16, as they round it so."""
+    return isinstance(schedule, TritonSchedule) and schedule.dot_precision == "bf16"
+
+
+def keeps_bfloat16(schedule: Schedule) -> bool:
+    """Whether `split` keeps chunk-start states in bfloat16, its inputs' type: its dots round them so."""
+    return schedule.variant == "split" and dots_in_bfloat16(schedule)
 
 
 def _default_variant(spec: Spec) -> str:

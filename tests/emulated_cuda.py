@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from codegen.backends.tvm import _executable
+from codegen.backends.tvm import executable
 from codegen.device import NAMED, Device
 from codegen.legality import require_legal
 from codegen.program import Program, parts
@@ -92,24 +92,35 @@ def emulated(spec: Spec, schedule: TvmSchedule, device: Device = HOPPER) -> Prog
 
 
 def _kernel(source: Source, device: Device) -> EmulatedKernel:
-    return _compiled(str(_executable(source, device).mod.imports[0].inspect_source()), source.text)
+    return _compiled(str(executable(source, device).mod.imports[0].inspect_source()), source.text)
 
 
 @functools.cache
 def _compiled(cuda: str, script: str) -> EmulatedKernel:
-    found = _SIGNATURE.search(cuda)
-    assert found is not None
-    threads, name, declared = found.groups()
+    threads, name, declared = signature(cuda)
     parameters = tuple(_parameter(each) for each in declared.split(","))
-    text = cuda[cuda.index('extern "C" __global__') :].replace("extern __shared__", "extern").replace("__shared__", "")
     call = f"{name}({', '.join(f'a{i}' for i in range(len(parameters)))})"
     types = ", ".join(f"{each.rpartition(' ')[0]} a{i}" for i, each in enumerate(declared.split(",")))
     text = (
-        f'#include "{HEADER}"\n{text}\n'
+        f"{as_cpp(cuda)}\n"
         f'extern "C" void run(int blocks, int backwards, {types}) {{\n'
         f"  launch(blocks, {threads}, backwards, [=] {{ {call}; }});\n}}\n"
     )
-    return EmulatedKernel(_library(text), _arguments(script, name.removesuffix("_kernel")), parameters)
+    return EmulatedKernel(ctypes.CDLL(str(library(text))), _arguments(script, name.removesuffix("_kernel")), parameters)
+
+
+def signature(cuda: str) -> tuple[str, str, str]:
+    """Threads of a block, name, and declared parameters of the kernel in a CUDA source."""
+    found = _SIGNATURE.search(cuda)
+    assert found is not None
+    threads, name, declared = found.groups()
+    return threads, name, declared
+
+
+def as_cpp(cuda: str) -> str:
+    """A CUDA source as C++, but for what starts its kernel."""
+    text = cuda[cuda.index('extern "C" __global__') :]
+    return f'#include "{HEADER}"\n' + text.replace("extern __shared__", "extern").replace("__shared__", "")
 
 
 def _parameter(declared: str) -> Parameter:
@@ -122,13 +133,16 @@ def _arguments(script: str, name: str) -> tuple[str, ...]:
     return tuple(each.split(":")[0].strip().removesuffix("_") for each in listed.split(",") if each.strip())
 
 
-def _library(text: str) -> ctypes.CDLL:
+def library(text: str) -> Path:
+    """The library that `text` is compiled to."""
     path = Path(_folder().name) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    if path.exists():
+        return path  # Perhaps loaded.
     path.with_suffix(".cc").write_text(text)
     command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o", str(path), str(path.with_suffix(".cc"))]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[:4000]
-    return ctypes.CDLL(str(path))
+    return path
 
 
 @functools.cache

@@ -21,9 +21,14 @@ CODEGEN_ORDER = (
     "schedule",
     "legality",
     "render",
+    "nvcc",
+    "cuda_launch",
+    "cuda_driver",
     "backends",
     "backward_program",
     "program",
+    "exported",
+    "export",
     "__main__",
 )
 """A module of codegen imports only what stands before it here; the modules inside backends import each other."""

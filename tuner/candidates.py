@@ -24,7 +24,7 @@ from codegen.schedule import Schedule, TritonSchedule, from_settings
 from codegen.spec import Spec, spec_of_key
 from tuner.cost_model import predicted_seconds, promising_first
 from tuner.errors import CandidateFileError
-from tuner.legal import Settings, legal_schedules
+from tuner.legal import Settings, changes, legal_schedules
 from tuner.offline import Examined, examine
 from tuner.workload import NamedSpec
 
@@ -69,9 +69,14 @@ def path_for(device: Device, folder: Path = FOLDER) -> Path:
 
 
 def choose(spec: Spec, device: Device, most: int) -> list[Schedule]:
-    """The default and a seeded choice of `most` legal schedules in which variants have equal shares."""
+    """The default and `most` legal schedules, those first that differ least from it; variants have equal shares.
+
+    Another precision takes more products, so that comes last. A seeded choice decides between equals.
+    """
     first, *others = legal_schedules(spec, "triton", device)
     random.Random(0).shuffle(others)
+    precision = first.settings()["dot_precision"]
+    others.sort(key=lambda each: (each.settings()["dot_precision"] != precision, changes(each, first)))
     by_variant = [
         [each for each in others if each.variant == variant] for variant in {each.variant: 0 for each in others}
     ]

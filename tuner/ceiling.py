@@ -43,12 +43,13 @@ class Ceiling:
 def ceiling_of(device: Device, dtype: str, moved: int) -> Ceiling:
     """The limits that a kernel for `dtype` has which moves `moved` bytes.
 
-    A CPU computes in float32 whatever the inputs are, so its product is of float32. The probes of memory move as many
-    bytes as the kernel does, so that they use the same caches.
+    A CPU computes in float32 whatever the inputs are, so its product is of float32. There the probes of memory move as
+    many bytes as the kernel does, so that they use the same caches; on a GPU, where kernels find their inputs in none,
+    they move more than a cache holds.
     """
     where = "cpu" if device.kind == "cpu" else "cuda"
     product_type = torch.float32 if device.kind == "cpu" else getattr(torch, dtype)
-    size = min(max(moved, _SMALLEST_MOVE), _LARGEST_MOVE)
+    size = min(max(moved, _SMALLEST_MOVE), _LARGEST_MOVE) if device.kind == "cpu" else _LARGEST_MOVE
     return Ceiling(_best_product(device, where, product_type), _bandwidth(device, where, (size - 1).bit_length()))
 
 

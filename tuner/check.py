@@ -28,9 +28,15 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
 OF_GRADIENTS = 10.0
 """How many times the tolerance of an output a gradient has, which is made of more products."""
 
-HARD_TOLERANCE = 1e-3
-"""The least tolerance for the inputs of `tuner.adversarial`, which amplify rounding: right kernels of float32 were seen
-to be off by 2.5e-4 on them."""
+OF_HARD_INPUTS = 5.0
+"""How many times the tolerance the inputs of `tuner.adversarial` have, which amplify rounding: right kernels with
+bfloat16 dots were seen to be off by 4.3e-2 on an H200."""
+
+LEAST_OF_HARD_INPUTS = 1e-3
+"""What they have at least: right kernels of float32 were seen to be off by 2.5e-4 on them."""
+
+MOST_ALLOWED = 0.2
+"""No output or gradient is allowed a larger relative error: one of 1 is what zeros have."""
 
 SEED = 2512
 _LEAST_SHARE = 1e-3
@@ -70,7 +76,7 @@ def check(program: Program, spec: Spec) -> Check:
         launch = bind(program, adversarial_inputs(case, small, _short_lengths(spec), program.device, SEED))
         with _PoisonedScratch():
             outputs = launch.outputs_of_run()
-        tolerance = max(TOLERANCE[spec.problem.dtype], HARD_TOLERANCE)
+        tolerance = max(OF_HARD_INPUTS * TOLERANCE[spec.problem.dtype], LEAST_OF_HARD_INPUTS)
         compared = compare(outputs, _expected_of(case, small), tolerance, _ordinary_sizes(small))
         if compared.outcome is not Outcome.ok:
             return Check(compared.outcome, f"{case.name}: {compared.reason}", checked.errors)
@@ -103,7 +109,7 @@ def compare(
 ) -> Check:
     """The verdict on `outputs`: every tensor of `wanted` present, finite, and within `tolerance` relative error.
 
-    Gradients, whose names start with "bar_", are allowed `OF_GRADIENTS` times as much.
+    Gradients, whose names start with "bar_", are allowed `OF_GRADIENTS` times as much, but never over `MOST_ALLOWED`.
 
     States are float32 whatever the inputs are, but they are made from inputs of that type, so one tolerance serves all.
     With `ordinary`, the usual size of a value of each output, errors are relative to ||right|| and a thousandth of that
@@ -118,7 +124,7 @@ def compare(
             continue
         least = 0.0 if ordinary is None else _LEAST_SHARE * ordinary[name] * math.sqrt(right.numel())
         errors[name] = relative_error(given, right, least)
-        allowed = tolerance * (OF_GRADIENTS if name.startswith("bar_") else 1.0)
+        allowed = min(MOST_ALLOWED, tolerance * (OF_GRADIENTS if name.startswith("bar_") else 1.0))
         if not errors[name] <= allowed:
             faults.append(f"{name}: relative error {errors[name]:.2e} exceeds {allowed:.0e}")
     return Check(Outcome.wrong_answer if faults else Outcome.ok, "; ".join(faults), errors)

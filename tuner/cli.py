@@ -13,7 +13,7 @@ from rich.console import Console
 from codegen.device import Device, named
 from codegen.errors import BackendUnavailableError, TrellisError
 from codegen.schedule import BACKENDS
-from tuner import experiments, gpu_commands, record_commands, report
+from tuner import experiments, gpu_commands, gpu_export, record_commands, report
 from tuner.budget import DEFAULT, Budget, parse_budget
 from tuner.command import FAILED, command, print_lines, storage_option
 from tuner.errors import BudgetError, PolicyError, WorkloadError
@@ -202,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         command(commands, "calibrate", experiments.run_calibrate, "compare the probe of slots with trained models")
     )
     gpu_commands.add(commands)
+    gpu_export.add(commands)
     record_commands.add(commands)
     return parser
 

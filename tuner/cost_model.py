@@ -4,7 +4,7 @@ A program walks the tiles of its sequence one after another. Each tile costs the
 schedulers issue one a cycle and which a lone warp waits for; its share of the matrix units; the loads that nothing
 hides; and a trip to memory for each spilled register. Programs that do not fit run in waves. No kernel is faster than
 its bytes at the speed of memory. The numbers are round ones of the makers' manuals: only the order counts, and
-`order_quality` says, once times are known, whether it was worth anything.
+`order_quality` says, once times are known, whether it was worth anything. Where it was not, the guesses are dropped.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ _DESCRIPTOR_CODE_BYTES = 2048
 _SPILL_CYCLES = 8.0
 _PRODUCTS = {"ieee": 16.0, "tf32x3": 6.0, "tf32": 2.0, "bf16x3": 3.0, "bf16": 1.0}
 """How many times what a bf16 product takes, a product of that precision takes."""
+
+FEWEST_TO_JUDGE = 8
+"""Measured candidates below which a rank correlation says little about the guesses."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,12 @@ def order_quality(predicted: Sequence[float], measured: Sequence[float]) -> floa
     if len(predicted) < 3 or len(set(predicted)) == 1 or len(set(measured)) == 1:
         return None
     return statistics.correlation(_ranks(predicted), _ranks(measured))
+
+
+def is_worth_nothing(pairs: Sequence[tuple[float, float]]) -> bool:
+    """Whether the times of enough candidates show that the guesses order them no better than chance does."""
+    quality = order_quality([guess for guess, _ in pairs], [seconds for _, seconds in pairs])
+    return len(pairs) >= FEWEST_TO_JUDGE and quality is not None and quality <= 0.0
 
 
 def _ranks(values: Sequence[float]) -> list[float]:

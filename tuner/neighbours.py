@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -20,23 +20,38 @@ from tuner.measure import Timed
 CONTEXTS = (1024, 8192, 32_768, 131_072)
 """Tokens that a softmax attention has to read in a decode step."""
 
+COMPILE_LONG = ("chunk_gated_delta_rule", "chunk_gsa")
+"""Those that try tens to hundreds of configurations when they are first called."""
+
 _FLA = "fla.ops"
 
 
-def neighbours(spec: Spec, where: torch.device) -> tuple[dict[str, Timed], dict[str, str]]:
-    """Calls by name, and why those that are left out are."""
+def neighbours(spec: Spec, where: torch.device, ready: Collection[str]) -> tuple[dict[str, Timed], dict[str, str]]:
+    """Calls by name, and why those that are left out are.
+
+    Args:
+        spec, where: whose neighbours, on which device.
+        ready: those of `COMPILE_LONG` that were compiled before, or need not be.
+    """
     if spec.problem.operator.startswith("trellis_step"):
         return _decode(spec, where), {}
     calls = {"softmax attention (SDPA)": _softmax(spec, where)}
     left_out = {}
-    for name, made in {"chunk_gated_delta_rule": _gated_delta, "chunk_gsa": _gated_slots}.items():
+    for name in COMPILE_LONG:
+        if name not in ready:
+            left_out[name] = "it was not compiled in the time there was, or failed: see warm-up.log"
+            continue
         try:
-            function = getattr(importlib.import_module(f"{_FLA}.{name.removeprefix('chunk_')}"), name)
+            calls[name] = fla_call(name, spec, where)
         except (ImportError, AttributeError) as error:
             left_out[name] = f"flash-linear-attention cannot be imported: {error}"
-            continue
-        calls[name] = made(function, spec, where)
     return calls, left_out
+
+
+def fla_call(name: str, spec: Spec, where: torch.device) -> Timed:
+    """One of `COMPILE_LONG`. Raises ImportError or AttributeError where flash-linear-attention does not have it."""
+    function = getattr(importlib.import_module(f"{_FLA}.{name.removeprefix('chunk_')}"), name)
+    return (_gated_delta if name == "chunk_gated_delta_rule" else _gated_slots)(function, spec, where)
 
 
 def _decode(spec: Spec, where: torch.device) -> dict[str, Timed]:

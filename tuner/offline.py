@@ -19,7 +19,8 @@ from tuner.legal import legal_schedules
 MOST_SPILLED = 64
 """Bytes of stack per thread above which a kernel is not worth a measurement: each token would pay for them."""
 
-_REGISTERS_PER_BLOCK = 65_536
+# An AMD multiprocessor has four times 512 registers for 64 threads, those of its matrix units among them.
+_REGISTERS_PER_BLOCK = {"cuda": 65_536, "hip": 131_072}
 _THREADS_PER_WARP = {"cuda": 32, "hip": 64}
 
 
@@ -77,8 +78,9 @@ def why_pruned(kernel: str, needs: Resources, schedule: Schedule, device: Device
             f"{kernel} needs {needs.shared_bytes:,} bytes of shared memory; {device.arch} has {device.shared_bytes:,}"
         )
     threads = _threads(schedule, device)
-    if needs.registers is not None and needs.registers * threads > _REGISTERS_PER_BLOCK:
-        return f"{kernel} needs {needs.registers} registers in {threads} threads; a block has {_REGISTERS_PER_BLOCK:,}"
+    if needs.registers is not None and needs.registers * threads > _REGISTERS_PER_BLOCK[device.kind]:
+        most = _REGISTERS_PER_BLOCK[device.kind]
+        return f"{kernel} needs {needs.registers} registers in {threads} threads; a block has {most:,}"
     if needs.spill_bytes is not None and needs.spill_bytes > MOST_SPILLED:
         return f"{kernel} spills {needs.spill_bytes} bytes per thread"
     return None

@@ -31,7 +31,7 @@ from tuner.worker import Candidate, Contest, Result
 from tuning_db import Outcome
 
 _LOOK_SECONDS = 0.05
-_MOST_COMPILERS = 8
+_MOST_COMPILERS = 12
 
 # What is compared with candidates runs in a worker of its own, whose threads are nobody's but torch's.
 _MEASURING, _COMPARING = "measuring", "comparing"
@@ -61,7 +61,7 @@ class Workers:
 
     Args:
         limits: of each worker.
-        compilers: how many compile ahead; one for each core, at most eight, unless given. 0 leaves compiling to the
+        compilers: how many compile ahead; one for each core, at most twelve, unless given. 0 leaves compiling to the
             measuring worker.
     """
 
@@ -156,9 +156,9 @@ class Workers:
         """Times of `torch.compile` of it. Raises WorkerError if it does not end as it should."""
         return self._required("compiled", Timing, spec, device)
 
-    def side_by_side(self, candidate: Candidate, seconds: float, with_compile: bool) -> SideBySide:
+    def side_by_side(self, candidate: Candidate, seconds: float, ready: frozenset[str]) -> SideBySide:
         """A candidate and its rivals in turn. Raises WorkerError if the worker does not end as it should."""
-        return self._required("side_by_side", SideBySide, candidate, seconds, with_compile)
+        return self._required("side_by_side", SideBySide, candidate, seconds, ready)
 
     def ceiling(self, device: Device, dtype: str, moved: int) -> Ceiling:
         """What the device can do at most. Raises WorkerError if the worker does not end as it should."""

@@ -192,10 +192,10 @@ def _compiled(enter: Enter, spec: Spec, device: Device) -> Timing:
     return time_compiled(spec, device)
 
 
-def _side_by_side(enter: Enter, candidate: Candidate, seconds: float, with_compile: bool) -> SideBySide:
+def _side_by_side(enter: Enter, candidate: Candidate, seconds: float, ready: frozenset[str]) -> SideBySide:
     enter(Phase("timing", share=_BASELINE_SHARE, quiet=_is_shared(candidate.device)))
     given = (candidate.spec, candidate.device, candidate.backend, dict(candidate.settings))
-    return side_by_side(*given, seconds, with_compile)
+    return side_by_side(*given, seconds, ready)
 
 
 def _ceiling(enter: Enter, device: Device, dtype: str, moved: int) -> Ceiling:
@@ -260,13 +260,14 @@ def _prepared(enter: Enter, candidate: Candidate, place: int = 0) -> tuple[Resul
         if checked.outcome is not Outcome.ok:
             return result, None
         launch = bind(program, timing_inputs(candidate.spec, candidate.device))
-        others = tuple(bind(program, inputs) for inputs in _rotated(candidate.spec, candidate.device))
+        others = tuple(bind(program, inputs) for inputs in rotated(candidate.spec, candidate.device))
         return result, Ready(program, launch, others, launch.outputs_of_run())
     except Exception as error:
         return replace(built, outcome=_outcome(error), reason=_said(error)), None
 
 
-def _rotated(spec: Spec, device: Device) -> tuple[Inputs, ...]:
+def rotated(spec: Spec, device: Device) -> tuple[Inputs, ...]:
+    """As many more inputs of a timing as it takes to pass a GPU's cache; none for a CPU."""
     if device.kind == "cpu":
         return ()
     cache = torch.cuda.get_device_properties(0).L2_cache_size

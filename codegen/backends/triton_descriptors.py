@@ -6,21 +6,22 @@ from collections.abc import Sequence
 
 import torch
 
-from codegen.schedule import Schedule, TritonSchedule
+from codegen.render import Source
 
 ALIGNMENT = 16
 """Bytes that the address of a described tensor is a multiple of."""
 
+_MAKES_DESCRIPTORS = "tl.make_tensor_descriptor"
 _INPUTS = ("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr")
 _CODES = ("codes_ptr", "codes_k_ptr", "codes_v_ptr")
 
 
-def described(kernel: str, arguments: Sequence[str], schedule: Schedule) -> tuple[int, ...]:
-    """Places of the arguments of `kernel` that it reads through descriptors; none where it reads through pointers."""
-    if not isinstance(schedule, TritonSchedule) or schedule.loads != "descriptors":
+def described(source: Source, arguments: Sequence[str]) -> tuple[int, ...]:
+    """Places of the arguments of a kernel that it reads through descriptors; none where it reads through pointers."""
+    if _MAKES_DESCRIPTORS not in source.text:
         return ()
     # Codes are read by the readout alone; an update writes them.
-    names = _INPUTS + _CODES if kernel == "memory_readout" else _INPUTS
+    names = _INPUTS + _CODES if source.kernel == "memory_readout" else _INPUTS
     return tuple(place for place, argument in enumerate(arguments) if argument in names)
 
 

@@ -8,13 +8,12 @@ import importlib.metadata
 import importlib.util
 import platform
 import re
-import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codegen import nvcc
 from codegen.backends import Resources, tvm_runtime
 from codegen.backends.kernel_cache import Entry, entry
 from codegen.backends.source_module import module_of
@@ -100,7 +99,7 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> T
         CompileError: TVM refused the source.
     """
     _require_available(device)
-    return TvmKernel(source.kernel, _executable(source, device)[source.kernel], _threads(schedule))
+    return TvmKernel(source.kernel, executable(source, device)[source.kernel], _threads(schedule))
 
 
 def inspect(source: Source, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
@@ -109,13 +108,13 @@ def inspect(source: Source, spec: Spec, schedule: Schedule, device: Device) -> d
     Raises:
         CompileError: TVM, or nvcc, refused the source.
     """
-    executable = _executable(source, device)
+    made = executable(source, device)
     stages = {"tir": str(module_of(source, name).Module.script())}
     if device.kind == "cpu":
-        return stages | {"llir": executable.mod.inspect_source("ll"), "asm": executable.mod.inspect_source("asm")}
-    stages["cuda"] = str(executable.mod.imports[0].inspect_source())
-    if shutil.which("nvcc"):
-        stages["ptx"] = _nvcc(source, stages["cuda"], device, "--ptx")[0]
+        return stages | {"llir": made.mod.inspect_source("ll"), "asm": made.mod.inspect_source("asm")}
+    stages["cuda"] = str(made.mod.imports[0].inspect_source())
+    if nvcc.is_here():
+        stages["ptx"] = nvcc.run(stages["cuda"], source.path, device.arch, "--ptx")[0].decode()
     return stages
 
 
@@ -126,15 +125,14 @@ def resources(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
         BackendUnavailableError: CUDA without nvcc.
         CompileError: TVM, or nvcc, refused the source.
     """
-    executable = _executable(source, device)
+    made = executable(source, device)
     if device.kind == "cpu":
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "kernel.o"
-            executable.mod.write_to_file(str(path), "o")
+            made.mod.write_to_file(str(path), "o")
             return Resources(code_bytes=path.stat().st_size)
-    if not shutil.which("nvcc"):
-        raise BackendUnavailableError(backend=name, reason="nvcc, which reports registers, is not on the PATH")
-    _, report = _nvcc(source, str(executable.mod.imports[0].inspect_source()), device, "--cubin", "-Xptxas", "-v")
+    text = str(made.mod.imports[0].inspect_source())
+    _, report = nvcc.run(text, source.path, device.arch, "--cubin", "-Xptxas", "-v")
     found = _PTXAS_REPORT.search(report)
     if found is None:
         raise CompileError(backend=name, path=source.path, reason=f"nvcc reported no registers: {report}")
@@ -192,23 +190,28 @@ def _loaded(place: Entry, template: str, schedule: Schedule) -> TvmKernel | None
 
 
 def _compiled(place: Entry, source: Source, schedule: Schedule) -> TvmKernel:
-    executable = _executable(source, cpu())
+    made = executable(source, cpu())
 
     def export(path: Path) -> None:
         if _tvm().support.cc.get_cc() is None:
             raise FileNotFoundError("there is no C compiler on the PATH to link them")
-        executable.export_library(str(path))
+        made.export_library(str(path))
 
     kept = place.store(export)
     found = None if kept is None else _loaded(place, source.kernel, schedule)
-    return found or TvmKernel(source.kernel, executable[source.kernel], _threads(schedule))
+    return found or TvmKernel(source.kernel, made[source.kernel], _threads(schedule))
 
 
 def _threads(schedule: Schedule) -> int:
     return schedule.threads if isinstance(schedule, TvmSchedule) else 1
 
 
-def _executable(source: Source, device: Device) -> Any:
+def executable(source: Source, device: Device) -> Any:
+    """What TVM makes of `source`, for a device that need not be here: TVM's host function, and for CUDA its kernel.
+
+    Raises:
+        CompileError: TVM refused the source.
+    """
     tvm = _tvm()
     module = module_of(source, name)
     try:
@@ -232,17 +235,6 @@ def _target(device: Device) -> Any:
     # For many processors LLVM halves 512-bit vectors on its own account; how wide they are is for the schedule to say.
     mattr = ["-prefer-256-bit"] if device.vector_bits == 512 else []
     return tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "mattr": mattr})
-
-
-def _nvcc(source: Source, text: str, device: Device, *flags: str) -> tuple[str, str]:
-    with tempfile.TemporaryDirectory() as folder:
-        given, made = Path(folder) / "kernel.cu", Path(folder) / "kernel.out"
-        given.write_text(text)
-        command = ["nvcc", *flags, f"-arch={device.arch}", "-O3", "-o", str(made), str(given)]
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-        if finished.returncode != 0:
-            raise CompileError(backend=name, path=source.path, reason=finished.stderr.strip())
-        return made.read_text(errors="replace"), finished.stderr
 
 
 def _tvm() -> Any:

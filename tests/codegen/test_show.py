@@ -6,6 +6,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ def refusal(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
 
 def test_prints_the_source_that_would_be_compiled(capsys):
     spec, device = Spec(Rule(), Problem(batch=1, tokens=1, heads=1, dim_k=32, dim_v=32, slots=24)), named("sm_90")
-    source = render("trellis_fused", spec, default("triton", spec, device), device)
+    schedule = replace(default("triton", spec, device), variant="fused")
+    source = render("trellis_fused", spec, schedule, device)
     assert show(capsys, "trellis_fused --backend triton --slots 24 --dim 32") == source.text
 
 

@@ -122,14 +122,14 @@ def test_other_gpus(arch, operator):
     device = named(arch)
     spec = spec_of(operator, dtype="float32")
     schedule = default("triton", spec, device)
-    ((source, part),) = sources(spec, schedule, device)
-    stages = backend("triton").inspect(source, part, schedule, device)
-    assert arch in stages["amdgcn" if device.kind == "hip" else "ptx"]
-    assert source.kernel in stages["asm"]
-    needs = backend("triton").resources(source, part, schedule, device)
-    assert needs.registers > 0
-    assert needs.spill_bytes == 0
-    assert needs.code_bytes > 1000
+    for source, part in sources(spec, schedule, device):
+        stages = backend("triton").inspect(source, part, schedule, device)
+        assert arch in stages["amdgcn" if device.kind == "hip" else "ptx"]
+        assert source.kernel in stages["asm"]
+        needs = backend("triton").resources(source, part, schedule, device)
+        assert needs.registers > 0
+        assert needs.spill_bytes == 0
+        assert needs.code_bytes > 1000
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from codegen.backends import backend, triton_descriptors
 from codegen.device import NAMED, cpu
 from codegen.legality import why_illegal
 from codegen.program import parts
-from codegen.render import render
+from codegen.render import Source, render
 from codegen.rule import Rule
 from codegen.schedule import TritonSchedule, default
 from codegen.spec import Problem, Spec
@@ -39,11 +40,12 @@ KERNELS = [
 ]
 
 
-@pytest.mark.parametrize("settings", [{"tile_rows": 32}, {"num_stages": 3}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"num_stages": 3}, {"tile_rows": 32}], ids=str)
 @pytest.mark.parametrize(("operator", "variant", "copies"), KERNELS)
 def test_tiles_are_copied_by_the_tensor_memory_accelerator(operator, variant, copies, settings):
     schedule = dataclasses.replace(FUSED, variant=variant, **settings)
-    spec = spec_of(operator=operator)
+    # A readout has no use for descriptors where a chunk is one tile.
+    spec = spec_of(operator=operator, chunk=64)
     assert why_illegal(spec, schedule, HOPPER) is None
     for kernel, part in parts(spec, schedule):
         source = render(kernel, part, schedule, HOPPER)
@@ -52,6 +54,14 @@ def test_tiles_are_copied_by_the_tensor_memory_accelerator(operator, variant, co
         by_pointers = dataclasses.replace(schedule, loads="pointers")
         source = render(kernel, part, by_pointers, HOPPER)
         assert COPY not in backend("triton").inspect(source, part, by_pointers, HOPPER)["ptx"]
+
+
+def test_a_readout_of_one_tile_has_pointers():
+    spec, schedule = spec_of(), dataclasses.replace(FUSED, variant="split", tile_rows=32)
+    assert why_illegal(spec, schedule, HOPPER) is None
+    texts = {kernel: render(kernel, part, schedule, HOPPER).text for kernel, part in parts(spec, schedule)}
+    assert "make_tensor_descriptor" in texts["trellis_update"]
+    assert "make_tensor_descriptor" not in texts["memory_readout"]
 
 
 def test_no_default_has_descriptors():
@@ -74,6 +84,12 @@ ILLEGAL = [
     ({"dim_k": 20}, {}, "sm_90", "multiple of 16 bytes, which dim_k 20 of bfloat16 is not"),
     ({"dim_v": 12}, {}, "sm_90", "dim_v 12 of bfloat16"),
     ({"slots": 2, "dtype": "float32"}, {"dot_precision": "ieee"}, "sm_90", "slots 2 of float32"),
+    (
+        {"operator": "memory_readout"},
+        {"variant": "readout", "tile_rows": 32},
+        "sm_90",
+        "a readout of one tile has no loop",
+    ),
     ({"direction": "backward"}, {"variant": "backward_split"}, "sm_90", "only the chunked kernels of a forward"),
     (
         {"operator": "trellis_step", "chunk": 1},
@@ -101,8 +117,9 @@ def test_what_is_described_is_what_a_kernel_reads(kernel, places):
         "memory_update": ["w_ptr", "alpha_ptr", "log_beta_ptr", "gamma_ptr", "S_ptr", "chunk_states_ptr", "codes_ptr"],
         "memory_readout": ["read_ptr", "w_ptr", "log_beta_ptr", "gamma_ptr", "chunk_states_ptr", "codes_ptr", "y_ptr"],
     }[kernel]
-    assert triton_descriptors.described(kernel, arguments, FUSED) == places
-    assert triton_descriptors.described(kernel, arguments, dataclasses.replace(FUSED, loads="pointers")) == ()
+    source = Source(kernel, "tl.make_tensor_descriptor(", Path("kernel.py"), "digest")
+    assert triton_descriptors.described(source, arguments) == places
+    assert triton_descriptors.described(dataclasses.replace(source, text="tl.load("), arguments) == ()
 
 
 def test_only_what_is_misaligned_is_copied():

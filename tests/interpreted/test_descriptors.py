@@ -123,7 +123,7 @@ def test_update(chunk, tile):
 
 
 @pytest.mark.parametrize("operator", ["memory_readout", "memory_readout_transposed"])
-@TILES
+@pytest.mark.parametrize(("chunk", "tile"), [(32, 16), (48, 16), (64, 32)])
 def test_readout(operator, chunk, tile):
     (variant,) = VARIANTS[operator]
     check_readout(triton(variant, tile), case(operator=operator, chunk=chunk, lengths=(67, 67)))

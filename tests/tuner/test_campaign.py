@@ -5,18 +5,28 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
 
-from codegen.device import cpu
+from codegen.device import NAMED, cpu
 from codegen.spec import spec_of_key
 from tuner.campaign import sanitizer
 from tuner.campaign.__main__ import main
+from tuner.campaign.correctness import kernels_to_check
 from tuner.campaign.ledger import Entry, Ledger
+from tuner.campaign.plan import Campaign
+from tuner.campaign.precision import precisions
 from tuner.campaign.tables import page
+from tuner.campaign.warm_up import NEIGHBOURS, WarmUp
+from tuner.measure import Timed
+from tuner.policy import policy_for
+from tuner.pool import Workers
+from tuner.side_by_side import KERNEL, _able, compiled_spec
+from tuner.workload import DEFAULT_FILE, load_workload
 from tuning_db import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,11 +122,72 @@ def test_without_a_gpu_it_says_so(capsys):
 
 
 def test_the_sanitizer_is_left_out_where_it_is_not(monkeypatch, tmp_path):
-    from codegen.device import NAMED
-
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "not on the PATH" in sanitizer.why_left_out(NAMED["sm_90"])
     assert "NVIDIA" in sanitizer.why_left_out(cpu())
+
+
+SANITIZER = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/asked"
+case "$2 $*" in racecheck*memory_readout_transposed*) echo "1 hazard"; exit 9;; esac
+echo "ERROR SUMMARY: 0 errors"
+"""
+
+
+def hopper_campaign(tmp_path: Path) -> Campaign:
+    return Campaign(
+        device=NAMED["sm_90"],
+        backend="triton",
+        workload=load_workload(DEFAULT_FILE, "cuda"),
+        workers=Workers(),
+        ledger=Ledger(tmp_path / "findings.jsonl"),
+        store=Store(tmp_path / "winners"),
+        candidates=tmp_path,
+        seconds=6000.0,
+    )
+
+
+def test_kernels_are_examined_together_and_alone_where_a_sanitizer_that_is_faked_here_finds_something(
+    monkeypatch, tmp_path
+):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(SANITIZER)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    campaign = hopper_campaign(tmp_path)
+    found = list(sanitizer.sanitize_all(campaign))
+    kernels = kernels_to_check(campaign)
+    assert len(found) == 2 * len(kernels)
+    bad = [each for each in found if not each.ok]
+    assert [each.name.split()[:2] for each in bad] == [["racecheck", "readout_transposed"]]
+    assert bad[0].text == "1 hazard"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(kernels) < len(asked) * 2 < 2 * len(found), "several in one process, and few of them again"
+    assert list(sanitizer.sanitize_all(campaign)) and len((tmp_path / "asked").read_text().splitlines()) == len(asked)
+
+
+def test_precisions_that_keep_fewer_bits_than_the_inputs_have_are_not_timed(tmp_path):
+    names = [name for name, _, _ in precisions(hopper_campaign(tmp_path))]
+    assert {"float32 ieee", "float32 tf32x3", "float16 tf32", "bfloat16 bf16"} <= set(names)
+    assert not {"float32 tf32", "float32 bf16", "float16 bf16"} & set(names)
+
+
+def test_rivals_are_not_run_ahead_on_a_cpu_and_are_known_by_what_their_process_says(tmp_path):
+    workload = load_workload(DEFAULT_FILE, "cpu")
+    with WarmUp(cpu(), workload, tmp_path / "log") as warm:
+        warm.wait(NEIGHBOURS, 0.0)
+        assert not warm.ready(workload[0].spec)
+        said = subprocess.Popen(["echo", "chunk_gsa", workload[0].spec.key()], stdout=subprocess.PIPE, text=True)
+        warm.listen(said)
+        assert warm.ready(workload[0].spec) == {"chunk_gsa"}
+        assert not warm.ready(workload[1].spec)
+
+
+def test_what_torch_compile_gets_is_short_enough_to_be_unrolled():
+    for named in load_workload(DEFAULT_FILE, "cuda"):
+        problem, short = named.spec.problem, compiled_spec(named.spec).problem
+        assert short.tokens == min(problem.tokens, max(8 * problem.chunk, 32))
+        assert replace(short, tokens=problem.tokens) == problem
 
 
 def test_a_wrong_kernel_ends_the_campaign_with_failure(tmp_path):
@@ -129,3 +200,15 @@ def test_a_wrong_kernel_ends_the_campaign_with_failure(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 1
     assert "BAD" in done.stdout
+
+
+def test_a_rival_that_fails_is_left_out_and_costs_no_other_its_time():
+    def fail() -> None:
+        raise RuntimeError("no such operation in a graph")
+
+    calls = {KERNEL: Timed(lambda: None, lambda: None), "bad": Timed(fail, lambda: None)}
+    left_out: dict[str, str] = {}
+    assert list(_able(calls, cpu(), policy_for(cpu()), left_out)) == [KERNEL]
+    assert left_out == {"bad": "it failed: RuntimeError: no such operation in a graph"}
+    with pytest.raises(RuntimeError):
+        _able({KERNEL: calls["bad"]}, cpu(), policy_for(cpu()), {})

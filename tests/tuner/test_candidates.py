@@ -16,8 +16,17 @@ from codegen.rule import Rule
 from codegen.schedule import TritonSchedule, default
 from codegen.spec import Problem, Spec
 from tuner import candidates
-from tuner.cost_model import Walk, order_quality, predicted_seconds, promising_first, walk_of
+from tuner.cost_model import (
+    FEWEST_TO_JUDGE,
+    Walk,
+    is_worth_nothing,
+    order_quality,
+    predicted_seconds,
+    promising_first,
+    walk_of,
+)
 from tuner.errors import CandidateFileError
+from tuner.legal import changes
 from tuner.workload import DEFAULT_FILE, load_workload
 
 pytest.importorskip("triton")
@@ -98,6 +107,22 @@ def test_a_list_is_compiled_pruned_ordered_written_and_read(tmp_path):
     assert candidates.schedules_of(older, HOPPER) == []
 
 
+def test_guesses_that_order_no_better_than_chance_are_dropped_once_enough_times_are_known():
+    enough = range(FEWEST_TO_JUDGE)
+    assert not is_worth_nothing([(float(n), float(n)) for n in enough])
+    assert is_worth_nothing([(float(n), float(-n)) for n in enough])
+    assert not is_worth_nothing([(float(n), float(-n)) for n in enough[1:]])
+    assert not is_worth_nothing([(1.0, float(n)) for n in enough])
+
+
+def test_what_differs_least_from_the_default_comes_first():
+    first, *chosen = candidates.choose(SPEC, HOPPER, 12)
+    assert {each.dot_precision for each in chosen} == {first.dot_precision}
+    for variant in {each.variant for each in chosen}:
+        apart = [changes(each, first) for each in chosen if each.variant == variant]
+        assert apart == sorted(apart)
+
+
 def test_a_file_that_is_no_list_says_what_to_do(tmp_path):
     path = tmp_path / "broken.jsonl"
     path.write_text('{"name": 3}\n')
@@ -132,7 +157,8 @@ if sys.argv[1] == "offline":
 else:
     triton.runtime.driver.set_active(FakeGpu())
     function = getattr(module_of(source, "triton"), source.kernel)
-    *kinds, _ = (backend._TORCH_TYPES.get(kind) for kind in backend._signature(function.arg_names, "bfloat16").values())
+    signature = backend._signature(function.arg_names, "bfloat16", schedule)
+    *kinds, _ = (backend._TORCH_TYPES.get(kind) for kind in signature.values())
     function.warmup(*(kind or 1 for kind in (*kinds, None)), grid=(1,), num_warps=schedule.num_warps)
 """
 CACHED_SPEC = Spec(

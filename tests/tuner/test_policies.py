@@ -24,8 +24,8 @@ SM_90 = NAMED["sm_90"]
 
 def test_every_device_has_its_policies_and_a_default():
     assert policy_for(cpu()).name == "cpu-warm"
-    assert policy_for(SM_90).name == "gpu-events"
-    assert policy_for(SM_90, "gpu-graph").graph
+    assert policy_for(SM_90).name == "gpu-graph"
+    assert not policy_for(SM_90, "gpu-events").graph
     assert policy_for(cpu(), "cpu-cold").cold
     assert len({policy.name for policy in POLICIES}) == len(POLICIES)
     with pytest.raises(PolicyError, match="choose one of: cpu-warm, cpu-cold"):

@@ -12,13 +12,15 @@ from pathlib import Path
 from codegen.device import Device
 from codegen.errors import TrellisError
 from tuner import candidates
-from tuner.campaign import sanitizer
+from tuner.campaign import exported, sanitizer
 from tuner.campaign.correctness import check_all, kernels_to_check
 from tuner.campaign.ledger import Entry, Ledger
 from tuner.campaign.plan import Campaign
+from tuner.campaign.precision import time_precisions
 from tuner.campaign.tables import page
 from tuner.campaign.timing import time_all
 from tuner.campaign.tuning import list_for, tune_all
+from tuner.campaign.warm_up import BY_TORCH, NEIGHBOURS, WarmUp
 from tuner.errors import NoGpuError
 from tuner.interruption import interruptible
 from tuner.pool import Workers
@@ -26,7 +28,7 @@ from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
 from tuning_db import Store, TuningDatabaseError
 
 _FAILED, _INTERRUPTED = 1, 130
-_PACKAGES = {"optuna": "candidates come from the prepared list", "tvm": "TVM's kernels are not compared"}
+_PACKAGES = {"optuna": "candidates come from the prepared list", "tvm": "its kernels are those that were exported"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +65,8 @@ def _run(options: argparse.Namespace, workers: Workers) -> int:
     print(f"{device.key()}, backend {backend}: {options.minutes:g} minutes; findings in {folder}")
     for each in left_out:
         print(f"left out: {each}")
-    good = all([_said(entry) for entry in _stages(campaign)])
+    with WarmUp(device, campaign.workload, folder / "warm-up.log") as warm:
+        good = all([_said(entry) for entry in _stages(campaign, warm)])
     left_out += list(_not_reached(campaign))
     path = folder / "tables.md"
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,12 +75,17 @@ def _run(options: argparse.Namespace, workers: Workers) -> int:
     return 0 if good else _FAILED
 
 
-def _stages(campaign: Campaign) -> Iterator[Entry]:
+def _stages(campaign: Campaign, warm: WarmUp) -> Iterator[Entry]:
     yield from check_all(campaign, _listed(campaign))
     if sanitizer.why_left_out(campaign.device) is None:
         yield from sanitizer.sanitize_all(campaign)
+    # From here on times are taken, and nothing else may run on the card.
+    warm.wait(NEIGHBOURS, campaign.left_for("sanitizer"))
     yield from tune_all(campaign)
-    yield from time_all(campaign)
+    yield from time_precisions(campaign)
+    yield from exported.check_exported(campaign)
+    warm.wait(BY_TORCH, 0.0)
+    yield from time_all(campaign, warm)
 
 
 def _listed(campaign: Campaign) -> tuple[NamedSpec, ...] | None:
@@ -112,6 +120,9 @@ def _left_out(device: Device, folder: Path) -> Iterator[str]:
     reason = sanitizer.why_left_out(device)
     if reason is not None:
         yield f"the sanitizer: {reason}"
+    reason = exported.why_left_out(device)
+    if reason is not None:
+        yield f"TVM's kernels: {reason}"
     if list_for(device, folder) is None:
         yield f"no list of candidates for {device.arch} in {folder}: all legal schedules are tried, in no order"
 

@@ -12,6 +12,7 @@ from tuner.campaign.plan import Campaign
 from tuner.errors import NoScheduleError
 from tuner.gpu_check import specs
 from tuner.legal import changes, legal_schedules
+from tuner.pool import Job
 from tuner.worker import Candidate
 from tuner.workload import NamedSpec
 from tuning_db import Outcome
@@ -20,14 +21,22 @@ _SECONDS = 0.05
 
 
 def check_all(campaign: Campaign, listed: tuple[NamedSpec, ...] | None = None) -> Iterator[Entry]:
-    """Check what was not checked yet, as far as the time goes; findings as they come, old ones included."""
+    """Check what was not checked yet, as far as the time goes; findings as they come, old ones included.
+
+    All are compiled from the start, since a card has many cores beside it.
+    """
+    todo: list[tuple[str, str, Job]] = []
     for named, schedule in kernels_to_check(campaign, listed):
         name, state = f"{named.name} {schedule.key()}", campaign.state_of(named.spec)
         known = campaign.ledger.find("correct", name, state)
         if known is not None:
             yield known
-        elif campaign.left_for("correct") > 0:
-            yield campaign.ledger.add(_checked(campaign, named.spec, schedule, name, state))
+        else:
+            todo.append((name, state, campaign.workers.submit(_candidate(campaign, named.spec, schedule))))
+    while todo and campaign.left_for("correct") > 0:
+        name, state, job = todo.pop(0)
+        yield campaign.ledger.add(_checked(campaign, job, name, state))
+    campaign.workers.withdraw([job for _, _, job in todo])
 
 
 def kernels_to_check(
@@ -53,12 +62,14 @@ def first_of_variants(spec: Spec, campaign: Campaign) -> list[Schedule]:
     return list(nearest.values())
 
 
-def _checked(campaign: Campaign, spec: Spec, schedule: Schedule, name: str, state: str) -> Entry:
+def _candidate(campaign: Campaign, spec: Spec, schedule: Schedule) -> Candidate:
     # Right or wrong does not depend on how many heads there are, and a small launch leaves time for more kernels.
     small = replace(spec, problem=replace(spec.problem, batch=1))
-    result = campaign.workers.evaluate(
-        Candidate(small, campaign.device, campaign.backend, schedule.settings(), seconds=_SECONDS)
-    )
+    return Candidate(small, campaign.device, campaign.backend, schedule.settings(), seconds=_SECONDS)
+
+
+def _checked(campaign: Campaign, job: Job, name: str, state: str) -> Entry:
+    result = campaign.workers.evaluate(job)
     ok = result.outcome is Outcome.ok
     text = "right" if ok else f"{result.outcome.value}: {result.reason}"
     return Entry(stage="correct", name=name, state=state, ok=ok, text=text, values=dict(result.errors))

@@ -15,7 +15,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One finding.
 
     Attributes:
-        stage: "correct", "sanitizer", "tuned", "measured" or "timed".
+        stage: "correct", "sanitizer", "tuned", "measured", "precision", "tvm" or "timed".
         name: of what was examined, unique in its stage.
         state: what it depends on besides: digests of templates and versions. Another state is another finding.
         ok: whether it is as it should be.

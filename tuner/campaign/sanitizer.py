@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -22,8 +23,23 @@ from tuner.campaign.plan import Campaign
 
 TOOLS = ("memcheck", "racecheck")
 _NAME = "compute-sanitizer"
-_TIMEOUT = 240.0
+_LEAST_SECONDS = 5.0
 _TAIL = 600
+
+# Starting torch under the sanitizer takes longer than a kernel does, and leaves all cores but one idle.
+_TOGETHER = 4
+_MOST_PROCESSES = 14
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel to be examined by one of `TOOLS`, and where the finding goes."""
+
+    tool: str
+    name: str
+    state: str
+    spec: Spec
+    schedule: Schedule
 
 
 def why_left_out(device: Device) -> str | None:
@@ -34,42 +50,72 @@ def why_left_out(device: Device) -> str | None:
 
 
 def sanitize_all(campaign: Campaign) -> Iterator[Entry]:
-    """Examine what was not examined yet, as far as the time goes."""
-    for (named, schedule), tool in itertools.product(kernels_to_check(campaign), TOOLS):
-        name, state = f"{tool} {named.name} {schedule.key()}", campaign.state_of(named.spec)
-        known = campaign.ledger.find("sanitizer", name, state)
+    """Examine what was not examined yet, several kernels in one process, as far as the time goes.
+
+    Where a process finds something, its kernels are examined again one by one.
+    """
+    todo: dict[str, list[Case]] = {tool: [] for tool in TOOLS}
+    for case in _cases(campaign):
+        known = campaign.ledger.find("sanitizer", case.name, case.state)
         if known is not None:
             yield known
-        elif campaign.left_for("sanitizer") > 0:
-            ok, text = examined(tool, named.spec, schedule)
-            yield campaign.ledger.add(Entry(stage="sanitizer", name=name, state=state, ok=ok, text=text))
+        else:
+            todo[case.tool].append(case)
+    by_tool = [[cases[at : at + _TOGETHER] for at in range(0, len(cases), _TOGETHER)] for cases in todo.values()]
+    # In turn, so that no tool is left out where the time is short.
+    groups = [group for both in itertools.zip_longest(*by_tool) for group in both if group]
+    with ThreadPoolExecutor(max(1, min(_MOST_PROCESSES, (os.cpu_count() or 1) - 2))) as pool:
+        for done in as_completed([pool.submit(_examined_in_time, campaign, group) for group in groups]):
+            yield from map(campaign.ledger.add, done.result())
 
 
-def examined(tool: str, spec: Spec, schedule: Schedule) -> tuple[bool, str]:
-    """Whether `tool` finds nothing wrong, and what it said last."""
-    settings = msgspec.json.encode(schedule.settings()).decode()
-    python = [sys.executable, "-m", "tuner.campaign.sanitizer", spec.key(), schedule.backend, settings]
-    command = [_NAME, "--tool", tool, "--error-exitcode", "9", *python]
+def _cases(campaign: Campaign) -> Iterator[Case]:
+    for tool in TOOLS:
+        for named, schedule in kernels_to_check(campaign):
+            name = f"{tool} {named.name} {schedule.key()}"
+            yield Case(tool, name, campaign.state_of(named.spec), named.spec, schedule)
+
+
+def _examined_in_time(campaign: Campaign, group: Sequence[Case]) -> list[Entry]:
+    """Findings about a group; none where the time was up before there was one."""
+    left = campaign.left_for("sanitizer")
+    if left < _LEAST_SECONDS:
+        return []
+    ok, text = examined(group, left)
+    if ok is None:
+        return []
+    if not ok and len(group) > 1:
+        return [entry for case in group for entry in _examined_in_time(campaign, [case])]
+    return [Entry(stage="sanitizer", name=case.name, state=case.state, ok=ok, text=text) for case in group]
+
+
+def examined(group: Sequence[Case], timeout: float) -> tuple[bool | None, str]:
+    """Whether the tool finds nothing wrong with kernels, None if it was not ready in time; and what it said last."""
+    kernels = [(case.spec.key(), case.schedule.backend, case.schedule.settings()) for case in group]
+    python = [sys.executable, "-m", "tuner.campaign.sanitizer", msgspec.json.encode(kernels).decode()]
+    command = [_NAME, "--tool", group[0].tool, "--error-exitcode", "9", *python]
     # Torch's caching allocator would hide what lies beyond a tensor.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
-        return False, f"no answer within {_TIMEOUT:g} s"
+        return None, f"no answer within {timeout:.0f} s"
     said = (done.stdout + done.stderr).strip()
     return done.returncode == 0, said[-_TAIL:]
 
 
-def main(spec_key: str, backend: str, settings: str) -> None:
-    """Run one small case of a program once; the sanitizer watches."""
+def main(kernels: str) -> None:
+    """Run one small case of each program once; the sanitizer watches."""
     from tuner.available import device_here
     from tuner.check import check_inputs
     from tuner.launch import bind
 
-    device, spec = device_here("cuda"), spec_of_key(spec_key)
-    small = replace(spec, problem=replace(spec.problem, batch=1, heads=2))
-    schedule = from_settings(backend, msgspec.json.decode(settings))
-    bind(build(small, schedule, device), check_inputs(small, device)).outputs_of_run()
+    device = device_here("cuda")
+    for spec_key, backend, settings in msgspec.json.decode(kernels):
+        spec = spec_of_key(spec_key)
+        small = replace(spec, problem=replace(spec.problem, batch=1, heads=2))
+        schedule = from_settings(backend, settings)
+        bind(build(small, schedule, device), check_inputs(small, device)).outputs_of_run()
 
 
 if __name__ == "__main__":

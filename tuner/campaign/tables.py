@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from tuner.campaign.ledger import Entry, Ledger
 from tuner.duration import duration
-from tuner.side_by_side import FLOOR, KERNEL
+from tuner.side_by_side import COMPILED, FLOOR, KERNEL
 
 
 def page(ledger: Ledger, device: str, left_out: Sequence[str]) -> str:
@@ -16,6 +16,8 @@ def page(ledger: Ledger, device: str, left_out: Sequence[str]) -> str:
     for title, stage in (("Correctness", "correct"), ("Sanitizer", "sanitizer")):
         parts += _verdicts(title, ledger.of(stage))
     parts += ["\n## Winners\n", *_winners(ledger.of("tuned"))]
+    parts += ["\n## Precision of dots\n", *_errors_and_times(ledger.of("precision"), "inputs and dots")]
+    parts += ["\n## TVM's kernels, exported\n", *_errors_and_times(ledger.of("tvm"), "program")]
     parts += ["\n## Beside other implementations\n", *_times(ledger.of("timed"))]
     return "\n".join(parts) + "\n"
 
@@ -43,6 +45,15 @@ def _winners(entries: Sequence[Entry]) -> Iterable[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def _errors_and_times(entries: Sequence[Entry], what: str) -> Iterable[str]:
+    yield f"| {what} | worst error | time | |"
+    yield "|---|---|---|---|"
+    for entry in entries:
+        errors, seconds = entry.values["errors"], entry.values["seconds"]
+        worst = f"{max(errors.values()):.1e}" if errors else "-"
+        yield f"| {entry.name} | {worst} | {_time(seconds)} | {entry.text} |"
+
+
 def _times(entries: Sequence[Entry]) -> Iterable[str]:
     yield "| spec | what | time | to the kernel | of bandwidth | of matrix products | of the chain's floor |"
     yield "|---|---|---|---|---|---|---|"
@@ -52,7 +63,8 @@ def _times(entries: Sequence[Entry]) -> Iterable[str]:
             continue
         seconds = entry.values["seconds"]
         for name, value in seconds.items():
-            cells = [entry.name, name, duration(value), _ratio(value, seconds[KERNEL]), "", "", ""]
+            beside = seconds[name.replace(COMPILED, KERNEL) if name.startswith(COMPILED) else KERNEL]
+            cells = [entry.name, name, duration(value), _ratio(value, beside), "", "", ""]
             if name == KERNEL:
                 cells[4:] = [f"{entry.values['of_bandwidth']:.0%}", f"{entry.values['of_matrix']:.0%}"]
                 cells.append(f"{seconds[FLOOR] / value:.0%}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tuner.campaign.ledger import Entry
 from tuner.campaign.plan import Campaign
+from tuner.campaign.warm_up import WarmUp
 from tuner.cost import cost_of
 from tuner.errors import WorkerError
 from tuner.side_by_side import KERNEL
@@ -13,10 +14,9 @@ from tuner.worker import Candidate
 from tuner.workload import NamedSpec
 
 SECONDS = 3.0
-_COMPILING = 240.0
 
 
-def time_all(campaign: Campaign) -> Iterator[Entry]:
+def time_all(campaign: Campaign, warm: WarmUp) -> Iterator[Entry]:
     """Time the winner of each spec that has one and was not timed yet, as far as the time goes."""
     for named in campaign.workload:
         state = campaign.state_of(named.spec)
@@ -25,14 +25,14 @@ def time_all(campaign: Campaign) -> Iterator[Entry]:
         if known is not None:
             yield known
         elif won is not None and won.ok and campaign.left_for("timed") > 0:
-            yield campaign.ledger.add(_timed(campaign, named, won, state))
+            yield campaign.ledger.add(_timed(campaign, named, won, state, warm.ready(named.spec)))
 
 
-def _timed(campaign: Campaign, named: NamedSpec, won: Entry, state: str) -> Entry:
+def _timed(campaign: Campaign, named: NamedSpec, won: Entry, state: str, ready: frozenset[str]) -> Entry:
     spec, device = named.spec, campaign.device
     candidate = Candidate(spec, device, campaign.backend, dict(won.values["schedule"]))
     try:
-        found = campaign.workers.side_by_side(candidate, SECONDS, campaign.left_for("timed") > _COMPILING)
+        found = campaign.workers.side_by_side(candidate, SECONDS, ready)
         ceiling = campaign.workers.ceiling(device, spec.problem.dtype, cost_of(spec).bytes)
     except WorkerError as error:
         return Entry(stage="timed", name=named.name, state=state, ok=False, text=str(error))

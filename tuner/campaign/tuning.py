@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,18 +13,21 @@ from tuner import candidates
 from tuner.campaign.ledger import Entry
 from tuner.campaign.plan import Campaign
 from tuner.cost import cost_of
-from tuner.cost_model import order_quality
+from tuner.cost_model import is_worth_nothing, order_quality
 from tuner.finals import judge
 from tuner.legal import changes, legal_schedules
 from tuner.policy import policy_for, stated
 from tuner.pool import Job
 from tuner.winner import Beside, winner_record
-from tuner.worker import Candidate, Contest
+from tuner.worker import Candidate, Contest, Result
 from tuner.workload import NamedSpec
 from tuning_db import Outcome
 
 FINALISTS, FINAL_ROUNDS, FINAL_SECONDS = 3, 60, 2.0
 SOURCE = "python -m tuner.campaign"
+
+Guessed = tuple[Schedule, float | None]
+"""A candidate, and the seconds that `tuner.cost_model` guesses if it was compiled before."""
 
 
 def tune_all(campaign: Campaign) -> Iterator[Entry]:
@@ -41,7 +45,7 @@ def tune(campaign: Campaign, named: NamedSpec, seconds: float) -> Entry:
     """Measure candidates of one spec, hold the finals, and commit the winner."""
     order = ordered(campaign, named.spec)
     until = campaign.left_for("tuned") - seconds
-    measured = list(_measure(campaign, named, [schedule for schedule, _ in order], until))
+    measured = list(_measure(campaign, named, order, until))
     right = sorted((entry.values["seconds"], entry.name) for entry in measured if entry.ok)
     state = campaign.state_of(named.spec)
     if not right:
@@ -52,11 +56,11 @@ def tune(campaign: Campaign, named: NamedSpec, seconds: float) -> Entry:
     return _finals(campaign, named, [order[0][0], *best], len(measured), _quality(named, order, measured))
 
 
-def ordered(campaign: Campaign, spec: Spec) -> list[tuple[Schedule, float | None]]:
+def ordered(campaign: Campaign, spec: Spec) -> list[Guessed]:
     """The default, the candidates that were prepared for this card or another of its kind, then all others."""
     device = campaign.device
     legal = legal_schedules(spec, campaign.backend, device)
-    prepared: list[tuple[Schedule, float | None]] = []
+    prepared: list[Guessed] = []
     path = list_for(device, campaign.candidates)
     if campaign.backend == "triton" and path is not None:
         for ranked in candidates.read(path):
@@ -75,31 +79,59 @@ def list_for(device: Device, folder: Path) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def _measure(campaign: Campaign, named: NamedSpec, order: Sequence[Schedule], until: float) -> Iterator[Entry]:
-    """Findings about candidates in order, old ones first, until so many seconds are left; the default in any case."""
+def _measure(campaign: Campaign, named: NamedSpec, order: Sequence[Guessed], until: float) -> Iterator[Entry]:
+    """Findings about candidates in order, old ones first, until so many seconds are left; the default in any case.
+
+    As soon as times show that the guesses are worth nothing, the rest comes in a random order. After those that were
+    prepared comes what differs least from the best so far.
+    """
     state, workers = campaign.state_of(named.spec), campaign.workers
     waiting: dict[str, Job] = {}
-    left = list(order)
+    pairs: list[tuple[float, float]] = []
+    best: tuple[float, Schedule] | None = None
+    left, shuffled = list(order), False
     while left:
-        # While one is measured the next few are compiled.
-        for schedule in left[: 1 + workers.ahead]:
-            name = f"{named.name} {schedule.key()}"
-            if name not in waiting and campaign.ledger.find("measured", name, state) is None:
-                waiting[name] = workers.submit(_candidate(campaign, named.spec, schedule))
-        schedule = left.pop(0)
+        if best is not None and left[0][1] is None:
+            left = _nearest_first(left, best[1])
+        _compile_ahead(campaign, named, left, waiting)
+        schedule, guess = left.pop(0)
         name = f"{named.name} {schedule.key()}"
-        known = campaign.ledger.find("measured", name, state)
-        if known is not None:
-            yield known
+        entry = campaign.ledger.find("measured", name, state)
+        if entry is None:
+            if schedule != order[0][0] and campaign.left_for("tuned") <= until:
+                break
+            entry = campaign.ledger.add(_measured(workers.evaluate(waiting.pop(name)), name, state))
+        yield entry
+        if not entry.ok:
             continue
-        if schedule != order[0] and campaign.left_for("tuned") <= until:
-            break
-        result = workers.evaluate(waiting.pop(name))
-        ok = result.outcome is Outcome.ok
-        values = {"seconds": result.seconds, "spread": result.spread, "compile_seconds": result.compile_seconds}
-        text = "" if ok else f"{result.outcome.value}: {result.reason}"
-        yield campaign.ledger.add(Entry(stage="measured", name=name, state=state, ok=ok, text=text, values=values))
+        if best is None or entry.values["seconds"] < best[0]:
+            best = entry.values["seconds"], schedule
+        if guess is not None:
+            pairs.append((guess, entry.values["seconds"]))
+        if not shuffled and is_worth_nothing(pairs):
+            random.Random(0).shuffle(left)
+            shuffled = True
     workers.withdraw(list(waiting.values()))
+
+
+def _nearest_first(left: Sequence[Guessed], best: Schedule) -> list[Guessed]:
+    return sorted(left, key=lambda each: changes(each[0], best))
+
+
+def _compile_ahead(campaign: Campaign, named: NamedSpec, left: Sequence[Guessed], waiting: dict[str, Job]) -> None:
+    """While one is measured the next few are compiled."""
+    state = campaign.state_of(named.spec)
+    for schedule, _ in left[: 1 + campaign.workers.ahead]:
+        name = f"{named.name} {schedule.key()}"
+        if name not in waiting and campaign.ledger.find("measured", name, state) is None:
+            waiting[name] = campaign.workers.submit(_candidate(campaign, named.spec, schedule))
+
+
+def _measured(result: Result, name: str, state: str) -> Entry:
+    ok = result.outcome is Outcome.ok
+    values = {"seconds": result.seconds, "spread": result.spread, "compile_seconds": result.compile_seconds}
+    text = "" if ok else f"{result.outcome.value}: {result.reason}"
+    return Entry(stage="measured", name=name, state=state, ok=ok, text=text, values=values)
 
 
 def _finals(
@@ -135,9 +167,7 @@ def _finals(
     )
 
 
-def _quality(
-    named: NamedSpec, order: Sequence[tuple[Schedule, float | None]], measured: Sequence[Entry]
-) -> float | None:
+def _quality(named: NamedSpec, order: Sequence[Guessed], measured: Sequence[Entry]) -> float | None:
     """The rank correlation of guesses with times: what the order in which candidates came was worth."""
     times = {entry.name: entry.values["seconds"] for entry in measured if entry.ok}
     pairs = [

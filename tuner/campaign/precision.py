@@ -1,0 +1,65 @@
+"""What each precision of a dot costs on this card: error against the oracle, and time, by type of the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from codegen.legality import why_illegal
+from codegen.schedule import Schedule, TritonSchedule, default, dot_precisions
+from codegen.spec import Spec
+from tuner.campaign.ledger import Entry
+from tuner.campaign.plan import Campaign
+from tuner.worker import Candidate
+from tuner.workload import NamedSpec
+from tuning_db import Outcome
+
+DTYPES = ("float32", "float16", "bfloat16")
+_SECONDS = 0.2
+
+
+def time_precisions(campaign: Campaign) -> Iterator[Entry]:
+    """The first forward of the workload that has dots, in every type and every legal precision."""
+    if campaign.backend != "triton":
+        return
+    todo = []
+    for name, spec, schedule in precisions(campaign):
+        state = campaign.state_of(spec)
+        known = campaign.ledger.find("precision", name, state)
+        if known is not None:
+            yield known
+        else:
+            candidate = Candidate(spec, campaign.device, "triton", schedule.settings(), seconds=_SECONDS)
+            todo.append((name, state, campaign.workers.submit(candidate)))
+    while todo and campaign.left_for("precision") > 0:
+        name, state, job = todo.pop(0)
+        result = campaign.workers.evaluate(job)
+        ok = result.outcome is Outcome.ok
+        values = {"seconds": result.seconds, "errors": result.errors}
+        text = "" if ok else f"{result.outcome.value}: {result.reason}"
+        # A precision that is not enough is no fault of a kernel: nothing picks it.
+        expected = ok or result.outcome is Outcome.wrong_answer
+        yield campaign.ledger.add(
+            Entry(stage="precision", name=name, state=state, ok=expected, text=text, values=values)
+        )
+    campaign.workers.withdraw([job for _, _, job in todo])
+
+
+def precisions(campaign: Campaign) -> Iterator[tuple[str, Spec, Schedule]]:
+    """A name, a spec and a schedule for each type of input and each precision that is legal for it."""
+    named = next(filter(_has_dots, campaign.workload), None)
+    if named is None:
+        return
+    for dtype in DTYPES:
+        spec = replace(named.spec, problem=replace(named.spec.problem, dtype=dtype))
+        usual = default("triton", spec, campaign.device)
+        assert isinstance(usual, TritonSchedule)
+        for precision in dot_precisions(campaign.device):
+            schedule = replace(usual, dot_precision=precision)
+            if why_illegal(spec, schedule, campaign.device) is None:
+                yield f"{dtype} {precision}", spec, schedule
+
+
+def _has_dots(named: NamedSpec) -> bool:
+    problem = named.spec.problem
+    return problem.operator == "trellis_attention" and problem.direction == "forward" and problem.chunk > 1

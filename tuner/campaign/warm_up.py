@@ -1,0 +1,112 @@
+"""What compares itself with the winners is compiled while kernels are checked: it takes minutes, and no card."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from codegen.device import Device
+from codegen.spec import Spec, spec_of_key
+from tuner.inputs import torch_device
+from tuner.neighbours import COMPILE_LONG, fla_call
+from tuner.side_by_side import COMPILED, compiled_call, compiled_spec
+from tuner.workload import NamedSpec
+
+NEIGHBOURS, BY_TORCH = "neighbours", "by torch"
+KINDS = {NEIGHBOURS: COMPILE_LONG, BY_TORCH: (COMPILED,)}
+"""The rivals that each process runs, one after another."""
+
+_ROOT = Path(__file__).resolve().parents[2]
+_LOOK_SECONDS = 0.2
+
+
+class WarmUp:
+    """Processes that run each rival once, so that caches on disk hold it; a context manager.
+
+    Args:
+        device: where; nothing is started on a CPU, whose cores others need.
+        workload: whose rivals.
+        log: what the processes say besides goes there.
+    """
+
+    def __init__(self, device: Device, workload: Sequence[NamedSpec], log: Path) -> None:
+        self._ready: set[tuple[str, str]] = set()
+        self._processes: dict[str, subprocess.Popen[str]] = {}
+        if device.kind == "cpu":
+            return
+        log.parent.mkdir(parents=True, exist_ok=True)
+        for kind in KINDS:
+            command = [sys.executable, "-m", "tuner.campaign.warm_up", kind, *(each.spec.key() for each in workload)]
+            with log.open("a") as said:
+                process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=_ROOT)
+            self._processes[kind] = process
+            threading.Thread(target=self.listen, args=(process,), daemon=True).start()
+
+    def __enter__(self) -> WarmUp:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+
+    def ready(self, spec: Spec) -> frozenset[str]:
+        """The rivals of `spec` that have run once."""
+        return frozenset(rival for rival, key in set(self._ready) if key == spec.key())
+
+    def wait(self, kind: str, seconds: float) -> None:
+        """Until all of a kind have run, but no longer than `seconds`; what is not ready then is given up."""
+        process = self._processes.get(kind)
+        until = time.monotonic() + seconds
+        while process is not None and process.poll() is None:
+            if time.monotonic() > until:
+                process.kill()
+                process.wait()
+            time.sleep(_LOOK_SECONDS)
+
+    def listen(self, process: subprocess.Popen[str]) -> None:
+        """Note what a process says it has run, until it ends."""
+        assert process.stdout is not None
+        for line in process.stdout:
+            rival, key = line.rstrip("\n").split(" ", 1)
+            self._ready.add((rival, key))
+
+
+def main(kind: str, *keys: str) -> None:
+    """Run the rivals of a kind once for each spec, and print rival and key as soon as that is done."""
+    from tuner.available import device_here
+
+    device = device_here("cuda")
+    for rival, spec in itertools.product(KINDS[kind], map(spec_of_key, keys)):
+        started = time.monotonic()
+        try:
+            with torch.set_grad_enabled(spec.problem.direction != "forward"):
+                _run_once(rival, spec, device)
+        except Exception:
+            traceback.print_exc()  # It is left out of the comparison, and the log says why.
+            continue
+        print(rival, spec.key(), flush=True)
+        print(f"{rival} for {spec.key()}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def _run_once(rival: str, spec: Spec, device: Device) -> None:
+    if rival == COMPILED:
+        compiled_call(compiled_spec(spec), device).run()
+    elif not spec.problem.operator.startswith("trellis_step"):
+        fla_call(rival, spec, torch_device(device)).run()
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
