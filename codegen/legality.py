@@ -145,6 +145,10 @@ def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) ->
         return "the interpreter has no software pipeline: num_stages must be 1"
     if schedule.tile_rows > max(16, next_power_of_two(spec.problem.chunk)):
         return f"tile_rows {schedule.tile_rows} exceeds the chunk of {spec.problem.chunk} tokens"
+    if schedule.variant == "backward_chunks" and schedule.tile_rows < spec.problem.chunk:
+        return f"variant 'backward_chunks' takes whole chunks: tile_rows must hold {spec.problem.chunk} tokens"
+    if schedule.variant == "backward_chunks" and schedule.checkpoint_spacing != 1:
+        return "variant 'backward_chunks' reads the first state of every chunk: checkpoint_spacing must be 1"
     if schedule.variant == "recurrent" and schedule.tile_rows != 16:
         return "variant 'recurrent' has no tile: tile_rows must be 16"
     if schedule.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):

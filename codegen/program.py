@@ -15,6 +15,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from codegen import backward_program
 from codegen.backends import Kernel, backend
 from codegen.device import Device
 from codegen.legality import require_legal
@@ -23,6 +24,7 @@ from codegen.schedule import (
     Schedule,
     TritonSchedule,
     TvmSchedule,
+    dots_in_bfloat16,
     keeps_bfloat16,
     segment_tiles,
     segment_tokens,
@@ -42,12 +44,19 @@ KERNELS_OF_VARIANT: dict[str, tuple[str, ...]] = {
     "readout": ("memory_readout",),
     "backward": ("trellis_fused", "trellis_backward"),
     "backward_split": ("trellis_fused", "keys_readout", "values_backward", "keys_backward"),
+    "backward_chunks": (
+        *("trellis_update", "memory_readout"),
+        *("keys_readout", "values_reading", "keys_reading", "states_backward", "values_writing", "keys_writing"),
+    ),
 }
 """Which templates a variant is made of, unless `kernels_of` says otherwise."""
 
 _OF_TRITON = {"split": ("trellis_update", "memory_readout")}
 
-BACKWARD_KERNELS = ("trellis_backward", "keys_readout", "values_backward", "keys_backward")
+BACKWARD_KERNELS = (
+    *("trellis_backward", "keys_readout", "values_backward", "keys_backward"),
+    *("values_reading", "keys_reading", "states_backward", "values_writing", "keys_writing"),
+)
 """Those that only a backward has."""
 
 GRADIENTS = ("q", "k", "v", "alpha", "log_beta", "gamma", "states")
@@ -117,7 +126,9 @@ class Program:
         """Run trellis_attention: write y `[B*T, H, D_v]`, leave the final states in S_k and S_v."""
         programs = sequences.count * q.shape[1]
         if self.schedule.variant == "split":
-            self._split(q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences, y)
+            kept_type = (q if keeps_bfloat16(self.schedule) else S_k).dtype
+            of_k, of_v = (S.new_empty((sequences.chunks, *S.shape[1:]), dtype=kept_type) for S in (S_k, S_v))
+            self._split(self.kernels, q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences, (of_k, of_v), y)
         elif self.schedule.variant == "pair":
             self._pair(q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences, y)
         else:
@@ -125,6 +136,7 @@ class Program:
 
     def _split(
         self,
+        kernels: tuple[Kernel, ...],
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
@@ -134,14 +146,15 @@ class Program:
         S_k: torch.Tensor,
         S_v: torch.Tensor,
         sequences: Sequences,
+        chunk_states: tuple[torch.Tensor, torch.Tensor],
         y: torch.Tensor,
     ) -> None:
-        *updates, readout = self.kernels
+        *updates, readout = kernels
         programs = sequences.count * q.shape[1]
         cu_seqlens, chunk_offsets = sequences.cu_seqlens, sequences.chunk_offsets
-        kept_type = (q if keeps_bfloat16(self.schedule) else S_k).dtype
-        states_k, states_v = (S.new_empty((sequences.chunks, *S.shape[1:]), dtype=kept_type) for S in (S_k, S_v))
-        codes_k, codes_v = (S_k.new_empty(alpha.shape, dtype=kept_type) for _ in range(2))
+        states_k, states_v = chunk_states
+        codes_type = (q if dots_in_bfloat16(self.schedule) else S_k).dtype
+        codes_k, codes_v = (S_k.new_empty(alpha.shape, dtype=codes_type) for _ in range(2))
         gates, offsets = (alpha, log_beta, gamma), (cu_seqlens, chunk_offsets)
         if len(updates) == 1:
             kept = (states_k, codes_k, states_v, codes_v)
@@ -198,6 +211,10 @@ class Program:
             sequences: with chunks of `segment_tokens`, which their `chunk_offsets` and `chunks` count.
             chunk_states: `[chunks, H, M, D]` of each memory.
         """
+        if self.schedule.variant == "backward_chunks":
+            kernels = self.kernels[:2]
+            self._split(kernels, q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences, chunk_states, y)
+            return
         programs = sequences.count * q.shape[1]
         offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
         self.kernels[0](programs, q, k, v, alpha, log_beta, gamma, S_k, S_v, *offsets, *chunk_states, y)
@@ -225,39 +242,19 @@ class Program:
         """
         programs = sequences.count * tokens[0].shape[1]
         offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
-        given = (*tokens, *chunk_states, bar_y, *bar_states, *offsets)
-        if isinstance(self.schedule, TvmSchedule):
-            flags = sum(1 << place for place, name in enumerate(GRADIENTS) if name in wanted)
-            self.kernels[1](programs, flags, *given, *bar_tokens, *self._thread_states(tokens[0], bar_states))
-        elif self.schedule.variant == "backward_split":
-            self._backward_split(tokens, chunk_states, bar_y, bar_states, sequences, bar_tokens)
-        else:
-            self.kernels[1](programs, *given, *self._program_states(programs, bar_states), *bar_tokens)
-
-    def _backward_split(
-        self,
-        tokens: tuple[torch.Tensor, ...],
-        chunk_states: tuple[torch.Tensor, torch.Tensor],
-        bar_y: torch.Tensor,
-        bar_states: tuple[torch.Tensor, torch.Tensor],
-        sequences: Sequences,
-        bar_tokens: tuple[torch.Tensor, ...],
-    ) -> None:
-        _, keys_readout, values_backward, keys_backward = self.kernels
-        q, k, v, alpha, *gates = tokens
-        states_k, states_v = chunk_states
-        bar_q, bar_k, bar_v, bar_alpha, *bar_gates = bar_tokens
-        bar_S_k, bar_S_v = bar_states
-        programs, most_segments = sequences.count * q.shape[1], sequences.most_chunks
-        offsets = (sequences.cu_seqlens, sequences.chunk_offsets)
-        r, bar_r, bar_alpha_v = (states_k.new_empty(alpha.shape) for _ in range(3))
-        keys_readout(programs * most_segments, q, k, alpha, *gates, states_k, *offsets, most_segments, r)
-        scratch = self._program_states(programs, (bar_S_v,))
-        given: tuple[torch.Tensor, ...] = (v, alpha, *gates, r, states_v, bar_y, bar_S_v, *offsets, *scratch)
-        values_backward(programs, *given, bar_v, bar_r, bar_alpha_v, *bar_gates)
-        scratch = self._program_states(programs, (bar_S_k,))
-        given = (q, k, alpha, *gates, states_k, bar_r, bar_alpha_v, bar_S_k, *offsets, *scratch)
-        keys_backward(programs, *given, bar_q, bar_k, bar_alpha, *bar_gates)
+        given = (tokens, chunk_states, bar_y, bar_states, bar_tokens, offsets)
+        if isinstance(self.schedule, TritonSchedule):
+            kernels = tuple(
+                kernel
+                for name, kernel in zip(kernels_of(self.schedule.variant, "triton"), self.kernels, strict=True)
+                if name in BACKWARD_KERNELS
+            )
+            reverse = backward_program.Reverse(*given, programs, sequences.most_chunks)
+            backward_program.run(self.spec, self.schedule, kernels, reverse)
+            return
+        flags = sum(1 << place for place, name in enumerate(GRADIENTS) if name in wanted)
+        arguments = (*tokens, *chunk_states, bar_y, *bar_states, *offsets, *bar_tokens)
+        self.kernels[1](programs, flags, *arguments, *self._thread_states(tokens[0], bar_states))
 
     @property
     def segment_tokens(self) -> int:
@@ -275,14 +272,6 @@ class Program:
             state.new_empty((self.schedule.threads, count, *sizes)) for state, sizes in zip(states, padded, strict=True)
         )
         return of_k, of_v
-
-    def _program_states(self, programs: int, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Where programs of Triton keep the states at the starts of a segment's tiles, if it has more than one."""
-        assert isinstance(self.schedule, TritonSchedule)
-        count = self.schedule.checkpoint_spacing * -(-self.spec.problem.chunk // self.schedule.tile_rows)
-        if count == 1:
-            return ()
-        return tuple(state.new_empty((programs * count, *state.shape[2:])) for state in states)
 
     def update(
         self,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 KERNELS = (
     *("trellis_fused", "trellis_pair", "trellis_backward", "keys_readout", "values_backward", "keys_backward"),
+    *("values_reading", "keys_reading", "states_backward", "values_writing", "keys_writing"),
     *("trellis_update", "memory_update", "memory_readout", "memory_step"),
 )
 """Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""

@@ -31,11 +31,12 @@ split: an update kernel per memory that stores chunk-start states and codes, the
 recurrent: token by token, exact; with one token it is the decode step.
 """
 
-BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {"trellis_attention": ("backward", "backward_split")}
-"""Variants of the operators that have a backward kernel. All begin with a `fused` that also stores states.
+BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {"trellis_attention": ("backward", "backward_split", "backward_chunks")}
+"""Variants of the operators that have a backward kernel. All begin with a forward that also stores states.
 
 backward: one program per sequence and head that walks back with the cotangents of both states.
 backward_split: first R again, parallel over chunks; then one memory after the other, so that half as much is resident.
+backward_chunks: only the cotangents of states walk back; all else is parallel over chunks, each of them one tile.
 """
 
 
@@ -136,9 +137,10 @@ MOST_TASKS = 64
 FEWEST_TOKENS_PER_STATE = 16
 """A state is M x D numbers: stored for every token, states take hundreds of times what the inputs take."""
 
-_ONLY = {"pair": "tvm", "backward_split": "triton"}
+_ONLY = {"pair": "tvm", "backward_split": "triton", "backward_chunks": "triton"}
 _DEFAULT_TILE = 16
 _DEFAULT_CUDA_TILE = 64
+_LONGEST_WHOLE_CHUNK = 64
 _DEFAULT_ACCUMULATORS = 16
 
 # Where chunks are shorter than FEWEST_TOKENS_PER_STATE, TVM's tiles span chunks, which costs less the more of them.
@@ -263,6 +265,8 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
     large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
     variant = _default_variant(spec)
     if variant == "backward":
+        if device.arch == "sm_90" and not large and 16 <= problem.chunk <= _LONGEST_WHOLE_CHUNK:
+            return _default_backward_chunks(problem.chunk, precision)
         spacing = _default_triton_spacing(problem)
         return TritonSchedule("backward_split", 16, 8, 1, precision, spacing)
     # Four warps are denied the standard assembler on some devices (codegen/denied.json).
@@ -275,6 +279,14 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
     tile = min(64, max(16, next_power_of_two(problem.chunk)))
     warps, stages = _WARPS_AND_STAGES.get(device.arch, (8, 1))
     return TritonSchedule(variant, tile, warps, stages, precision, ptxas=ptxas)
+
+
+def _default_backward_chunks(chunk: int, precision: str) -> TritonSchedule:
+    tile = max(16, next_power_of_two(chunk))
+    if precision == "bf16":
+        # The matrix units of sm_90 give 64 rows to four warps; eight compute the maps of each row twice.
+        return TritonSchedule("backward_chunks", tile, 4, 2, precision, 1, "blackwell")
+    return TritonSchedule("backward_chunks", tile, 8, 1, precision)
 
 
 def _default_triton_spacing(problem: Problem) -> int:
@@ -293,10 +305,14 @@ def dot_precisions(device: Device) -> tuple[str, ...]:
     return ("ieee", "tf32x3", "tf32", "bf16x3", "bf16")
 
 
+def dots_in_bfloat16(schedule: Schedule) -> bool:
+    """Whether what one kernel of Triton leaves for the dots of the next may be bfloat16, as they round it so."""
+    return isinstance(schedule, TritonSchedule) and schedule.dot_precision == "bf16"
+
+
 def keeps_bfloat16(schedule: Schedule) -> bool:
-    """Whether `split` keeps chunk-start states and codes in bfloat16, its inputs' type: its dots round them so."""
-    triton = isinstance(schedule, TritonSchedule) and schedule.dot_precision == "bf16"
-    return triton and schedule.variant == "split"
+    """Whether `split` keeps chunk-start states in bfloat16, its inputs' type: its dots round them so."""
+    return schedule.variant == "split" and dots_in_bfloat16(schedule)
 
 
 def _default_variant(spec: Spec) -> str:

@@ -25,6 +25,7 @@ CODEGEN_ORDER = (
     "cuda_launch",
     "cuda_driver",
     "backends",
+    "backward_program",
     "program",
     "exported",
     "export",

@@ -94,9 +94,9 @@ def walk_of(kernel: str, spec: Spec, schedule: TritonSchedule) -> Walk:
     segment = problem.chunk * schedule.checkpoint_spacing
     tiles = schedule.checkpoint_spacing * -(-problem.chunk // schedule.tile_rows)
     segments = -(-problem.tokens // segment)
-    if kernel.endswith("_readout"):
+    if kernel.endswith(("_readout", "_reading", "_writing")):
         return Walk(heads * segments, tiles)
-    if kernel == "trellis_update":
+    if kernel in ("trellis_update", "states_backward"):
         return Walk(2 * heads, segments * tiles)
     again = 2 if kernel.endswith("_backward") and tiles > 1 else 1
     return Walk(heads, again * segments * tiles)

@@ -21,7 +21,7 @@ from codegen.backends.source_module import module_of
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, CompileError
 from codegen.render import Source, render
-from codegen.schedule import Schedule, TritonSchedule, keeps_bfloat16
+from codegen.schedule import Schedule, TritonSchedule, dots_in_bfloat16, keeps_bfloat16
 from codegen.spec import Spec
 
 name = "triton"
@@ -36,7 +36,11 @@ _TYPED_AS_INPUT = (
     *("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr", "y_ptr"),
     *("bar_q_ptr", "bar_k_ptr", "bar_v_ptr", "bar_alpha_ptr", "bar_y_ptr"),
 )
-_KEPT = ("chunk_states_k_ptr", "codes_k_ptr", "chunk_states_v_ptr", "codes_v_ptr")
+_STATES = ("chunk_states_k_ptr", "chunk_states_v_ptr")
+_TYPED_AS_DOTS = (
+    *("codes_k_ptr", "codes_v_ptr", "r_ptr", "bar_r_ptr", "Y_k_ptr", "Y_v_ptr"),
+    *("bar_T_k_ptr", "bar_T_v_ptr", "bar_states_k_ptr", "bar_states_v_ptr"),
+)
 _STAGES = {"cuda": ("ttir", "ttgir", "llir", "ptx"), "hip": ("ttir", "ttgir", "llir", "amdgcn")}
 
 
@@ -144,9 +148,8 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> I
     described = triton_descriptors.described(source, function.arg_names)
     if _interprets():
         return InterpretedKernel(source, function, described)
-    *types, _ = (
-        _TORCH_TYPES.get(kind) for kind in _signature(function.arg_names, spec.problem.dtype, schedule).values()
-    )
+    signature = _signature(function.arg_names, spec.problem.dtype, schedule)
+    *types, _ = (_TORCH_TYPES.get(kind) for kind in signature.values())
     num_warps = _num_warps(schedule)
     try:
         with _assembled_by(schedule):
@@ -259,15 +262,19 @@ def _target(triton: Any, device: Device) -> Any:
 
 
 def _signature(arguments: list[str], dtype: str, schedule: Schedule) -> dict[str, str]:
-    kept, types = "bfloat16" if keeps_bfloat16(schedule) else "float32", {}
+    of_dots = "bfloat16" if dots_in_bfloat16(schedule) else "float32"
+    of_states, types = "bfloat16" if keeps_bfloat16(schedule) else "float32", {}
     for argument in arguments:
         if argument in _INTEGERS:
             types[argument] = "i32"
         elif argument in _OFFSETS:
             types[argument] = "*i32"
+        elif argument in _TYPED_AS_DOTS:
+            types[argument] = _POINTER_TYPES[of_dots]
+        elif argument in _STATES:
+            types[argument] = _POINTER_TYPES[of_states]
         else:
-            other = kept if argument in _KEPT else "float32"
-            types[argument] = _POINTER_TYPES[dtype if argument in _TYPED_AS_INPUT else other]
+            types[argument] = _POINTER_TYPES[dtype if argument in _TYPED_AS_INPUT else "float32"]
     return types
 
 

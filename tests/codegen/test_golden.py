@@ -122,6 +122,17 @@ GOLDEN = [
         Golden(kernel, backward(PLAIN, "backward"), replace(TRITON, variant="backward_split"), "sm_90")
         for kernel in ("keys_readout", "values_backward", "keys_backward")
     ),
+    *(
+        Golden(kernel, backward(PLAIN, "backward"), replace(TRITON, variant="backward_chunks"), "sm_90")
+        for kernel in ("values_reading", "keys_reading", "states_backward", "values_writing", "keys_writing")
+    ),
+    *(
+        Golden(
+            *(kernel, backward(PADDED, "backward_first_order")),
+            *(replace(TRITON_TILED, variant="backward_chunks", tile_rows=32), "sm_90", "padded"),
+        )
+        for kernel in ("values_reading", "keys_reading", "states_backward", "values_writing", "keys_writing")
+    ),
     *tvm("trellis_fused", "trellis_attention", "fused"),
     *tvm("trellis_pair", "trellis_attention", "pair"),
     *tvm("memory_update", "memory_update", "update"),

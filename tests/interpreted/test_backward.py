@@ -48,7 +48,10 @@ def test_first_order_gradients(phi, variant):
 
 
 @pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
-@pytest.mark.parametrize(("tile", "variant"), [(16, VARIANTS[0]), (32, VARIANTS[0]), (16, VARIANTS[1])])
+@pytest.mark.parametrize(
+    ("tile", "variant"),
+    [(16, "backward"), (32, "backward"), (16, "backward_split")],
+)
 def test_tiles_of_a_chunk_of_packed_sequences(tile, variant, outer_gradient):
     sizes = SMALL | {"lengths": (50, 7, 0, 40)}
     check_backward(triton(tile_rows=tile, variant=variant), Case(chunk=40, packed=True, **sizes), outer_gradient)
@@ -56,20 +59,37 @@ def test_tiles_of_a_chunk_of_packed_sequences(tile, variant, outer_gradient):
 
 @pytest.mark.parametrize(("chunk", "spacing"), [(1, 16), (2, 16), (3, 8), (5, 4), (16, 2), (17, 4), (20, 2)])
 def test_states_that_are_computed_again(chunk, spacing):
-    for variant in VARIANTS:
+    for variant in ("backward", "backward_split"):
         case = Case(chunk=chunk, **SMALL | {"lengths": (2 * chunk + 15,)})
         check_backward(triton(checkpoint_spacing=spacing, variant=variant), case)
 
 
+@pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
+@pytest.mark.parametrize(("chunk", "tile"), [(16, 16), (20, 32), (32, 32), (40, 64), (64, 64)])
+def test_whole_chunks_of_packed_sequences(chunk, tile, outer_gradient):
+    """Odd lengths, one of a single token, one of none; steps of their own for each token."""
+    rule = Rule("ln_silu", phi_eps=1e-2, step_size="token")
+    case = Case(chunk=chunk, packed=True, rule=rule, **SMALL | {"heads": 2, "lengths": (2 * chunk + 7, 1, 0, chunk)})
+    check_backward(triton(variant="backward_chunks", tile_rows=tile), case, outer_gradient)
+
+
+@pytest.mark.parametrize("length", [1, 15, 33])
+def test_whole_chunks_of_one_sequence(length):
+    case = Case(chunk=16, rule=Rule("silu"), **SMALL | {"lengths": (length,)})
+    check_backward(triton(variant="backward_chunks"), case)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_inputs(dtype):
-    check_backward(triton(), Case(chunk=16, dtype=dtype, **SMALL))
+def test_half_precision_inputs(dtype, variant):
+    check_backward(triton(variant=variant), Case(chunk=16, dtype=dtype, **SMALL))
 
 
 @pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(1, 1, 1), (16, 32, 16), (33, 5, 17)])
 def test_sizes(dim_k, dim_v, slots):
     sizes = SMALL | {"dim_k": dim_k, "dim_v": dim_v, "slots": slots}
     check_backward(triton(), Case(chunk=20, **sizes))
+    check_backward(triton(variant="backward_chunks", tile_rows=32), Case(chunk=20, **sizes))
 
 
 # Codes of l2_silu at z = 0 are so large that exp(-z) in the sigmoid of the next chunk overflows to the right limit.
@@ -80,14 +100,16 @@ def test_zero_state(phi):
     check_backward(triton(), case, inputs=case.inputs(state="zero"))
 
 
-def test_forgetting_at_its_limits():
+@pytest.mark.parametrize(("variant", "tile"), [("backward_split", 16), ("backward_chunks", 64)])
+def test_forgetting_at_its_limits(variant, tile):
     case = Case(chunk=40, **SMALL)
+    kernels = triton(variant=variant, tile_rows=tile)
     inputs = case.inputs()
     inputs.log_beta[:, ::3] = float("-inf")
     inputs.log_beta[:, 1::3] = -40.0
-    check_backward(triton(), case, inputs=inputs)
-    check_backward(triton(), case, inputs=case.inputs(log_beta=-40.0))
-    check_backward(triton(), case, inputs=case.inputs(log_beta=0.0))
+    check_backward(kernels, case, inputs=inputs)
+    check_backward(kernels, case, inputs=case.inputs(log_beta=-40.0))
+    check_backward(kernels, case, inputs=case.inputs(log_beta=0.0))
 
 
 @pytest.mark.parametrize(("chunk", "packed"), [(1, True), (16, False)])
@@ -129,6 +151,8 @@ def test_how_many_states_are_kept(chunk, states):
         (1, {"checkpoint_spacing": 8}, "stores the states of every 8 tokens"),
         (64, {"checkpoint_spacing": 8}, "compute the states of 512 tokens again"),
         (1025, {}, "at most 1024 tokens"),
+        (40, {"variant": "backward_chunks"}, "tile_rows must hold 40 tokens"),
+        (16, {"variant": "backward_chunks", "checkpoint_spacing": 2}, "checkpoint_spacing must be 1"),
         (16, {"variant": "fused"}, "no variant 'fused' of trellis_attention backward"),
     ],
 )
