@@ -8,7 +8,9 @@ its place. So does a worker whose candidate was wrong, since that may have writt
 
 from __future__ import annotations
 
+import math
 import multiprocessing.connection
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,10 +107,19 @@ class Workers:
 
     def first_compiled(self, jobs: Sequence[Job]) -> Job:
         """The first of `jobs`, at least one, that has been compiled; waits until there is one."""
+        job = self.compiled_within(jobs, math.inf)
+        assert job is not None
+        return job
+
+    def compiled_within(self, jobs: Sequence[Job], seconds: float) -> Job | None:
+        """The first of `jobs` that has been compiled; None if there is none within so many seconds."""
+        until = time.monotonic() + seconds
         while True:
             for job in jobs:
                 if job.compiled is not None:
                     return job
+            if not jobs or time.monotonic() > until:
+                return None
             self._look()
 
     def evaluate(self, candidate: Candidate | Job) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from codegen.schedule import Schedule
+from codegen.schedule import Schedule, TritonSchedule
 from codegen.spec import Spec
 from tuner.campaign.ledger import Entry
 from tuner.campaign.plan import Campaign
@@ -23,20 +23,22 @@ _SECONDS = 0.05
 def check_all(campaign: Campaign, listed: tuple[NamedSpec, ...] | None = None) -> Iterator[Entry]:
     """Check what was not checked yet, as far as the time goes; findings as they come, old ones included.
 
-    All are compiled from the start, since a card has many cores beside it.
+    All are compiled from the start, since a card has many cores beside it, and whatever is ready first goes first.
     """
-    todo: list[tuple[str, str, Job]] = []
+    todo: dict[Job, tuple[str, str]] = {}
+    workers = campaign.workers
     for named, schedule in kernels_to_check(campaign, listed):
         name, state = f"{named.name} {schedule.key()}", campaign.state_of(named.spec)
         known = campaign.ledger.find("correct", name, state)
         if known is not None:
             yield known
         else:
-            todo.append((name, state, campaign.workers.submit(_candidate(campaign, named.spec, schedule))))
-    while todo and campaign.left_for("correct") > 0:
-        name, state, job = todo.pop(0)
-        yield campaign.ledger.add(_checked(campaign, job, name, state))
-    campaign.workers.withdraw([job for _, _, job in todo])
+            todo[workers.submit(_candidate(campaign, named.spec, schedule))] = name, state
+    while job := workers.compiled_within([*todo], campaign.left_for("correct")):
+        if campaign.left_for("correct") <= 0:
+            break
+        yield campaign.ledger.add(_checked(campaign, job, *todo.pop(job)))
+    workers.withdraw([*todo])
 
 
 def kernels_to_check(
@@ -51,15 +53,19 @@ def kernels_to_check(
 
 
 def first_of_variants(spec: Spec, campaign: Campaign) -> list[Schedule]:
-    """The default, and of every other variant the legal schedule that differs least from it."""
+    """The default, and of each other variant what differs least from it with the smallest tile, soonest compiled."""
     try:
         first, *others = legal_schedules(spec, campaign.backend, campaign.device)
     except NoScheduleError:
         return []
     nearest: dict[str, Schedule] = {first.variant: first}
-    for each in sorted(others, key=lambda each: changes(each, first)):
+    for each in sorted(others, key=lambda each: (_tile(each), changes(each, first))):
         nearest.setdefault(each.variant, each)
     return list(nearest.values())
+
+
+def _tile(schedule: Schedule) -> int:
+    return schedule.tile_rows if isinstance(schedule, TritonSchedule) else 0
 
 
 def _candidate(campaign: Campaign, spec: Spec, schedule: Schedule) -> Candidate:
