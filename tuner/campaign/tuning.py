@@ -26,6 +26,8 @@ from tuning_db import Outcome
 FINALISTS, FINAL_ROUNDS, FINAL_SECONDS = 3, 60, 2.0
 SOURCE = "python -m tuner.campaign"
 
+_AT_ONCE = 6
+
 Guessed = tuple[Schedule, float | None]
 """A candidate, and the seconds that `tuner.cost_model` guesses if it was compiled before."""
 
@@ -34,18 +36,30 @@ def tune_all(campaign: Campaign) -> Iterator[Entry]:
     """Tune what was not tuned yet; each spec has an equal share of what is left of the time."""
     todo = [each for each in campaign.workload if _known(campaign, "tuned", each) is None]
     yield from (known for each in campaign.workload if (known := _known(campaign, "tuned", each)))
+    waiting: dict[str, dict[str, Job]] = {each.name: {} for each in todo}
+    for named in todo:
+        # A backward takes longer to compile than to measure: all begin at once.
+        _compile_ahead(campaign, named, ordered(campaign, named.spec)[:_AT_ONCE], waiting[named.name])
     for place, named in enumerate(todo):
         left = campaign.left_for("tuned")
         if left <= 0:
-            return
-        yield tune(campaign, named, left / (len(todo) - place))
+            break
+        yield tune(campaign, named, left / (len(todo) - place), waiting.pop(named.name))
+    for jobs in waiting.values():
+        campaign.workers.withdraw(list(jobs.values()))
 
 
-def tune(campaign: Campaign, named: NamedSpec, seconds: float) -> Entry:
-    """Measure candidates of one spec, hold the finals, and commit the winner."""
+def tune(campaign: Campaign, named: NamedSpec, seconds: float, waiting: dict[str, Job]) -> Entry:
+    """Measure candidates of one spec, hold the finals, and commit the winner.
+
+    Args:
+        campaign, named: what is tuned.
+        seconds: how long.
+        waiting: candidates that are being compiled already, by the names of their findings.
+    """
     order = ordered(campaign, named.spec)
     until = campaign.left_for("tuned") - seconds
-    measured = list(_measure(campaign, named, order, until))
+    measured = list(_measure(campaign, named, order, until, waiting))
     right = sorted((entry.values["seconds"], entry.name) for entry in measured if entry.ok)
     state = campaign.state_of(named.spec)
     if not right:
@@ -57,7 +71,7 @@ def tune(campaign: Campaign, named: NamedSpec, seconds: float) -> Entry:
 
 
 def ordered(campaign: Campaign, spec: Spec) -> list[Guessed]:
-    """The default, the candidates that were prepared for this card or another of its kind, then all others."""
+    """The default, the candidates that were prepared for this card or another of its kind, then those nearest to it."""
     device = campaign.device
     legal = legal_schedules(spec, campaign.backend, device)
     prepared: list[Guessed] = []
@@ -68,8 +82,9 @@ def ordered(campaign: Campaign, spec: Spec) -> list[Guessed]:
                 prepared = candidates.schedules_of(ranked, device)
     guesses = dict(prepared)
     first = (legal[0], guesses.get(legal[0]))
-    rest = [(schedule, None) for schedule in legal[1:] if schedule not in guesses]
-    return [first, *((schedule, guess) for schedule, guess in prepared if schedule != legal[0]), *rest]
+    rest: list[Guessed] = [(schedule, None) for schedule in legal[1:] if schedule not in guesses]
+    others = _nearest_first(rest, legal[0])
+    return [first, *((schedule, guess) for schedule, guess in prepared if schedule != legal[0]), *others]
 
 
 def list_for(device: Device, folder: Path) -> Path | None:
@@ -79,14 +94,15 @@ def list_for(device: Device, folder: Path) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def _measure(campaign: Campaign, named: NamedSpec, order: Sequence[Guessed], until: float) -> Iterator[Entry]:
+def _measure(
+    campaign: Campaign, named: NamedSpec, order: Sequence[Guessed], until: float, waiting: dict[str, Job]
+) -> Iterator[Entry]:
     """Findings about candidates in order, old ones first, until so many seconds are left; the default in any case.
 
     As soon as times show that the guesses are worth nothing, the rest comes in a random order. After those that were
     prepared comes what differs least from the best so far.
     """
     state, workers = campaign.state_of(named.spec), campaign.workers
-    waiting: dict[str, Job] = {}
     pairs: list[tuple[float, float]] = []
     best: tuple[float, Schedule] | None = None
     left, shuffled = list(order), False
