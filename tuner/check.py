@@ -32,8 +32,9 @@ OF_HARD_INPUTS = 5.0
 """How many times the tolerance the inputs of `tuner.adversarial` have, which amplify rounding: right kernels with
 bfloat16 dots were seen to be off by 4.3e-2 on an H200."""
 
-LEAST_OF_HARD_INPUTS = 1e-3
-"""What they have at least: right kernels of float32 were seen to be off by 2.5e-4 on them."""
+LEAST_OF_HARD_INPUTS = 5e-3
+"""What they have at least: right kernels of float32 were seen to be off by 1.5e-3, on an H200, whose exponentials and
+reciprocals are approximate."""
 
 MOST_ALLOWED = 0.2
 """No output or gradient is allowed a larger relative error: one of 1 is what zeros have."""

@@ -110,12 +110,14 @@ def _measure(
         if best is not None and left[0][1] is None:
             left = _nearest_first(left, best[1])
         _compile_ahead(campaign, named, left, waiting)
-        schedule, guess = left.pop(0)
+        upcoming = left[0] if len(left) == len(order) else _ready(campaign, named, left, waiting, until)
+        if upcoming is None:
+            break
+        left.remove(upcoming)
+        schedule, guess = upcoming
         name = f"{named.name} {schedule.key()}"
         entry = campaign.ledger.find("measured", name, state)
         if entry is None:
-            if schedule != order[0][0] and campaign.left_for("tuned") <= until:
-                break
             entry = campaign.ledger.add(_measured(workers.evaluate(waiting.pop(name)), name, state))
         yield entry
         if not entry.ok:
@@ -128,6 +130,21 @@ def _measure(
             random.Random(0).shuffle(left)
             shuffled = True
     workers.withdraw(list(waiting.values()))
+
+
+def _ready(
+    campaign: Campaign, named: NamedSpec, left: Sequence[Guessed], waiting: dict[str, Job], until: float
+) -> Guessed | None:
+    """The first of the next few that is compiled, or known: some take a minute to compile. None if the time is up."""
+    state, jobs = campaign.state_of(named.spec), {}
+    for each in left[: 1 + campaign.workers.ahead]:
+        name = f"{named.name} {each[0].key()}"
+        if campaign.ledger.find("measured", name, state) is not None:
+            return each
+        jobs[waiting[name]] = each
+    seconds = campaign.left_for("tuned") - until
+    job = campaign.workers.compiled_within([*jobs], seconds) if seconds > 0 else None
+    return None if job is None else jobs[job]
 
 
 def _nearest_first(left: Sequence[Guessed], best: Schedule) -> list[Guessed]:
