@@ -259,20 +259,23 @@ def segment_tiles(spec: Spec, schedule: TvmSchedule, tokens: int) -> int:
 
 
 def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
-    # What won on an H200 and, elsewhere, spills least; larger states and products of three take smaller tiles.
+    # For bfloat16 on sm_90 what won on an H200; else what spills least, or nearly so.
     problem = spec.problem
     precision = next(each for each in _USUAL_PRECISIONS[problem.dtype] if each in dot_precisions(device))
     large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
     variant = _default_variant(spec)
     if variant == "backward":
-        if device.arch == "sm_90" and not large and 16 <= problem.chunk <= _LONGEST_WHOLE_CHUNK:
+        longest = 16 if problem.dtype == "float32" else _LONGEST_WHOLE_CHUNK
+        if device.arch == "sm_90" and not large and 16 <= problem.chunk <= longest:
             return _default_backward_chunks(problem.chunk, precision)
         spacing = _default_triton_spacing(problem)
         return TritonSchedule("backward_split", 16, 8, 1, precision, spacing)
     # Four warps are denied the standard assembler on some devices (codegen/denied.json).
     ptxas = "blackwell" if device.arch == "sm_90" and not large else "standard"
     if variant == "recurrent":
-        return TritonSchedule(variant, 16, 8 if large else 4, 1, "ieee", ptxas=ptxas)
+        # A step has no loop that stages would deepen.
+        stages = 3 if device.arch == "sm_90" and problem.operator == "trellis_attention" else 1
+        return TritonSchedule(variant, 16, 8 if large else 4, stages, "ieee", ptxas=ptxas)
     variant = "split" if variant == "fused" else variant
     if large or (problem.dtype == "float32" and problem.chunk > 16):
         return TritonSchedule(variant, 16, 8, 1, precision)
@@ -290,8 +293,6 @@ def _default_backward_chunks(chunk: int, precision: str) -> TritonSchedule:
 
 
 def _default_triton_spacing(problem: Problem) -> int:
-    if problem.direction == "forward":
-        return 1
     spacings = (n for n in TritonSchedule.choices["checkpoint_spacing"] if isinstance(n, int))
     return next(n for n in spacings if n * problem.chunk >= FEWEST_TOKENS_PER_STATE)
 

@@ -31,7 +31,7 @@ _SPILL_CYCLES = 8.0
 _PRODUCTS = {"ieee": 16.0, "tf32x3": 6.0, "tf32": 2.0, "bf16x3": 3.0, "bf16": 1.0}
 """How many times what a bf16 product takes, a product of that precision takes."""
 
-FEWEST_TO_JUDGE = 8
+FEWEST_TO_JUDGE = 5
 """Measured candidates below which a rank correlation says little about the guesses."""
 
 

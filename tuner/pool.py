@@ -91,11 +91,11 @@ class Workers:
         self._compilers.clear()
         self._serving.clear()
 
-    def submit(self, candidate: Candidate) -> Job:
-        """Have `candidate` compiled ahead of its turn."""
+    def submit(self, candidate: Candidate, urgent: bool = False) -> Job:
+        """Have `candidate` compiled ahead of its turn; if it is urgent, before all that wait."""
         job = Job(candidate)
         if self.ahead:
-            self._waiting.append(job)
+            (self._waiting.appendleft if urgent else self._waiting.append)(job)
             self._hand_out()
         else:
             job.compiled = Result(Outcome.ok)

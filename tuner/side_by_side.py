@@ -12,6 +12,7 @@ from codegen.program import build
 from codegen.schedule import from_settings
 from codegen.spec import Spec
 from tuner.baseline import baseline_call
+from tuner.errors import HeldBackError
 from tuner.inputs import make_inputs, timing_inputs, torch_device
 from tuner.launch import bind
 from tuner.legal import Settings
@@ -77,8 +78,10 @@ def _able(calls: dict[str, Timed], device: Device, policy: Policy, left_out: dic
     for name, call in calls.items():
         try:
             measure({name: call}, device, seconds=0.0, rounds=1, least=1, policy=policy)
+        except HeldBackError:
+            raise  # No fault of the rival.
         except Exception as error:
-            if name in (KERNEL, FLOOR):
+            if name.startswith(KERNEL) or name == FLOOR:
                 raise
             left_out[name] = f"it failed: {type(error).__name__}: {error}"[:_REASON]
             continue

@@ -183,17 +183,18 @@ def contest(enter: Enter, asked: Contest) -> dict[int, Timing]:
 
 
 def _eager(enter: Enter, spec: Spec, device: Device) -> Timing:
-    enter(Phase("timing", share=_BASELINE_SHARE, quiet=_is_shared(device)))
+    # Its thousands of launches take a core that compiling would take too, also beside a GPU.
+    enter(Phase("timing", share=_BASELINE_SHARE, quiet=True))
     return time_eager(spec, device)
 
 
 def _compiled(enter: Enter, spec: Spec, device: Device) -> Timing:
-    enter(Phase("timing", share=_BASELINE_SHARE, quiet=_is_shared(device)))
+    enter(Phase("timing", share=_BASELINE_SHARE, quiet=True))
     return time_compiled(spec, device)
 
 
 def _side_by_side(enter: Enter, candidate: Candidate, seconds: float, ready: frozenset[str]) -> SideBySide:
-    enter(Phase("timing", share=_BASELINE_SHARE, quiet=_is_shared(candidate.device)))
+    enter(Phase("timing", share=_BASELINE_SHARE, quiet=True))
     given = (candidate.spec, candidate.device, candidate.backend, dict(candidate.settings))
     return side_by_side(*given, seconds, ready)
 

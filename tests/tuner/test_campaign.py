@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from codegen.device import NAMED, cpu
+from codegen.schedule import TritonSchedule
 from codegen.spec import spec_of_key
 from tuner.campaign import sanitizer
 from tuner.campaign.__main__ import main
@@ -21,6 +22,7 @@ from tuner.campaign.ledger import Entry, Ledger
 from tuner.campaign.plan import Campaign
 from tuner.campaign.precision import precisions
 from tuner.campaign.tables import page
+from tuner.campaign.tuning import _shuffled
 from tuner.campaign.warm_up import NEIGHBOURS, WarmUp
 from tuner.measure import Timed
 from tuner.policy import policy_for
@@ -177,7 +179,8 @@ def test_rivals_are_not_run_ahead_on_a_cpu_and_are_known_by_what_their_process_s
     with WarmUp(cpu(), workload, tmp_path / "log") as warm:
         warm.wait(NEIGHBOURS, 0.0)
         assert not warm.ready(workload[0].spec)
-        said = subprocess.Popen(["echo", "chunk_gsa", workload[0].spec.key()], stdout=subprocess.PIPE, text=True)
+        lines = f"autotuning...\nchunk_gsa {workload[0].spec.key()}"
+        said = subprocess.Popen(["echo", lines], stdout=subprocess.PIPE, text=True)
         warm.listen(said)
         assert warm.ready(workload[0].spec) == {"chunk_gsa"}
         assert not warm.ready(workload[1].spec)
@@ -212,3 +215,13 @@ def test_a_rival_that_fails_is_left_out_and_costs_no_other_its_time():
     assert left_out == {"bad": "it failed: RuntimeError: no such operation in a graph"}
     with pytest.raises(RuntimeError):
         _able({KERNEL: calls["bad"]}, cpu(), policy_for(cpu()), {})
+
+
+def test_without_guesses_that_are_worth_something_the_prepared_come_in_a_random_order_before_the_others():
+    schedules = [TritonSchedule("fused", 16, 8, stages, "bf16") for stages in (1, 2, 3)]
+    others = [TritonSchedule("split", 16, 8, stages, "bf16") for stages in (1, 2, 3)]
+    left = [*((each, 1.0) for each in schedules), *((each, None) for each in others)]
+    mixed = _shuffled(left)
+    assert {schedule for schedule, _ in mixed[:3]} == set(schedules)
+    assert mixed[3:] == left[3:]
+    assert [schedule for schedule, _ in mixed[:3]] != schedules

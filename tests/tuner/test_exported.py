@@ -140,7 +140,8 @@ def test_a_process_that_takes_too_long_is_a_finding(as_process):
 def test_findings_are_kept_and_not_found_twice(exports, tmp_path, monkeypatch):
     begun: list[list[Path]] = []
 
-    def examine(folders):
+    def examine(folders, patience):
+        assert 0 < patience <= exported.PATIENCE
         begun.append(list(folders))
         yield from (Found(path.name, True, "right", {"y": 1e-3}, 1e-4, 0.01) for path in folders)
 
@@ -161,8 +162,18 @@ def test_where_the_time_is_up_or_no_nvidia_card_is_nothing_is_run(exports, tmp_p
     assert list(check_exported(campaign(tmp_path, device=cpu()), exports)) == []
     assert list(check_exported(campaign(tmp_path), tmp_path / "none")) == []
     assert "NVIDIA" in why_left_out(cpu(), exports)
-    assert "no exported program in" in why_left_out(HOPPER, tmp_path / "none")
+    assert "no program for sm_90 in" in why_left_out(HOPPER, tmp_path / "none")
     assert why_left_out(HOPPER, exports) is None
+
+
+def test_programs_for_another_architecture_are_not_run(exports, tmp_path):
+    assert list(check_exported(campaign(tmp_path, device=NAMED["sm_80"]), exports)) == []
+    assert "no program for sm_80 in" in why_left_out(NAMED["sm_80"], exports)
+
+
+def test_what_libraries_print_is_no_finding(as_process):
+    as_process(f"echo loading; {line(Found('one', True, 'right'))}")
+    assert [each.name for each in examine_all([Path("one")])] == ["one"]
 
 
 def test_an_export_of_other_templates_says_so(exports, monkeypatch):

@@ -16,11 +16,11 @@ from tuner.campaign import exported, sanitizer
 from tuner.campaign.correctness import check_all, kernels_to_check
 from tuner.campaign.ledger import Entry, Ledger
 from tuner.campaign.plan import Campaign
-from tuner.campaign.precision import time_precisions
+from tuner.campaign.precision import precisions, time_precisions
 from tuner.campaign.tables import page
 from tuner.campaign.timing import time_all
 from tuner.campaign.tuning import list_for, tune_all
-from tuner.campaign.warm_up import BY_TORCH, NEIGHBOURS, WarmUp
+from tuner.campaign.warm_up import KINDS, WarmUp
 from tuner.errors import NoGpuError
 from tuner.interruption import interruptible
 from tuner.pool import Workers
@@ -80,11 +80,11 @@ def _stages(campaign: Campaign, warm: WarmUp) -> Iterator[Entry]:
     if sanitizer.why_left_out(campaign.device) is None:
         yield from sanitizer.sanitize_all(campaign)
     # From here on times are taken, and nothing else may run on the card.
-    warm.wait(NEIGHBOURS, campaign.left_for("sanitizer"))
+    for kind in KINDS:
+        warm.wait(kind, campaign.left_for("sanitizer"))
     yield from tune_all(campaign)
     yield from time_precisions(campaign)
     yield from exported.check_exported(campaign)
-    warm.wait(BY_TORCH, 0.0)
     yield from time_all(campaign, warm)
 
 
@@ -94,11 +94,19 @@ def _listed(campaign: Campaign) -> tuple[NamedSpec, ...] | None:
 
 
 def _not_reached(campaign: Campaign) -> Iterator[str]:
-    ledger = campaign.ledger
-    planned = len(kernels_to_check(campaign, _listed(campaign)))
-    checked = len(ledger.of("correct"))
-    if checked < planned:
-        yield f"{planned - checked} of {planned} kernels were not checked; the time was up, run again to go on"
+    ledger, device = campaign.ledger, campaign.device
+    kernels = len(kernels_to_check(campaign, _listed(campaign)))
+    examinations = len(sanitizer.TOOLS) * kernels if sanitizer.why_left_out(device) is None else 0
+    programs = len(exported.exports_for(device)) if exported.why_left_out(device) is None else 0
+    planned = {
+        ("correct", "kernels were not checked"): kernels,
+        ("sanitizer", "examinations by the sanitizer were not made"): examinations,
+        ("precision", "precisions were not timed"): len(list(precisions(campaign))),
+        ("tvm", "exported programs were not run"): programs,
+    }
+    for (stage, words), count in planned.items():
+        if (missed := count - len(ledger.of(stage))) > 0:
+            yield f"{missed} of {count} {words}; the time was up, run again to go on"
     for stage in ("tuned", "timed"):
         missing = [each.name for each in campaign.workload if each.name not in {one.name for one in ledger.of(stage)}]
         if missing:

@@ -39,6 +39,7 @@ FOLDER = Path("gpu-exports")
 PATIENCE = 150.0
 """Seconds that one program may take to be loaded, checked and timed."""
 
+_LEAST_PATIENCE = 60.0
 _SECONDS, _ROUNDS = 0.5, 30
 _TEXT = 500
 
@@ -72,9 +73,21 @@ def why_left_out(device: Device, folder: Path = FOLDER) -> str | None:
     """Why no exported program is run, in one sentence; None if there are some."""
     if device.kind != "cuda":
         return "exported programs are for NVIDIA's GPUs only"
-    if not exports_in(folder):
-        return f"no exported program in {folder}: `python -m tuner gpu-export` writes them where TVM is"
+    if not exports_for(device, folder):
+        return f"no program for {device.arch} in {folder}: `python -m tuner gpu-export` writes them where TVM is"
     return None
+
+
+def exports_for(device: Device, folder: Path = FOLDER) -> list[Path]:
+    """Those of `exports_in` that were made for the architecture of `device`, and those that cannot be read."""
+    return [path for path in exports_in(folder) if _arch(path) in (device.arch, None)]
+
+
+def _arch(folder: Path) -> str | None:
+    try:
+        return read_manifest(folder).arch
+    except ExportError:
+        return None
 
 
 def check_exported(campaign: Campaign, folder: Path = FOLDER) -> Iterator[Entry]:
@@ -82,14 +95,15 @@ def check_exported(campaign: Campaign, folder: Path = FOLDER) -> Iterator[Entry]
     if why_left_out(campaign.device, folder) is not None:
         return
     waiting: dict[str, tuple[Path, str]] = {}
-    for path in exports_in(folder):
+    for path in exports_for(campaign.device, folder):
         state = _state(path)
         known = campaign.ledger.find(STAGE, path.name, state)
         if known is not None:
             yield known
         else:
             waiting[path.name] = path, state
-    finding = examine_all([path for path, _ in waiting.values()])
+    patience = max(_LEAST_PATIENCE, min(PATIENCE, campaign.left_for(STAGE)))
+    finding = examine_all([path for path, _ in waiting.values()], patience)
     while campaign.left_for(STAGE) > 0 and (found := next(finding, None)) is not None:
         values = {"errors": found.errors, "seconds": found.seconds, "spread": found.spread}
         state = waiting[found.name][1]
@@ -169,7 +183,10 @@ def _reported(left: list[Path], patience: float) -> Generator[Found, None, str |
         stopped = threading.Event()
         try:
             while line := _line(process.stdout, process, patience, stopped):
-                found = msgspec.json.decode(line, type=Found)
+                try:
+                    found = msgspec.json.decode(line, type=Found)
+                except msgspec.DecodeError:
+                    continue  # A library's own words.
                 left.pop(0)
                 yield found
                 if not found.ok:

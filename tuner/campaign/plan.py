@@ -10,6 +10,7 @@ from codegen.device import Device
 from codegen.program import operator_digest
 from codegen.spec import Spec
 from tuner.campaign.ledger import Ledger
+from tuner.check import allowed_digest
 from tuner.pool import Workers
 from tuner.toolchain import toolchain
 from tuner.workload import NamedSpec
@@ -54,7 +55,7 @@ class Campaign:
         return self.started + until - time.monotonic()
 
     def state_of(self, spec: Spec) -> str:
-        """What a finding about `spec` depends on: the templates and the versions of what compiles them."""
+        """What a finding about `spec` depends on: templates, versions of what compiles them, what counts as right."""
         versions = toolchain(self.backend)
         tools = ", ".join(f"{name} {versions[name]}" for name in sorted(versions) if name != "optuna")
-        return f"{operator_digest(spec.problem, self.backend)}; {tools}"
+        return f"{operator_digest(spec.problem, self.backend)}; {tools}; allowed {allowed_digest()}"

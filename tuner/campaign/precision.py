@@ -10,6 +10,7 @@ from codegen.schedule import Schedule, TritonSchedule, default, dot_precisions
 from codegen.spec import Spec
 from tuner.campaign.ledger import Entry
 from tuner.campaign.plan import Campaign
+from tuner.pool import Job
 from tuner.worker import Candidate
 from tuner.workload import NamedSpec
 from tuning_db import Outcome
@@ -20,9 +21,7 @@ _SECONDS = 0.2
 
 def time_precisions(campaign: Campaign) -> Iterator[Entry]:
     """The first forward of the workload that has dots, in every type and every legal precision."""
-    if campaign.backend != "triton":
-        return
-    todo = []
+    todo: dict[Job, tuple[str, str]] = {}
     for name, spec, schedule in precisions(campaign):
         state = campaign.state_of(spec)
         known = campaign.ledger.find("precision", name, state)
@@ -30,9 +29,11 @@ def time_precisions(campaign: Campaign) -> Iterator[Entry]:
             yield known
         else:
             candidate = Candidate(spec, campaign.device, "triton", schedule.settings(), seconds=_SECONDS)
-            todo.append((name, state, campaign.workers.submit(candidate)))
-    while todo and campaign.left_for("precision") > 0:
-        name, state, job = todo.pop(0)
+            todo[campaign.workers.submit(candidate)] = name, state
+    while job := campaign.workers.compiled_within([*todo], campaign.left_for("precision")):
+        if campaign.left_for("precision") <= 0:
+            break
+        name, state = todo.pop(job)
         result = campaign.workers.evaluate(job)
         ok = result.outcome is Outcome.ok
         values = {"seconds": result.seconds, "errors": result.errors}
@@ -42,13 +43,13 @@ def time_precisions(campaign: Campaign) -> Iterator[Entry]:
         yield campaign.ledger.add(
             Entry(stage="precision", name=name, state=state, ok=expected, text=text, values=values)
         )
-    campaign.workers.withdraw([job for _, _, job in todo])
+    campaign.workers.withdraw([*todo])
 
 
 def precisions(campaign: Campaign) -> Iterator[tuple[str, Spec, Schedule]]:
-    """A name, a spec and a schedule for each type of input and each precision that is legal for it."""
+    """A name, a spec and a schedule for each type of input and each precision that is legal for it; Triton's only."""
     named = next(filter(_has_dots, campaign.workload), None)
-    if named is None:
+    if named is None or campaign.backend != "triton":
         return
     for dtype in DTYPES:
         spec = replace(named.spec, problem=replace(named.spec.problem, dtype=dtype))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -96,12 +97,17 @@ def examined(group: Sequence[Case], timeout: float) -> tuple[bool | None, str]:
     command = [_NAME, "--tool", group[0].tool, "--error-exitcode", "9", *python]
     # Torch's caching allocator would hide what lies beyond a tensor.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
-    except subprocess.TimeoutExpired:
-        return None, f"no answer within {timeout:.0f} s"
-    said = (done.stdout + done.stderr).strip()
-    return done.returncode == 0, said[-_TAIL:]
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=both, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            # What the tool has started would use the card further on.
+            os.killpg(process.pid, signal.SIGKILL)
+            return None, f"no answer within {timeout:.0f} s"
+    return process.returncode == 0, said.strip()[-_TAIL:]
 
 
 def main(kernels: str) -> None:

@@ -17,15 +17,16 @@ SECONDS = 3.0
 
 
 def time_all(campaign: Campaign, warm: WarmUp) -> Iterator[Entry]:
-    """Time the winner of each spec that has one and was not timed yet, as far as the time goes."""
+    """Time the winner of each spec that has one and was not timed beside all that is ready, as far as the time goes."""
     for named in campaign.workload:
         state = campaign.state_of(named.spec)
         won = campaign.ledger.find("tuned", named.name, state)
-        known = campaign.ledger.find("timed", named.name, state)
-        if known is not None:
+        known, ready = campaign.ledger.find("timed", named.name, state), warm.ready(named.spec)
+        complete = known is not None and ready <= set(known.values.get("ready", ()))
+        if not complete and won is not None and won.ok and campaign.left_for("timed") > 0:
+            yield campaign.ledger.add(_timed(campaign, named, won, state, ready))
+        elif known is not None:
             yield known
-        elif won is not None and won.ok and campaign.left_for("timed") > 0:
-            yield campaign.ledger.add(_timed(campaign, named, won, state, warm.ready(named.spec)))
 
 
 def _timed(campaign: Campaign, named: NamedSpec, won: Entry, state: str, ready: frozenset[str]) -> Entry:
@@ -41,6 +42,7 @@ def _timed(campaign: Campaign, named: NamedSpec, won: Entry, state: str, ready: 
         "seconds": found.seconds,
         "of_bandwidth": cost.bytes / ceiling.bandwidth / seconds,
         "of_matrix": cost.flops / ceiling.flops / seconds,
+        "ready": sorted(ready),
     }
     text = "; ".join(f"{name} left out: {reason}" for name, reason in found.left_out.items())
     return Entry(stage="timed", name=named.name, state=state, ok=True, text=text, values=values)

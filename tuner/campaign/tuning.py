@@ -39,7 +39,7 @@ def tune_all(campaign: Campaign) -> Iterator[Entry]:
     waiting: dict[str, dict[str, Job]] = {each.name: {} for each in todo}
     for named in todo:
         # A backward takes longer to compile than to measure: all begin at once.
-        _compile_ahead(campaign, named, ordered(campaign, named.spec)[:_AT_ONCE], waiting[named.name])
+        _compile_ahead(campaign, named, ordered(campaign, named.spec)[:_AT_ONCE], waiting[named.name], urgent=False)
     for place, named in enumerate(todo):
         left = campaign.left_for("tuned")
         if left <= 0:
@@ -99,8 +99,8 @@ def _measure(
 ) -> Iterator[Entry]:
     """Findings about candidates in order, old ones first, until so many seconds are left; the default in any case.
 
-    As soon as times show that the guesses are worth nothing, the rest comes in a random order. After those that were
-    prepared comes what differs least from the best so far.
+    As soon as times show that the guesses are worth nothing, the rest of those that were prepared comes in a random
+    order. After them comes what differs least from the best so far.
     """
     state, workers = campaign.state_of(named.spec), campaign.workers
     pairs: list[tuple[float, float]] = []
@@ -127,8 +127,7 @@ def _measure(
         if guess is not None:
             pairs.append((guess, entry.values["seconds"]))
         if not shuffled and is_worth_nothing(pairs):
-            random.Random(0).shuffle(left)
-            shuffled = True
+            left, shuffled = _shuffled(left), True
     workers.withdraw(list(waiting.values()))
 
 
@@ -147,17 +146,26 @@ def _ready(
     return None if job is None else jobs[job]
 
 
+def _shuffled(left: Sequence[Guessed]) -> list[Guessed]:
+    """Those with a guess in a random order, then the others."""
+    guessed = [each for each in left if each[1] is not None]
+    random.Random(0).shuffle(guessed)
+    return [*guessed, *(each for each in left if each[1] is None)]
+
+
 def _nearest_first(left: Sequence[Guessed], best: Schedule) -> list[Guessed]:
     return sorted(left, key=lambda each: changes(each[0], best))
 
 
-def _compile_ahead(campaign: Campaign, named: NamedSpec, left: Sequence[Guessed], waiting: dict[str, Job]) -> None:
-    """While one is measured the next few are compiled."""
+def _compile_ahead(
+    campaign: Campaign, named: NamedSpec, left: Sequence[Guessed], waiting: dict[str, Job], urgent: bool = True
+) -> None:
+    """While one is measured the next few are compiled, if they are urgent before those of other specs."""
     state = campaign.state_of(named.spec)
-    for schedule, _ in left[: 1 + campaign.workers.ahead]:
+    for schedule, _ in reversed(left[: 1 + campaign.workers.ahead]):
         name = f"{named.name} {schedule.key()}"
         if name not in waiting and campaign.ledger.find("measured", name, state) is None:
-            waiting[name] = campaign.workers.submit(_candidate(campaign, named.spec, schedule))
+            waiting[name] = campaign.workers.submit(_candidate(campaign, named.spec, schedule), urgent=urgent)
 
 
 def _measured(result: Result, name: str, state: str) -> Entry:

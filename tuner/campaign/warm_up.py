@@ -1,4 +1,4 @@
-"""What compares itself with the winners is compiled while kernels are checked: it takes minutes, and no card."""
+"""What winners are compared with is compiled while kernels are checked: it takes minutes, and little of the card."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class WarmUp:
     def __init__(self, device: Device, workload: Sequence[NamedSpec], log: Path) -> None:
         self._ready: set[tuple[str, str]] = set()
         self._processes: dict[str, subprocess.Popen[str]] = {}
+        self._listeners: dict[str, threading.Thread] = {}
         if device.kind == "cpu":
             return
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,8 @@ class WarmUp:
             with log.open("a") as said:
                 process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=_ROOT)
             self._processes[kind] = process
-            threading.Thread(target=self.listen, args=(process,), daemon=True).start()
+            self._listeners[kind] = threading.Thread(target=self.listen, args=(process,), daemon=True)
+            self._listeners[kind].start()
 
     def __enter__(self) -> WarmUp:
         return self
@@ -74,12 +76,14 @@ class WarmUp:
                 process.kill()
                 process.wait()
             time.sleep(_LOOK_SECONDS)
+        if kind in self._listeners:
+            self._listeners[kind].join()
 
     def listen(self, process: subprocess.Popen[str]) -> None:
         """Note what a process says it has run, until it ends."""
         assert process.stdout is not None
         for line in process.stdout:
-            rival, key = line.rstrip("\n").split(" ", 1)
+            rival, _, key = line.rstrip("\n").partition(" ")  # Libraries say things of their own.
             self._ready.add((rival, key))
 
 
