@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -90,8 +91,15 @@ def finished(tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_a_campaign_without_optuna_checks_tunes_and_times_and_goes_on_where_it_was(tmp_path):
-    done = finished(tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of a campaign that has nothing left to do, and its last process."""
+    folder = tmp_path_factory.mktemp("campaign")
+    return folder, finished(folder)
+
+
+def test_a_campaign_without_optuna_checks_tunes_and_times_and_goes_on_where_it_was(whole):
+    tmp_path, done = whole
     assert done.returncode == 0, done.stdout + done.stderr
     assert "left out: optuna is not installed" in done.stdout
     folder = tmp_path / "home" / cpu().key()
@@ -193,13 +201,13 @@ def test_what_torch_compile_gets_is_short_enough_to_be_unrolled():
         assert replace(short, tokens=problem.tokens) == problem
 
 
-def test_a_wrong_kernel_ends_the_campaign_with_failure(tmp_path):
-    folder = tmp_path / "home" / cpu().key()
-    run(tmp_path)
-    lines = (folder / "findings.jsonl").read_bytes().splitlines()
-    found = [msgspec.json.decode(line) for line in lines]
-    found[0] |= {"ok": False, "text": "wrong_answer: y"}
-    (folder / "findings.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, found)))
+def test_a_wrong_kernel_ends_the_campaign_with_failure(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    findings = tmp_path / "home" / cpu().key() / "findings.jsonl"
+    found = [msgspec.json.decode(line) for line in findings.read_bytes().splitlines()]
+    checked = next(each for each in found if each["stage"] == "correct")
+    checked |= {"ok": False, "text": "wrong_answer: y"}
+    findings.write_bytes(b"\n".join(map(msgspec.json.encode, found)))
     done = run(tmp_path)
     assert done.returncode == 1
     assert "BAD" in done.stdout
