@@ -32,7 +32,7 @@ train: .venv/installed-train
 test: .venv/installed-test
 	@echo 'Testing, in two runs: ten to twenty minutes on two cores.'
 	@status=0; \
-	$(undisturbed) $(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS) || status=$$?; \
+	$(undisturbed) $(VENV)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	$(undisturbed) TRITON_INTERPRET=1 $(VENV)/python -m pytest tests/interpreted -n 2 $(ARGS) || status=$$?; \
 	exit $$status
 
