@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,6 +193,16 @@ def test_rivals_are_not_run_ahead_on_a_cpu_and_are_known_by_what_their_process_s
         warm.listen(said)
         assert warm.ready(workload[0].spec) == {"chunk_gsa"}
         assert not warm.ready(workload[1].spec)
+
+
+def test_what_a_rival_has_started_ends_with_it_and_holds_nothing_up(tmp_path):
+    with WarmUp(cpu(), (), tmp_path / "log") as warm, (tmp_path / "said").open("w") as said:
+        warm.start(NEIGHBOURS, ["sh", "-c", "sleep 600 & echo $! > $0; wait", str(tmp_path / "pid")], said)
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+            time.sleep(0.01)
+        warm.wait(NEIGHBOURS, 0.0)
+        child = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
+        assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
 def test_what_torch_compile_gets_is_short_enough_to_be_unrolled():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import torch
 
@@ -27,6 +31,7 @@ KINDS = {NEIGHBOURS: COMPILE_LONG, BY_TORCH: (COMPILED,)}
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LOOK_SECONDS = 0.2
+_LAST_WORDS_SECONDS = 2.0
 
 
 class WarmUp:
@@ -48,10 +53,7 @@ class WarmUp:
         for kind in KINDS:
             command = [sys.executable, "-m", "tuner.campaign.warm_up", kind, *(each.spec.key() for each in workload)]
             with log.open("a") as said:
-                process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=_ROOT)
-            self._processes[kind] = process
-            self._listeners[kind] = threading.Thread(target=self.listen, args=(process,), daemon=True)
-            self._listeners[kind].start()
+                self.start(kind, command, said)
 
     def __enter__(self) -> WarmUp:
         return self
@@ -60,8 +62,15 @@ class WarmUp:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         for process in self._processes.values():
-            process.kill()
-            process.wait()
+            _end(process)
+
+    def start(self, kind: str, command: Sequence[str], said: IO[str]) -> None:
+        """Start the process of a kind, in a session of its own, and listen to it."""
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdout=pipe, stderr=said, text=True, cwd=_ROOT, start_new_session=True)
+        self._processes[kind] = process
+        self._listeners[kind] = threading.Thread(target=self.listen, args=(process,), daemon=True)
+        self._listeners[kind].start()
 
     def ready(self, spec: Spec) -> frozenset[str]:
         """The rivals of `spec` that have run once."""
@@ -73,11 +82,10 @@ class WarmUp:
         until = time.monotonic() + seconds
         while process is not None and process.poll() is None:
             if time.monotonic() > until:
-                process.kill()
-                process.wait()
+                _end(process)
             time.sleep(_LOOK_SECONDS)
         if kind in self._listeners:
-            self._listeners[kind].join()
+            self._listeners[kind].join(_LAST_WORDS_SECONDS)
 
     def listen(self, process: subprocess.Popen[str]) -> None:
         """Note what a process says it has run, until it ends."""
@@ -85,6 +93,13 @@ class WarmUp:
         for line in process.stdout:
             rival, _, key = line.rstrip("\n").partition(" ")  # Libraries say things of their own.
             self._ready.add((rival, key))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    # Compilers that it has started would go on, and hold its pipe open.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def main(kind: str, *keys: str) -> None:
