@@ -6,49 +6,27 @@ Autocast would otherwise lower the products inside an eager operator, and with t
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
-Result = TypeVar("Result")
 
-_GATES = ("log_beta", "gamma")
+def lower(tokens: tuple[Tensor, ...], gates: tuple[Tensor, ...]) -> Sequence[Tensor]:
+    """All of them in order: under autocast `tokens` in its type and `gates` in float32, else as they are.
 
-
-def lowers(*names: str) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
-    """Decorates an operator whose first argument is a tensor: under autocast, its inputs called `names` are cast.
-
-    They get autocast's type, the gates float32; states are left as they are, and float64 inputs too.
+    What is float64, or no tensor of floating point, is left for the checks of arguments.
     """
+    first = tokens[0]
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+        return tokens + gates
+    low = torch.get_autocast_dtype(first.device.type)
+    return [*(_cast(x, low) for x in tokens), *(_cast(x, torch.float32) for x in gates)]
 
-    def decorate(operator: Callable[P, Result]) -> Callable[P, Result]:
-        positions = tuple(inspect.signature(operator).parameters)
 
-        def cast(name: str, value: object, dtype: torch.dtype) -> object:
-            if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == torch.float64:
-                return value
-            return value.to(dtype) if name in names else value.float() if name in _GATES else value
-
-        @functools.wraps(operator)
-        def run(*args: P.args, **kwargs: P.kwargs) -> Result:
-            first = args[0] if args else kwargs.get(positions[0])
-            if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
-                return operator(*args, **kwargs)
-            where = first.device.type
-            dtype = torch.get_autocast_dtype(where)
-            cast_args = [cast(name, value, dtype) for name, value in zip(positions, args, strict=False)]
-            cast_kwargs = {name: cast(name, value, dtype) for name, value in kwargs.items()}
-            with torch.autocast(where, enabled=False):
-                return operator(*cast_args, **cast_kwargs)  # type: ignore[arg-type]
-
-        return run
-
-    return decorate
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    castable = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+    return x.to(dtype) if castable else x
 
 
 def off(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -1,7 +1,7 @@
 """Runs a compiled program on the tensors of a call: flattens tokens, allocates outputs, makes the offsets.
 
 Shapes are those of the public operators; arguments have been checked. A call of torch costs as much as the Python of
-a whole layer: `contiguous` and `float` are cheap where nothing is to do, `to` is not.
+a whole layer: `contiguous` is cheap where nothing is to do, `float` and `to` are not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def attention(
     rows = _rows(v)
     y = torch.empty_like(rows)
     program.attention(
-        *(_rows(q), _rows(k), rows, _rows(alpha), _rows(log_beta.float()), _gamma(gamma)),
+        *(_rows(q), _rows(k), rows, _rows(alpha), _rows(_float32(log_beta)), _gamma(gamma)),
         *(s_k, s_v, sequences, y),
     )
     return y.view_as(v), s_k, s_v
@@ -60,7 +60,7 @@ def attention_kept(
     rows = _rows(v)
     y = torch.empty_like(rows)
     program.attention_kept(
-        *(_rows(q), _rows(k), rows, _rows(alpha), _rows(log_beta.float()), _gamma(gamma)),
+        *(_rows(q), _rows(k), rows, _rows(alpha), _rows(_float32(log_beta)), _gamma(gamma)),
         *(s_k, s_v, sequences, (kept_k, kept_v), y),
     )
     return y.view_as(v), s_k, s_v, kept_k, kept_v
@@ -88,7 +88,7 @@ def attention_backward(
     bar_gates = [torch.empty(log_beta.shape, dtype=torch.float32, device=q.device) for _ in range(2)]
     bar_states = [x.clone(memory_format=torch.contiguous_format) for x in cotangents[1:]]
     program.backward(
-        (_rows(q), _rows(k), _rows(v), _rows(alpha), _rows(log_beta.float()), _gamma(gamma)),
+        (_rows(q), _rows(k), _rows(v), _rows(alpha), _rows(_float32(log_beta)), _gamma(gamma)),
         (chunk_states[0], chunk_states[1]),
         _rows(cotangents[0]),
         (bar_states[0], bar_states[1]),
@@ -117,7 +117,7 @@ def update(
     state = _first_state(S, sequences, alpha, w)
     chunk_states = state.new_empty((sequences.chunks, heads, slots, dim))
     codes = state.new_empty((batch * tokens, heads, slots))
-    gates = _rows(log_beta.float()), _gamma(gamma)
+    gates = _rows(_float32(log_beta)), _gamma(gamma)
     program.update(_rows(w), _rows(alpha), *gates, state, sequences, chunk_states, codes)
     return chunk_states.view(batch, -1, heads, slots, dim), codes.view(batch, tokens, heads, slots), state
 
@@ -135,7 +135,7 @@ def readout(
 ) -> Tensor:
     """S_t q_t `[B, T, H, M]`, or S_t^T r_t `[B, T, H, D]`, in the type of `read`."""
     y = read.new_empty((*w.shape[:3], w.shape[3] if transpose else codes.shape[3]))
-    gates = _rows(log_beta.float()), _gamma(gamma)
+    gates = _rows(_float32(log_beta)), _gamma(gamma)
     program.readout(_rows(read), _rows(w), _rows(chunk_states), _rows(codes), *gates, sequences, y.flatten(0, 1))
     return y
 
@@ -156,9 +156,9 @@ def step(
     """y `[B, H, D_v]`; S_k and S_v move in place."""
     s_k, s_v = S_k.contiguous(), S_v.contiguous()
     gradient_states = () if gradient_state is None else (gradient_state[0].contiguous(), gradient_state[1].contiguous())
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
     tokens = q.contiguous(), k.contiguous(), v.contiguous(), alpha.contiguous()
-    gates = log_beta.float().contiguous(), gamma.float().contiguous()
+    y = torch.empty_like(tokens[2])
+    gates = _float32(log_beta).contiguous(), _float32(gamma).contiguous()
     program.step(*tokens, *gates, s_k, s_v, gradient_states, sequences.cu_seqlens, y)
     if s_k is not S_k:
         S_k.copy_(s_k)
@@ -196,7 +196,11 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _gamma(gamma: Tensor) -> Tensor:
-    return gamma.float().contiguous() if gamma.ndim == 1 else _rows(gamma.float())
+    return _float32(gamma).contiguous() if gamma.ndim == 1 else _rows(_float32(gamma))
+
+
+def _float32(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float32 else x.float()
 
 
 def _first_state(given: Tensor | None, sequences: Sequences, alpha: Tensor, w: Tensor) -> Tensor:

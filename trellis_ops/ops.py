@@ -14,7 +14,6 @@ from trellis_ops.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
 
 
-@autocast.lowers("q", "k", "v", "alpha")
 def trellis_attention(
     q: Tensor,
     k: Tensor,
@@ -74,6 +73,7 @@ def trellis_attention(
         >>> y.shape
         torch.Size([1, 128, 2, 32])
     """
+    q, k, v, alpha, log_beta, gamma = autocast.lower((q, k, v, alpha), (log_beta, gamma))
     s_k, s_v = (None, None) if initial_state is None else initial_state
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
@@ -86,7 +86,6 @@ def trellis_attention(
     return y, (s_k, s_v) if output_final_state else None
 
 
-@autocast.lowers("w", "alpha")
 def memory_update(
     w: Tensor,
     alpha: Tensor,
@@ -115,13 +114,13 @@ def memory_update(
     Raises:
         As `trellis_attention`.
     """
+    w, alpha, log_beta, gamma = autocast.lower((w, alpha), (log_beta, gamma))
     tensors = (w, alpha, log_beta, gamma, initial_state)
     run = operators.run_update if is_plain(tensors) else operators.update
     chunk_states, codes, final_state = run(*tensors, phi, phi_eps, chunk_size, implementation)
     return chunk_states, codes, final_state
 
 
-@autocast.lowers("read", "w")
 def memory_readout(
     read: Tensor,
     w: Tensor,
@@ -151,13 +150,13 @@ def memory_readout(
     Raises:
         As `trellis_attention`.
     """
+    read, w, log_beta, gamma = autocast.lower((read, w), (log_beta, gamma))
     tensors = (read, w, chunk_states, codes, log_beta, gamma)
     run = operators.run_readout if is_plain(tensors) else operators.readout
     y: Tensor = run(*tensors, chunk_size, transpose, implementation)
     return y
 
 
-@autocast.lowers("q", "k", "v", "alpha")
 def trellis_step(
     q: Tensor,
     k: Tensor,
@@ -194,6 +193,7 @@ def trellis_step(
         GradientError: a gradient is wanted; a step overwrites what the backward would need.
         As `trellis_attention` otherwise.
     """
+    q, k, v, alpha, log_beta, gamma = autocast.lower((q, k, v, alpha), (log_beta, gamma))
     g_k, g_v = (None, None) if gradient_state is None else gradient_state
     if gradient_state is not None and g_k is state[0] and g_v is state[1]:
         g_k = g_v = None

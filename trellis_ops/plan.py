@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class Plan:
     checks_values: bool
 
 
+_layout_of = attrgetter("shape", "dtype", "device")
+
 _PLANS: dict[Hashable, Plan] = {}
 
 # A server meets prompts of every length. Making a plan again costs less than a millisecond once its kernels are there.
@@ -48,7 +51,7 @@ def plan(
     Raises:
         TrellisError: the arguments are wrong, or a forced implementation cannot run them.
     """
-    layout = tuple([None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
+    layout = tuple([None if t is None else _layout_of(t) for t in tensors])
     key = (request, layout, settings, implementation, torch.get_num_threads())
     found = _PLANS.get(key)
     if found is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -47,10 +49,9 @@ def ceiling_of(device: Device, dtype: str, moved: int) -> Ceiling:
     many bytes as the kernel does, so that they use the same caches; on a GPU, where kernels find their inputs in none,
     they move more than a cache holds.
     """
-    where = "cpu" if device.kind == "cpu" else "cuda"
-    product_type = torch.float32 if device.kind == "cpu" else getattr(torch, dtype)
-    size = min(max(moved, _SMALLEST_MOVE), _LARGEST_MOVE) if device.kind == "cpu" else _LARGEST_MOVE
-    return Ceiling(_best_product(device, where, product_type), _bandwidth(device, where, (size - 1).bit_length()))
+    # A CPU computes in one type, and sizes are rounded, so few probes serve all specs.
+    product_type = "float32" if device.kind == "cpu" else dtype
+    return Ceiling(_best_product(device, product_type), _bandwidth(device, _moved(device, moved)))
 
 
 def ceiling_again(device: Device, dtype: str, moved: int) -> Ceiling:
@@ -60,36 +61,80 @@ def ceiling_again(device: Device, dtype: str, moved: int) -> Ceiling:
     return ceiling_of(device, dtype, moved)
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A call that nothing but one of the limits holds up.
+
+    Attributes:
+        run: one call.
+        work: its floating-point operations, or the bytes that it reads and writes.
+        threads: how many torch must use for it; None for as many as it does.
+    """
+
+    run: Callable[[], object]
+    work: int
+    threads: int | None = None
+
+    def rate(self, device: Device) -> float:
+        """Its work per second at best."""
+        with self.on_its_threads():
+            timing = measure({"probe": Timed(self.run, lambda: None)}, device, seconds=_SECONDS, rounds=_ROUNDS)
+        return self.work / min(timing["probe"].samples)
+
+    @contextmanager
+    def on_its_threads(self) -> Iterator[None]:
+        """Where `run` may be called."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def nearer_limit(device: Device, dtype: str, cost: Cost) -> tuple[Probe, float]:
+    """The probe of the limit that `cost` is nearer to, and how many times its work must be done for `cost`."""
+    floors = []
+    for probes, needed in ((_products(device, dtype), cost.flops), (_moves(device, cost.bytes), cost.bytes)):
+        rate, best = max(((probe.rate(device), probe) for probe in probes), key=lambda rated: rated[0])
+        floors.append((needed / rate, needed / best.work, best))
+    _, times, probe = max(floors, key=lambda floor: floor[0])
+    return probe, times
+
+
 @cache
-def _best_product(device: Device, where: str, dtype: torch.dtype) -> float:
-    rates = []
+def _best_product(device: Device, dtype: str) -> float:
+    return max(probe.rate(device) for probe in _products(device, dtype))
+
+
+@cache
+def _bandwidth(device: Device, moved: int) -> float:
+    return max(probe.rate(device) for probe in _moves(device, moved))
+
+
+def _products(device: Device, dtype: str) -> Iterator[Probe]:
+    product_type = torch.float32 if device.kind == "cpu" else getattr(torch, dtype)
     for side in _SIDES[device.kind]:
-        left = torch.randn(side, side, dtype=torch.float32, device=where).to(dtype)
+        left = torch.randn(side, side, device=_where(device)).to(product_type)
         right, product = torch.randn_like(left), torch.empty_like(left)
-        seconds = _time(device, lambda a=left, b=right, c=product: torch.mm(a, b, out=c))  # type: ignore[misc]
-        rates.append(2 * side**3 / seconds)
-    return max(rates)
+        yield Probe(functools.partial(torch.mm, left, right, out=product), 2 * side**3)
 
 
-@cache
-def _bandwidth(device: Device, where: str, size_bits: int) -> float:
-    # Half is read and half is written; sizes are rounded to powers of two so that few probes serve all specs.
-    count = (1 << size_bits) // 8
-    source, target = torch.randn(count, device=where), torch.empty(count, device=where)
-    # A decode step rewrites its states in place, which takes half the cache that a copy of as many bytes takes.
-    probes = (lambda: target.copy_(source), lambda: source.mul_(1.0))
-    rate = 8 * count / min(_time(device, probe) for probe in probes)
-    if device.kind != "cpu":
-        return rate
+def _moves(device: Device, moved: int) -> Iterator[Probe]:
+    # Half is read and half is written.
+    count = _moved(device, moved) // 8
+    source, target = torch.randn(count, device=_where(device)), torch.empty(count, device=_where(device))
     # What fits a core's own cache is moved faster by one thread than by several that must meet.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return max(rate, 8 * count / min(_time(device, probe) for probe in probes))
-    finally:
-        torch.set_num_threads(threads)
+    for threads in (None, 1) if device.kind == "cpu" else (None,):
+        yield Probe(functools.partial(target.copy_, source), 8 * count, threads)
+        # A decode step rewrites its states in place, which takes half the cache that a copy of as many bytes takes.
+        yield Probe(functools.partial(source.mul_, 1.0), 8 * count, threads)
 
 
-def _time(device: Device, run: Callable[[], object]) -> float:
-    timing = measure({"probe": Timed(run, lambda: None)}, device, seconds=_SECONDS, rounds=_ROUNDS)["probe"]
-    return min(timing.samples)
+def _moved(device: Device, moved: int) -> int:
+    size = min(max(moved, _SMALLEST_MOVE), _LARGEST_MOVE) if device.kind == "cpu" else _LARGEST_MOVE
+    return 1 << (size - 1).bit_length()
+
+
+def _where(device: Device) -> str:
+    return "cpu" if device.kind == "cpu" else "cuda"

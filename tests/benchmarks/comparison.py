@@ -18,7 +18,7 @@ from codegen.device import Device
 from codegen.spec import Spec
 from tests.benchmarks.calls import Call, Subject, subject
 from tests.benchmarks.cases import Case
-from tests.benchmarks.rivals import COMPILE, EAGER, Rivals
+from tests.benchmarks.rivals import CEILING, COMPILE, EAGER, Rivals
 from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import ratio, sample, take_turns
 from tests.relative_error import TOLERANCE, assert_close
@@ -55,15 +55,17 @@ class Comparison:
 
     Attributes:
         notes: by implementation.
-        timings: by implementation, those that ran; samples of the same index were taken in the same round.
-        shares: by implementation, the share of the nearer limit of the machine, which is the better of what was
-            measured just before and just after the rounds.
+        timings: by implementation, those that ran, and of what the case would take at the nearer limit of the
+            machine; samples of the same index were taken in the same round.
     """
 
     case: Case
     notes: dict[str, str]
     timings: dict[str, Timing]
-    shares: dict[str, float]
+
+    def share(self, implementation: str) -> float | None:
+        """How much of the machine's limit: the median over the rounds; None if it did not run."""
+        return self.ratio(CEILING, implementation)
 
     def ratio(self, base: str, implementation: str) -> float | None:
         """How many times as fast as `base`: the median over the rounds; None if one of them did not run."""
@@ -80,7 +82,7 @@ class Comparison:
         candidates = (
             (to_eager, least.to_eager, "eager", self._at_the_ceiling(to_eager), "{:.1f}x".format),
             (to_compile, least.to_compile, "torch.compile", self._at_the_ceiling(to_compile), "{:.1f}x".format),
-            (self.shares.get(TUNED), least.share, "of the ceiling", "", "{:.0%}".format),
+            (self.share(TUNED), least.share, "of the ceiling", "", "{:.0%}".format),
         )
         return [
             Target(name, nothing if found is None else found, limit, True, of, remark, shown)
@@ -90,7 +92,8 @@ class Comparison:
 
     def _at_the_ceiling(self, found: float | None) -> str:
         """What `found` would be if the tuned operator took no longer than the machine's limit lets it."""
-        return "" if found is None else f"{found / self.shares[TUNED]:.1f}x at the ceiling"
+        share = self.share(TUNED)
+        return "" if found is None or share is None else f"{found / share:.1f}x at the ceiling"
 
 
 @torch.no_grad()
@@ -108,12 +111,10 @@ def compare(case: Case, device: Device, rivals: Rivals, compile_limit: float) ->
     _check(bound, theirs, calls)
     samplers = {name: rivals.sampler(name) for name in theirs}
     samplers |= {name: functools.partial(sample, Timed(call, bound.reset), device) for name, call in calls.items()}
-    cost = cost_of(case.spec)
-    ceiling = rivals.ceiling(case.spec.problem.dtype, cost.bytes)
+    rivals.prepare_ceiling(case.spec.problem.dtype, cost_of(case.spec))
+    samplers[CEILING] = rivals.sampler(CEILING)
     timings = take_turns(samplers, seconds=_SECONDS, rounds=_ROUNDS, least=_LEAST_ROUNDS)
-    ceiling = ceiling.or_better(rivals.ceiling(case.spec.problem.dtype, cost.bytes))
-    shares = {name: ceiling.share(cost, timing.seconds) for name, timing in timings.items()}
-    return Comparison(case, notes | {name: entry.note for name, entry in entries.items()}, timings, shares)
+    return Comparison(case, notes | {name: entry.note for name, entry in entries.items()}, timings)
 
 
 def _tuned_and_default(bound: Subject) -> dict[str, Entry]:

@@ -24,11 +24,12 @@ from tests.benchmarks.calls import Call, subject, training_step
 from tests.benchmarks.compiled import compile_eager
 from tests.benchmarks.turns import sample
 from trellis_ops.train.allocator import keep_freed_memory
-from tuner.ceiling import Ceiling, ceiling_again
+from tuner.ceiling import nearer_limit
+from tuner.cost import Cost
 from tuner.inputs import torch_device
 from tuner.measure import Timed
 
-EAGER, COMPILE = "eager", "torch.compile"
+EAGER, COMPILE, CEILING = "eager", "torch.compile", "ceiling"
 UNSET = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 """Environment variables that the process does not see."""
 
@@ -71,11 +72,9 @@ class Rivals:
         """What each implementation that can run gives for y, in float32."""
         return {name: torch.from_numpy(y) for name, y in self._ask("results").items()}
 
-    def ceiling(self, dtype: str, moved: int) -> Ceiling:
-        """The machine's limits, measured now."""
-        found = self._ask("ceiling", dtype, moved)
-        assert isinstance(found, Ceiling)
-        return found
+    def prepare_ceiling(self, dtype: str, cost: Cost) -> None:
+        """Find the limit of the machine that `cost` is nearer to; `CEILING` then samples what it would take there."""
+        self._ask("prepare_ceiling", dtype, cost)
 
     def sampler(self, name: str) -> Callable[[], float]:
         """Takes one sample of an implementation."""
@@ -139,12 +138,17 @@ class _Runner:
         self._bound.reset()
         return found
 
-    def ceiling(self, dtype: str, moved: int) -> Ceiling:
-        found = ceiling_again(self._device, dtype, moved)
-        time.sleep(_UNTIL_THREADS_SLEEP)
-        return found
+    def prepare_ceiling(self, dtype: str, cost: Cost) -> None:
+        self._probe, self._times = nearer_limit(self._device, dtype, cost)
 
     def sample(self, name: str) -> float:
-        seconds = sample(Timed(self._steps[name], self._bound.reset), self._device)
+        seconds = self._floor() if name == CEILING else sample(self._timed(name), self._device)
         time.sleep(_UNTIL_THREADS_SLEEP)
         return seconds
+
+    def _timed(self, name: str) -> Timed:
+        return Timed(self._steps[name], self._bound.reset)
+
+    def _floor(self) -> float:
+        with self._probe.on_its_threads():
+            return self._times * sample(Timed(self._probe.run, lambda: None), self._device)

@@ -95,13 +95,13 @@ def _row(comparison: Comparison, name: str) -> list[str]:
     if name not in comparison.timings:
         return ["-"] * 6
     timing = comparison.timings[name]
-    ratios = [comparison.ratio(base, name) for base in (EAGER, COMPILE)]
+    ratios, share = [comparison.ratio(base, name) for base in (EAGER, COMPILE)], comparison.share(name)
     return [
         duration(timing.seconds),
         f"{timing.spread:.0%}",
         str(len(timing.samples)),
         *("-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios),
-        f"{comparison.shares[name]:.1%}",
+        "-" if share is None else f"{share:.1%}",
     ]
 
 

@@ -31,5 +31,5 @@ def test_operators(comparison, implementation: str, replay: Replay) -> None:
         comparison.timings[implementation].samples,
         note=comparison.notes[implementation],
         ratio_to_eager=ratio,
-        share_of_ceiling=comparison.shares[implementation],
+        share_of_ceiling=comparison.share(implementation),
     )

@@ -3,12 +3,13 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
 from codegen.device import cpu
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tuner.baseline import time_eager
-from tuner.ceiling import Ceiling, ceiling_of
+from tuner.ceiling import Ceiling, ceiling_of, nearer_limit
 from tuner.cost import Cost, cost_of, state_bytes
 from tuner.finals import LEAST_GAIN, compared, judge
 from tuner.measure import Timed, Timing, measure
@@ -131,6 +132,18 @@ def test_ceilings_are_positive_and_shares_are_of_the_nearer_one():
     ceiling = Ceiling(flops=100.0, bandwidth=10.0)
     assert ceiling.share(Cost(flops=50, bytes=1), seconds=1.0) == pytest.approx(0.5)
     assert ceiling.share(Cost(flops=50, bytes=9), seconds=1.0) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("flops", "moved", "probe"), [(1 << 40, 1, "mm"), (1, 1 << 20, "copy_ or mul_")])
+def test_what_is_probed_in_turn_is_the_nearer_limit(flops, moved, probe):
+    threads = torch.get_num_threads()
+    found, times = nearer_limit(cpu(), "float32", Cost(flops, moved))
+    assert found.run.func.__name__ in probe
+    assert found.work * times == pytest.approx(flops if probe == "mm" else moved)
+    with found.on_its_threads():
+        assert torch.get_num_threads() == (found.threads or threads)
+        found.run()
+    assert torch.get_num_threads() == threads
 
 
 def test_costs_are_those_of_the_equations():
