@@ -24,7 +24,9 @@ KINDS = {
     "codes_of": "maps",
     "codes_of_tile": "products and maps",
     "claim_rows": "stores",
+    "claim_rows_unless_streamed": "stores",
     "store_rows": "stores",
+    "stream_rows": "stores",
 }
 """What a statement of the loop does, by the function that it calls; every `apply_<map>` is a map."""
 

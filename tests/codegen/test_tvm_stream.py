@@ -1,0 +1,111 @@
+"""Outputs that are large enough to go past the caches, on this CPU: the same numbers, wherever in memory they start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from codegen.backends import backend
+from codegen.device import NAMED, cpu
+from codegen.program import Program, build
+from codegen.render import render
+from codegen.rule import Rule
+from codegen.schedule import default
+from codegen.spec import Problem, Spec
+from tests.inputs import Inputs, make_inputs
+from tests.programs import sequences_of
+
+FEWEST_STREAMED = 8 * 2**20
+DIM = 32
+TOKENS = FEWEST_STREAMED // (4 * DIM)
+NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma")
+
+
+@pytest.fixture(scope="module")
+def large() -> Inputs:
+    return make_inputs(1, TOKENS, 1, DIM, DIM, DIM)
+
+
+def program_of(chunk: int, direction: str = "forward") -> Program:
+    spec = Spec(Rule(phi_eps=1e-2), Problem(chunk=chunk, dim_k=DIM, dim_v=DIM, slots=DIM, direction=direction))
+    return build(spec, default("tvm", spec, cpu()), cpu())
+
+
+def poisoned(shape: tuple[int, ...], misaligned: bool) -> Tensor:
+    whole = torch.full((torch.Size(shape).numel() + 1,), float("nan"))
+    tensor = whole[int(misaligned) :][: torch.Size(shape).numel()].view(shape)
+    assert (tensor.data_ptr() % 64 != 0) == misaligned
+    return tensor
+
+
+def rows(inputs: Inputs, first: int = 0, last: int = TOKENS) -> list[Tensor]:
+    tokens = [x[:, first:last].flatten(0, 1).contiguous() for x in inputs.args[:5]]
+    return [*tokens, inputs.gamma]
+
+
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("chunk", [64, 16, 1])
+def test_a_large_y_is_that_of_calls_too_small_to_stream(large: Inputs, chunk: int, misaligned: bool) -> None:
+    program, half = program_of(chunk), TOKENS // 2
+    states = tuple(s.clone() for s in large.initial_state)
+    y = poisoned((TOKENS, 1, DIM), misaligned)
+    program.attention(*rows(large), *states, sequences_of([TOKENS], chunk), y)
+    carried = tuple(s.clone() for s in large.initial_state)
+    parts = [poisoned((half, 1, DIM), misaligned=False) for _ in range(2)]
+    for first, part in zip((0, half), parts, strict=True):
+        program.attention(*rows(large, first, first + half), *carried, sequences_of([half], chunk), part)
+    assert torch.equal(y, torch.cat(parts))
+    assert all(torch.equal(one, other) for one, other in zip(states, carried, strict=True))
+
+
+@pytest.mark.parametrize("chunk", [32, 16])
+def test_large_gradients_and_kept_states_are_those_that_are_stored_plainly(large: Inputs, chunk: int) -> None:
+    program = program_of(chunk, "backward")
+    streamed, plain = (step(program, large, misaligned) for misaligned in (False, True))
+    assert streamed["kept_k"].nbytes >= FEWEST_STREAMED
+    for name, tensor in streamed.items():
+        assert not tensor.isnan().any(), name
+        assert torch.equal(tensor, plain[name]), name
+
+
+def step(program: Program, inputs: Inputs, misaligned: bool) -> dict[str, Tensor]:
+    """Forward that keeps states, and backward; all large outputs start at a vector, or all of them do not."""
+    sequences, tokens = sequences_of([TOKENS], program.segment_tokens), rows(inputs)
+    kept = tuple(poisoned((sequences.chunks, 1, DIM, DIM), misaligned) for _ in range(2))
+    states, y = tuple(s.clone() for s in inputs.initial_state), poisoned((TOKENS, 1, DIM), misaligned)
+    program.attention_kept(*tokens, *states, sequences, kept, y)
+    shapes = {name: tokens[i].shape if name != "gamma" else (TOKENS, 1) for i, name in enumerate(NAMES)}
+    bars = {name: poisoned(tuple(shape), misaligned) for name, shape in shapes.items()}
+    bar_states = tuple(torch.zeros_like(s) for s in states)
+    program.backward(tuple(tokens), kept, y.clone(), bar_states, sequences, tuple(bars.values()))
+    return {"y": y, "kept_k": kept[0], "kept_v": kept[1], **bars}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "kernel", "streams"),
+    [
+        ("x86-64-v4", {}, "trellis_fused", True),
+        ("x86-64-v3", {}, "trellis_fused", True),
+        ("x86-64-v4", {"direction": "backward"}, "trellis_backward", True),
+        ("x86-64-v4", {"direction": "backward", "dtype": "bfloat16"}, "trellis_fused", True),
+        ("x86-64-v4", {"dtype": "bfloat16"}, "trellis_fused", False),
+        ("x86-64-v4", {"dim_v": 24}, "trellis_fused", False),
+    ],
+)
+def test_the_machine_code_stores_past_the_caches(name: str, changes: dict, kernel: str, streams: bool) -> None:
+    device, spec = NAMED[name], Spec(Rule(), replace(Problem(), **changes))
+    schedule = default("tvm", spec, device)
+    text = backend("tvm").inspect(render(kernel, spec, schedule, device), spec, schedule, device)["asm"]
+    assert ("vmovntps" in text) == streams
+    assert ("mfence" in text or "lock" in text) == streams
+
+
+def test_another_architecture_has_such_stores_too() -> None:
+    device, spec = NAMED["aarch64"], Spec(Rule(), Problem())
+    schedule = default("tvm", spec, device)
+    text = backend("tvm").inspect(render("trellis_fused", spec, schedule, device), spec, schedule, device)["asm"]
+    assert "stnp" in text
+    assert "dmb" in text
