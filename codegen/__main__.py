@@ -14,13 +14,14 @@ from dataclasses import fields, replace
 
 from codegen.backends import Resources, backend
 from codegen.backends.kernel_cache import kernels_folder
+from codegen.defaults import default
 from codegen.device import NAMED, Device, named
 from codegen.errors import IllegalScheduleError, TrellisError, UnknownKernelError, UnknownStageError
 from codegen.legality import why_illegal
 from codegen.program import BACKWARD_KERNELS, kernels_of
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
-from codegen.schedule import BACKENDS, Schedule, default, from_settings, variants_of
+from codegen.schedule import BACKENDS, Schedule, from_settings, variants_of
 from codegen.spec import DIRECTIONS, DTYPES, OPERATORS, Problem, Spec
 
 _OPERATOR_OF_KERNEL = {

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from codegen.defaults import default
 from codegen.device import NAMED
 from codegen.render import Source, render
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import Problem, Spec
 from tests.benchmarks.breakdown import lines_of, pieces_of
 from tests.benchmarks.cases import LEAST, Case, Least, cases

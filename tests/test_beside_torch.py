@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from codegen.backends import tvm_runtime
+from codegen.defaults import default
 from codegen.device import cpu
 from codegen.program import build
-from codegen.schedule import default
 from tests.kernel_cases import Case, check_attention
 
 ROOT = Path(__file__).parents[1]

@@ -19,6 +19,7 @@ CODEGEN_ORDER = (
     "spec",
     "cuda_block",
     "schedule",
+    "defaults",
     "legality",
     "render",
     "nvcc",

@@ -14,10 +14,10 @@ import torch
 from codegen.backends.tvm import executable
 from codegen.backends.tvm_launch import lowered
 from codegen.cuda_launch import LaunchPlan
+from codegen.defaults import default
 from codegen.device import NAMED
 from codegen.program import parts
 from codegen.render import render
-from codegen.schedule import default
 from codegen.spec import Spec
 
 HOPPER = NAMED["sm_90"]

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from codegen.backends import backend
+from codegen.defaults import default
 from codegen.device import Device, cpu, cuda_device, gpu_names
 from codegen.errors import ImplementationError, ScheduleFieldError, TrellisError
 from codegen.legality import why_illegal
 from codegen.program import Program, build, operator_digest
-from codegen.schedule import BACKENDS, Schedule, TvmSchedule, default, from_settings
+from codegen.schedule import BACKENDS, Schedule, TvmSchedule, from_settings
 from codegen.spec import Spec, bucket
 from trellis_ops.arguments import Request
 from tuning_db import Match, Store, default_store

@@ -18,13 +18,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 
 from codegen.backends import Resources, backend
+from codegen.defaults import default
 from codegen.device import NAMED, Device
 from codegen.errors import TrellisError
 from codegen.legality import why_illegal
 from codegen.program import operator_digest, parts
 from codegen.render import render
 from codegen.rule import Rule
-from codegen.schedule import Schedule, default, from_settings
+from codegen.schedule import Schedule, from_settings
 from codegen.spec import Problem, Spec, spec_of_key
 from tuner.errors import NoScheduleError
 from tuner.legal import legal_schedules

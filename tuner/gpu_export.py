@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 
 from codegen import nvcc
+from codegen.defaults import default
 from codegen.device import NAMED, Device
 from codegen.export import export
 from codegen.legality import why_illegal
-from codegen.schedule import default
 from tuner.campaign.exported import FOLDER
 from tuner.command import command, print_lines
 from tuner.errors import WorkloadError

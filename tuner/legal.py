@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+from codegen.defaults import default
 from codegen.device import Device
 from codegen.legality import why_illegal
-from codegen.schedule import SCHEDULES, Schedule, Value, default, from_settings, variants_of
+from codegen.schedule import SCHEDULES, Schedule, Value, from_settings, variants_of
 from codegen.spec import Spec
 from tuner.errors import NoScheduleError
 

@@ -21,12 +21,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "200")
 import torch
 
 from codegen.backends import tvm
+from codegen.defaults import default
 from codegen.device import Device, cpu
 from codegen.legality import require_legal
 from codegen.program import Program
 from codegen.render import render
 from codegen.rule import MAPS, Rule
-from codegen.schedule import Schedule, TvmSchedule, default, from_settings
+from codegen.schedule import Schedule, TvmSchedule, from_settings
 from codegen.spec import DTYPES, Problem, Spec
 from tests.benchmarks.kernel_parts import Part, parts_of
 from tuner.ceiling import ceiling_again
@@ -76,9 +77,9 @@ def lines_of(pieces: Sequence[Piece]) -> Iterable[str]:
     total = sum(piece.seconds for piece in pieces)
 
     def line(label: str, kind: str, seconds: float) -> str:
-        return f"{label:<26}{kind:<19}{duration(max(seconds, 0.0)):>9}{seconds / total:>7.1%}"
+        return f"{label:<30}{kind:<19}{duration(max(seconds, 0.0)):>9}{seconds / total:>7.1%}"
 
-    yield f"{'statement':<26}{'kind':<19}{'time':>9}{'share':>7}"
+    yield f"{'statement':<30}{'kind':<19}{'time':>9}{'share':>7}"
     yield from (line(piece.label, piece.kind, piece.seconds) for piece in pieces)
     yield ""
     for kind in dict.fromkeys(piece.kind for piece in pieces):

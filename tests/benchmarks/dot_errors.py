@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+from codegen.defaults import default
 from codegen.device import cpu
 from codegen.program import build
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import DTYPES, Problem, Spec
 from tuner.check import OF_GRADIENTS, TOLERANCE, check_inputs, compare, expected
 from tuner.launch import bind

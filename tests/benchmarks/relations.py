@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from codegen.defaults import default
 from codegen.device import Device
 from codegen.program import build
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import Problem, Spec
 from tests.benchmarks.calls import subject
 from tests.benchmarks.comparison import without_records

@@ -6,10 +6,10 @@ import argparse
 
 import torch
 
+from codegen.defaults import default
 from codegen.device import Device, cpu
 from codegen.program import build
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import Problem, Spec
 from tests.benchmarks.turns import sample
 from tuner.ceiling import ceiling_again

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from codegen.defaults import default
 from codegen.device import Device, cpu
 from codegen.program import build
 from codegen.rule import Rule
-from codegen.schedule import TvmSchedule, default
+from codegen.schedule import TvmSchedule
 from codegen.spec import Problem, Spec
 from tests.benchmarks.calls import Subject, subject
 from tests.benchmarks.comparison import without_records

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from codegen.defaults import default
 from codegen.denied import denied
 from codegen.device import NAMED
 from codegen.legality import why_illegal
 from codegen.rule import Rule
-from codegen.schedule import SCHEDULES, TritonSchedule, default
+from codegen.schedule import SCHEDULES, TritonSchedule
 from codegen.spec import OPERATORS, Problem, Spec
 
 SPEC = Spec(Rule(), Problem(dtype="bfloat16"))

@@ -12,13 +12,13 @@ import pytest
 
 from codegen import nvcc
 from codegen.cuda_block import block_of
+from codegen.defaults import default
 from codegen.device import NAMED
 from codegen.errors import BackendUnavailableError, ExportError, IllegalScheduleError
 from codegen.export import export
 from codegen.exported import MANIFEST, Manifest, described, image_of, program_of_export, read_manifest
 from codegen.program import parts
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import OPERATORS, Problem, Spec
 from tests.emulated_cuda import signature
 from tests.tvm_host import both_launches

@@ -16,6 +16,7 @@ import torch
 
 from codegen import nvcc
 from codegen.cuda_driver import CudaDriver
+from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.errors import (
     BackendUnavailableError,
@@ -30,7 +31,6 @@ from codegen.export import export
 from codegen.exported import load, read_manifest
 from codegen.program import Program
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import Spec
 from tests.emulated_cuda import COMPILER
 from tests.emulated_driver import STREAM, driver, emulated_export, emulated_program

@@ -18,11 +18,11 @@ from codegen.backends import backend, kernel_cache
 from codegen.backends import tvm as tvm_backend
 from codegen.backends.kernel_cache import VARIABLE, KernelCacheWarning, entry, kernels_folder
 from codegen.backends.tvm import TvmKernel
+from codegen.defaults import default
 from codegen.device import cpu
 from codegen.errors import SizeError
 from codegen.program import Program, build
 from codegen.rule import Rule
-from codegen.schedule import default
 from tests.kernel_cases import Case, check_attention, check_step
 
 ROOT = Path(__file__).parents[2]

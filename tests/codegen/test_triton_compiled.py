@@ -10,13 +10,14 @@ import pytest
 
 from codegen.backends import backend
 from codegen.backends import triton as triton_backend
+from codegen.defaults import default
 from codegen.device import NAMED, Device, cpu, named
 from codegen.errors import BackendUnavailableError, CompileError
 from codegen.legality import why_illegal
 from codegen.program import build, kernels_of, parts
 from codegen.render import TEMPLATES, Source, render
 from codegen.rule import Rule
-from codegen.schedule import VARIANTS, TritonSchedule, default, variants_of
+from codegen.schedule import VARIANTS, TritonSchedule, variants_of
 from codegen.spec import Problem, Spec
 
 pytest.importorskip("triton")

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from codegen.backends import backend, triton_descriptors
+from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.legality import why_illegal
 from codegen.program import parts
 from codegen.render import Source, render
 from codegen.rule import Rule
-from codegen.schedule import TritonSchedule, default
+from codegen.schedule import TritonSchedule
 from codegen.spec import Problem, Spec
 
 triton = pytest.importorskip("triton")

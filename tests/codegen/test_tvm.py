@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from codegen.backends import backend
+from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.errors import CompileError
 from codegen.legality import why_illegal
 from codegen.program import Program, build, parts
 from codegen.render import render
 from codegen.rule import MAPS, Rule
-from codegen.schedule import TvmSchedule, default
+from codegen.schedule import TvmSchedule
 from codegen.spec import Spec
 from tests.kernel_cases import Case, check_attention, check_readout, check_step, check_update
 

@@ -6,11 +6,12 @@ import dataclasses
 
 import pytest
 
+from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.legality import why_illegal
 from codegen.program import Program, build
 from codegen.rule import MAPS, Rule
-from codegen.schedule import TvmSchedule, default, segment_tokens
+from codegen.schedule import TvmSchedule, segment_tokens
 from codegen.spec import Spec
 from tests.backward_cases import backward_spec, check_backward
 from tests.inputs import Inputs

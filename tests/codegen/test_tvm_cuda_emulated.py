@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from codegen import render
+from codegen.defaults import default
 from codegen.legality import why_illegal
 from codegen.program import Program
 from codegen.render import TEMPLATES, template_digest
 from codegen.rule import MAPS, Rule
-from codegen.schedule import default
 from codegen.spec import Problem, Spec
 from tests.emulated_cuda import COMPILER, HOPPER, emulated
 from tests.kernel_cases import Case, check_attention, check_readout, check_step, check_update

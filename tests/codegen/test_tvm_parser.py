@@ -9,9 +9,9 @@ import pytest
 from codegen.backends import backend, tvm_parser
 from codegen.backends.source_module import module_of
 from codegen.backends.tvm import _tvm
+from codegen.defaults import default
 from codegen.device import cpu
 from codegen.render import render
-from codegen.schedule import default
 from tests.kernel_cases import Case
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from codegen.backends import backend
+from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.program import Program, build
 from codegen.render import render
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import Problem, Spec
 from tests.inputs import Inputs, make_inputs
 from tests.programs import sequences_of

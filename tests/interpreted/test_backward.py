@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
+from codegen.defaults import default
 from codegen.device import cpu
 from codegen.legality import why_illegal
 from codegen.program import Program, build
 from codegen.rule import MAPS, Rule
-from codegen.schedule import default, variants_of
+from codegen.schedule import variants_of
 from codegen.spec import Spec
 from tests.backward_cases import NAMES, backward_spec, check_backward
 from tests.inputs import make_inputs

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import trellis_ops
+from codegen.defaults import default
 from codegen.device import cpu
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import Problem, Spec
 from tests.inputs import make_inputs
 from tests.relative_error import assert_close

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import trellis_ops
+from codegen.defaults import default
 from codegen.device import cpu
 from codegen.legality import why_illegal
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import Problem, Spec
 from tests.inputs import make_inputs
 from tests.winner_record import winner_record

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from codegen.backends import Resources
+from codegen.defaults import default
 from codegen.device import NAMED
 from codegen.rule import Rule
-from codegen.schedule import TritonSchedule, default
+from codegen.schedule import TritonSchedule
 from codegen.spec import Problem, Spec
 from tuner import candidates
 from tuner.cost_model import (

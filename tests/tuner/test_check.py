@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from codegen.defaults import default
 from codegen.device import cpu
 from codegen.program import Program, build
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import OPERATORS, Problem, Spec
 from tuner.adversarial import CASES, adversarial_inputs
 from tuner.check import SEED, TOLERANCE, check, check_inputs, compare, expected, relative_error

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from codegen import nvcc
+from codegen.defaults import default
 from codegen.device import NAMED, Device, cpu
 from codegen.export import export
 from codegen.exported import MANIFEST, read_manifest
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import Problem, Spec
 from tests.emulated_cuda import COMPILER
 from tests.emulated_driver import emulated_program

@@ -17,9 +17,10 @@ import pytest
 
 from codegen import render
 from codegen.backends import backend as compiler
+from codegen.defaults import default
 from codegen.device import cpu
 from codegen.program import build, operator_digest
-from codegen.schedule import TvmSchedule, default
+from codegen.schedule import TvmSchedule
 from codegen.spec import Problem
 from tests.tuner.faulty_templates import FAULTS, at_fault, spec_of, write_faulty_templates
 from tuner.budget import Budget

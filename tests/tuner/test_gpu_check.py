@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from codegen.backends import Resources
+from codegen.defaults import default
 from codegen.device import NAMED
-from codegen.schedule import TritonSchedule, default
+from codegen.schedule import TritonSchedule
 from tests.tuner.conftest import STEP
 from tuner.cli import main
 from tuner.gpu_check import DEFAULT, SAMPLED, Job, check, check_one, jobs, specs

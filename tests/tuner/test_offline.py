@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from codegen.backends import Resources
+from codegen.defaults import default
 from codegen.device import NAMED
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import Problem, Spec
 from tuner.offline import MOST_SPILLED, examine, examine_some, why_pruned
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from codegen.defaults import default
 from codegen.device import cpu
 from codegen.program import operator_digest
 from codegen.rule import Rule
-from codegen.schedule import default
 from codegen.spec import Problem, Spec, bucket
 from tuner import slots
 from tuner.budget import Budget

@@ -6,10 +6,11 @@ import random
 import optuna
 import pytest
 
+from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.legality import why_illegal
 from codegen.rule import Rule
-from codegen.schedule import SCHEDULES, default, from_settings, variants_of
+from codegen.schedule import SCHEDULES, from_settings, variants_of
 from codegen.spec import OPERATORS, Problem, Spec
 from tuner.errors import NoScheduleError
 from tuner.sampler import MOST_DEATHS, FreshSampler, release, untried

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.legality import why_illegal
-from codegen.schedule import default
 from codegen.spec import OPERATORS, bucket
 from tuner.errors import WorkloadError
 from tuner.workload import DEFAULT_FILE, load_workload, parse_spec

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from codegen.defaults import default
 from codegen.legality import why_illegal
-from codegen.schedule import Schedule, TritonSchedule, default, dot_precisions
+from codegen.schedule import Schedule, TritonSchedule, dot_precisions
 from codegen.spec import Spec
 from tuner.campaign.ledger import Entry
 from tuner.campaign.plan import Campaign
