@@ -138,7 +138,6 @@ FEWEST_TOKENS_PER_STATE = 16
 
 _ONLY = {"pair": "tvm", "backward_split": "triton", "backward_chunks": "triton"}
 
-
 VECTORS_PER_ROW = 4
 """Vectors of an output row that the TVM templates accumulate at once."""
 

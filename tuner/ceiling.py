@@ -84,22 +84,27 @@ class Probe:
     @contextmanager
     def on_its_threads(self) -> Iterator[None]:
         """Where `run` may be called."""
+        if self.threads is None:
+            yield
+            return
         before = torch.get_num_threads()
-        torch.set_num_threads(self.threads or before)
+        torch.set_num_threads(self.threads)
         try:
             yield
         finally:
             torch.set_num_threads(before)
 
 
-def nearer_limit(device: Device, dtype: str, cost: Cost) -> tuple[Probe, float]:
-    """The probe of the limit that `cost` is nearer to, and how many times its work must be done for `cost`."""
-    floors = []
-    for probes, needed in ((_products(device, dtype), cost.flops), (_moves(device, cost.bytes), cost.bytes)):
-        rate, best = max(((probe.rate(device), probe) for probe in probes), key=lambda rated: rated[0])
-        floors.append((needed / rate, needed / best.work, best))
-    _, times, probe = max(floors, key=lambda floor: floor[0])
-    return probe, times
+def limits(device: Device, dtype: str, cost: Cost) -> tuple[tuple[Probe, float], ...]:
+    """For compute and for memory the probe with the highest rate, and how many times its work is that of `cost`."""
+    found = []
+    for probes, needed in (
+        (_products(device, dtype), cost.flops),
+        (_moves(device, _moved(device, cost.bytes)), cost.bytes),
+    ):
+        _, best = max(((probe.rate(device), probe) for probe in probes), key=lambda rated: rated[0])
+        found.append((best, needed / best.work))
+    return tuple(found)
 
 
 @cache
@@ -122,7 +127,7 @@ def _products(device: Device, dtype: str) -> Iterator[Probe]:
 
 def _moves(device: Device, moved: int) -> Iterator[Probe]:
     # Half is read and half is written.
-    count = _moved(device, moved) // 8
+    count = moved // 8
     source, target = torch.randn(count, device=_where(device)), torch.empty(count, device=_where(device))
     # What fits a core's own cache is moved faster by one thread than by several that must meet.
     for threads in (None, 1) if device.kind == "cpu" else (None,):

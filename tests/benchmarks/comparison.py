@@ -64,7 +64,7 @@ class Comparison:
     timings: dict[str, Timing]
 
     def share(self, implementation: str) -> float | None:
-        """How much of the machine's limit: the median over the rounds; None if it did not run."""
+        """How much of the machine's nearer limit, as it was in the same round: the median; None if it did not run."""
         return self.ratio(CEILING, implementation)
 
     def ratio(self, base: str, implementation: str) -> float | None:

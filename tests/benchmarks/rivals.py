@@ -24,7 +24,7 @@ from tests.benchmarks.calls import Call, subject, training_step
 from tests.benchmarks.compiled import compile_eager
 from tests.benchmarks.turns import sample
 from trellis_ops.train.allocator import keep_freed_memory
-from tuner.ceiling import nearer_limit
+from tuner.ceiling import Probe, limits
 from tuner.cost import Cost
 from tuner.inputs import torch_device
 from tuner.measure import Timed
@@ -73,11 +73,11 @@ class Rivals:
         return {name: torch.from_numpy(y) for name, y in self._ask("results").items()}
 
     def prepare_ceiling(self, dtype: str, cost: Cost) -> None:
-        """Find the limit of the machine that `cost` is nearer to; `CEILING` then samples what it would take there."""
+        """Find what reaches the limits of the machine; `CEILING` samples what `cost` would take at the nearer one."""
         self._ask("prepare_ceiling", dtype, cost)
 
     def sampler(self, name: str) -> Callable[[], float]:
-        """Takes one sample of an implementation."""
+        """Takes one sample of an implementation, or of `CEILING`."""
         return lambda: float(self._ask("sample", name))
 
     def _ask(self, method: str, *arguments: object) -> Any:
@@ -139,7 +139,7 @@ class _Runner:
         return found
 
     def prepare_ceiling(self, dtype: str, cost: Cost) -> None:
-        self._probe, self._times = nearer_limit(self._device, dtype, cost)
+        self._limits = limits(self._device, dtype, cost)
 
     def sample(self, name: str) -> float:
         seconds = self._floor() if name == CEILING else sample(self._timed(name), self._device)
@@ -150,5 +150,8 @@ class _Runner:
         return Timed(self._steps[name], self._bound.reset)
 
     def _floor(self) -> float:
-        with self._probe.on_its_threads():
-            return self._times * sample(Timed(self._probe.run, lambda: None), self._device)
+        return max(times * self._probed(probe) for probe, times in self._limits)
+
+    def _probed(self, probe: Probe) -> float:
+        with probe.on_its_threads():
+            return sample(Timed(probe.run, lambda: None), self._device)

@@ -53,6 +53,7 @@ def test_call_overhead(operator: str, one_thread: None, results: Results, replay
     if found.schedule is None:
         replay.skip("; ".join(found.notes))
     run_kernel, reset = _kernel(spec, bound)
+    # Not `bound.operator`, whose own call is none of the operator's.
     call, args, kwargs = bound.operator.function, bound.operator.args, bound.operator.kwargs
     with torch.no_grad():
         timings = measure(

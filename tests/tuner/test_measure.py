@@ -9,7 +9,7 @@ from codegen.device import cpu
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tuner.baseline import time_eager
-from tuner.ceiling import Ceiling, ceiling_of, nearer_limit
+from tuner.ceiling import Ceiling, ceiling_of, limits
 from tuner.cost import Cost, cost_of, state_bytes
 from tuner.finals import LEAST_GAIN, compared, judge
 from tuner.measure import Timed, Timing, measure
@@ -134,16 +134,18 @@ def test_ceilings_are_positive_and_shares_are_of_the_nearer_one():
     assert ceiling.share(Cost(flops=50, bytes=9), seconds=1.0) == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize(("flops", "moved", "probe"), [(1 << 40, 1, "mm"), (1, 1 << 20, "copy_ or mul_")])
-def test_what_is_probed_in_turn_is_the_nearer_limit(flops, moved, probe):
-    threads = torch.get_num_threads()
-    found, times = nearer_limit(cpu(), "float32", Cost(flops, moved))
-    assert found.run.func.__name__ in probe
-    assert found.work * times == pytest.approx(flops if probe == "mm" else moved)
-    with found.on_its_threads():
-        assert torch.get_num_threads() == (found.threads or threads)
-        found.run()
-    assert torch.get_num_threads() == threads
+def test_both_limits_have_a_probe_that_does_a_part_of_the_work():
+    threads, cost = torch.get_num_threads(), Cost(flops=1 << 40, bytes=1 << 20)
+    (product, times), (move, moves) = limits(cpu(), "float32", cost)
+    assert product.run.func.__name__ == "mm"
+    assert move.run.func.__name__ in ("copy_", "mul_")
+    assert product.work * times == pytest.approx(cost.flops)
+    assert move.work * moves == pytest.approx(cost.bytes)
+    for probe in (product, move):
+        with probe.on_its_threads():
+            assert torch.get_num_threads() == (probe.threads or threads)
+            probe.run()
+        assert torch.get_num_threads() == threads
 
 
 def test_costs_are_those_of_the_equations():
