@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,6 +100,9 @@ def joined(device: str) -> Iterator[Processes]:
         # Gloo aborts a process that leaves while another still talks to it.
         dist.barrier()
     finally:
+        # What a model still holds of the group in a cycle would keep its threads until the interpreter ends, which
+        # aborts the process if one of them then wants its lock.
+        gc.collect()
         dist.destroy_process_group()
 
 
