@@ -100,8 +100,8 @@ def joined(device: str) -> Iterator[Processes]:
         # Gloo aborts a process that leaves while another still talks to it.
         dist.barrier()
     finally:
-        # What a model still holds of the group in a cycle would keep its threads until the interpreter ends, which
-        # aborts the process if one of them then wants its lock.
+        # A model may hold the group in a cycle, and with it threads that outlive this; one that wants the interpreter's
+        # lock while that ends can abort the process.
         gc.collect()
         dist.destroy_process_group()
 
