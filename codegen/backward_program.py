@@ -34,7 +34,7 @@ class Reverse:
 def run(spec: Spec, schedule: TritonSchedule, kernels: tuple[Kernel, ...], x: Reverse) -> None:
     """Run the reverse pass of a variant of Triton; `kernels` are those after the forward's."""
     if schedule.variant == "backward_chunks":
-        _run_chunks(schedule, kernels, x)
+        _run_chunks(spec, schedule, kernels, x)
     elif schedule.variant == "backward_split":
         _run_split(spec, schedule, kernels, x)
     else:
@@ -60,18 +60,20 @@ def _run_split(spec: Spec, schedule: TritonSchedule, kernels: tuple[Kernel, ...]
     keys_backward(x.programs, *given, bar_q, bar_k, bar_alpha, *bar_gates)
 
 
-def _run_chunks(schedule: TritonSchedule, kernels: tuple[Kernel, ...], x: Reverse) -> None:
+def _run_chunks(spec: Spec, schedule: TritonSchedule, kernels: tuple[Kernel, ...], x: Reverse) -> None:
     keys_readout, values_reading, keys_reading, states_backward, values_writing, keys_writing = kernels
     q, k, v, *gates = x.tokens
     states_k, states_v = x.chunk_states
     bar_q, bar_k, bar_v, bar_alpha, bar_log_beta, bar_gamma = x.bar_tokens
-    r, bar_r, Y_k, Y_v = _between(schedule, x, gates[0].shape, 4)
+    r, codes_k, Y_k, Y_v = _between(schedule, x, gates[0].shape, 4)
+    bar_o = states_k.new_empty(gates[0].shape, dtype=bar_log_beta.dtype)
+    o = () if spec.rule.link == "identity" else _between(schedule, x, gates[0].shape, 1)
     bar_T_k, bar_states_k = _between(schedule, x, states_k.shape, 2)
     bar_T_v, bar_states_v = _between(schedule, x, states_v.shape, 2)
     programs, where = x.programs * x.most_chunks, (*x.offsets, x.most_chunks)
-    keys_readout(programs, q, k, *gates, states_k, *where, r)
-    values_reading(programs, v, *gates, r, states_v, x.bar_y, *where, bar_r, Y_v, bar_T_v, bar_v, bar_log_beta)
-    keys_reading(programs, q, k, *gates, states_k, bar_r, *where, Y_k, bar_T_k, bar_q, bar_k, bar_log_beta)
+    keys_readout(programs, q, k, *gates, states_k, *where, r, codes_k, *o)
+    values_reading(programs, v, *gates, r, *o, states_v, x.bar_y, *where, bar_o, Y_v, bar_T_v, bar_v, bar_log_beta)
+    keys_reading(programs, q, k, *gates[1:], states_k, codes_k, bar_o, *where, Y_k, bar_T_k, bar_q, bar_k, bar_log_beta)
     cotangents = (Y_k, Y_v, bar_T_k, bar_T_v, *x.bar_states, bar_states_k, bar_states_v)
     states_backward(2 * x.programs, k, v, *gates, *x.chunk_states, *cotangents, *x.offsets)
     bar_gates = (bar_alpha, bar_log_beta, bar_gamma)

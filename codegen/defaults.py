@@ -109,11 +109,12 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
     large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
     variant = _default_variant(spec)
     if variant == "backward":
-        longest = 16 if problem.dtype == "float32" else _LONGEST_WHOLE_CHUNK
-        if device.arch == "sm_90" and not large and 16 <= problem.chunk <= longest:
-            return _default_backward_chunks(problem.chunk, precision)
+        # Three products for one take more registers than an NVIDIA GPU has for 64 tokens.
+        longest = 16 if precision == "tf32x3" else _LONGEST_WHOLE_CHUNK
+        if not large and 16 <= problem.chunk <= longest:
+            return _default_backward_chunks(problem.chunk, precision, device)
         spacing = _default_triton_spacing(problem)
-        return TritonSchedule("backward_split", 16, 8, 1, precision, spacing)
+        return TritonSchedule("backward_split", 16, 4 if device.kind == "hip" else 8, 1, precision, spacing)
     # Four warps are denied the standard assembler on some devices (codegen/denied.json).
     ptxas = "blackwell" if device.arch == "sm_90" and not large else "standard"
     if variant == "recurrent":
@@ -128,12 +129,13 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
     return TritonSchedule(variant, tile, warps, stages, precision, ptxas=ptxas)
 
 
-def _default_backward_chunks(chunk: int, precision: str) -> TritonSchedule:
+def _default_backward_chunks(chunk: int, precision: str, device: Device) -> TritonSchedule:
     tile = max(16, next_power_of_two(chunk))
-    if precision == "bf16":
-        # The matrix units of sm_90 give 64 rows to four warps; eight compute the maps of each row twice.
+    if device.arch == "sm_90" and precision == "bf16":
+        # Its matrix units give 64 rows to four warps; eight compute the maps of each row twice.
         return TritonSchedule("backward_chunks", tile, 4, 2, precision, 1, "blackwell")
-    return TritonSchedule("backward_chunks", tile, 8, 1, precision)
+    few = device.kind == "hip" or (device.arch == "sm_80" and precision == "bf16")
+    return TritonSchedule("backward_chunks", tile, 4 if few else 8, 1, precision)
 
 
 def _default_triton_spacing(problem: Problem) -> int:

@@ -38,7 +38,7 @@ _TYPED_AS_INPUT = (
 )
 _STATES = ("chunk_states_k_ptr", "chunk_states_v_ptr")
 _TYPED_AS_DOTS = (
-    *("codes_k_ptr", "codes_v_ptr", "r_ptr", "bar_r_ptr", "Y_k_ptr", "Y_v_ptr"),
+    *("codes_k_ptr", "codes_v_ptr", "r_ptr", "o_ptr", "bar_r_ptr", "Y_k_ptr", "Y_v_ptr"),
     *("bar_T_k_ptr", "bar_T_v_ptr", "bar_states_k_ptr", "bar_states_v_ptr"),
 )
 _STAGES = {"cuda": ("ttir", "ttgir", "llir", "ptx"), "hip": ("ttir", "ttgir", "llir", "amdgcn")}

@@ -10,11 +10,19 @@ from codegen.device import NAMED
 from codegen.schedule import TritonSchedule
 from tests.tuner.conftest import STEP
 from tuner.cli import main
-from tuner.gpu_check import DEFAULT, SAMPLED, Job, check, check_one, jobs, specs
+from tuner.gpu_check import DEFAULT, OTHER, SAMPLED, Job, check, check_one, jobs, specs
 from tuner.occupancy import occupancy
 from tuning_db import Outcome, Record, Store, utc_now
 
 HOPPER = NAMED["sm_90"]
+
+
+def test_the_training_workload_compiles_for_hopper_and_does_not_spill(store):
+    todo = [job for job in jobs(["sm_90"], 0, store) if job.name in ("train", "train-c16")]
+    done = list(check(todo, processes=2))
+    assert len(done) == 16
+    assert [(one.job.name, one.kernel, one.fault) for one in done if one.fault] == []
+    assert {one.needs.spill_bytes for one in done} == {0}
 
 
 def test_the_forward_defaults_compile_for_hopper_and_do_not_spill(store):
@@ -34,12 +42,19 @@ def test_the_forward_defaults_compile_for_hopper_and_do_not_spill(store):
     assert all(one.needs.wgmma > 0 for one in prefill)
 
 
+def test_the_workload_of_the_tuned_architecture_answers_for_spills(store):
+    roles = {(job.name, job.device.arch): job.role for job in jobs(["sm_90", "sm_80"], 0, store)}
+    assert roles["train", "sm_90"] == roles["decode", "sm_90"] == DEFAULT
+    assert roles["train-m128", "sm_90"] == roles["train", "sm_80"] == OTHER
+
+
 def test_a_default_that_spills_fails_and_a_sample_that_spills_does_not(store):
     (job,) = (job for job in jobs(["sm_90"], 0, store) if job.name == "prefill-f32")
-    bad = replace(job, schedule=replace(job.schedule, tile_rows=64, num_warps=8))
+    bad = replace(job, role=DEFAULT, schedule=replace(job.schedule, tile_rows=64, num_warps=8))
     found = check_one(bad)
     assert "trellis_update spills" in found[0].fault
     assert found[0].fails
+    assert not check_one(replace(bad, role=OTHER))[0].fails
     assert not check_one(replace(bad, role=SAMPLED))[0].fails
 
 
