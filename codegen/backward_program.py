@@ -61,24 +61,28 @@ def _run_split(spec: Spec, schedule: TritonSchedule, kernels: tuple[Kernel, ...]
 
 
 def _run_chunks(spec: Spec, schedule: TritonSchedule, kernels: tuple[Kernel, ...], x: Reverse) -> None:
+    import torch
+
     keys_readout, values_reading, keys_reading, states_backward, values_writing, keys_writing = kernels
-    q, k, v, *gates = x.tokens
+    q, k, v, alpha, *gates = x.tokens
     states_k, states_v = x.chunk_states
     bar_q, bar_k, bar_v, bar_alpha, bar_log_beta, bar_gamma = x.bar_tokens
-    r, codes_k, Y_k, Y_v = _between(schedule, x, gates[0].shape, 4)
-    bar_o = states_k.new_empty(gates[0].shape, dtype=bar_log_beta.dtype)
-    o = () if spec.rule.link == "identity" else _between(schedule, x, gates[0].shape, 1)
+    r, codes_k, Y_k, Y_v = _between(schedule, x, alpha.shape, 4)
+    o = () if spec.rule.link == "identity" else _between(schedule, x, alpha.shape, 1)
+    # With more digits than its dots take: the kernels that share it spill with fewer.
+    bar_o = x.bar_y.new_empty(alpha.shape, dtype=torch.float32)
     bar_T_k, bar_states_k = _between(schedule, x, states_k.shape, 2)
     bar_T_v, bar_states_v = _between(schedule, x, states_v.shape, 2)
     programs, where = x.programs * x.most_chunks, (*x.offsets, x.most_chunks)
-    keys_readout(programs, q, k, *gates, states_k, *where, r, codes_k, *o)
-    values_reading(programs, v, *gates, r, *o, states_v, x.bar_y, *where, bar_o, Y_v, bar_T_v, bar_v, bar_log_beta)
-    keys_reading(programs, q, k, *gates[1:], states_k, codes_k, bar_o, *where, Y_k, bar_T_k, bar_q, bar_k, bar_log_beta)
+    keys_readout(programs, q, k, alpha, *gates, states_k, *where, r, codes_k, *o)
+    given: tuple[torch.Tensor, ...] = (v, alpha, *gates, r, *o, states_v, x.bar_y)
+    values_reading(programs, *given, *where, bar_o, Y_v, bar_T_v, bar_v, bar_log_beta)
+    keys_reading(programs, q, k, *gates, states_k, codes_k, bar_o, *where, Y_k, bar_T_k, bar_q, bar_k, bar_log_beta)
     cotangents = (Y_k, Y_v, bar_T_k, bar_T_v, *x.bar_states, bar_states_k, bar_states_v)
-    states_backward(2 * x.programs, k, v, *gates, *x.chunk_states, *cotangents, *x.offsets)
+    states_backward(2 * x.programs, k, v, alpha, *gates, *x.chunk_states, *cotangents, *x.offsets)
     bar_gates = (bar_alpha, bar_log_beta, bar_gamma)
-    values_writing(programs, v, *gates, states_v, Y_v, bar_states_v, *where, bar_v, *bar_gates)
-    keys_writing(programs, k, *gates, states_k, Y_k, bar_states_k, *where, bar_k, *bar_gates)
+    values_writing(programs, v, alpha, *gates, states_v, Y_v, bar_states_v, *where, bar_v, *bar_gates)
+    keys_writing(programs, k, alpha, *gates, states_k, Y_k, bar_states_k, *where, bar_k, *bar_gates)
 
 
 def _between(schedule: TritonSchedule, x: Reverse, shape: tuple[int, ...], count: int) -> list[torch.Tensor]:

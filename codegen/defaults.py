@@ -109,7 +109,7 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
     large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
     variant = _default_variant(spec)
     if variant == "backward":
-        # Three products for one take more registers than an NVIDIA GPU has for 64 tokens.
+        # tf32x3 is three products for one, which take more registers than there are for 64 tokens.
         longest = 16 if precision == "tf32x3" else _LONGEST_WHOLE_CHUNK
         if not large and 16 <= problem.chunk <= longest:
             return _default_backward_chunks(problem.chunk, precision, device)
@@ -134,8 +134,9 @@ def _default_backward_chunks(chunk: int, precision: str, device: Device) -> Trit
     if device.arch == "sm_90" and precision == "bf16":
         # Its matrix units give 64 rows to four warps; eight compute the maps of each row twice.
         return TritonSchedule("backward_chunks", tile, 4, 2, precision, 1, "blackwell")
-    few = device.kind == "hip" or (device.arch == "sm_80" and precision == "bf16")
-    return TritonSchedule("backward_chunks", tile, 4 if few else 8, 1, precision)
+    # Of four and eight warps those that spill less: a wave of AMD has twice the threads, with 512 registers each.
+    spill_less = 4 if device.kind == "hip" or (device.arch == "sm_80" and precision == "bf16") else 8
+    return TritonSchedule("backward_chunks", tile, spill_less, 1, precision)
 
 
 def _default_triton_spacing(problem: Problem) -> int:

@@ -3,7 +3,8 @@
     python -m tuner gpu-check
 
 A default or a shipped winner that does not compile or does not fit fails the check: it would be run as it is. So does
-one that spills, where the project answers for its speed: shipped winners, and on `TUNED_FOR` the workload's defaults.
+one that spills, where the project answers for its speed: shipped winners, and on `TUNED_FOR` the defaults of the
+workload and the kernels of TVM.
 """
 
 from __future__ import annotations

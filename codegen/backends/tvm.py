@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 name = "tvm"
 
 _FOREIGN_TARGETS: dict[str, dict[str, Any]] = {"aarch64": {"mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}}
-# Buffers are as small as they can be, and LLVM finds the rest itself: a third of TVM's time, and kernels as fast without.
+# Buffers are as small as they can be, and LLVM finds the rest: a third of TVM's time, and kernels as fast without.
 _USELESS_PASSES = ["s_tir.CompactBufferAllocation", "s_tir.HoistIfThenElse", "tirx.CommonSubexprElim"]
 _PTXAS_REPORT = re.compile(r"(\d+) bytes stack frame.*?Used (\d+) registers(?:.*?(\d+) bytes smem)?", re.DOTALL)
 
