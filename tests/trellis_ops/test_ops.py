@@ -161,7 +161,7 @@ def test_step_refuses_gradients():
 
 
 @pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
-@pytest.mark.parametrize("chunk_size", [1, 5, 16])
+@pytest.mark.parametrize("chunk_size", [1, 16])
 def test_gradients_agree_with_those_of_the_oracle(chunk_size, outer_gradient):
     leaves = make_inputs(2, 13, 2, 6, 5, 4, step_size="token").leaves()
     exact = make_inputs(2, 13, 2, 6, 5, 4, step_size="token").to(torch.float64).leaves()
