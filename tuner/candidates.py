@@ -128,10 +128,17 @@ def _groups(chosen: list[Schedule], size: int) -> Iterator[list[Schedule]]:
 
 
 def write(lists: Iterable[Ranked], path: Path) -> None:
-    """Replace the file at `path`."""
+    """Put lists into the file at `path`, each in the place of an older one of its spec; the lists of other specs stay.
+
+    A file that cannot be read is replaced: to make it again is what its error advises.
+    """
+    try:
+        older = read(path)
+    except CandidateFileError:
+        older = ()
+    by_spec = {each.spec: each for each in (*older, *lists)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [msgspec.json.encode(each) + b"\n" for each in lists]
-    path.write_bytes(b"".join(lines))
+    path.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in by_spec.values()))
 
 
 def read(path: Path) -> tuple[Ranked, ...]:

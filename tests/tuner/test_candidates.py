@@ -106,6 +106,10 @@ def test_a_list_is_compiled_pruned_ordered_written_and_read(tmp_path):
         **{name: getattr(ranked, name) for name in ranked.__struct_fields__} | {"template_digest": "0"}
     )
     assert candidates.schedules_of(older, HOPPER) == []
+    other = candidates.Ranked(**{name: getattr(older, name) for name in older.__struct_fields__} | {"spec": "another"})
+    candidates.write([other, older], path)
+    candidates.write([ranked], path)
+    assert candidates.read(path) == (ranked, other)
 
 
 def test_guesses_that_order_no_better_than_chance_are_dropped_once_enough_times_are_known():
@@ -129,6 +133,8 @@ def test_a_file_that_is_no_list_says_what_to_do(tmp_path):
     path.write_text('{"name": 3}\n')
     with pytest.raises(CandidateFileError, match="--offline"):
         candidates.read(path)
+    candidates.write([], path)
+    assert candidates.read(path) == ()
 
 
 def test_the_list_that_is_shipped_is_of_these_templates():
