@@ -85,12 +85,20 @@ def _default_tvm_cuda(spec: Spec, device: Device) -> TvmSchedule:
     if variant not in CUDA_VARIANTS:
         # No kernel: legality says so.
         return TvmSchedule(variant, cuda_block.WIDTH, cuda_block.WIDTH, FEWEST_ACCUMULATORS, 256)
-    tile, threads = min(_DEFAULT_CUDA_TILE, max(cuda_block.WIDTH, next_power_of_two(problem.chunk))), 256
-    while tile > cuda_block.WIDTH and (
-        cuda_block.most_shared_bytes(problem, variant, tile, threads) > device.shared_bytes
-    ):
-        tile //= 2
-    return TvmSchedule(variant, tile, cuda_block.WIDTH, max(cuda_block.ACCUMULATORS), threads)
+    longest = min(_DEFAULT_CUDA_TILE, max(cuda_block.WIDTH, next_power_of_two(problem.chunk)))
+    tiles = [tile for tile in reversed(TvmSchedule.choices["tile_tokens"]) if isinstance(tile, int) and tile <= longest]
+    precision = next(each for each in _USUAL_PRECISIONS[problem.dtype] if each in dot_precisions(device))
+    schedules = [_cuda_products(variant, tile, precision) for tile in tiles]
+    fitting = (each for each in schedules if cuda_block.most_shared_bytes(problem, each) <= device.shared_bytes)
+    return next(fitting, schedules[-1])
+
+
+def _cuda_products(variant: str, tile: int, precision: str) -> TvmSchedule:
+    most = max(cuda_block.ACCUMULATORS)
+    if precision == "ieee" or tile < cuda_block.MMA_ROWS:
+        return TvmSchedule(variant, tile, cuda_block.WIDTH, most, 256)
+    # A warp's columns are at most a tile, whose scores have no more.
+    return TvmSchedule(variant, tile, cuda_block.WIDTH, min(most, tile // 2), 256, dot_precision=precision)
 
 
 def _default_backward(chunk: int, width: int, accumulators: int, threads: int) -> TvmSchedule:

@@ -79,7 +79,9 @@ def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str |
     if device.kind == "hip":
         return "the TVM templates are written for CPUs and CUDA, not HIP"
     if device.kind == "cuda":
-        return _why_illegal_tvm_cuda(spec.problem, schedule, device)
+        return _why_illegal_tvm_cuda(spec, schedule, device)
+    if schedule.dot_precision != "ieee":
+        return f"a CPU has no {schedule.dot_precision} dots: dot_precision must be 'ieee'"
     if schedule.vector_width * 32 > device.vector_bits:
         return f"vector_width {schedule.vector_width} exceeds the {device.vector_bits}-bit vectors of {device.arch}"
     if schedule.variant == "recurrent" and (
@@ -111,8 +113,8 @@ def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str |
     return None
 
 
-def _why_illegal_tvm_cuda(problem: Problem, schedule: TvmSchedule, device: Device) -> str | None:
-    tile, threads = schedule.tile_tokens, schedule.threads
+def _why_illegal_tvm_cuda(spec: Spec, schedule: TvmSchedule, device: Device) -> str | None:
+    problem, tile, threads = spec.problem, schedule.tile_tokens, schedule.threads
     if schedule.variant not in CUDA_VARIANTS:
         return f"for CUDA there are TVM templates of {', '.join(CUDA_VARIANTS)} only, not of {schedule.variant!r}"
     if schedule.vector_width != cuda_block.WIDTH:
@@ -129,10 +131,29 @@ def _why_illegal_tvm_cuda(problem: Problem, schedule: TvmSchedule, device: Devic
         return f"for CUDA accumulators must be one of {cuda_block.ACCUMULATORS}, not {schedule.accumulators}"
     if tile > max(cuda_block.WIDTH, next_power_of_two(problem.chunk)):
         return f"tile_tokens {tile} exceeds the chunk of {problem.chunk} tokens"
-    needed = cuda_block.most_shared_bytes(problem, schedule.variant, tile, threads)
+    reason = _why_illegal_tensor_cores(spec, schedule, device)
+    if reason is not None:
+        return reason
+    needed = cuda_block.most_shared_bytes(problem, schedule)
     if needed > device.shared_bytes:
         return f"a block would need {needed} bytes of shared memory, {device.arch} has {device.shared_bytes}"
     return None
+
+
+def _why_illegal_tensor_cores(spec: Spec, schedule: TvmSchedule, device: Device) -> str | None:
+    if schedule.dot_precision == "ieee":
+        return None
+    if schedule.variant == "recurrent":
+        return "variant 'recurrent' has no dots: dot_precision must be 'ieee'"
+    if schedule.dot_precision not in dot_precisions(device):
+        return f"{device.arch} has no {schedule.dot_precision} dots: dot_precision must be 'ieee'"
+    columns = cuda_block.columns_of_a_warp(schedule)
+    if schedule.tile_tokens % max(cuda_block.MMA_ROWS, columns):
+        return (
+            f"tensor cores take {cuda_block.MMA_ROWS} rows and, with accumulators {schedule.accumulators}, {columns}"
+            f" columns at once, of which tile_tokens {schedule.tile_tokens} must be a multiple"
+        )
+    return _why_too_few_bits(spec, schedule.dot_precision)
 
 
 def _why_illegal_triton(spec: Spec, schedule: TritonSchedule, device: Device) -> str | None:
@@ -185,11 +206,16 @@ def _why_illegal_descriptors(problem: Problem, schedule: TritonSchedule, device:
 def _why_illegal_precision(spec: Spec, schedule: TritonSchedule, device: Device) -> str | None:
     if schedule.dot_precision not in dot_precisions(device):
         return f"{device.arch} has no {schedule.dot_precision} dots, only {', '.join(dot_precisions(device))}"
-    bits = _BITS_OF_OPERANDS.get(schedule.dot_precision)
-    if bits is not None and bits < _BITS_OF_INPUTS[spec.problem.dtype]:
-        return (
-            f"{schedule.dot_precision} dots keep {bits} bits of each operand: too few for {spec.problem.dtype} inputs"
-        )
+    reason = _why_too_few_bits(spec, schedule.dot_precision)
+    if reason is not None:
+        return reason
     if spec.problem.dtype != "float32" and schedule.dot_precision == "ieee" and device.kind != "hip":
         return f"ieee dots cost most and gain nothing over tf32x3 for {spec.problem.dtype} inputs"
+    return None
+
+
+def _why_too_few_bits(spec: Spec, precision: str) -> str | None:
+    bits = _BITS_OF_OPERANDS.get(precision)
+    if bits is not None and bits < _BITS_OF_INPUTS[spec.problem.dtype]:
+        return f"{precision} dots keep {bits} bits of each operand: too few for {spec.problem.dtype} inputs"
     return None

@@ -30,11 +30,12 @@ def toolchain() -> dict[str, str]:
     return {NAME: found.group(1) if found else "unknown"}
 
 
-def run(text: str, path: Path, arch: str, *flags: str) -> tuple[bytes, str]:
+def run(text: str, path: Path, arch: str, *flags: str, language: str = "cu") -> tuple[bytes, str]:
     """What nvcc makes of `text` for `arch` with these flags, and what it reports.
 
     Args:
         path: where the source of `text` is found, for the message of an error.
+        language: what `text` is, "cu" or "ptx".
 
     Raises:
         BackendUnavailableError: nvcc is not on the PATH.
@@ -43,7 +44,7 @@ def run(text: str, path: Path, arch: str, *flags: str) -> tuple[bytes, str]:
     if not is_here():
         raise BackendUnavailableError(backend=NAME, reason="it is not on the PATH; it comes with the CUDA toolkit")
     with tempfile.TemporaryDirectory() as folder:
-        given, made = Path(folder) / "kernel.cu", Path(folder) / "kernel.out"
+        given, made = Path(folder) / f"kernel.{language}", Path(folder) / "kernel.out"
         given.write_text(text)
         command = [NAME, *flags, f"-arch={arch}", "-O3", "-o", str(made), str(given)]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -99,7 +99,7 @@ def folder_of(backend: str, device: Device) -> str:
 def _block(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, Block]:
     if device.kind != "cuda" or not isinstance(schedule, TvmSchedule):
         return {}
-    return {"block": block_of(kernel, spec.problem, schedule.tile_tokens, schedule.threads)}
+    return {"block": block_of(kernel, spec.problem, schedule)}
 
 
 @functools.cache

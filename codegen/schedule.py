@@ -5,7 +5,7 @@ A schedule never changes the result beyond rounding, so a tuner may search all o
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import ClassVar
 
 from codegen.device import Device
@@ -53,7 +53,7 @@ class Schedule:
 
     def settings(self) -> dict[str, Value]:
         """The fields as plain data, as a tuning record stores them."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class TvmSchedule(Schedule):
         threads: tasks that the programs are dealt to, of which 1 stays on the calling thread; for CUDA, of a block.
         checkpoint_spacing: a backward keeps the states at the start of every so many chunks, and computes those of the
             chunks between again. A tile of it may span as many chunks.
+        dot_precision: of the products of a kernel for CUDA: "ieee", by multiply-adds; or by tensor cores, as
+            TritonSchedule has it, "tf32x3", "tf32" or "bf16". On a CPU "ieee".
     """
 
     backend: ClassVar[str] = "tvm"
@@ -77,12 +79,14 @@ class TvmSchedule(Schedule):
         "accumulators": (4, 8, 12, 16, 24),
         "threads": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
         "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
+        "dot_precision": ("ieee", "tf32x3", "tf32", "bf16"),
     }
     tile_tokens: int
     vector_width: int
     accumulators: int
     threads: int
     checkpoint_spacing: int = 1
+    dot_precision: str = "ieee"
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,8 @@ FEWEST_TOKENS_PER_STATE = 16
 
 _ONLY = {"pair": "tvm", "backward_split": "triton", "backward_chunks": "triton"}
 
+_FIRST_WITH_TF32 = 80  # And with bfloat16.
+
 VECTORS_PER_ROW = 4
 """Vectors of an output row that the TVM templates accumulate at once."""
 
@@ -152,7 +158,7 @@ def variants_of(operator: str, backend: str, direction: str = "forward") -> tupl
 
 
 def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
-    """The schedule that stored plain data describes.
+    """The schedule that stored plain data describes; a field that came later than the data has its default.
 
     Raises:
         UnknownBackendError: no such backend.
@@ -164,7 +170,9 @@ def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
     groups = (*VARIANTS.values(), *BACKWARD_VARIANTS.values())
     variants = tuple(dict.fromkeys(variant for group in groups for variant in group))
     allowed: dict[str, tuple[Value, ...]] = {"variant": variants, **kind.choices}
-    for name in sorted({field.name for field in fields(kind)} ^ settings.keys()):
+    known = {field.name for field in fields(kind)}
+    later = {field.name for field in fields(kind) if field.default is not MISSING}
+    for name in sorted((known ^ settings.keys()) - (later - settings.keys())):
         reason = "missing" if name in allowed else "unknown field"
         raise ScheduleFieldError(field=name, value=settings.get(name), backend=backend, reason=reason)
     for name, value in settings.items():
@@ -189,11 +197,13 @@ def segment_tiles(spec: Spec, schedule: TvmSchedule, tokens: int) -> int:
 
 
 def dot_precisions(device: Device) -> tuple[str, ...]:
-    """What Triton has there for float32 operands; its interpreter computes in float32 whatever it is told."""
+    """How float32 operands may enter a dot there; Triton's interpreter computes in float32 whatever it is told."""
     if device.kind == "hip":
         return ("ieee", "tf32", "bf16x3", "bf16") if device.arch == "gfx942" else ("ieee", "bf16x3", "bf16")
     if device.kind == "cpu":
         return ("ieee", "tf32x3", "tf32")
+    if int(device.arch.removeprefix("sm_")) < _FIRST_WITH_TF32:
+        return ("ieee",)
     return ("ieee", "tf32x3", "tf32", "bf16x3", "bf16")
 
 

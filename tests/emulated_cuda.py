@@ -31,6 +31,9 @@ COMPILER = "g++"
 HOPPER = NAMED["sm_90"]
 
 _SIGNATURE = re.compile(r"__launch_bounds__\((\d+)[^)]*\) (\w+)\(([^)]*)\) \{")
+_BETWEEN_LITERALS = re.compile(r'"\s*\n\s*"')
+_ASSEMBLY = re.compile(r'asm(?: volatile)?\(\s*"([\w.]+) ([^"]*);"\s*:\s*(.*?)\s*:\s*(.*?)\);', re.DOTALL)
+_CONSTRAINT = re.compile(r'"[=+]?[rf]"')
 _ARGUMENT = re.compile(r"def (\w+)\((.*?)\):", re.DOTALL)
 
 
@@ -118,9 +121,19 @@ def signature(cuda: str) -> tuple[str, str, str]:
 
 
 def as_cpp(cuda: str) -> str:
-    """A CUDA source as C++, but for what starts its kernel."""
-    text = cuda[cuda.index('extern "C" __global__') :]
+    """A CUDA source as C++, but for what starts its kernel, and for what TVM puts first, which ends in an #endif."""
+    start = cuda.rindex("#endif", 0, cuda.index('extern "C" __global__')) + len("#endif")
+    text = _ASSEMBLY.sub(_as_call, _BETWEEN_LITERALS.sub("", cuda[start:]))
     return f'#include "{HEADER}"\n' + text.replace("extern __shared__", "extern").replace("__shared__", "")
+
+
+def _as_call(statement: re.Match[str]) -> str:
+    instruction, written, outputs, inputs = statement.groups()
+    numbers = [int(number) for number in re.findall(r"%(\d)", written)]
+    operands = _CONSTRAINT.sub("", f"{outputs}, {inputs}")
+    # Sums come as the first operand and the last: the others are given once, in order.
+    assert numbers == [*range(max(numbers) + 1), *range(4 if "mma" in instruction else 0)], written
+    return f"{instruction.replace('.', '_')}({operands});"
 
 
 def _parameter(declared: str) -> Parameter:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 from codegen.defaults import default
 from codegen.device import Device
 from codegen.legality import why_illegal
-from codegen.schedule import SCHEDULES, Schedule, Value, from_settings, variants_of
+from codegen.schedule import SCHEDULES, Schedule, Value, variants_of
 from codegen.spec import Spec
 from tuner.errors import NoScheduleError
 
@@ -30,9 +31,9 @@ def legal_schedules(spec: Spec, backend: str, device: Device) -> tuple[Schedule,
         "variant": variants_of(spec.problem.operator, backend, spec.problem.direction),
         **SCHEDULES[backend].choices,
     }
-    every = (
-        from_settings(backend, dict(zip(fields, values, strict=True))) for values in itertools.product(*fields.values())
-    )
+    # Not from_settings, which would look every choice up among the choices.
+    kind: Callable[..., Schedule] = SCHEDULES[backend]
+    every = (kind(**dict(zip(fields, values, strict=True))) for values in itertools.product(*fields.values()))
     legal = [schedule for schedule in every if why_illegal(spec, schedule, device) is None]
     first = default(backend, spec, device)
     if first not in legal:

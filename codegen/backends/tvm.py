@@ -134,15 +134,16 @@ def resources(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
             made.mod.write_to_file(str(path), "o")
             return Resources(code_bytes=path.stat().st_size)
     text = str(made.mod.imports[0].inspect_source())
-    _, report = nvcc.run(text, source.path, device.arch, "--cubin", "-Xptxas", "-v")
+    ptx = nvcc.run(text, source.path, device.arch, "--ptx")[0].decode()
+    _, report = nvcc.run(ptx, source.path, device.arch, "--cubin", "-Xptxas", "-v", language="ptx")
     found = _PTXAS_REPORT.search(report)
     if found is None:
         raise CompileError(backend=name, path=source.path, reason=f"nvcc reported no registers: {report}")
     spill_bytes, registers, static_bytes = (int(number or 0) for number in found.groups())
     assert isinstance(schedule, TvmSchedule)
-    block = block_of(source.kernel, spec.problem, schedule.tile_tokens, schedule.threads)
+    block = block_of(source.kernel, spec.problem, schedule)
     shared_bytes = static_bytes + block.shared_bytes
-    return Resources(registers=registers, spill_bytes=spill_bytes, shared_bytes=shared_bytes)
+    return Resources(registers, spill_bytes, shared_bytes, mma=ptx.count("mma.sync."))
 
 
 @functools.cache

@@ -57,7 +57,7 @@ def test_a_plan_has_the_parameters_of_the_source_and_the_memory_of_the_block(pre
         assert part.plan.function == name
         assert part.plan.block == (int(threads), 1, 1) == (schedule.threads, 1, 1)
         assert [each.split()[-1].removesuffix("_ptr") for each in declared.split(",")] == list(part.plan.passed)
-        block = block_of(kernel, problem.problem, schedule.tile_tokens, schedule.threads)
+        block = block_of(kernel, problem.problem, schedule)
         assert part.plan.shared_bytes == block.shared_bytes
 
 

@@ -57,6 +57,8 @@ TVM_TILED = TvmSchedule("fused", tile_tokens=16, vector_width=8, accumulators=8,
 
 TVM_CUDA = TvmSchedule("split", tile_tokens=64, vector_width=4, accumulators=16, threads=256)
 TVM_CUDA_TILED = TvmSchedule("split", tile_tokens=8, vector_width=4, accumulators=8, threads=64)
+TENSOR_CORES = {"variant": "update", "dot_precision": "tf32x3"}
+TENSOR_CORES_TILED = {"tile_tokens": 16, "accumulators": 8, "dot_precision": "bf16"}
 
 
 def of(spec: Spec, operator: str) -> Spec:
@@ -141,6 +143,8 @@ GOLDEN = [
     *tvm_cuda("memory_update", "memory_update", "update"),
     *tvm_cuda("memory_readout", "trellis_attention", "split"),
     *tvm_cuda("memory_step", "trellis_step", "recurrent", "trellis_step_chunked"),
+    Golden("memory_update", of(PLAIN, "memory_update"), replace(TVM_CUDA, **TENSOR_CORES), "sm_90", "tensor_cores"),
+    Golden("memory_readout", PADDED, replace(TVM_CUDA, **TENSOR_CORES_TILED), "sm_90", "tensor_cores"),
     *triton("trellis_fused", "trellis_attention", "fused"),
     *triton("trellis_update", "trellis_attention", "split"),
     *triton("memory_update", "memory_update", "update"),

@@ -24,11 +24,11 @@ HOPPER = NAMED["sm_90"]
 Made = tuple[Source, Spec, Schedule, Device]
 
 
-def made(operator: str, **sizes: int | str) -> list[Made]:
+def made(operator: str, arch: str = "sm_90", **sizes: int | str) -> list[Made]:
     """The default's kernels of an operator, with what each was made from."""
-    spec = Spec(Rule(), Problem(operator, **sizes))
-    schedule = default("tvm", spec, HOPPER)
-    return [(render(kernel, part, schedule, HOPPER), part, schedule, HOPPER) for kernel, part in parts(spec, schedule)]
+    spec, device = Spec(Rule(), Problem(operator, **sizes)), NAMED[arch]
+    schedule = default("tvm", spec, device)
+    return [(render(kernel, part, schedule, device), part, schedule, device) for kernel, part in parts(spec, schedule)]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -49,6 +49,18 @@ def test_defaults_fit_a_multiprocessor_and_do_not_spill(operator, dtype):
         assert needs.spill_bytes == 0
         assert needs.registers * schedule.threads <= 65_536
         assert 0 < needs.shared_bytes <= device.shared_bytes
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "tf32x3"), ("float16", "tf32"), ("bfloat16", "bf16")])
+def test_products_take_tensor_cores(dtype, precision, arch):
+    update, readout = made("trellis_attention", arch, dtype=dtype)[::2]
+    for source, spec, schedule, device in (update, readout):
+        assert schedule.dot_precision == precision
+        needs = backend("tvm").resources(source, spec, schedule, device)
+        assert needs.mma > 0
+        assert needs.spill_bytes == 0
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
@@ -88,6 +100,10 @@ def test_the_default_is_legal_where_any_schedule_is(operator, arch):
         ("memory_update", {"threads": 32}, "at least 64"),
         ("memory_update", {"tile_tokens": 64}, "exceeds the chunk"),
         ("trellis_step", {"tile_tokens": 8}, "has no tile"),
+        ("trellis_step", {"dot_precision": "bf16"}, "has no dots"),
+        ("memory_update", {"tile_tokens": 16, "accumulators": 16}, "must be a multiple"),
+        ("memory_update", {"tile_tokens": 8}, "tensor cores take 16 rows"),
+        ("memory_update", {"dot_precision": "bf16"}, "too few for float32"),
     ],
 )
 def test_illegal_schedules_say_why(operator, changes, reason):
@@ -95,6 +111,16 @@ def test_illegal_schedules_say_why(operator, changes, reason):
     illegal = why_illegal(spec, dataclasses.replace(default("tvm", spec, HOPPER), **changes), HOPPER)
     assert illegal is not None
     assert reason in illegal
+
+
+def test_an_older_gpu_gets_multiply_adds():
+    turing = dataclasses.replace(NAMED["sm_80"], name="nvidia-t4", arch="sm_75", shared_bytes=65_536)
+    spec = Spec(Rule(), Problem(dtype="float16"))
+    schedule = default("tvm", spec, turing)
+    assert schedule.dot_precision == "ieee"
+    assert why_illegal(spec, schedule, turing) is None
+    by_tensor_cores = dataclasses.replace(schedule, tile_tokens=32, dot_precision="tf32")
+    assert "sm_75 has no tf32 dots" in str(why_illegal(spec, by_tensor_cores, turing))
 
 
 def test_what_does_not_fit_shared_memory_says_why():
@@ -113,15 +139,17 @@ def test_there_is_no_backward():
 
 @pytest.mark.parametrize("kernel", ["memory_update", "memory_readout", "memory_step"])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (20, 12, 18), (64, 64, 64), (256, 128, 200)])
-def test_buffers_lie_side_by_side_and_aligned(kernel, sizes):
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_buffers_lie_side_by_side_and_aligned(kernel, sizes, precision):
     dim_k, dim_v, slots = sizes
     problem = Problem(dim_k=dim_k, dim_v=dim_v, slots=slots)
-    block = block_of(kernel, problem, 16, 128)
+    schedule = TvmSchedule("split", 16, 4, 8, 128, dot_precision=precision)
+    block = block_of(kernel, problem, schedule)
     ends = [each.offset + -(-_count(each.shape) // 4) * 4 for each in block.buffers]
     assert [each.offset for each in block.buffers] == [0, *ends[:-1]]
     assert block.floats == ends[-1]
     assert 4 * block.floats == block.shared_bytes
-    assert most_shared_bytes(problem, "split", 16, 128) >= block.shared_bytes or kernel == "memory_step"
+    assert most_shared_bytes(problem, schedule) >= block.shared_bytes or kernel == "memory_step"
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -28,10 +28,10 @@ SILU = Rule("silu", link="silu")
 
 
 class With:
-    """Builds emulated programs with the default schedule, changed as told."""
+    """Builds emulated programs with the default schedule, changed as told, by multiply-adds unless told otherwise."""
 
     def __init__(self, **changes: object) -> None:
-        self.changes = changes
+        self.changes = {"dot_precision": "ieee", **changes}
 
     def __call__(self, spec: Spec) -> Program:
         return emulated(spec, dataclasses.replace(default("tvm", spec, HOPPER), **self.changes))
