@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 
 from trellis_ops.recall import grids
 from trellis_ops.recall.cell import Cell, Result
-from trellis_ops.recall.tables import grouped, markdown
+from trellis_ops.recall.tables import grouped, markdown, spread
 
 _SAID = {
     "learned_state": {True: "first state learned", False: "first state zero"},
@@ -25,8 +24,8 @@ def one_change_table(results: Sequence[Result]) -> str:
     rows = [
         [
             str(next(iter(key), "none")),
-            *(_spread([each.accuracy[count] for each in group if count in each.accuracy], 2) for count in pairs),
-            _spread([each.bits_per_byte for each in group if each.bits_per_byte is not None], 3),
+            *(spread([each.accuracy[count] for each in group if count in each.accuracy], 2) for count in pairs),
+            spread([each.bits_per_byte for each in group if each.bits_per_byte is not None], 3),
             seeds(group),
         ]
         for key, group in sorted(groups.items(), key=lambda item: item[0] != ())
@@ -47,13 +46,6 @@ def said(cell: Cell, axes: Mapping[str, Sequence[object]]) -> str:
 def axes_of(results: Sequence[Result]) -> dict[str, list[object]]:
     """The values that occur, of every axis of the ablation."""
     return {name: list(dict.fromkeys(getattr(each.cell, name) for each in results)) for name in grids.ABLATION}
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def seeds(group: Sequence[Result]) -> str:

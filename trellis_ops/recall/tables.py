@@ -40,15 +40,15 @@ def to_csv(results: Sequence[Result]) -> str:
 
 
 def curve_table(results: Sequence[Result]) -> str:
-    """Accuracy by number of pairs, one line for each C, phi, M and whatever else differs, the seeds together."""
+    """Accuracy by number of pairs, one line for each C, phi, M and whatever else differs, with the spread over seeds."""
     pairs = sorted({count for each in results for count in each.accuracy})
     also = differing(results, ("chunk", "phi", "slots"))
     names = ("chunk", "phi", "slots", *also)
     rows = []
     for key, group in sorted(grouped(results, lambda each: values(each, names)).items()):
-        means = [_mean([each.accuracy[count] for each in group if count in each.accuracy]) for count in pairs]
-        rows.append([*map(str, key), *means])
-    return markdown(["C", "phi", "M", *also, *(f"{count} pairs" for count in pairs)], rows)
+        shares = [[each.accuracy[count] for each in group if count in each.accuracy] for count in pairs]
+        rows.append([*map(str, key), *(spread(each, 2) for each in shares), str(len(group))])
+    return markdown(["C", "phi", "M", *also, *(f"{count} pairs" for count in pairs), "seeds"], rows)
 
 
 def differing(results: Sequence[Result], named: Collection[str]) -> tuple[str, ...]:
@@ -83,5 +83,9 @@ def grouped(results: Sequence[Result], key: Callable[[Result], tuple[Any, ...]])
     return groups
 
 
-def _mean(shares: Sequence[float]) -> str:
-    return f"{statistics.mean(shares):.2f}" if shares else ""
+def spread(values: Sequence[float], digits: int) -> str:
+    """The mean, and the standard deviation where there are several values."""
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

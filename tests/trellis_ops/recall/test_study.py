@@ -20,6 +20,7 @@ from trellis_ops.recall.ledger import Ledger
 from trellis_ops.recall.one_change import one_change_table, said
 from trellis_ops.recall.page import beyond, fits, write_page
 from trellis_ops.recall.pages import MARK
+from trellis_ops.recall.tables import curve_table
 from trellis_ops.train.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -82,6 +83,13 @@ def test_one_change_at_a_time_has_its_spread() -> None:
     assert lines[0] == "| change | 4 pairs | 16 pairs | text | seeds |"
     assert lines[2] == "| none | 0.50 ± 0.35 | 0.50 ± 0.00 | 2.500 | 2, 1 |"
     assert lines[3:] == ["| first state learned | 1.00 | 0.25 |  | 1 |", "| C 1 | 0.50 |  |  | 1 |"]
+
+
+def test_a_curve_has_its_spread_and_its_seeds() -> None:
+    twice = [Result(Cell(seed=seed), {4: share}) for seed, share in enumerate((0.25, 0.75))]
+    lines = curve_table([*twice, Result(Cell(phi="identity"), {4: 1.0, 8: 0.5})]).splitlines()
+    assert lines[0] == "| C | phi | M | 4 pairs | 8 pairs | seeds |"
+    assert lines[2:] == ["| 16 | identity | 8 | 1.00 | 0.50 | 1 |", "| 16 | ln_silu | 8 | 0.50 ± 0.35 |  | 2 |"]
 
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
