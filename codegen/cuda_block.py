@@ -1,7 +1,8 @@
 """How a block of the TVM kernels for CUDA shares out its work, and what it keeps in shared memory, and where.
 
 All of it is float32. A matrix that a product reads has rows of an odd number of four-number words, so that what eight
-neighbouring threads read at once, four numbers each from eight rows, lies in different banks.
+neighbouring threads read at once, four numbers each from eight rows, lies in different banks. So does a
+column of what tensor cores take; their pairs of a row, two numbers each from four rows, meet two by two.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def _why_illegal_tvm(spec: Spec, schedule: TvmSchedule, device: Device) -> str |
     if device.kind == "cuda":
         return _why_illegal_tvm_cuda(spec, schedule, device)
     if schedule.dot_precision != "ieee":
-        return f"a CPU has no {schedule.dot_precision} dots: dot_precision must be 'ieee'"
+        return f"no CPU kernel has {schedule.dot_precision} dots: dot_precision must be 'ieee'"
     if schedule.vector_width * 32 > device.vector_bits:
         return f"vector_width {schedule.vector_width} exceeds the {device.vector_bits}-bit vectors of {device.arch}"
     if schedule.variant == "recurrent" and (
@@ -209,7 +209,8 @@ def _why_illegal_precision(spec: Spec, schedule: TritonSchedule, device: Device)
     reason = _why_too_few_bits(spec, schedule.dot_precision)
     if reason is not None:
         return reason
-    if spec.problem.dtype != "float32" and schedule.dot_precision == "ieee" and device.kind != "hip":
+    cheaper = "tf32x3" in dot_precisions(device)
+    if spec.problem.dtype != "float32" and schedule.dot_precision == "ieee" and cheaper:
         return f"ieee dots cost most and gain nothing over tf32x3 for {spec.problem.dtype} inputs"
     return None
 

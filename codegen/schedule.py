@@ -162,7 +162,8 @@ def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
 
     Raises:
         UnknownBackendError: no such backend.
-        ScheduleFieldError: a field that is unknown, missing, of the wrong type, or outside its choices.
+        ScheduleFieldError: a field that is unknown, missing and without a default, of the wrong type, or outside its
+            choices.
     """
     if backend not in SCHEDULES:
         raise UnknownBackendError(name=backend, known=", ".join(BACKENDS))
@@ -217,10 +218,11 @@ def keeps_bfloat16(schedule: Schedule) -> bool:
     return schedule.variant == "split" and dots_in_bfloat16(schedule)
 
 
-def _vector_registers(device: Device) -> int:
+def vector_registers(device: Device) -> int:
+    """How many vector registers a CPU has."""
     return 32 if device.vector_bits == 512 or device.arch == "aarch64" else 16
 
 
 def most_accumulators(device: Device) -> int:
     """How many vector registers a product may sum in: a quarter stays free for its operands."""
-    return _vector_registers(device) * 3 // 4
+    return vector_registers(device) * 3 // 4

@@ -112,7 +112,7 @@ def _source(folder: Path) -> Store:
 
 
 def _better(record: Record, own: Record, device: Device, measure: Measure | None) -> tuple[bool, str]:
-    if record.schedule == own.schedule:
+    if _settings(record) == _settings(own):
         return record.recency() > own.recency(), "the same schedule: the newer record stays"
     contest = None if measure is None else _contest(record, own, device)
     if measure is not None and contest is not None:
@@ -126,6 +126,14 @@ def _better(record: Record, own: Record, device: Device, measure: Measure | None
             f"measured here: {1 + found.gain:.2f}x the speed of the one known, noise {found.noise:.1%}",
         )
     return _newer_toolchain(record, own)
+
+
+def _settings(record: Record) -> dict[str, object]:
+    """Those of a record's schedule, with the defaults of fields that are younger than the record."""
+    try:
+        return dict(from_settings(record.backend, dict(record.schedule)).settings())
+    except TrellisError:
+        return dict(record.schedule)  # Of another version.
 
 
 def _contest(record: Record, own: Record, device: Device) -> Contest | None:

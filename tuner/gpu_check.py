@@ -20,7 +20,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 
 from codegen.backends import Resources, backend
-from codegen.defaults import default
 from codegen.device import NAMED, Device
 from codegen.errors import TrellisError
 from codegen.legality import why_illegal
@@ -42,7 +41,7 @@ DEVICES = ("sm_80", "sm_90", "gfx942")
 SAMPLE = 4
 """Schedules of each spec and device beside the default."""
 
-_BY_TVM = ("update", "readout", "readout_transposed", "prefill", "decode")
+_BY_TVM = ("update", "readout", "readout_transposed", "prefill", "prefill-f32", "decode")
 
 TUNED_FOR = "sm_90"
 """The architecture that defaults have been measured on; those for others were chosen by what compilers say."""
@@ -88,7 +87,10 @@ class Checked:
 
 
 def specs() -> tuple[NamedSpec, ...]:
-    """The GPU workload, and what else every template is for: both types, larger states, single memories."""
+    """The GPU workload, and what else every template is for: both types, larger states, single memories.
+
+    Specs that differ in B, T and H alone have the same kernels: only the first of them is listed.
+    """
     listed = load_workload(DEFAULT_FILE, "cuda")
     exact = [
         replace(each, name=f"{each.name}-f32", spec=_changed(each.spec, dtype="float32"))
@@ -104,7 +106,10 @@ def specs() -> tuple[NamedSpec, ...]:
         NamedSpec(operator.replace("memory_", ""), Spec(Rule(), Problem(operator, dtype="bfloat16")))
         for operator in ("memory_update", "memory_readout", "memory_readout_transposed")
     ]
-    return (*listed, *exact, *large, *single)
+    by_kernels: dict[Spec, NamedSpec] = {}
+    for each in (*listed, *exact, *large, *single):
+        by_kernels.setdefault(_changed(each.spec, batch=1, tokens=1, heads=1), each)
+    return tuple(by_kernels.values())
 
 
 def jobs(devices: Sequence[str], sample: int, store: Store) -> Iterator[Job]:
@@ -181,15 +186,18 @@ def _of_device(device: Device, sample: int, store: Store) -> Iterator[Job]:
             yield Job(named.name, named.spec, schedule, device, SAMPLED)
     yield from _shipped(device, store)
     if device.arch == "sm_90":
-        yield from _of_tvm(device)
+        yield from _of_tvm(device, sample)
 
 
-def _of_tvm(device: Device) -> Iterator[Job]:
-    """The defaults of what has TVM templates for CUDA: the operators of one memory, a long attention, and a step."""
+def _of_tvm(device: Device, sample: int) -> Iterator[Job]:
+    """What has TVM templates for CUDA: the operators of one memory, a long attention of both types, and a step."""
     for named in specs():
-        schedule = default("tvm", named.spec, device)
-        if named.name in _BY_TVM and why_illegal(named.spec, schedule, device) is None:
-            yield Job(named.name, named.spec, schedule, device, DEFAULT)
+        if named.name not in _BY_TVM:
+            continue
+        first, *others = legal_schedules(named.spec, "tvm", device)
+        yield Job(named.name, named.spec, first, device, DEFAULT)
+        for schedule in random.Random(0).sample(others, min(sample, len(others))):
+            yield Job(named.name, named.spec, schedule, device, SAMPLED)
 
 
 def _shipped(device: Device, store: Store) -> Iterator[Job]:

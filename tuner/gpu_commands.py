@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from codegen.device import NAMED, Device, cpu
-from codegen.schedule import Schedule, TritonSchedule
+from codegen.schedule import Schedule, TritonSchedule, TvmSchedule
 from tuner.budget import Budget, parse_budget
 from tuner.candidates import FOLDER, MOST, path_for, rank, write
 from tuner.command import FAILED, command, print_lines
@@ -105,8 +105,10 @@ def _row(one: Checked) -> list[str]:
 
 def _short(schedule: Schedule) -> str:
     """What sets a schedule apart, so that a row fits on a line."""
-    if not isinstance(schedule, TritonSchedule):
-        return schedule.backend
+    if isinstance(schedule, TvmSchedule):
+        sums = f"{schedule.accumulators} sums"
+        return f"tvm, {schedule.tile_tokens} tokens, {schedule.threads} threads, {sums}, {schedule.dot_precision}"
+    assert isinstance(schedule, TritonSchedule)
     words = [f"{schedule.tile_rows} rows", f"{schedule.num_warps} warps", schedule.dot_precision]
     words += [f"{schedule.num_stages} stages"] if schedule.num_stages > 1 else []
     words += [f"every {schedule.checkpoint_spacing}"] if schedule.checkpoint_spacing > 1 else []

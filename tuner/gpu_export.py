@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from codegen.defaults import default
 from codegen.device import NAMED, Device
 from codegen.export import export
 from codegen.legality import why_illegal
+from codegen.schedule import Schedule, TvmSchedule
+from codegen.spec import Spec
 from tuner.campaign.exported import FOLDER
 from tuner.command import command, print_lines
 from tuner.errors import WorkloadError
@@ -49,22 +52,31 @@ def wanted(workload: Path | None, typed: Sequence[str]) -> tuple[NamedSpec, ...]
 
 
 def export_all(listed: Sequence[NamedSpec], device: Device, folder: Path) -> Iterator[str]:
-    """Export the default of each into a folder of its own; what was written, in words.
+    """Export each into a folder of its own, by the default and, if that takes tensor cores, without; what was written.
+
+    Only a card can say which is faster.
 
     Raises:
         WorkloadError: the default for one of them is not legal.
         CompileError: TVM or nvcc refused a kernel.
     """
-    for each in listed:
-        schedule = default("tvm", each.spec, device)
-        reason = why_illegal(each.spec, schedule, device)
+    for name, spec, schedule in _each_way(listed, device):
+        reason = why_illegal(spec, schedule, device)
         if reason is not None:
-            raise WorkloadError(source=each.name, problem=f"it cannot be exported: {reason}")
-        path = folder / each.name
-        manifest = export(each.spec, schedule, device, path)
+            raise WorkloadError(source=name, problem=f"it cannot be exported: {reason}")
+        path = folder / name
+        manifest = export(spec, schedule, device, path)
         size = sum(file.stat().st_size for file in path.iterdir())
         kernels = ", ".join(part.kernel for part in manifest.parts)
         yield f"{path}: {kernels}; {size / 1000:.0f} KB"
+
+
+def _each_way(listed: Sequence[NamedSpec], device: Device) -> Iterator[tuple[str, Spec, Schedule]]:
+    for each in listed:
+        schedule = default("tvm", each.spec, device)
+        yield each.name, each.spec, schedule
+        if isinstance(schedule, TvmSchedule) and schedule.dot_precision != "ieee":
+            yield f"{each.name}-multiply-adds", each.spec, replace(schedule, dot_precision="ieee")
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:

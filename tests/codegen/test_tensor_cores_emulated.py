@@ -7,9 +7,10 @@ import shutil
 import pytest
 import torch
 
+from codegen.defaults import default
 from codegen.rule import MAPS, Rule
 from tests.codegen.test_tvm_cuda_emulated import SILU, With
-from tests.emulated_cuda import COMPILER
+from tests.emulated_cuda import COMPILER, HOPPER
 from tests.kernel_cases import Case, check_attention, check_readout, check_update
 from tests.relative_error import TOLERANCE
 
@@ -50,6 +51,14 @@ def test_split_with_every_map(name):
 def test_sizes(dim_k, dim_v, slots):
     sizes = {"dim_k": dim_k, "dim_v": dim_v, "slots": slots}
     check_attention(With(dot_precision="tf32x3"), Case(chunk=20, lengths=(23,), rule=SILU, **sizes))
+
+
+@pytest.mark.parametrize("chunk", [16, 32])
+def test_the_default_of_bfloat16_inputs(chunk):
+    case = Case(chunk=chunk, dtype="bfloat16")
+    schedule = default("tvm", case.spec, HOPPER)
+    assert (schedule.tile_tokens, schedule.dot_precision) == (chunk, "bf16")
+    check_attention(With(dot_precision="bf16"), case, of_states=ALLOWED["bf16"])
 
 
 @pytest.mark.parametrize(("chunk", "tile"), [(9, 16), (16, 16), (17, 16), (33, 32), (70, 64), (2**30, 16)])

@@ -121,6 +121,8 @@ def test_an_older_gpu_gets_multiply_adds():
     assert why_illegal(spec, schedule, turing) is None
     by_tensor_cores = dataclasses.replace(schedule, tile_tokens=32, dot_precision="tf32")
     assert "sm_75 has no tf32 dots" in str(why_illegal(spec, by_tensor_cores, turing))
+    by_triton = default("triton", spec, turing)
+    assert why_illegal(spec, by_triton, turing) is None
 
 
 def test_what_does_not_fit_shared_memory_says_why():

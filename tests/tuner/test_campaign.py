@@ -15,11 +15,13 @@ import pytest
 import torch
 
 from codegen.device import NAMED, cpu
+from codegen.exported import MANIFEST
 from codegen.schedule import TritonSchedule
 from codegen.spec import spec_of_key
 from tuner.campaign import sanitizer
 from tuner.campaign.__main__ import main
 from tuner.campaign.correctness import kernels_to_check
+from tuner.campaign.exported import FOLDER
 from tuner.campaign.ledger import Entry, Ledger
 from tuner.campaign.plan import Campaign
 from tuner.campaign.precision import precisions
@@ -165,10 +167,15 @@ def test_kernels_are_examined_together_and_alone_where_a_sanitizer_that_is_faked
     tool.write_text(SANITIZER)
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    exported = tmp_path / FOLDER / "one" / MANIFEST
+    exported.parent.mkdir(parents=True)
+    exported.write_text("{}")
     campaign = hopper_campaign(tmp_path)
     found = list(sanitizer.sanitize_all(campaign))
     kernels = kernels_to_check(campaign)
-    assert len(found) == 2 * len(kernels)
+    assert len(found) == 2 * (len(kernels) + 1)
+    assert {"memcheck exported one", "racecheck exported one"} < {each.name for each in found}
     bad = [each for each in found if not each.ok]
     assert [each.name.split()[:2] for each in bad] == [["racecheck", "readout_transposed"]]
     assert bad[0].text == "1 hazard"

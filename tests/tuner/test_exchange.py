@@ -52,6 +52,15 @@ def timed(*samples: tuple[float, ...]):
     return measure
 
 
+def test_an_older_record_that_lacks_a_younger_setting_has_the_same_schedule(store, elsewhere):
+    older = record(created=LATER)
+    older.schedule.pop("dot_precision")
+    store.put([record()])
+    elsewhere.put([older])
+    found = merged(store, elsewhere)
+    assert found.taken and "the same schedule" in found.reason
+
+
 def test_what_is_exported_can_be_imported(store, elsewhere, tmp_path):
     store.put([record(), record(spec="another", device="cpu-other")])
     paths = export_records(store, tmp_path / "out")

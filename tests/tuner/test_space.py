@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 
@@ -8,9 +9,10 @@ import pytest
 
 from codegen.defaults import default
 from codegen.device import NAMED, cpu
+from codegen.errors import ScheduleFieldError
 from codegen.legality import why_illegal
 from codegen.rule import Rule
-from codegen.schedule import SCHEDULES, from_settings, variants_of
+from codegen.schedule import SCHEDULES, Schedule, from_settings, variants_of
 from codegen.spec import OPERATORS, Problem, Spec
 from tuner.errors import NoScheduleError
 from tuner.sampler import MOST_DEATHS, FreshSampler, release, untried
@@ -29,13 +31,18 @@ MACHINES = [
 ]
 
 
+@functools.cache
+def every_schedule(operator: str, backend: str) -> list[Schedule]:
+    fields = {"variant": variants_of(operator, backend), **SCHEDULES[backend].choices}
+    box = (dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values()))
+    return [from_settings(backend, settings) for settings in box]
+
+
 @pytest.mark.parametrize(("backend", "device"), MACHINES)
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.problem.key())
 def test_the_space_is_every_legal_schedule_and_no_other(spec, backend, device):
     space = space_of(spec, backend, device)
-    fields = {"variant": variants_of(spec.problem.operator, backend), **SCHEDULES[backend].choices}
-    box = (dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values()))
-    every = [from_settings(backend, settings) for settings in box]
+    every = every_schedule(spec.problem.operator, backend)
     legal = {schedule.key() for schedule in every if why_illegal(spec, schedule, device) is None}
     assert set(space.schedules) == legal
     assert space.default == default(backend, spec, device)
@@ -61,6 +68,15 @@ def test_the_sampler_proposes_each_legal_point_once_and_nothing_else():
     assert len(proposed) == len(points)
     assert all(point in points for point in proposed)
     assert all(proposed.count(point) == 1 for point in proposed)
+
+
+def test_a_setting_that_is_younger_than_a_record_has_its_default():
+    older = default("tvm", SPECS[0], cpu()).settings()
+    del older["dot_precision"]
+    assert from_settings("tvm", older).dot_precision == "ieee"
+    del older["threads"]
+    with pytest.raises(ScheduleFieldError, match=r"threads.*missing"):
+        from_settings("tvm", older)
 
 
 @pytest.fixture

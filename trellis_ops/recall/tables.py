@@ -40,7 +40,7 @@ def to_csv(results: Sequence[Result]) -> str:
 
 
 def curve_table(results: Sequence[Result]) -> str:
-    """Accuracy by number of pairs, one line for each C, phi, M and whatever else differs, with the spread over seeds."""
+    """Accuracy by number of pairs, one line for each C, phi, M and whatever else differs, with spread over seeds."""
     pairs = sorted({count for each in results for count in each.accuracy})
     also = differing(results, ("chunk", "phi", "slots"))
     names = ("chunk", "phi", "slots", *also)

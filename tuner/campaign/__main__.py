@@ -96,8 +96,8 @@ def _listed(campaign: Campaign) -> tuple[NamedSpec, ...] | None:
 def _not_reached(campaign: Campaign) -> Iterator[str]:
     ledger, device = campaign.ledger, campaign.device
     kernels = len(kernels_to_check(campaign, _listed(campaign)))
-    examinations = len(sanitizer.TOOLS) * kernels if sanitizer.why_left_out(device) is None else 0
     programs = len(exported.exports_for(device)) if exported.why_left_out(device) is None else 0
+    examinations = len(sanitizer.TOOLS) * (kernels + programs) if sanitizer.why_left_out(device) is None else 0
     planned = {
         ("correct", "kernels were not checked"): kernels,
         ("sanitizer", "examinations by the sanitizer were not made"): examinations,

@@ -96,7 +96,7 @@ def check_exported(campaign: Campaign, folder: Path = FOLDER) -> Iterator[Entry]
         return
     waiting: dict[str, tuple[Path, str]] = {}
     for path in exports_for(campaign.device, folder):
-        state = _state(path)
+        state = state_of_export(path)
         known = campaign.ledger.find(STAGE, path.name, state)
         if known is not None:
             yield known
@@ -166,7 +166,8 @@ def _why_stale(folder: Path) -> str | None:
     return None
 
 
-def _state(folder: Path) -> str:
+def state_of_export(folder: Path) -> str:
+    """What a finding about an exported program holds for: its content, and the version of torch."""
     try:
         digest = read_manifest(folder).digest()
     except ExportError:

@@ -1,4 +1,4 @@
-"""The second stage: NVIDIA's compute-sanitizer on one small case of each kernel."""
+"""The second stage: NVIDIA's compute-sanitizer on one small case of each kernel, those that TVM exported included."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 
 from codegen.device import Device
-from codegen.program import build
-from codegen.schedule import Schedule, from_settings
+from codegen.exported import program_of_export
+from codegen.program import Program, build
+from codegen.schedule import Value, from_settings
 from codegen.spec import Spec, spec_of_key
 from tuner.campaign.correctness import kernels_to_check
+from tuner.campaign.exported import exports_for, state_of_export
 from tuner.campaign.ledger import Entry
 from tuner.campaign.plan import Campaign
 
@@ -34,13 +37,26 @@ _MOST_PROCESSES = 14
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel to be examined by one of `TOOLS`, and where the finding goes."""
+    """A program to be examined by one of `TOOLS`, how another process finds it, and where the finding goes."""
 
     tool: str
     name: str
     state: str
-    spec: Spec
-    schedule: Schedule
+    program: Described | Exported
+
+
+class Described(msgspec.Struct, frozen=True, tag=True):
+    """A program that is built: key of its spec, backend, settings of its schedule."""
+
+    spec: str
+    backend: str
+    settings: dict[str, Value]
+
+
+class Exported(msgspec.Struct, frozen=True, tag=True):
+    """A program that TVM exported into a folder."""
+
+    folder: str
 
 
 def why_left_out(device: Device) -> str | None:
@@ -74,7 +90,10 @@ def _cases(campaign: Campaign) -> Iterator[Case]:
     for tool in TOOLS:
         for named, schedule in kernels_to_check(campaign):
             name = f"{tool} {named.name} {schedule.key()}"
-            yield Case(tool, name, campaign.state_of(named.spec), named.spec, schedule)
+            described = Described(named.spec.key(), schedule.backend, schedule.settings())
+            yield Case(tool, name, campaign.state_of(named.spec), described)
+        for folder in exports_for(campaign.device):
+            yield Case(tool, f"{tool} exported {folder.name}", state_of_export(folder), Exported(str(folder)))
 
 
 def _examined_in_time(campaign: Campaign, group: Sequence[Case]) -> list[Entry]:
@@ -92,8 +111,8 @@ def _examined_in_time(campaign: Campaign, group: Sequence[Case]) -> list[Entry]:
 
 def examined(group: Sequence[Case], timeout: float) -> tuple[bool | None, str]:
     """Whether the tool finds nothing wrong with kernels, None if it was not ready in time; and what it said last."""
-    kernels = [(case.spec.key(), case.schedule.backend, case.schedule.settings()) for case in group]
-    python = [sys.executable, "-m", "tuner.campaign.sanitizer", msgspec.json.encode(kernels).decode()]
+    programs = msgspec.json.encode([case.program for case in group]).decode()
+    python = [sys.executable, "-m", "tuner.campaign.sanitizer", programs]
     command = [_NAME, "--tool", group[0].tool, "--error-exitcode", "9", *python]
     # Torch's caching allocator would hide what lies beyond a tensor.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -110,18 +129,26 @@ def examined(group: Sequence[Case], timeout: float) -> tuple[bool | None, str]:
     return process.returncode == 0, said.strip()[-_TAIL:]
 
 
-def main(kernels: str) -> None:
+def main(programs: str) -> None:
     """Run one small case of each program once; the sanitizer watches."""
     from tuner.available import device_here
     from tuner.check import check_inputs
     from tuner.launch import bind
 
     device = device_here("cuda")
-    for spec_key, backend, settings in msgspec.json.decode(kernels):
-        spec = spec_of_key(spec_key)
-        small = replace(spec, problem=replace(spec.problem, batch=1, heads=2))
-        schedule = from_settings(backend, settings)
-        bind(build(small, schedule, device), check_inputs(small, device)).outputs_of_run()
+    for each in msgspec.json.decode(programs, type=list[Described | Exported]):
+        program = _program(each, device)
+        bind(program, check_inputs(_small(program.spec), device)).outputs_of_run()
+
+
+def _program(each: Described | Exported, device: Device) -> Program:
+    if isinstance(each, Exported):
+        return program_of_export(Path(each.folder))
+    return build(_small(spec_of_key(each.spec)), from_settings(each.backend, dict(each.settings)), device)
+
+
+def _small(spec: Spec) -> Spec:
+    return replace(spec, problem=replace(spec.problem, batch=1, heads=2))
 
 
 if __name__ == "__main__":
