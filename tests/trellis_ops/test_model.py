@@ -15,37 +15,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from codegen.errors import DtypeError, GradientError, ShapeError, SizeError, TrellisError
+from codegen.errors import GradientError
 from tests.relative_error import assert_close, relative_error
+from tests.trellis_ops.small_models import SMALL, make_model, some_tokens, whole
 from trellis_ops.config import TrellisConfig
 from trellis_ops.mixer import TrellisMixer, causal_convolution
 from trellis_ops.model import TrellisLM
 from trellis_ops.ops import trellis_attention
-from trellis_ops.state import LayerState, TrellisState
+from trellis_ops.state import TrellisState
 
-SMALL = TrellisConfig(vocab_size=40, layers=2, width=32, heads=2, num_slots=8, chunk_size=16)
 TOLERANCE = 1e-4
 """Of logits in float32, behind layers that amplify rounding; a z taken at the wrong state moves them by half."""
 
 
 pytestmark = pytest.mark.usefixtures("eager")
-
-
-def make_model(**changes: Any) -> TrellisLM:
-    torch.manual_seed(0)
-    model = TrellisLM(replace(SMALL, **changes))
-    with torch.no_grad():
-        for block in model.blocks:
-            mixer = block.get_submodule("mixer")
-            assert isinstance(mixer, TrellisMixer)
-            # Forgetting that differs from token to token, and large steps: what goes wrong must show.
-            mixer.to_beta.bias.fill_(2.0)
-            mixer.gamma.fill_(0.0)
-    return model
-
-
-def some_tokens(batch: int = 2, length: int = 40, seed: int = 1) -> Tensor:
-    return torch.randint(SMALL.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def step_by_step(model: TrellisLM, tokens: Tensor, prefill: int) -> Tensor:
@@ -57,11 +40,6 @@ def step_by_step(model: TrellisLM, tokens: Tensor, prefill: int) -> Tensor:
         pieces, state = [logits], after
     pieces += [model.step(tokens[:, t], state)[:, None] for t in range(prefill, tokens.shape[1])]
     return torch.cat(pieces, 1)
-
-
-def whole(model: TrellisLM, tokens: Tensor) -> Tensor:
-    logits, _ = model(tokens, return_state=False)
-    return logits
 
 
 @torch.no_grad()
@@ -277,53 +255,6 @@ def test_under_autocast_the_operators_get_one_low_type_and_float32_gates(monkeyp
     assert_close(logits, whole(model, tokens), 0.1)
 
 
-@torch.no_grad()
-def test_greedy_generation_takes_the_likeliest_token_of_a_full_forward() -> None:
-    model, tokens = make_model(), some_tokens(length=5)
-    expected = tokens
-    for _ in range(30):
-        expected = torch.cat([expected, whole(model, expected)[:, -1:].argmax(-1)], 1)
-    assert torch.equal(model.generate(tokens, 30, temperature=0.0), expected)
-    assert torch.equal(model.generate(tokens, 30, temperature=0.5, top_k=1), expected)
-    assert torch.equal(model.generate(tokens, 30, temperature=1e-30), expected)
-
-
-@torch.no_grad()
-def test_generation_goes_on_from_a_state_and_leaves_it() -> None:
-    model, tokens = make_model(), some_tokens(length=25)
-    _, state = model(tokens[:, :20])
-    kept = state.layers[1].S_v.clone()
-    for _ in range(2):
-        longer = model.generate(tokens[:, 20:], 12, temperature=0.0, state=state)
-        assert torch.equal(longer, model.generate(tokens, 12, temperature=0.0)[:, 20:])
-    assert torch.equal(state.layers[1].S_v, kept)
-
-
-def test_generation_is_decided_by_its_seed() -> None:
-    model, tokens = make_model(), some_tokens(length=5)
-
-    def draw(seed: int, **options: Any) -> Tensor:
-        return model.generate(tokens, 20, generator=torch.Generator().manual_seed(seed), **options)
-
-    assert torch.equal(draw(3), draw(3))
-    assert not torch.equal(draw(3), draw(4))
-    assert torch.equal(draw(3)[:, :5], tokens)
-    likeliest = whole(model, tokens)[:, -1].topk(4).indices
-    for seed in range(20):
-        assert (draw(seed, top_k=4)[:, 5, None] == likeliest).any(1).all()
-
-
-def test_a_stream_yields_the_tokens_of_generate_and_may_be_left() -> None:
-    model, tokens = make_model(), some_tokens(length=5)
-    expected = model.generate(tokens, 8, temperature=0.0)[:, 5:]
-    stream = model.stream(tokens, 8, temperature=0.0)
-    assert torch.is_grad_enabled()
-    first = [next(stream) for _ in range(3)]
-    assert torch.is_grad_enabled()
-    assert torch.equal(torch.stack(first, 1), expected[:, :3])
-    assert torch.equal(model.generate(tokens, 0), tokens)
-
-
 def test_saved_and_loaded_it_is_the_same_model(tmp_path: Path) -> None:
     model = make_model(learned_state=True)
     model.save(tmp_path / "model.pt")
@@ -344,74 +275,3 @@ def test_causal_convolution_is_the_depthwise_convolution() -> None:
     window, taps = torch.randn(2, 3 + 9, 6), torch.randn(6, 4)
     expected = F.conv1d(window.mT, taps[:, None], groups=6).mT
     assert_close(causal_convolution(window, taps), expected, 1e-6)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "error", "part"),
-    [
-        (torch.zeros(2, 0, dtype=torch.int64), ShapeError, r"tokens has shape \[2, 0\]"),
-        (torch.zeros(0, 2, dtype=torch.int64), ShapeError, r"tokens has shape \[0, 2\]"),
-        (torch.zeros(2, dtype=torch.int64), ShapeError, r"tokens has shape \[2\]"),
-        (torch.zeros(2, 2, dtype=torch.int32), DtypeError, "int32.*int64"),
-        (torch.zeros(2, 2), DtypeError, "float32.*int64"),
-    ],
-    ids=["no tokens", "no sequences", "rank 1", "int32", "float32"],
-)
-def test_tokens_that_do_not_fit_are_refused(tokens: Tensor, error: type[TrellisError], part: str) -> None:
-    with pytest.raises(error, match=part):
-        make_model()(tokens)
-
-
-def broken(change: Callable[[LayerState], None]) -> TrellisState:
-    state = make_model().first_state(2)
-    change(state.layers[1])
-    return state
-
-
-@pytest.mark.parametrize(
-    ("state", "error", "part"),
-    [
-        (
-            lambda: make_model().first_state(3),
-            ShapeError,
-            r"layers\[0\].S_k has shape \[3, 2, 8, 16\].*\[2, 2, 8, 16\]",
-        ),
-        (lambda: make_model(num_slots=9).first_state(2), ShapeError, "S_k"),
-        (lambda: make_model(layers=3).first_state(2), SizeError, "layers in state=3"),
-        (lambda: make_model(decode="exact").first_state(2), ShapeError, "start_k has shape None"),
-        (lambda: make_model(conv_width=3).first_state(2), ShapeError, "tail"),
-        (lambda: replace(make_model().first_state(2), position=16), SizeError, "position=16.*0 to 15"),
-        (lambda: broken(lambda layer: setattr(layer, "S_v", layer.S_v.double())), DtypeError, r"\[1\].S_v.*float64"),
-    ],
-    ids=["batch", "slots", "layers", "decode", "conv_width", "position", "dtype"],
-)
-def test_a_state_that_does_not_fit_is_refused(
-    state: Callable[[], TrellisState], error: type[TrellisError], part: str
-) -> None:
-    with pytest.raises(error, match=part):
-        make_model()(some_tokens(), state())
-
-
-@pytest.mark.parametrize(
-    ("options", "part"),
-    [
-        ({"temperature": -1.0}, "temperature=-1.0"),
-        ({"temperature": float("nan")}, "temperature=nan"),
-        ({"top_k": 0}, "top_k=0"),
-        ({"max_new_tokens": -1}, "max_new_tokens=-1"),
-    ],
-)
-def test_generation_options_out_of_range_are_refused(options: dict[str, Any], part: str) -> None:
-    with pytest.raises(SizeError, match=part):
-        make_model().generate(some_tokens(), **{"max_new_tokens": 3, **options})
-
-
-def test_a_step_takes_one_token_of_each_sequence() -> None:
-    model = make_model()
-    state = model.first_state(2)
-    with pytest.raises(ShapeError, match=r"tokens has shape \[3\].*\[2\]"):
-        model.step(torch.zeros(3, dtype=torch.int64), state)
-    with pytest.raises(DtypeError, match="int32"):
-        model.step(torch.zeros(2, dtype=torch.int32), state)
-    with pytest.raises(SizeError, match="batch=0"):
-        model.first_state(0)
