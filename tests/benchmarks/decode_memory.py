@@ -1,6 +1,6 @@
 """What a long decode holds, in a process of its own, which does nothing else:
 
-    python -m tests.benchmarks.decode_memory 50000
+    python -m tests.benchmarks.decode_memory 100000
 
 prints, as JSON, the tokens so far, the bytes of the state, the peak of the resident memory and the seconds per token
 since the line before, at points that double up to the number given.
@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,9 +26,9 @@ class Held:
     """What a decode holds after some tokens.
 
     Attributes:
-        peak_bytes: the most that was resident between the first point and this one, with all that Python and torch
-            loaded; what compiling took before is forgotten where the system allows it (Linux).
-        seconds: per token, since the point before.
+        peak_bytes: the most that was resident since the first token, with all that Python and torch loaded; what
+            compiling took before is forgotten where the system allows it (Linux).
+        seconds: per token, since the point before, or since the first token.
     """
 
     tokens: int
@@ -54,20 +53,19 @@ def decode_in_a_process(tokens: int) -> list[Held]:
 def _decode(tokens: int) -> None:
     import torch
 
-    from tests.benchmarks.stream import stream_model
+    from tests.benchmarks.stream import stream_model, window
 
+    torch.set_num_threads(1)
     with torch.no_grad():
-        model = stream_model()
-        state, token = model.first_state(1), torch.zeros(1, dtype=torch.int64)
-        done, started = 0, time.perf_counter()
+        model, token = stream_model(), torch.zeros(1, dtype=torch.int64)
+        # Another stream's tokens pay for compiling, loading and all that is made once.
+        window(model, model.first_state(1), token, _FIRST)
+        forget_peak()
+        state, done = model.first_state(1), 0
         for point in points(tokens):
-            for _ in range(point - done):
-                token.copy_(model.step(token, state).argmax(-1))
-            seconds = (time.perf_counter() - started) / (point - done)
-            if done == 0:
-                forget_peak()
+            seconds = window(model, state, token, point - done)
             print(json.dumps(asdict(Held(point, state.nbytes(), peak_bytes(), seconds))), flush=True)
-            done, started = point, time.perf_counter()
+            done = point
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -38,7 +38,7 @@ from tuner.measure import Timed, Timing
 
 DOCS = Path(__file__).parents[2] / "docs"
 BASE = Problem(batch=1, heads=8, tokens=1024, dim_k=64, dim_v=64, slots=64, chunk=64)
-DECODED = 50_000
+DECODED = 100_000
 LINEAR, TOLERANCE = 1.0, 0.03
 MOST_MEMORY_GROWTH = 1.02
 

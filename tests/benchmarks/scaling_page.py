@@ -24,8 +24,9 @@ Written by `make scaling`, which also draws the picture. T, B x H, M and D grow 
 B = 1, H = 8, T = 1024 (512 while B x H grows) and D = M = 64; always C = 64 and float32, and the public operator runs
 its default schedule. T starts at 512, where the fixed costs of a call no longer show. Exponents are fitted by least
 squares on logarithms of the medians, and of the fastest samples; "operations" is the exponent that the number of
-floating-point operations has over the same sizes. The decode runs in a process of its own, whose peak of resident
-memory holds Python and torch and is counted from the first line on.
+floating-point operations has over the same sizes. The decode goes through one layer of the reference model `tiny`
+on one thread, in a process of its own and after a few hundred tokens of another stream; the peak of its resident memory
+holds Python and torch, and is counted from the first token on.
 
 ![times against sizes](scaling.png)
 
