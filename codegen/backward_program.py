@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 
+_OF_BOTH_MEMORIES = ("alpha", "log_beta", "gamma")
+"""Gradients that the kernels of either memory add their part to."""
+
+
 @dataclass(frozen=True)
 class Reverse:
     """What a reverse pass is called with, see `Program.backward`; `programs` is one per sequence and head."""
@@ -29,10 +33,18 @@ class Reverse:
     offsets: tuple[torch.Tensor, torch.Tensor]
     programs: int
     most_chunks: int
+    wanted: tuple[str, ...]
+
+    def wants(self, *gradients: str) -> bool:
+        """Whether one of these is wanted."""
+        return any(name in self.wanted for name in gradients)
 
 
 def run(spec: Spec, schedule: TritonSchedule, kernels: tuple[Kernel, ...], x: Reverse) -> None:
-    """Run the reverse pass of a variant of Triton; `kernels` are those after the forward's."""
+    """Run the reverse pass of a variant of Triton; `kernels` are those after the forward's.
+
+    A kernel computes all gradients that it can, wanted or not; one whose results nobody wants is not launched.
+    """
     if schedule.variant == "backward_chunks":
         _run_chunks(spec, schedule, kernels, x)
     elif schedule.variant == "backward_split":
@@ -55,6 +67,8 @@ def _run_split(spec: Spec, schedule: TritonSchedule, kernels: tuple[Kernel, ...]
     scratch = _tile_states(spec, schedule, x.programs, (bar_S_v,))
     given: tuple[torch.Tensor, ...] = (v, alpha, *gates, r, states_v, x.bar_y, bar_S_v, *x.offsets, *scratch)
     values_backward(x.programs, *given, bar_v, bar_r, bar_alpha_v, *bar_gates)
+    if not x.wants("q", "k", "states", *_OF_BOTH_MEMORIES):
+        return
     scratch = _tile_states(spec, schedule, x.programs, (bar_S_k,))
     given = (q, k, alpha, *gates, states_k, bar_r, bar_alpha_v, bar_S_k, *x.offsets, *scratch)
     keys_backward(x.programs, *given, bar_q, bar_k, bar_alpha, *bar_gates)
@@ -78,11 +92,15 @@ def _run_chunks(spec: Spec, schedule: TritonSchedule, kernels: tuple[Kernel, ...
     given: tuple[torch.Tensor, ...] = (v, alpha, *gates, r, *o, states_v, x.bar_y)
     values_reading(programs, *given, *where, bar_o, Y_v, bar_T_v, bar_v, bar_log_beta)
     keys_reading(programs, q, k, *gates, states_k, codes_k, bar_o, *where, Y_k, bar_T_k, bar_q, bar_k, bar_log_beta)
+    if not x.wants("k", "v", "states", *_OF_BOTH_MEMORIES):
+        return
     cotangents = (Y_k, Y_v, bar_T_k, bar_T_v, *x.bar_states, bar_states_k, bar_states_v)
     states_backward(2 * x.programs, k, v, alpha, *gates, *x.chunk_states, *cotangents, *x.offsets)
     bar_gates = (bar_alpha, bar_log_beta, bar_gamma)
-    values_writing(programs, v, alpha, *gates, states_v, Y_v, bar_states_v, *where, bar_v, *bar_gates)
-    keys_writing(programs, k, alpha, *gates, states_k, Y_k, bar_states_k, *where, bar_k, *bar_gates)
+    if x.wants("v", *_OF_BOTH_MEMORIES):
+        values_writing(programs, v, alpha, *gates, states_v, Y_v, bar_states_v, *where, bar_v, *bar_gates)
+    if x.wants("k", *_OF_BOTH_MEMORIES):
+        keys_writing(programs, k, alpha, *gates, states_k, Y_k, bar_states_k, *where, bar_k, *bar_gates)
 
 
 def _between(schedule: TritonSchedule, x: Reverse, shape: tuple[int, ...], count: int) -> list[torch.Tensor]:

@@ -249,7 +249,7 @@ class Program:
                 for name, kernel in zip(kernels_of(self.schedule.variant, "triton"), self.kernels, strict=True)
                 if name in BACKWARD_KERNELS
             )
-            reverse = backward_program.Reverse(*given, programs, sequences.most_chunks)
+            reverse = backward_program.Reverse(*given, programs, sequences.most_chunks, wanted)
             backward_program.run(self.spec, self.schedule, kernels, reverse)
             return
         flags = sum(1 << place for place, name in enumerate(GRADIENTS) if name in wanted)

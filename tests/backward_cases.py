@@ -8,7 +8,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from codegen.program import Program
+from codegen.program import GRADIENTS, Program
 from codegen.spec import Spec
 from tests.inputs import Inputs
 from tests.kernel_cases import DTYPES, Build, Case
@@ -41,7 +41,9 @@ def poisoned(shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.full(shape, float("nan"), dtype=dtype)
 
 
-def run_backward(program: Program, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
+def run_backward(
+    program: Program, case: Case, inputs: Inputs, wanted: tuple[str, ...] = GRADIENTS
+) -> tuple[Tensor, ...]:
     """y, then the gradients in the order of `NAMES`, gamma's summed where it was given per head."""
     tokens = tuple(rows(x) for x in inputs.args)
     states = [s.clone() for s in inputs.initial_state]
@@ -51,11 +53,27 @@ def run_backward(program: Program, case: Case, inputs: Inputs) -> tuple[Tensor, 
     program.attention_kept(*tokens, *states, sequences, kept, y)
     bar_y, *bar_states = cotangents(case, inputs)
     bar_tokens = (*(poisoned(x.shape, x.dtype) for x in tokens[:5]), poisoned(tokens[4].shape))
-    program.backward(tokens, kept, rows(bar_y), tuple(bar_states), sequences, bar_tokens)
+    program.backward(tokens, kept, rows(bar_y), tuple(bar_states), sequences, bar_tokens, wanted)
     bar_gamma = bar_tokens[5].sum(dim=0) if inputs.gamma.dim() == 1 else bar_tokens[5]
     found = (y, *bar_tokens[:5], bar_gamma)
     like = (inputs.v, *inputs.args)
     return *(x.view(given.shape) for x, given in zip(found, like, strict=True)), *bar_states
+
+
+def expected_backward(case: Case, inputs: Inputs, outer_gradient: str = "bilevel") -> tuple[Tensor, ...]:
+    """What `run_backward` should return, by autograd of the oracle in float64."""
+    offsets = torch.tensor(list(itertools.accumulate(case.lengths, initial=0))) if case.packed else None
+    leaves = inputs.to(torch.float64).leaves()
+    y, states = reference.attention(
+        *leaves.args,
+        rule=case.rule,
+        chunk_size=case.chunk,
+        initial_state=leaves.initial_state,
+        cu_seqlens=offsets,
+        outer_gradient=outer_gradient,
+    )
+    bars = [x.double() for x in cotangents(case, inputs)]
+    return y, *torch.autograd.grad((y, *states), leaves.tensors, bars)
 
 
 def check_backward(
@@ -68,18 +86,7 @@ def check_backward(
     """Outputs start as NaN, so that what a kernel leaves out shows."""
     inputs = case.inputs() if inputs is None else inputs
     found = run_backward(build(backward_spec(case, outer_gradient)), case, inputs)
-    offsets = torch.tensor(list(itertools.accumulate(case.lengths, initial=0))) if case.packed else None
-    leaves = inputs.to(torch.float64).leaves()
-    y, states = reference.attention(
-        *leaves.args,
-        rule=case.rule,
-        chunk_size=case.chunk,
-        initial_state=leaves.initial_state,
-        cu_seqlens=offsets,
-        outer_gradient=outer_gradient,
-    )
-    bars = [x.double() for x in cotangents(case, inputs)]
-    expected = torch.autograd.grad((y, *states), leaves.tensors, bars)
+    y, *expected = expected_backward(case, inputs, outer_gradient)
     dtype = DTYPES[case.dtype]
     assert_close(found[0], y, TOLERANCE[dtype], "y")
     for name, gradient, wanted in zip(NAMES, found[1:], expected, strict=True):

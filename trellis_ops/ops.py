@@ -38,8 +38,9 @@ def trellis_attention(
     Per head and token: z = S w at the state at the start of the token's chunk, u = J_phi(z)^T (phi(z) - alpha),
     S <- beta S - gamma u w^T, for S_k with w = k and for S_v with w = v; then r = link(S_k q), y = out(S_v^T r).
 
-    Its gradient is that of docs/backward.md: by a kernel where there is one (on CPUs), which keeps the states at the
-    starts of chunks, or of every n-th, else by eager PyTorch, which keeps nothing and computes the states again.
+    Its gradient is that of docs/backward.md: by kernels where there are some (of TVM on CPUs, of Triton for chunks of
+    at most 1024 tokens), which keep the states at the starts of chunks, or of every n-th, else by eager PyTorch, which
+    keeps nothing and computes the states again.
     What needs no gradient costs none. Under torch.autocast q, k, v and alpha are cast to its type; gates, states and
     all arithmetic stay float32.
 

@@ -10,11 +10,11 @@ import torch
 from codegen.defaults import default
 from codegen.device import cpu
 from codegen.legality import why_illegal
-from codegen.program import Program, build
+from codegen.program import BACKWARD_KERNELS, Program, build, kernels_of
 from codegen.rule import MAPS, Rule
 from codegen.schedule import variants_of
 from codegen.spec import Spec
-from tests.backward_cases import NAMES, backward_spec, check_backward
+from tests.backward_cases import NAMES, backward_spec, check_backward, run_backward
 from tests.inputs import make_inputs
 from tests.kernel_cases import Build, Case
 from tests.relative_error import assert_close
@@ -84,6 +84,39 @@ def test_whole_chunks_of_one_sequence(length):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_inputs(dtype, variant):
     check_backward(triton(variant=variant), Case(chunk=16, dtype=dtype, **SMALL))
+
+
+READING = ("keys_readout", "values_reading", "keys_reading")
+
+
+@pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
+@pytest.mark.parametrize(
+    ("variant", "wanted", "expected"),
+    [
+        ("backward", ("q",), ("trellis_backward",)),
+        ("backward_split", ("v",), ("keys_readout", "values_backward")),
+        ("backward_split", ("q",), ("keys_readout", "values_backward", "keys_backward")),
+        ("backward_chunks", ("q",), READING),
+        ("backward_chunks", ("states",), (*READING, "states_backward")),
+        ("backward_chunks", ("q", "v"), (*READING, "states_backward", "values_writing")),
+        ("backward_chunks", ("k", "states"), (*READING, "states_backward", "keys_writing")),
+        ("backward_chunks", ("gamma",), (*READING, "states_backward", "values_writing", "keys_writing")),
+    ],
+)
+def test_kernels_whose_results_nobody_wants_do_not_run(variant, wanted, expected, outer_gradient):
+    case = Case(chunk=16, rule=Rule(phi_eps=1e-2, step_size="token"), **SMALL)
+    program, inputs, launched = triton(variant=variant)(backward_spec(case, outer_gradient)), case.inputs(), []
+
+    def noted(name, kernel):
+        return lambda *arguments: (launched.append(name), kernel(*arguments))
+
+    everything = run_backward(program, case, inputs)
+    kernels = tuple(map(noted, kernels_of(variant, "triton"), program.kernels))
+    found = run_backward(dataclasses.replace(program, kernels=kernels), case, inputs, wanted)
+    assert tuple(name for name in launched if name in BACKWARD_KERNELS) == expected
+    for name, one, full in zip(NAMES, found[1:], everything[1:], strict=True):
+        if name in wanted or ("states" in wanted and name.startswith("S_")):
+            assert_close(one, full.double(), 1e-6, name)
 
 
 @pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(1, 1, 1), (16, 32, 16), (33, 5, 17)])
