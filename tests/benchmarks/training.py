@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,11 +12,12 @@ from codegen.device import Device
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tests.benchmarks.calls import subject, training_step
-from tests.benchmarks.rivals import COMPILE, EAGER, Rivals
+from tests.benchmarks.rivals import CEILING, COMPILE, EAGER, Rivals
 from tests.benchmarks.targets import Target
-from tests.benchmarks.training_memory import training_bytes
+from tests.benchmarks.training_memory import STEPS, training_bytes
 from tests.benchmarks.turns import ratio, sample, take_turns
 from trellis_ops.train.allocator import keep_freed_memory
+from tuner.cost import cost_of
 from tuner.duration import duration
 from tuner.inputs import torch_device
 from tuner.measure import Timed, Timing
@@ -35,9 +36,10 @@ class Training:
     """What training steps took.
 
     Attributes:
-        timings: of the kernels' forward that keeps states, of their whole steps by meaning of the gradient, and of the
-            others' steps; samples of the same index were taken in the same round.
-        peaks: bytes beyond the inputs, by implementation.
+        timings: of the kernels' forward that keeps states, of their whole steps by meaning of the gradient, of the
+            others' steps, and of what a bilevel step would take at the nearer limit of the machine; samples of the
+            same index were taken in the same round.
+        peaks: bytes beyond the inputs, by what computes the step.
         notes: on the others.
     """
 
@@ -53,7 +55,11 @@ class Training:
     def targets(self) -> list[Target]:
         """What must be reached."""
         step, forward = self.timings[BILEVEL], self.timings[FORWARD]
-        of_eager = f"step {duration(step.seconds)}, eager {duration(self.timings[EAGER].seconds)}"
+        at_the_ceiling = ratio(self.timings[EAGER], self.timings[CEILING])
+        of_eager = (
+            f"step {duration(step.seconds)}, {ratio(self.timings[CEILING], step):.0%} of the ceiling;"
+            f" eager {duration(self.timings[EAGER].seconds)}; {at_the_ceiling:.1f}x at the ceiling"
+        )
         backward = self.backward(BILEVEL)
         of_forward = f"backward {duration(backward.seconds)}, forward {duration(forward.seconds)}"
         to_eager = ratio(self.timings[EAGER], step)
@@ -82,6 +88,7 @@ def train(device: Device, rivals: Rivals, compile_limit: float) -> Training:
     keep_freed_memory()
     spec = Spec(Rule(), PROBLEM)
     notes = rivals.prepare_training(spec, compile_limit)
+    rivals.prepare_ceiling(PROBLEM.dtype, cost_of(Spec(Rule(), replace(PROBLEM, direction="backward"))))
     bound = subject(spec, torch_device(device), gradients=True)
     first_order = subject(spec, torch_device(device), gradients=True)
     first_order.operator.kwargs["outer_gradient"] = "first_order"
@@ -92,7 +99,7 @@ def train(device: Device, rivals: Rivals, compile_limit: float) -> Training:
     }
     samplers = {name: functools.partial(sample, Timed(run, lambda: None), device) for name, run in runs.items()}
     others = [EAGER] if notes[COMPILE].startswith(("torch.compile", "not compiled")) else [EAGER, COMPILE]
-    samplers |= {name: rivals.sampler(name) for name in others}
+    samplers |= {name: rivals.sampler(name) for name in (*others, CEILING)}
     timings = take_turns(samplers, seconds=_SECONDS, rounds=_ROUNDS, least=_LEAST_ROUNDS)
-    peaks = {"kernels": training_bytes("tvm", PROBLEM.tokens), EAGER: training_bytes("eager", PROBLEM.tokens)}
+    peaks = {label: training_bytes(by, PROBLEM.tokens) for by, label in STEPS.items()}
     return Training(timings, peaks, notes)

@@ -2,7 +2,9 @@
 
     python -m tests.benchmarks.training_memory tvm 4096
 
-prints the bytes that became resident beyond the inputs, by that implementation at so many tokens.
+prints the bytes that became resident beyond the inputs, at so many tokens: by the kernels (`tvm`), by the operator's
+eager implementation, whose reverse pass is written by hand and computes the states again (`eager`), or by autograd of
+`trellis_ops.eager.attention` (`autograd`).
 """
 
 from __future__ import annotations
@@ -16,16 +18,19 @@ from codegen.spec import Problem
 from tests.benchmarks.resident import forget_peak, peak_bytes, resident_bytes
 
 ROOT = Path(__file__).parents[2]
+STEPS = {"tvm": "kernels", "eager": "eager reverse pass", "autograd": "autograd of eager"}
+"""What a step is by: the name on the command line, and what it is called in reports."""
+
 _FIRST_TOKENS = 128
 
 
-def training_bytes(implementation: str, tokens: int) -> int:
+def training_bytes(step: str, tokens: int) -> int:
     """Run this module on its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.training_memory", implementation, str(tokens)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.training_memory", step, str(tokens)]
     return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
-def _measured(implementation: str, tokens: int) -> int:
+def _measured(by: str, tokens: int) -> int:
     import torch
 
     from codegen.rule import Rule
@@ -34,7 +39,9 @@ def _measured(implementation: str, tokens: int) -> int:
 
     def prepared(count: int):
         bound = subject(Spec(Rule(), Problem(batch=1, heads=8, tokens=count, chunk=64)), torch.device("cpu"), True)
-        bound.operator.kwargs["implementation"] = implementation
+        if by == "autograd":
+            return training_step(bound, bound.eager)
+        bound.operator.kwargs["implementation"] = by
         return training_step(bound, bound.operator)
 
     prepared(_FIRST_TOKENS)()  # It compiles, once for every length.
@@ -50,10 +57,10 @@ def _measured(implementation: str, tokens: int) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training_memory", description=__doc__)
-    parser.add_argument("implementation", choices=["eager", "tvm"], help="whose step")
+    parser.add_argument("by", choices=list(STEPS), help="what the step is by")
     parser.add_argument("tokens", type=int, help="of how many tokens")
     options = parser.parse_args(arguments)
-    print(_measured(options.implementation, options.tokens))
+    print(_measured(options.by, options.tokens))
 
 
 if __name__ == "__main__":
