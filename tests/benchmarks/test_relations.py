@@ -18,6 +18,7 @@ HALF_PRECISION = {
     "prefill": PREFILL,
     "prefill-c16": replace(PREFILL, chunk=16),
     "exact": replace(PREFILL, tokens=512, chunk=1),
+    "decode": replace(PREFILL, operator="trellis_step", tokens=1, chunk=1),
 }
 THREADS = 2
 
