@@ -14,11 +14,12 @@ from codegen.schedule import (
     MOST_TASKS,
     SPANNING,
     VARIANTS,
+    VECTORS_PER_ROW,
     Schedule,
     TritonSchedule,
     TvmSchedule,
     dot_precisions,
-    most_accumulators,
+    vector_registers,
 )
 from codegen.spec import Problem, Spec, next_power_of_two
 
@@ -57,10 +58,16 @@ def _default_tvm(spec: Spec, device: Device) -> TvmSchedule:
         return TvmSchedule(variant, width, width, FEWEST_ACCUMULATORS, threads)
     tile = max(width, _DEFAULT_TILE)
     if variant == "backward":
-        return _default_backward(spec.problem.chunk, width, most_accumulators(device), threads)
+        return _default_backward(spec.problem.chunk, width, _most_without_spills(device), threads)
     if variant not in SPANNING:
         tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
-    return TvmSchedule(variant, tile, width, min(_DEFAULT_ACCUMULATORS, most_accumulators(device)), threads)
+    return TvmSchedule(variant, tile, width, min(_DEFAULT_ACCUMULATORS, _most_without_spills(device)), threads)
+
+
+def _most_without_spills(device: Device) -> int:
+    # Beside its sums, a block of whole rows keeps the vectors of one row and a number that is broadcast in registers.
+    rows = (vector_registers(device) - VECTORS_PER_ROW - 1) // VECTORS_PER_ROW
+    return rows * VECTORS_PER_ROW
 
 
 def _default_tvm_variant(spec: Spec, device: Device) -> str:

@@ -18,6 +18,7 @@ from codegen.render import render
 from codegen.rule import MAPS, Rule
 from codegen.schedule import TvmSchedule
 from codegen.spec import Spec
+from tests.assembly import ProductLoop, product_loops
 from tests.kernel_cases import Case, check_attention, check_readout, check_step, check_update
 
 SILU = Rule("silu", link="silu")
@@ -197,6 +198,39 @@ def test_kernels_compile_for_cpus_that_are_not_here(arch, operator):
     assert {"x86-64-v2": "mulps", "x86-64-v3": "ymm", "x86-64-v4": "zmm", "aarch64": "fmla"}[arch] in text
     assert "expf" not in text or operator == "trellis_step"
     assert compiler.resources(source, part, schedule, device).code_bytes > 1000
+
+
+def loops_of_forward(arch: str, dim: int, **changes: object) -> list[ProductLoop]:
+    """The product loops of the forward kernel that this machine would have by default, its schedule changed as told."""
+    spec, device = Case(dim_k=dim, dim_v=dim, slots=dim, chunk=64).spec, NAMED[arch]
+    schedule = dataclasses.replace(default("tvm", spec, device), **changes)
+    source = render("trellis_fused", spec, schedule, device)
+    return product_loops(backend("tvm").inspect(source, spec, schedule, device)["asm"])
+
+
+@pytest.mark.parametrize("arch", ["x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("dim", [16, 64, 256])
+def test_product_loops_keep_everything_in_registers(arch, dim):
+    loops = loops_of_forward(arch, dim)
+    assert len(loops) > 10
+    assert [loop for loop in loops if loop.stack_accesses] == []
+
+
+@pytest.mark.parametrize("dim", [16, 64, 256])
+def test_product_loops_of_neon_read_few_operands_from_the_stack(dim):
+    # LLVM unrolls a product whose depth is a tile, takes the loads of its 64 vectors out of the loop over rows, and
+    # has 32 registers: the others are read from the stack, as they would have been from their buffer.
+    loops = loops_of_forward("aarch64", dim)
+    assert len(loops) >= 10
+    for loop in loops:
+        assert loop.stack_accesses <= loop.multiply_adds / 2
+        assert loop.stack_stores <= loop.multiply_adds / 32
+        assert not loop.stack_accesses or loop.multiply_adds >= 256
+
+
+def test_sums_that_do_not_fit_are_seen_on_the_stack():
+    loops = loops_of_forward("x86-64-v3", 64, accumulators=12)
+    assert any(loop.stack_stores for loop in loops)
 
 
 @pytest.mark.parametrize("operator", ["trellis_attention", "trellis_step"])
