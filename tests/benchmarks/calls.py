@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,7 +53,9 @@ def subject(spec: Spec, where: torch.device, gradients: bool = False) -> Subject
     """Seeded inputs of `spec` on `where`, from random states; with `gradients` they require them."""
     p = spec.problem
     made = make_inputs(p.batch, p.tokens, p.heads, p.dim_k, p.dim_v, p.slots, step_size=spec.rule.step_size)
-    inputs = made.to(_DTYPES[p.dtype]).map(lambda x: x.to(where))
+    # Gates stay float32, as in the model and under autocast.
+    typed = replace(made.to(_DTYPES[p.dtype]), log_beta=made.log_beta, gamma=made.gamma)
+    inputs = typed.map(lambda x: x.to(where))
     inputs = inputs.leaves() if gradients else inputs
     return _step(spec, inputs) if p.operator.startswith("trellis_step") else _attention(spec, inputs)
 
