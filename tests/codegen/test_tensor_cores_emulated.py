@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from codegen.defaults import default
-from codegen.rule import MAPS, Rule
+from codegen.rule import Rule
 from tests.codegen.test_tvm_cuda_emulated import SILU, With
 from tests.emulated_cuda import COMPILER, HOPPER
 from tests.kernel_cases import Case, check_attention, check_readout, check_update
@@ -28,8 +28,17 @@ PRECISIONS = [
 ]
 
 
-@pytest.mark.parametrize(("precision", "dtype"), PRECISIONS)
-@pytest.mark.parametrize("operator", ["memory_readout", "memory_readout_transposed"])
+@pytest.mark.parametrize(
+    ("operator", "precision", "dtype"),
+    [
+        ("memory_readout", "tf32x3", "float32"),
+        ("memory_readout", "tf32", "float16"),
+        ("memory_readout", "bf16", "bfloat16"),
+        ("memory_readout_transposed", "tf32x3", "float32"),
+        ("memory_readout_transposed", "tf32", "bfloat16"),
+        ("memory_readout_transposed", "bf16", "bfloat16"),
+    ],
+)
 def test_readout_in_every_precision(operator, precision, dtype):
     how = With(tile_tokens=16, accumulators=8, dot_precision=precision)
     check_readout(how, Case(operator, lengths=(47, 47), dim_v=20, dtype=dtype))
@@ -41,13 +50,13 @@ def test_update_in_every_precision(precision, dtype):
     check_update(how, Case("memory_update", lengths=(47, 47), dim_v=20, rule=SILU, dtype=dtype), ALLOWED[precision])
 
 
-@pytest.mark.parametrize("name", MAPS)
-def test_split_with_every_map(name):
+@pytest.mark.parametrize("name", ["ln_silu", "softmax"])
+def test_split_with_maps_in_all_places(name):
     rule = Rule(name, link=name, out=name, phi_eps=1e-2, step_size="token")
     check_attention(With(tile_tokens=32, dot_precision="tf32x3"), Case(rule=rule))
 
 
-@pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(1, 1, 1), (33, 5, 17), (64, 64, 64), (80, 96, 48)])
+@pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(33, 5, 17), (64, 64, 64), (80, 96, 48)])
 def test_sizes(dim_k, dim_v, slots):
     sizes = {"dim_k": dim_k, "dim_v": dim_v, "slots": slots}
     check_attention(With(dot_precision="tf32x3"), Case(chunk=20, lengths=(23,), rule=SILU, **sizes))
@@ -61,13 +70,13 @@ def test_the_default_of_bfloat16_inputs(chunk):
     check_attention(With(dot_precision="bf16"), case, of_states=ALLOWED["bf16"])
 
 
-@pytest.mark.parametrize(("chunk", "tile"), [(9, 16), (16, 16), (17, 16), (33, 32), (70, 64), (2**30, 16)])
+@pytest.mark.parametrize(("chunk", "tile"), [(9, 16), (33, 32), (70, 64), (2**30, 16)])
 def test_every_chunk_and_tile(chunk, tile):
     how = With(tile_tokens=tile, accumulators=min(16, tile // 2), dot_precision="tf32x3")
     check_attention(how, Case(chunk=chunk, lengths=(67,)))
 
 
-@pytest.mark.parametrize(("threads", "accumulators"), [(64, 4), (512, 4), (64, 16), (512, 16)])
+@pytest.mark.parametrize(("threads", "accumulators"), [(64, 16), (512, 4)])
 def test_every_share_of_the_work(threads, accumulators):
     how = With(tile_tokens=32, threads=threads, accumulators=accumulators, dot_precision="tf32x3")
     check_attention(how, Case())
