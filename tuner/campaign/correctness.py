@@ -18,6 +18,7 @@ from tuner.workload import NamedSpec
 from tuning_db import Outcome
 
 _SECONDS = 0.05
+_MOST_TOKENS = 512
 
 
 def check_all(campaign: Campaign, listed: tuple[NamedSpec, ...] | None = None) -> Iterator[Entry]:
@@ -69,8 +70,9 @@ def _tile(schedule: Schedule) -> int:
 
 
 def _candidate(campaign: Campaign, spec: Spec, schedule: Schedule) -> Candidate:
-    # Right or wrong does not depend on how many heads there are, and a small launch leaves time for more kernels.
-    small = replace(spec, problem=replace(spec.problem, batch=1))
+    # What is checked has sizes of its own; at this size runs are compared bit by bit, and a small launch leaves time for
+    # more kernels: some that no one would choose take a third of a second for thousands of single tokens.
+    small = replace(spec, problem=replace(spec.problem, batch=1, tokens=min(spec.problem.tokens, _MOST_TOKENS)))
     return Candidate(small, campaign.device, campaign.backend, schedule.settings(), seconds=_SECONDS)
 
 
