@@ -6,6 +6,7 @@ is well conditioned in float32: nothing overflows, and no difference of nearly e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ HUGE, TINY = 100.0, 0.01
 
 _STATES = ("S_k", "S_v", "G_k", "G_v", "chunk_states")
 _TARGETS = ("alpha", "codes", "r")
+_TOKENS = ("q", "k", "v", "w", "read")
 
 Tensors = dict[str, Tensor]
 
@@ -54,11 +56,19 @@ def _hard_forgetting(tensors: Tensors) -> None:
 
 
 def _one_slot(tensors: Tensors) -> None:
-    """All that is held, written or read stands in the last slot."""
+    """All that is held, written or read stands in the last slot, and is positive.
+
+    A norm over the slots makes a sign of what stands in one of them, which rounding decides near zero. Positive tokens
+    and states, and targets as large as that norm can be, keep every product away from zero.
+    """
     for name in _present(tensors, _STATES):
-        tensors[name][..., :-1, :] = 0.0
+        tensors[name].abs_()[..., :-1, :] = 0.0
     for name in _present(tensors, _TARGETS):
-        tensors[name][..., :-1] = 0.0
+        tensors[name].abs_()[..., :-1] = 0.0
+    for name in _present(tensors, _TOKENS):
+        tensors[name].abs_()
+    if "alpha" in tensors:
+        tensors["alpha"][..., -1] += math.sqrt(tensors["alpha"].shape[-1])
 
 
 def _scaled(factor: float) -> Callable[[Tensors], None]:

@@ -34,7 +34,7 @@ OF_HARD_INPUTS = 5.0
 4e-2 on them."""
 
 LEAST_OF_HARD_INPUTS = 5e-3
-"""What they have at least: in float32 a GPU's approximate exponentials and reciprocals lose 1.5e-3."""
+"""What they have at least, as a GPU's exponentials and reciprocals are approximate: in float32 they lost 1.5e-3."""
 
 MOST_ALLOWED = 0.2
 """No output or gradient is allowed a larger relative error: one of 1 is what zeros have."""

@@ -208,8 +208,25 @@ def test_the_cases_are_what_they_are_called():
     assert not cases["zero state"]["S_k"].any()
     assert float(cases["hard forgetting"]["log_beta"].double().exp().float().min()) < 1e-38
     assert cases["one slot"]["alpha"].count_nonzero(dim=-1).max() == 1
+    assert cases["one slot"]["S_k"].count_nonzero(dim=-2).max() == 1
     assert cases["huge values"]["S_v"].equal(plain["S_v"] * 100.0)
     assert cases["tiny values"]["alpha"].equal(plain["alpha"] * 0.01)
+
+
+@pytest.mark.parametrize(("slots", "dim"), [(64, 64), (128, 64), (64, 128)])
+def test_rounding_does_not_decide_what_stands_in_one_slot(slots, dim):
+    case = next(case for case in CASES if case.name == "one slot")
+    sizes = {"slots": slots, "dim_k": dim, "dim_v": dim, "chunk": 64, "heads": 2}
+    spec = Spec(Rule(), Problem(tokens=1, dtype="bfloat16", **sizes))
+    inputs, rounded = (adversarial_inputs(case, spec, (67, 5), cpu(), SEED) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    for name in ("q", "k", "v", "alpha", "S_k", "S_v"):
+        values = rounded[name]
+        off = torch.rand(values.shape, generator=generator, dtype=torch.float64) * 2 - 1
+        values.copy_(values.double() * (1 + 2**-8 * off))
+    right, given = oracle(spec, inputs), oracle(spec, rounded)
+    errors = {name: relative_error(given[name], right[name]) for name in right}
+    assert 0 < max(errors.values()) < TOLERANCE["bfloat16"], errors
 
 
 def test_what_cancels_to_nothing_is_held_to_a_share_of_its_ordinary_size():

@@ -70,7 +70,7 @@ def _tile(schedule: Schedule) -> int:
 
 
 def _candidate(campaign: Campaign, spec: Spec, schedule: Schedule) -> Candidate:
-    # What is checked has sizes of its own; at this size runs are compared bit by bit, and a small launch leaves time for
+    # What is checked has sizes of its own; at this size runs are compared bit by bit. A small launch leaves time for
     # more kernels: some that no one would choose take a third of a second for thousands of single tokens.
     small = replace(spec, problem=replace(spec.problem, batch=1, tokens=min(spec.problem.tokens, _MOST_TOKENS)))
     return Candidate(small, campaign.device, campaign.backend, schedule.settings(), seconds=_SECONDS)
