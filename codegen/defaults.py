@@ -133,7 +133,7 @@ def _default_triton(spec: Spec, device: Device) -> TritonSchedule:
     # Four warps are denied the standard assembler on some devices (codegen/denied.json).
     ptxas = "blackwell" if device.arch == "sm_90" and not large else "standard"
     if variant == "recurrent":
-        # The next token's loads are under way without stages; with three an H200 took 1.03 to 1.05 times as long.
+        # The next token's loads are under way without stages; with three an H200 took 1.03 to 1.05 times as long, bf16.
         return TritonSchedule(variant, 16, 8 if large else 4, 1, "ieee", ptxas=ptxas)
     variant = "split" if variant == "fused" else variant
     if large or (problem.dtype == "float32" and problem.chunk > 16):

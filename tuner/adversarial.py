@@ -17,10 +17,10 @@ from codegen.spec import Spec
 from tuner.inputs import Inputs, make_inputs
 
 HUGE, TINY = 100.0, 0.01
+_SMALL_STEP = 1 / 16
 
 _STATES = ("S_k", "S_v", "G_k", "G_v", "chunk_states")
 _TARGETS = ("alpha", "codes", "r")
-_TOKENS = ("q", "k", "v", "w", "read")
 
 Tensors = dict[str, Tensor]
 
@@ -56,19 +56,24 @@ def _hard_forgetting(tensors: Tensors) -> None:
 
 
 def _one_slot(tensors: Tensors) -> None:
-    """All that is held, written or read stands in the last slot, and is positive.
+    """All that is held, written or read stands in the last slot.
 
-    A norm over the slots makes a sign of what stands in one of them, which rounding decides near zero. Positive tokens
-    and states, and targets as large as that norm can be, keep every product away from zero.
+    A norm over the slots makes a sign of what stands in one of them, which rounding would decide near zero. So states
+    and what is written are positive, targets are as large as that norm, steps are small, and a token is read by a q of
+    one sign. Such a norm hides how large what is read is; the other cases see that.
     """
     for name in _present(tensors, _STATES):
         tensors[name].abs_()[..., :-1, :] = 0.0
     for name in _present(tensors, _TARGETS):
         tensors[name].abs_()[..., :-1] = 0.0
-    for name in _present(tensors, _TOKENS):
+    for name in _present(tensors, ("k", "v")):
         tensors[name].abs_()
+    if "q" in tensors:
+        sign = tensors["q"][..., :1].sign()
+        tensors["q"].abs_().mul_(sign)
     if "alpha" in tensors:
         tensors["alpha"][..., -1] += math.sqrt(tensors["alpha"].shape[-1])
+        tensors["gamma"].mul_(_SMALL_STEP)
 
 
 def _scaled(factor: float) -> Callable[[Tensors], None]:

@@ -73,7 +73,7 @@ def judge(timings: Mapping[str, Timing], default: str, changes: Mapping[str, int
         return Verdict(best, 0.0, LEAST_GAIN, "the default schedule was not right here")
     rivals = {name: compared(timing, timings[default]) for name, timing in timings.items() if name != default}
     if not rivals:
-        return Verdict(default, 0.0, LEAST_GAIN, "default kept: no other candidate was right")
+        return Verdict(default, 0.0, LEAST_GAIN, "default kept: nothing else reached the finals")
     best = max(rivals, key=lambda name: rivals[name].gain)
     gain, noise = rivals[best].gain, rivals[best].noise
     if not rivals[best].certain:

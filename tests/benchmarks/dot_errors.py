@@ -1,7 +1,8 @@
 """What each precision of Triton's dots costs in accuracy: python -m tests.benchmarks.dot_errors.
 
 No GPU is needed: Triton's interpreter runs the kernels, and the operands of every dot are rounded as a GPU rounds them.
-Errors are those of the tuner's check: ||a - b|| / ||b|| against the oracle in float64, on its ragged inputs.
+Errors are those of the tuner's check: ||a - b|| / ||b|| against the oracle in float64, on its ragged inputs, or with
+--hard on its hard ones, for bfloat16 and several sizes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -24,11 +26,16 @@ from codegen.device import cpu
 from codegen.program import build
 from codegen.rule import Rule
 from codegen.spec import DTYPES, Problem, Spec
-from tuner.check import OF_GRADIENTS, TOLERANCE, check_inputs, compare, expected
+from tuner.adversarial import CASES, adversarial_inputs
+from tuner.check import OF_GRADIENTS, SEED, TOLERANCE, check_inputs, compare, expected
 from tuner.launch import bind
+from tuner.oracle import oracle
 
 Values = npt.NDArray[np.float32]
 RULES = (Rule(), Rule("identity"))
+SIZES = ((64, 64), (128, 64), (64, 128))
+"""Slots and dimensions of a head."""
+
 _HIDDEN_BITS = {"tf32": 13, "bf16": 16}
 
 
@@ -80,8 +87,37 @@ def worst(spec: Spec, precision: str) -> tuple[str, float, float]:
     return name, errors[name], allowed[name]
 
 
+def hard_errors(spec: Spec, precision: str) -> Iterator[tuple[str, float]]:
+    """The name of each hard input, and the error of the output that is furthest off on it."""
+    schedule = replace(default("triton", spec, cpu()), dot_precision="tf32x3")
+    program, lengths = build(spec, schedule, cpu()), (spec.problem.chunk + 3, 5)
+    for case in CASES:
+        inputs = adversarial_inputs(case, spec, lengths, cpu(), SEED)
+        with mock.patch.object(InterpreterBuilder, "create_dot", dot_of(precision)):
+            outputs = bind(program, inputs).outputs_of_run()
+        errors = compare(outputs, oracle(spec, inputs), TOLERANCE[spec.problem.dtype]).errors
+        yield case.name, max(errors.values())
+
+
+def print_hard() -> None:
+    """One row per size and precision."""
+    print(f"| slots | dimensions | dots | {' | '.join(case.name for case in CASES)} |")
+    print("|---|---|---|" + "---|" * len(CASES))
+    for slots, dim in SIZES:
+        sizes = {"slots": slots, "dim_k": dim, "dim_v": dim, "batch": 1, "tokens": 1, "heads": 2}
+        spec = Spec(Rule(), Problem(dtype="bfloat16", **sizes))
+        for precision in ("bf16x3", "tf32", "bf16"):
+            cells = (f"{error:.1e}" for _, error in hard_errors(spec, precision))
+            print(f"| {slots} | {dim} | {precision} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
-    """One row per write map, type of the inputs, direction and precision."""
+    """One row per write map, type of the inputs, direction and precision; or the rows of --hard."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.dot_errors", description=__doc__)
+    parser.add_argument("--hard", action="store_true", help="on the hard inputs of the check instead")
+    if parser.parse_args().hard:
+        print_hard()
+        return
     print("| phi | inputs | direction | dots | furthest off | error | allowed |")
     print("|---|---|---|---|---|---|---|")
     for rule in RULES:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from codegen.program import Program, build
 from codegen.rule import Rule
 from codegen.spec import OPERATORS, Problem, Spec
 from tuner.adversarial import CASES, adversarial_inputs
-from tuner.check import SEED, TOLERANCE, check, check_inputs, compare, expected, relative_error
+from tuner.check import SEED, TOLERANCE, allowed_digest, check, check_inputs, compare, expected, relative_error
 from tuner.inputs import make_inputs
 from tuner.launch import bind
 from tuner.oracle import oracle
@@ -213,11 +214,13 @@ def test_the_cases_are_what_they_are_called():
     assert cases["tiny values"]["alpha"].equal(plain["alpha"] * 0.01)
 
 
-@pytest.mark.parametrize(("slots", "dim"), [(64, 64), (128, 64), (64, 128)])
-def test_rounding_does_not_decide_what_stands_in_one_slot(slots, dim):
+@pytest.mark.parametrize(("slots", "dim", "chunk"), [(64, 64, 64), (128, 64, 16), (64, 128, 1)])
+@pytest.mark.parametrize("link", ["identity", "ln_silu"])
+@pytest.mark.parametrize("phi", ["identity", "silu", "ln_silu", "softmax"])
+def test_rounding_does_not_decide_what_stands_in_one_slot_and_nothing_overflows(phi, link, slots, dim, chunk):
     case = next(case for case in CASES if case.name == "one slot")
-    sizes = {"slots": slots, "dim_k": dim, "dim_v": dim, "chunk": 64, "heads": 2}
-    spec = Spec(Rule(), Problem(tokens=1, dtype="bfloat16", **sizes))
+    sizes = {"slots": slots, "dim_k": dim, "dim_v": dim, "chunk": chunk, "heads": 2}
+    spec = Spec(Rule(phi=phi, link=link), Problem(tokens=1, dtype="float16", **sizes))
     inputs, rounded = (adversarial_inputs(case, spec, (67, 5), cpu(), SEED) for _ in range(2))
     generator = torch.Generator().manual_seed(0)
     for name in ("q", "k", "v", "alpha", "S_k", "S_v"):
@@ -227,6 +230,13 @@ def test_rounding_does_not_decide_what_stands_in_one_slot(slots, dim):
     right, given = oracle(spec, inputs), oracle(spec, rounded)
     errors = {name: relative_error(given[name], right[name]) for name in right}
     assert 0 < max(errors.values()) < TOLERANCE["bfloat16"], errors
+    assert right["y"].abs().max() < torch.finfo(torch.float16).max
+
+
+def test_changed_inputs_of_a_check_change_the_digest_of_what_is_allowed(monkeypatch):
+    before = allowed_digest()
+    monkeypatch.setattr(inspect, "getsource", lambda module: f"other inputs of {module.__name__}")
+    assert allowed_digest() != before
 
 
 def test_what_cancels_to_nothing_is_held_to_a_share_of_its_ordinary_size():

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import tuning_db
 from codegen.backends import Resources
 from codegen.defaults import default
 from codegen.device import NAMED
 from codegen.schedule import TritonSchedule
 from tests.tuner.conftest import STEP
 from tuner.cli import main
-from tuner.gpu_check import DEFAULT, OTHER, SAMPLED, Job, check, check_one, jobs, specs
+from tuner.gpu_check import DEFAULT, OTHER, SAMPLED, SHIPPED, Job, check, check_one, jobs, specs
 from tuner.occupancy import occupancy
 from tuning_db import Outcome, Record, Store, utc_now
 
@@ -44,6 +46,14 @@ def test_the_forward_defaults_compile_for_hopper_and_do_not_spill(store):
     prefill = [one for one in done if one.job.name == "prefill" and one.job.schedule.backend == "triton"]
     assert len(prefill) == 2
     assert all(one.needs.wgmma > 0 for one in prefill)
+
+
+def test_what_is_shipped_for_a_gpu_compiles_and_does_not_spill(tmp_path):
+    shipped = Store(tmp_path / "tuning_db", Path(tuning_db.__file__).parent / "winners")
+    todo = [job for job in jobs(["sm_90"], 0, shipped) if job.role == SHIPPED]
+    done = list(check(todo, processes=2))
+    assert {one.kernel for one in done} >= {"trellis_update", "memory_readout", "memory_step"}
+    assert [(one.job.spec.key(), one.kernel, one.fault) for one in done if one.fault] == []
 
 
 def test_kernels_of_tvm_are_sampled_and_those_of_equal_specs_listed_once(store):
