@@ -57,13 +57,13 @@ def train(options: argparse.Namespace) -> None:
     except (TrellisError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
+        sys.exit(_interrupted(options))
 
 
 def _train(options: argparse.Namespace, settings: Settings, processes: Processes) -> None:
     processes.check_batch(settings.batch)
     folder: Path = options.folder
-    path = folder / "checkpoint.safetensors"
+    path = _checkpoint(options)
     before = checkpoints.load(path) if path.exists() and not options.fresh else None
     # Nobody may write the file while another process still looks whether it is there.
     processes.wait()
@@ -84,10 +84,25 @@ def _train(options: argparse.Namespace, settings: Settings, processes: Processes
     with Curve(folder / "curve.csv", trainer.step) if processes.is_first else contextlib.nullcontext() as curve:
         bits = run(trainer, processes, curve, path, options.save_every)
     if processes.is_first:
-        summary = Summary.of(trainer, bits, processes.count)
+        summary = Summary.of(trainer, bits, processes.count, options.data)
         (folder / "summary.json").write_text(json.dumps(vars(summary), indent=1) + "\n")
         curves.draw(curves.read(folder / "curve.csv"), folder / "curve.png", f"{summary.name}, seed {summary.seed}")
         print(f"held out: {bits:.4f} bits per byte after {trainer.step} steps in {trainer.seconds:.0f} s; see {folder}")
+
+
+def _checkpoint(options: argparse.Namespace) -> Path:
+    folder: Path = options.folder
+    return folder / "checkpoint.safetensors"
+
+
+def _interrupted(options: argparse.Namespace) -> str:
+    """What is left of a run that was interrupted."""
+    path = _checkpoint(options)
+    if not path.exists():
+        when = f"one is written every {options.save_every} steps, --save-every"
+        return f"interrupted; no checkpoint yet ({when}); the same command starts anew"
+    command = "the same command without --fresh" if options.fresh else "the same command"
+    return f"interrupted; {command} goes on from the checkpoint in {path}"
 
 
 def _tokenizer(

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoints")
+        sys.exit("interrupted; the same command goes on from the last checkpoints, where there are any")
     done = [_summary(run.folder) for run in runs if run.folder not in problems]
     if done:
         print(f"\n{table(done)}")

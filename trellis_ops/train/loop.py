@@ -15,6 +15,7 @@ from trellis_ops.train import checkpoint as checkpoints
 from trellis_ops.train.checkpoint import Checkpoint
 from trellis_ops.train.curve import Curve, Row
 from trellis_ops.train.errors import DivergedError
+from trellis_ops.train.interruption import deferred
 from trellis_ops.train.lanes import Batch, Lanes
 from trellis_ops.train.objective import Carried, Objective, build_model
 from trellis_ops.train.processes import Processes, share_model
@@ -65,6 +66,7 @@ class Trainer:
         resume: Checkpoint | None = None,
     ) -> None:
         self.settings, self._texts, self._processes = settings, texts, processes
+        self.text = texts.fingerprint
         torch.manual_seed(settings.seed)
         model = build_model(config, settings)
         if resume is not None:
@@ -162,12 +164,18 @@ def run(trainer: Trainer, processes: Processes, curve: Curve | None, path: Path,
         trainer: the run.
         processes: this process and those beside it.
         curve: where rows go, in the first process.
-        path: of the checkpoint, written every `save_every` steps and after the last.
+        path: of the checkpoint, written every `save_every` steps, after the last, and when Ctrl-C is pressed.
         save_every: as above.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; one process alone has saved the step that was under way.
     """
     settings, held_out = trainer.settings, None
     tokens = settings.batch * settings.length
-    with TrainingProgress(settings.steps, trainer.step, tokens, visible=processes.is_first) as progress:
+    with (
+        TrainingProgress(settings.steps, trainer.step, tokens, visible=processes.is_first) as progress,
+        deferred(processes.count) as interruption,
+    ):
         while trainer.step < settings.steps:
             row = trainer.advance()
             if trainer.step == settings.steps:
@@ -178,8 +186,11 @@ def run(trainer: Trainer, processes: Processes, curve: Curve | None, path: Path,
             if curve is not None:
                 curve.add(row)
             progress.show(row)
-            if trainer.step % save_every == 0 or trainer.step == settings.steps:
+            done, stop = trainer.step == settings.steps, interruption.requested
+            if trainer.step % save_every == 0 or done or stop:
                 _save(trainer, curve, path)
+            if stop and not done:
+                raise KeyboardInterrupt
     return trainer.measure() if held_out is None else held_out
 
 

@@ -26,6 +26,8 @@ class Summary:
         bits_per_byte: of all of the held-out text.
         seconds: time of the steps, without measurements.
         processes: how many trained.
+        text: the fingerprint of the text that was fitted, as tokens; empty in a summary of an older version.
+        sources: the files and folders it was read from.
     """
 
     name: str
@@ -36,10 +38,12 @@ class Summary:
     bits_per_byte: float
     seconds: float
     processes: int
+    text: str = ""
+    sources: str = ""
 
     @classmethod
-    def of(cls, trainer: Trainer, bits_per_byte: float, processes: int) -> Summary:
-        """The result of a run that is done."""
+    def of(cls, trainer: Trainer, bits_per_byte: float, processes: int, sources: Sequence[Path]) -> Summary:
+        """The result of a run that is done, with what it read."""
         settings, config = trainer.settings, trainer.config
         memory = f"phi = {config.phi}, M = {config.slots}, C = {config.chunk}"
         return cls(
@@ -51,23 +55,38 @@ class Summary:
             bits_per_byte=bits_per_byte,
             seconds=trainer.seconds,
             processes=processes,
+            text=trainer.text,
+            sources=", ".join(map(str, sources)),
         )
+
+    def text_name(self) -> str:
+        """The text as one reads it; the fingerprint tells apart what one name held at two times."""
+        return f"{self.sources} ({self.text[:8]})" if self.text else "a text that is not on record"
 
 
 def table(summaries: Sequence[Summary]) -> str:
-    """A Markdown table, one line for each name and length of run, its seeds together."""
+    """A Markdown table, one line for each name, length of run and text, its seeds together.
+
+    Which text it was is said where there are several: their bits per byte cannot be compared.
+    """
+    several = len({each.text for each in summaries}) > 1
     lines = ["| model | parameters | steps | held-out bits per byte | by seed | time |", "|---|---|---|---|---|---|"]
-    for name, steps in dict.fromkeys((each.name, each.steps) for each in summaries):
-        runs = sorted((each for each in summaries if (each.name, each.steps) == (name, steps)), key=lambda x: x.seed)
+    for name, steps, text in dict.fromkeys(map(_row, summaries)):
+        runs = sorted((each for each in summaries if _row(each) == (name, steps, text)), key=lambda x: x.seed)
         bits = [each.bits_per_byte for each in runs]
         spread = f" ± {statistics.stdev(bits):.3f}" if len(bits) > 1 else ""
         seconds = statistics.mean(each.seconds for each in runs)
         by_seed = ", ".join(f"{each:.3f}" for each in bits)
+        model = f"{name}, on {runs[0].text_name()}" if several else name
         lines.append(
-            f"| {name} | {runs[0].parameters:,} | {steps} | {statistics.mean(bits):.3f}{spread} | {by_seed} "
+            f"| {model} | {runs[0].parameters:,} | {steps} | {statistics.mean(bits):.3f}{spread} | {by_seed} "
             f"| {seconds:.0f} s |"
         )
     return "\n".join(lines)
+
+
+def _row(summary: Summary) -> tuple[str, int, str]:
+    return summary.name, summary.steps, summary.text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

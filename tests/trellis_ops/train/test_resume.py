@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.trellis_ops.train.commands import SMALL, TEXT, finish, start
 from trellis_ops.train import checkpoint as checkpoints
 from trellis_ops.train.cli import main
 from trellis_ops.train.curve import Curve, Row, read
+from trellis_ops.train.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("eager")
 RUN = [*SMALL, "--save-every", "4", "--steps", "48"]
@@ -22,6 +24,36 @@ RUN = [*SMALL, "--save-every", "4", "--steps", "48"]
 def text(tmp_path: Path) -> Path:
     (tmp_path / "text.txt").write_bytes(TEXT)
     return tmp_path / "text.txt"
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], None]]:
+    """A function that lets Ctrl-C be pressed some times in the middle of a step, once."""
+    advance = Trainer.advance
+    # A shell that starts the tests in the background has SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def press(at: int, times: int) -> None:
+        left = [signal.SIGINT] * times
+
+        def interrupted(trainer: Trainer) -> Row:
+            while trainer.step == at - 1 and left:
+                signal.raise_signal(left.pop())
+            return advance(trainer)
+
+        monkeypatch.setattr(Trainer, "advance", interrupted)
+
+    yield press
+    signal.signal(signal.SIGINT, before)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert (one / "curve.csv").read_bytes() == (other / "curve.csv").read_bytes()
+    first, second = (checkpoints.load(folder / "checkpoint.safetensors") for folder in (one, other))
+    for group in ("weights", "optimizer", "carried", "random"):
+        assert getattr(first, group).keys() == getattr(second, group).keys()
+        for name, tensor in getattr(first, group).items():
+            assert torch.equal(tensor, getattr(second, group)[name]), name
 
 
 def rows_in(curve: Path) -> int:
@@ -41,14 +73,40 @@ def test_a_killed_run_has_the_curve_of_one_that_was_not(text: Path, tmp_path: Pa
     printed = finish(start([str(text), "--folder", str(killed), *RUN]))
     assert f"going on after step {step} of 48" in printed
     main([str(text), "--folder", str(whole), *RUN])
-    assert (killed / "curve.csv").read_bytes() == (whole / "curve.csv").read_bytes()
-    first, second = (checkpoints.load(folder / "checkpoint.safetensors") for folder in (killed, whole))
-    for group in ("weights", "optimizer", "carried", "random"):
-        assert getattr(first, group).keys() == getattr(second, group).keys()
-        for name, tensor in getattr(first, group).items():
-            assert torch.equal(tensor, getattr(second, group)[name]), name
+    assert_same_run(killed, whole)
     assert read(whole / "curve.csv")[-1].held_out is not None
     assert (whole / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_run_keeps_the_step_under_way(
+    text: Path, tmp_path: Path, ctrl_c: Callable[[int, int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted, whole = tmp_path / "interrupted", tmp_path / "whole"
+    rarely = [str(text), *SMALL, "--steps", "12"]
+    main([*rarely, "--folder", str(whole)])
+    ctrl_c(7, 1)
+    with pytest.raises(SystemExit, match=r"interrupted; the same command goes on from the checkpoint in .*safetensors"):
+        main([*rarely, "--folder", str(interrupted)])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert checkpoints.load(interrupted / "checkpoint.safetensors").step == 7
+    main([*rarely, "--folder", str(interrupted)])
+    assert "going on after step 7 of 12" in capsys.readouterr().out
+    assert_same_run(interrupted, whole)
+
+
+def test_the_second_interruption_stops_at_once_and_says_what_is_left(
+    text: Path, tmp_path: Path, ctrl_c: Callable[[int, int], None]
+) -> None:
+    ctrl_c(3, 2)
+    command = [str(text), "--folder", str(tmp_path), *SMALL, "--steps", "12"]
+    with pytest.raises(
+        SystemExit, match=r"no checkpoint yet \(one is written every 100 steps, --save-every\); .* anew"
+    ):
+        main(command)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    ctrl_c(3, 1)
+    with pytest.raises(SystemExit, match="the same command without --fresh goes on"):
+        main([*command, "--fresh"])
 
 
 def test_another_run_does_not_take_the_checkpoint(text: Path, tmp_path: Path) -> None:

@@ -116,6 +116,36 @@ def test_a_table_puts_the_seeds_together(tmp_path: Path, capsys: pytest.CaptureF
     assert f"not done: {tmp_path / '2'}" in printed
 
 
+def test_runs_on_different_texts_are_no_seeds_of_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in (("one", TEXT), ("two", TEXT[::-1])):
+        (tmp_path / f"{name}.txt").write_bytes(text)
+        for seed in ("0", "1"):
+            run = tmp_path / f"{name}-{seed}"
+            main([str(tmp_path / f"{name}.txt"), "--folder", str(run), *SMALL, "--steps", "1", "--seed", seed])
+    capsys.readouterr()
+    folders = [str(tmp_path / f"{name}-{seed}") for name in ("one", "two") for seed in (0, 1)]
+    summary.main(folders)
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0].partition(", on ")[2].partition(" (")[0] for row in rows] == [
+        str(tmp_path / "one.txt"),
+        str(tmp_path / "two.txt"),
+    ]
+    assert all("±" in row for row in rows)
+    summary.main(folders[:2])
+    assert ", on " not in capsys.readouterr().out
+
+
+def test_summaries_that_are_older_stay_one_row() -> None:
+    older = [summary.Summary("softmax attention", seed, 1000, 10, 500, 2.5, 3.0, 1) for seed in (0, 1)]
+    newer = summary.Summary("softmax attention", 0, 1000, 10, 500, 2.5, 3.0, 1, "0123456789abcdef", "kjv.txt")
+    assert summary.table(older).count("\n") == 2
+    rows = summary.table([*older, newer]).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| softmax attention, on a text that is not on record",
+        "| softmax attention, on kjv.txt (01234567)",
+    ]
+
+
 def test_an_unknown_outer_gradient_is_refused() -> None:
     with pytest.raises(ValueError, match="outer_gradient='none' is not known"):
         TrellisConfig(outer_gradient="none")
