@@ -16,7 +16,13 @@ from codegen.backends import Resources, backend
 from codegen.backends.kernel_cache import kernels_folder
 from codegen.defaults import default
 from codegen.device import NAMED, Device, named
-from codegen.errors import IllegalScheduleError, TrellisError, UnknownKernelError, UnknownStageError
+from codegen.errors import (
+    IllegalScheduleError,
+    KernelOfBackendError,
+    TrellisError,
+    UnknownKernelError,
+    UnknownStageError,
+)
 from codegen.legality import why_illegal
 from codegen.program import BACKWARD_KERNELS, kernels_of
 from codegen.render import KERNELS, Source, generated_folder, render
@@ -167,14 +173,9 @@ def _spec(options: argparse.Namespace) -> Spec:
 
 
 def _schedule(options: argparse.Namespace, spec: Spec, device: Device) -> Schedule:
-    operator = spec.problem.operator
-    variants = variants_of(operator, options.backend, spec.problem.direction)
-    own = [variant for variant in variants if options.kernel in kernels_of(variant, options.backend)]
+    own = _variants_with(options.kernel, options.backend, spec.problem)
     if not own:
-        known = sorted({kernel for variant in variants for kernel in kernels_of(variant, options.backend)})
-        raise UnknownKernelError(
-            name=options.kernel, known=f"{', '.join(known)} (what {options.backend} has for {operator})"
-        )
+        raise _no_kernel(options.kernel, options.backend, spec.problem)
     settings: dict[str, object] = {**default(options.backend, spec, device).settings(), "variant": own[0]}
     for assignment in options.set:
         name, _, value = assignment.partition("=")
@@ -185,6 +186,22 @@ def _schedule(options: argparse.Namespace, spec: Spec, device: Device) -> Schedu
     if reason is not None:
         raise IllegalScheduleError(schedule=schedule.key(), spec=spec.key(), reason=reason)
     return schedule
+
+
+def _variants_with(kernel: str, backend_name: str, problem: Problem) -> list[str]:
+    variants = variants_of(problem.operator, backend_name, problem.direction)
+    return [variant for variant in variants if kernel in kernels_of(variant, backend_name)]
+
+
+def _no_kernel(kernel: str, backend_name: str, problem: Problem) -> TrellisError:
+    """The error that says who has the kernel, if another backend does, and what this one has instead."""
+    variants = variants_of(problem.operator, backend_name, problem.direction)
+    has = sorted({each for variant in variants for each in kernels_of(variant, backend_name)})
+    known = f"{', '.join(has)} (what {backend_name} has for {problem.operator}, {problem.direction})"
+    other = next((name for name in BACKENDS if _variants_with(kernel, name, problem)), None)
+    if other is None:
+        return UnknownKernelError(name=kernel, known=known)
+    return KernelOfBackendError(name=kernel, backend=backend_name, other=other, known=known)
 
 
 def _stage(name: str, source: Source, spec: Spec, schedule: Schedule, device: Device) -> str:

@@ -51,6 +51,12 @@ class UnknownKernelError(TrellisError, ValueError):
     message = "{name!r} is no known kernel; choose one of: {known}"
 
 
+class KernelOfBackendError(TrellisError, ValueError):
+    """A kernel that one backend lacks and another has."""
+
+    message = "{backend} has no kernel {name!r}, {other} has; give --backend {other}, or choose one of: {known}"
+
+
 class UnknownBackendError(TrellisError, ValueError):
     """A backend name outside the registry."""
 

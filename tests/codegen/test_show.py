@@ -68,6 +68,16 @@ def test_the_update_of_a_split_program_can_be_shown(capsys):
     assert "variant=split,tile_rows=32" in show(capsys, f"memory_update --operator memory_update {schedule}")
 
 
+@pytest.mark.parametrize(
+    ("kernel", "backend", "other"), [("keys_readout", "tvm", "triton"), ("trellis_pair", "triton", "tvm")]
+)
+def test_a_kernel_of_the_other_backend_is_not_called_unknown(capsys, kernel, backend, other):
+    said = refusal(capsys, f"{kernel} --backend {backend}")
+    assert f"{backend} has no kernel '{kernel}', {other} has; give --backend {other}, or choose one of: " in said
+    assert "trellis_fused (what" in said or "trellis_update (what" in said
+    assert "unknown" not in said
+
+
 def test_what_the_compiler_made_of_it(capsys):
     pytest.importorskip("triton")
     kernel = "memory_step --slots 16 --dim 16"
