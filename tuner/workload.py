@@ -48,7 +48,12 @@ def load_workload(path: Path, kind: str) -> tuple[NamedSpec, ...]:
     """
     try:
         content = msgspec.yaml.decode(path.read_bytes())
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+    except FileNotFoundError as error:
+        raise WorkloadError(source=path, problem="the file does not exist") from error
+    except OSError as error:
+        # Its own text names the file once more.
+        raise WorkloadError(source=path, problem=error.strerror or error) from error
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
         raise WorkloadError(source=path, problem=error) from error
     section = "cuda" if kind == "hip" else kind
     entries = content.get(section) if isinstance(content, dict) else None
@@ -100,7 +105,9 @@ def _named(entry: object, source: str, *, strict: bool) -> NamedSpec:
     try:
         values = msgspec.to_builtins(msgspec.convert(entry, _Entry, strict=strict))
     except msgspec.ValidationError as error:
-        raise WorkloadError(source=source, problem=error) from error
+        known = ", ".join(_Entry.__struct_fields__)
+        hint = f"; the fields are: {known}" if "unknown field" in str(error) else ""
+        raise WorkloadError(source=source, problem=f"{error}{hint}") from error
     name, dim = values.pop("name"), values.pop("dim")
     if dim is not None:
         values |= {"dim_k": dim, "dim_v": dim}

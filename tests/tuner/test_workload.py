@@ -40,7 +40,7 @@ def test_a_spec_of_ones_own():
         ("heads=2", 'expected "name: key=value'),
         ("x: heads", "'heads' is not key=value"),
         ("x: heads=two", "heads"),
-        ("x: head=2", "head"),
+        ("x: head=2", "unknown field `head`; the fields are: name, dim, operator, batch, tokens, heads, "),
         ("x: heads=0", "heads=0 is out of range"),
         ("x: heads=1, heads=2", "'heads' is given twice"),
         ("x: phi=relu", "phi='relu' is no known map"),
@@ -88,3 +88,10 @@ def test_a_broken_workload_file_is_named(tmp_path: Path, content):
         path.write_text(content)
     with pytest.raises(WorkloadError, match=r"broken\.yaml"):
         load_workload(path, "cpu")
+
+
+def test_a_workload_file_that_cannot_be_read_is_named_once(tmp_path: Path):
+    for path, said in ((tmp_path / "none.yaml", "the file does not exist"), (tmp_path, "Is a directory")):
+        with pytest.raises(WorkloadError) as error:
+            load_workload(path, "cpu")
+        assert str(error.value) == f"{path}: {said}"
