@@ -20,7 +20,7 @@ class BudgetError(TrellisError, ValueError):
 class StudyError(TrellisError, RuntimeError):
     """A study storage that cannot be opened, or holds something else."""
 
-    message = "cannot use the study storage {url}: {reason}; give another with --storage, or move that one away"
+    message = "cannot use the study storage {url}: {reason}; {advice}"
 
 
 class NoBackendError(TrellisError, RuntimeError):

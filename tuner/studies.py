@@ -34,6 +34,9 @@ from tuning_db import Outcome
 
 _BUSY_SECONDS = 60
 
+_PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""What to install for a database driver whose package has another name than its module."""
+
 
 @dataclass(frozen=True)
 class StudyKey:
@@ -105,7 +108,21 @@ def open_storage(url: str, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> RDBSto
         with FileLock(f"{path}.lock", timeout=_BUSY_SECONDS):
             return RDBStorage(url, engine_kwargs=arguments)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, OSError, ImportError, RuntimeError) as error:
-        raise StudyError(url=shown(url), reason=str(error).partition("\n")[0]) from error
+        raise unusable(url, error) from error
+
+
+def unusable(url: str, error: Exception) -> StudyError:
+    """What to raise for the storage at `url`, which answered with `error`: with what its user can do about it."""
+    advice = "give another with --storage"
+    if isinstance(error, ImportError):
+        # Optuna's own text does not name what is missing; the error behind it does.
+        error = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        module = error.name or ("psycopg" if url.startswith("postgresql") else None)
+        package = f"its driver with .venv/bin/pip install '{_PACKAGES.get(module, module)}'" if module else "its driver"
+        advice = f"install {package}, or {advice}"
+    elif url.startswith("sqlite:///"):
+        advice += ", or move that one away"
+    return StudyError(url=shown(url), reason=str(error).partition("\n")[0], advice=advice)
 
 
 def shown(url: str) -> str:

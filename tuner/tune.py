@@ -12,7 +12,7 @@ from optuna.exceptions import OptunaError
 from codegen.schedule import Schedule
 from codegen.spec import Spec
 from tuner.cost import cost_of
-from tuner.errors import NothingMeasuredError, StudyError
+from tuner.errors import NothingMeasuredError
 from tuner.finals import Verdict, judge
 from tuner.legal import changes
 from tuner.measure import Timing
@@ -20,7 +20,7 @@ from tuner.policy import stated
 from tuner.progress import SearchProgress
 from tuner.search import Searched, search
 from tuner.session import Session
-from tuner.studies import measured, outcomes, shown
+from tuner.studies import measured, outcomes, unusable
 from tuner.winner import Beside, winner_record
 from tuner.worker import Candidate, Contest
 from tuner.workload import NamedSpec
@@ -70,7 +70,7 @@ def tune(named: NamedSpec, session: Session, progress: SearchProgress) -> Tuned:
     try:
         searched = search(spec, session, progress.show)
     except (sqlalchemy.exc.SQLAlchemyError, OptunaError) as error:
-        raise StudyError(url=shown(session.storage.url), reason=str(error).partition("\n")[0]) from error
+        raise unusable(session.storage.url, error) from error
     progress.phase("finals: the best few and the default side by side")
     timings, verdict = hold_finals(spec, session, searched)
     progress.phase("measuring eager PyTorch and the ceiling")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import optuna
@@ -11,7 +12,7 @@ from tuner.cli import main
 from tuner.duration import duration
 from tuner.progress import describe
 from tuner.search import Status
-from tuner.studies import default_url, open_storage
+from tuner.studies import default_url, open_storage, unusable
 from tuning_db import Outcome, Store, default_store
 
 STEP_TEXT = "step: operator=trellis_step, tokens=1, heads=2, dim=8, slots=8, chunk=1"
@@ -75,6 +76,29 @@ def test_mistakes_are_said_in_a_line(capsys, arguments, code, said):
     assert error.startswith("error: ")
     assert said in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "package"),
+    [
+        ("postgresql://me:secret@host/name", "psycopg", "psycopg[binary]"),
+        ("mysql://host/name", "MySQLdb", "mysqlclient"),
+    ],
+)
+def test_a_missing_database_driver_is_named_with_what_installs_it(url, module, package, capsys, monkeypatch):
+    # What Python looks up first: None there means that there is no such module.
+    for name in [module, *(each for each in sys.modules if each.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["report", "--storage", url]) == 1
+    error = capsys.readouterr().err
+    assert f"; install its driver with .venv/bin/pip install '{package}', or give another with --storage\n" in error
+    assert module in error.partition("; install")[0]
+    assert "secret" not in error
+
+
+def test_only_a_file_can_be_moved_away(tmp_path: Path):
+    assert unusable("nonsense", ValueError("no URL")).advice == "give another with --storage"
+    assert unusable(f"sqlite:///{tmp_path}", OSError("no file")).advice.endswith("or move that one away")
 
 
 def test_a_storage_that_is_no_database_is_left_as_it_is(tmp_path: Path, capsys):
