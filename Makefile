@@ -56,8 +56,8 @@ gpu-check: .venv/installed-tune
 
 # On a machine with a GPU: check every kernel, tune, and compare, within MINUTES=9.5; brings home gpu-results/. Needs no .venv.
 gpu:
-	@$(PYTHON) -c 'import torch, triton' || \
-		{ echo 'make gpu needs torch and triton in $(PYTHON); name another Python, as in: make gpu PYTHON=/opt/torch/bin/python'; exit 1; }
+	@said=$$($(PYTHON) -c 'import torch, triton' 2>&1) || { printf '%s\n' "$$said" | tail -n 1; \
+		echo 'make gpu needs torch and triton in $(PYTHON); name another Python, as in: make gpu PYTHON=/opt/torch/bin/python'; exit 1; }
 	@for package in $(gpu_packages); do \
 		PYTHONPATH=.gpu-packages $(PYTHON) -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$$package'.replace('pyyaml', 'yaml')) is None)" || \
 		$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --find-links wheels --target .gpu-packages $$package || \

@@ -79,6 +79,29 @@ def test_every_target_exists_and_every_target_is_documented() -> None:
     assert targets == set(re.findall(r"^make ([\w-]+) +\S", helped, re.MULTILINE))
 
 
+def test_make_gpu_without_torch_says_what_is_missing_and_shows_no_traceback() -> None:
+    python = f"{sys.executable} -S"
+    run = subprocess.run(["make", "gpu", f"PYTHON={python}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode
+    assert run.stdout.splitlines() == [
+        "ModuleNotFoundError: No module named 'torch'",
+        f"make gpu needs torch and triton in {python}; name another Python, as in: "
+        "make gpu PYTHON=/opt/torch/bin/python",
+    ]
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no clone")
+def test_what_the_commands_leave_is_ignored_and_nothing_that_is_tracked() -> None:
+    def git(*arguments: str) -> list[str]:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+
+    left = ["bible-kjv_4.38_amd64.deb", "kjv/usr", "kjv.txt", "winners/a.json", "studies.db", "studies.db.lock"]
+    assert git("check-ignore", *left) == left
+    assert git("ls-files", "--cached", "--ignored", "--exclude-standard") == []
+    assert git("check-ignore", "tuning_db/winners/another.json") == []
+
+
 def test_every_variable_of_make_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = set(re.findall(r"\bmake [a-z]+ ([A-Z]+)=", EVERYTHING))
