@@ -1,10 +1,11 @@
 """A guess at a candidate's time on a GPU from what its compiler says, to try the promising first.
 
 A program walks the tiles of its sequence one after another. Each tile costs the instructions that the kernel has, which
-schedulers issue one a cycle and which a lone warp waits for; its share of the matrix units; the loads that nothing
-hides; and a trip to memory for each spilled register. Programs that do not fit run in waves. No kernel is faster than
-its bytes at the speed of memory. The numbers are round ones of the makers' manuals: only the order counts, and
-`order_quality` says, once times are known, whether it was worth anything. Where it was not, the guesses are dropped.
+schedulers issue one a cycle and which a lone warp waits for, unless its threads have other numbers to go on with; its
+share of the matrix units; the loads that nothing hides; and a trip to memory for each spilled register. Programs that
+do not fit run in waves. No kernel is faster than its bytes at the speed of memory. The numbers are round ones of the
+makers' manuals, but for two that are fitted to what 200 schedules took on an H200 (docs/gpu.md). Only the order counts,
+and once times are known `order_quality` says whether it was worth anything. Where it was not, the guesses are dropped.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from tuner.cost import cost_of
 from tuner.occupancy import occupancy
 
 _CYCLES_PER_INSTRUCTION = 4.0
+_NUMBERS_TO_GO_ON_WITH = 12.0
+"""Of a tile, in one thread: with as many, an instruction waits for no other. Fitted."""
+_CODE_PER_STAGE = 0.1
+"""What a stage of a pipeline adds to the code that runs for each tile, as a share of it, to run once. Fitted."""
 _SCHEDULERS = 4
 _INSTRUCTION_BYTES = {"cuda": 16, "hip": 8}
 _MOST_WARPS = {"cuda": 64, "hip": 32}
+_THREADS_PER_WARP = {"cuda": 32, "hip": 64}
 _LOAD_CYCLES = 600.0
 _DESCRIPTORS = 4
 _DESCRIPTOR_CODE_BYTES = 2048
@@ -31,8 +37,8 @@ _SPILL_CYCLES = 8.0
 _PRODUCTS = {"ieee": 16.0, "tf32x3": 6.0, "tf32": 2.0, "bf16x3": 3.0, "bf16": 1.0}
 """How many times what a bf16 product takes, a product of that precision takes."""
 
-FEWEST_TO_JUDGE = 5
-"""Measured candidates below which a rank correlation says little about the guesses."""
+FEWEST_TO_JUDGE = 8
+"""Measured candidates below which a rank correlation says little: the first to be tried have nearly equal guesses."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,19 @@ def predicted_seconds(
     steps = sum(walk.programs * walk.tiles for walk in walks)
     cost = cost_of(spec)
     seconds = 0.0
-    for (_, needs), walk in zip(kernels, walks, strict=True):
+    for (name, needs), walk in zip(kernels, walks, strict=True):
         share = walk.programs * walk.tiles / steps
         flops = cost.flops * share / (walk.programs * walk.tiles)
-        seconds += max(
-            _seconds_of(needs, walk, flops, schedule, device, rates), cost.bytes / len(kernels) / rates.bandwidth
-        )
+        numbers = _numbers_of_thread(name, spec, schedule, device)
+        at_work = _seconds_of(needs, walk, flops, numbers, schedule, device, rates)
+        seconds += max(at_work, cost.bytes / len(kernels) / rates.bandwidth)
     return seconds
+
+
+def _numbers_of_thread(kernel: str, spec: Spec, schedule: TritonSchedule, device: Device) -> float:
+    """Of a tile, or of a state where a program goes token by token."""
+    rows = spec.problem.dim_k if kernel == "memory_step" else schedule.tile_rows
+    return rows * spec.problem.slots / (_THREADS_PER_WARP[device.kind] * schedule.num_warps)
 
 
 def walk_of(kernel: str, spec: Spec, schedule: TritonSchedule) -> Walk:
@@ -103,7 +115,13 @@ def walk_of(kernel: str, spec: Spec, schedule: TritonSchedule) -> Walk:
 
 
 def _seconds_of(
-    needs: Resources, walk: Walk, flops: float, schedule: TritonSchedule, device: Device, rates: Rates
+    needs: Resources,
+    walk: Walk,
+    flops: float,
+    numbers: float,
+    schedule: TritonSchedule,
+    device: Device,
+    rates: Rates,
 ) -> float:
     share = occupancy(needs, schedule, device) or 0.0
     blocks = max(1, int(share * _MOST_WARPS[device.kind] / schedule.num_warps))
@@ -113,7 +131,9 @@ def _seconds_of(
     described = _DESCRIPTORS if schedule.loads == "descriptors" else 0
     once = described * _DESCRIPTOR_CODE_BYTES
     instructions = (needs.code_bytes - once + once / walk.tiles) / _INSTRUCTION_BYTES[device.kind]
-    issued = instructions * max(_CYCLES_PER_INSTRUCTION, together * schedule.num_warps / _SCHEDULERS)
+    instructions /= 1 + _CODE_PER_STAGE * (schedule.num_stages - 1)
+    waited = min(_CYCLES_PER_INSTRUCTION, max(1.0, _NUMBERS_TO_GO_ON_WITH / numbers))
+    issued = instructions * max(waited, together * schedule.num_warps / _SCHEDULERS)
     products = together * flops * _PRODUCTS[schedule.dot_precision] / rates.matrix
     # Outside of a pipeline, Triton waits for a copy by a descriptor before it begins the next.
     waits = described if described and schedule.num_stages == 1 else 1
