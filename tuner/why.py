@@ -55,7 +55,10 @@ def _second(history: History) -> str:
     second, winner = history.second(), history.winner()
     if second is None or second.value is None:
         return "no other candidate is on record"
-    behind = "" if winner is None or not winner.value else f", {second.value / winner.value:.2f}x the winner's time"
+    behind = ""
+    if winner is not None and winner.value:
+        # Not the time two lines above, which is from the finals and may differ.
+        behind = f", {second.value / winner.value:.2f}x the winner's {duration(winner.value)} there"
     return f"the best other, in the search: {duration(second.value)}{behind}: {settings_text(second.params)}"
 
 

@@ -14,11 +14,13 @@ from codegen.device import cpu
 from tests.tuner.conftest import STEP, UPDATE
 from tests.tuning_db.examples import recommendation, record
 from tuner.cli import main
+from tuner.duration import duration
 from tuner.history import histories
 from tuner.page import render_page
 from tuner.space import space_of
 from tuner.studies import default_url, open_storage
 from tuner.tune import tune
+from tuner.why import why_lines
 from tuner.workload import NamedSpec
 from tuning_db import default_store
 
@@ -138,6 +140,16 @@ def test_the_command_writes_the_page_and_explains_a_winner(tmp_path, capsys):
     assert main(["show", "--why", "nothing like it"]) == 2
     assert "no winner is known for it; names of the workload are prefill" in capsys.readouterr().err
     assert open_storage(default_url())
+
+
+def test_the_ratio_to_the_second_is_that_of_the_two_times_beside_it(session, progress):
+    tune(NamedSpec("step", STEP), session, progress)
+    (history,) = histories(session.store, session.storage, None)
+    assert history.record.spec == STEP.key()
+    (winner,) = (each for each in history.trials() if history.won(each))
+    second, line = history.second(), list(why_lines(history))[5]
+    ratio = f"{second.value / winner.value:.2f}x the winner's {duration(winner.value)} there"
+    assert f"the best other, in the search: {duration(second.value)}, {ratio}: " in line
 
 
 def test_a_record_of_another_version_is_shown_as_it_is(store, session):
