@@ -19,7 +19,7 @@ from codegen.device import Device
 from codegen.schedule import Schedule, TritonSchedule
 from codegen.spec import Spec
 from tuner.cost import cost_of
-from tuner.occupancy import occupancy
+from tuner.occupancy import THREADS_PER_WARP, occupancy
 
 _CYCLES_PER_INSTRUCTION = 4.0
 _NUMBERS_TO_GO_ON_WITH = 12.0
@@ -29,7 +29,6 @@ _CODE_PER_STAGE = 0.1
 _SCHEDULERS = 4
 _INSTRUCTION_BYTES = {"cuda": 16, "hip": 8}
 _MOST_WARPS = {"cuda": 64, "hip": 32}
-_THREADS_PER_WARP = {"cuda": 32, "hip": 64}
 _LOAD_CYCLES = 600.0
 _DESCRIPTORS = 4
 _DESCRIPTOR_CODE_BYTES = 2048
@@ -37,8 +36,8 @@ _SPILL_CYCLES = 8.0
 _PRODUCTS = {"ieee": 16.0, "tf32x3": 6.0, "tf32": 2.0, "bf16x3": 3.0, "bf16": 1.0}
 """How many times what a bf16 product takes, a product of that precision takes."""
 
-FEWEST_TO_JUDGE = 8
-"""Measured candidates below which a rank correlation says little: the first to be tried have nearly equal guesses."""
+FEWEST_TO_JUDGE = 5
+"""Measured candidates below which a rank correlation says little about the guesses; a prepared list has two to eight."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def predicted_seconds(
 def _numbers_of_thread(kernel: str, spec: Spec, schedule: TritonSchedule, device: Device) -> float:
     """Of a tile, or of a state where a program goes token by token."""
     rows = spec.problem.dim_k if kernel == "memory_step" else schedule.tile_rows
-    return rows * spec.problem.slots / (_THREADS_PER_WARP[device.kind] * schedule.num_warps)
+    return rows * spec.problem.slots / (THREADS_PER_WARP[device.kind] * schedule.num_warps)
 
 
 def walk_of(kernel: str, spec: Spec, schedule: TritonSchedule) -> Walk:

@@ -36,7 +36,8 @@ NVIDIA = {
     "sm_80": Limits(64, 32, 65_536, 167_936, 1024, 256),
     "sm_90": Limits(64, 32, 65_536, 233_472, 1024, 256),
 }
-_WARP = 32
+THREADS_PER_WARP = {"cuda": 32, "hip": 64}
+_WARP = THREADS_PER_WARP["cuda"]
 _WAVES, _SIMDS, _VECTOR_REGISTERS, _VECTOR_GRANULE, _LDS_BYTES = 8, 4, 512, 8, 65_536
 
 

@@ -15,13 +15,13 @@ from codegen.render import render
 from codegen.schedule import Schedule, TritonSchedule, TvmSchedule
 from codegen.spec import Spec
 from tuner.legal import legal_schedules
+from tuner.occupancy import THREADS_PER_WARP
 
 MOST_SPILLED = 64
 """Bytes of stack per thread above which a kernel is not worth a measurement: each token would pay for them."""
 
 # An AMD multiprocessor has four times 512 registers for 64 threads, those of its matrix units among them.
 _REGISTERS_PER_BLOCK = {"cuda": 65_536, "hip": 131_072}
-_THREADS_PER_WARP = {"cuda": 32, "hip": 64}
 
 
 @dataclass(frozen=True)
@@ -88,5 +88,5 @@ def why_pruned(kernel: str, needs: Resources, schedule: Schedule, device: Device
 
 def _threads(schedule: Schedule, device: Device) -> int:
     if isinstance(schedule, TritonSchedule):
-        return schedule.num_warps * _THREADS_PER_WARP[device.kind]
+        return schedule.num_warps * THREADS_PER_WARP[device.kind]
     return schedule.threads if isinstance(schedule, TvmSchedule) else 1
