@@ -37,7 +37,7 @@ _PRODUCTS = {"ieee": 16.0, "tf32x3": 6.0, "tf32": 2.0, "bf16x3": 3.0, "bf16": 1.
 """How many times what a bf16 product takes, a product of that precision takes."""
 
 FEWEST_TO_JUDGE = 5
-"""Measured candidates below which a rank correlation says little about the guesses; a prepared list has two to eight."""
+"""Measured candidates below which a rank correlation says little about the guesses; a prepared list has 2 to 8."""
 
 
 @dataclass(frozen=True)
