@@ -37,9 +37,9 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "tuning_db", tmp_path / "shipped")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def workers() -> Iterator[Workers]:
-    """Two processes for the tests of a file: one compiles, the other checks and times."""
+    """Processes for the tests of all files, since each takes seconds to start: one compiles, others check and time."""
     with Workers(compilers=1) as started:
         yield started
 

@@ -1,6 +1,7 @@
 """Candidates that hang, crash, take all memory or are wrong: real ones, in real processes.
 
-For each the search goes on, the trial names the kind, and the winner is right.
+For each the search goes on, and the trial names the kind; for each kind the finals are held without it, and the winner
+is right.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tuner.limits import Limits
 from tuner.pool import Workers
 from tuner.search import search
 from tuner.session import Session
+from tuner.space import space_of
 from tuner.studies import open_storage
 from tuner.worker import Candidate, Contest
 from tuning_db import Outcome, Record, Store, utc_now
@@ -52,6 +54,9 @@ ENDS = {
     "does_not_render": ("compile_error", "'missing' is undefined"),
     "does_not_compile": ("compile_error", "broken"),
 }
+
+# A candidate that never ends would take its limit once more.
+ONE_OF_EACH_KIND = ("segmentation_fault", "all_memory", "wrong_result", "wrong_sometimes", "does_not_compile")
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +118,19 @@ def test_a_candidate_at_fault_costs_itself_only(faulty: Workers, tmp_path: Path,
     (record,) = known.values()
     assert (record.schedule, record.outcome.value) == (bad.settings(), outcome)
 
-    schedules = [bad, *(schedule for schedule in searched.space.schedules.values() if schedule != bad)][:3]
-    asked = Contest(tuple(Candidate(spec, cpu(), "tvm", each.settings()) for each in schedules), 0.05, 5)
-    if outcome not in ("timeout",):  # It would take the limit once more.
-        timings = faulty.contest(asked)
-        assert timings.keys() == set(range(1, len(schedules))), "the finals are held without it"
-        verdict = judge({schedules[place].key(): each for place, each in timings.items()}, schedules[1].key())
-        winner = searched.space.schedules[verdict.winner]
-        assert check(build(spec, winner, cpu()), spec).outcome is Outcome.ok
+
+@pytest.mark.parametrize("fault", ONE_OF_EACH_KIND)
+def test_the_finals_are_held_without_a_candidate_at_fault(faulty: Workers, fault: str):
+    spec = spec_of(fault)
+    space = space_of(spec, "tvm", cpu())
+    bad = space.at(at_fault(space.default.settings()))
+    schedules = [bad, *(schedule for schedule in space.schedules.values() if schedule != bad)][:3]
+    timings = faulty.contest(
+        Contest(tuple(Candidate(spec, cpu(), "tvm", each.settings()) for each in schedules), 0.05, 5)
+    )
+    assert timings.keys() == set(range(1, len(schedules)))
+    verdict = judge({schedules[place].key(): each for place, each in timings.items()}, schedules[1].key())
+    assert check(build(spec, space.schedules[verdict.winner], cpu()), spec).outcome is Outcome.ok
 
 
 def test_a_candidate_that_failed_is_not_tried_again(faulty: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

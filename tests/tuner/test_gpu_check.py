@@ -48,11 +48,11 @@ def test_the_forward_defaults_compile_for_hopper_and_do_not_spill(store):
     assert all(one.needs.wgmma > 0 for one in prefill)
 
 
-def test_what_is_shipped_for_a_gpu_compiles_and_does_not_spill(tmp_path):
+def test_what_is_shipped_for_a_gpu_and_is_no_default_compiles_and_does_not_spill(tmp_path):
     shipped = Store(tmp_path / "tuning_db", Path(tuning_db.__file__).parent / "winners")
     todo = [job for job in jobs(["sm_90"], 0, shipped) if job.role == SHIPPED]
     done = list(check(todo, processes=2))
-    assert {one.kernel for one in done} >= {"trellis_update", "memory_readout", "memory_step"}
+    assert {one.kernel for one in done} >= {"trellis_update", "memory_readout"}
     assert [(one.job.spec.key(), one.kernel, one.fault) for one in done if one.fault] == []
 
 
