@@ -18,7 +18,7 @@ def lower(tokens: tuple[Tensor, ...], gates: tuple[Tensor, ...]) -> Sequence[Ten
     What is float64, or no tensor of floating point, is left for the checks of arguments.
     """
     first = tokens[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled("cpu" if first.is_cpu else first.device.type):
         return tokens + gates
     low = torch.get_autocast_dtype(first.device.type)
     return [*(_cast(x, low) for x in tokens), *(_cast(x, torch.float32) for x in gates)]

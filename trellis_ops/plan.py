@@ -30,7 +30,8 @@ class Plan:
     checks_values: bool
 
 
-_layout_of = attrgetter("shape", "dtype", "device")
+# Whether a tensor is on the CPU is looked up and compared faster than its device.
+_layout_of = attrgetter("shape", "dtype", "is_cpu")
 
 _PLANS: dict[Hashable, Plan] = {}
 
@@ -51,8 +52,11 @@ def plan(
     Raises:
         TrellisError: the arguments are wrong, or a forced implementation cannot run them.
     """
-    layout = tuple([None if t is None else _layout_of(t) for t in tensors])
-    key = (request, layout, settings, implementation, torch.get_num_threads())
+    # Of those that may be None, no two sets that `request` takes are equally many.
+    given = [t for t in tensors if t is not None]
+    layout = tuple(map(_layout_of, given))
+    devices = None if layout[0][-1] else tuple([t.device for t in given])
+    key = (request, layout, devices, settings, implementation, torch.get_num_threads())
     found = _PLANS.get(key)
     if found is None:
         found = _resolve(request(*tensors, *settings), implementation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -38,12 +39,18 @@ def prefill(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def process() -> Iterator[ProcessPoolExecutor]:
+    """A process in which TVM may be told that there is a card."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as started:
+        yield started
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("rule", [Rule(), Rule(step_size="token")], ids=["gamma per head", "gamma per token"])
-def test_a_plan_launches_what_tvm_launches(operator, rule):
+def test_a_plan_launches_what_tvm_launches(operator, rule, process):
     spec = Spec(rule, Problem(operator, dtype="bfloat16"))
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        compared = process.submit(both_launches, spec, SIZES).result()
+    compared = process.submit(both_launches, spec, SIZES).result()
     assert len(compared) % len(SIZES) == 0
     for of_tvm, of_plan in compared:
         assert of_plan == of_tvm

@@ -39,7 +39,7 @@ def test_every_map_in_every_place(phi):
     check(Case(chunk=16, rule=Rule(phi, link=phi, out=phi, phi_eps=1e-2, step_size="token")))
 
 
-@pytest.mark.parametrize("phi", MAPS)
+@pytest.mark.parametrize("phi", ["ln_silu", "softmax"])
 def test_first_order_gradients(phi):
     check(Case(rule=Rule(phi, link="identity", phi_eps=1e-2)), "first_order")
 
@@ -92,7 +92,7 @@ def test_sizes(dim_k, dim_v, slots):
     check(Case(chunk=40, lengths=(70,), dim_k=dim_k, dim_v=dim_v, slots=slots, rule=Rule("silu", phi_eps=1e-2)))
 
 
-@pytest.mark.parametrize("phi", MAPS)
+@pytest.mark.parametrize("phi", ["identity", "ln_silu", "softmax"])
 def test_tiles_that_span_chunks_of_one_token(phi):
     check(Case(chunk=1, heads=1, rule=Rule(phi, link="identity", phi_eps=1e-2, step_size="token")))
 

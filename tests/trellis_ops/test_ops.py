@@ -28,8 +28,7 @@ def attend(inputs, chunk_size=16, **options):
 
 
 @KERNELS
-@pytest.mark.parametrize("chunk_size", [1, 7, 16, 64])
-@pytest.mark.parametrize("step_size", ["head", "token"])
+@pytest.mark.parametrize(("chunk_size", "step_size"), [(1, "token"), (7, "head"), (16, "token"), (64, "head")])
 def test_attention_agrees_with_the_oracle(implementation, chunk_size, step_size):
     inputs = make_inputs(2, 37, 3, 20, 12, 18, step_size=step_size)
     y, states = attend(inputs, chunk_size, implementation=implementation)

@@ -25,9 +25,17 @@ TRAIN = Spec(Rule(), Problem(tokens=32, heads=2, dim_k=8, dim_v=8, slots=8, chun
 UPDATE = Spec(Rule(), Problem("memory_update", tokens=32, heads=2, dim_k=8, dim_v=8, slots=8, chunk=8))
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests keep compiled kernels, so that each is compiled once."""
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees, or changes, what its user has."""
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: Path) -> None:
+    """No test sees, or changes, what its user has; studies and records are its own."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "kernels").symlink_to(kernels)
     monkeypatch.setenv("TRELLIS_OPS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TRELLIS_OPS_TUNING_DB", str(tmp_path / "tuning_db"))
 

@@ -87,7 +87,7 @@ def test_two_tuners_share_a_study_and_a_database(tmp_path: Path):
     common = f"update: {UPDATE_TEXT}"
     own = ["a: operator=trellis_step, tokens=1, chunk=1, heads=1, dim=4, slots=4"]
     own += ["b: operator=trellis_step, tokens=1, chunk=1, heads=1, dim=6, slots=4"]
-    processes = [start(*tuning(url, common, each, budget="4")) for each in own]
+    processes = [start(*tuning(url, common, each, budget="3")) for each in own]
     said = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     operators = [record.spec.partition("/")[0] for record in default_store().records(cpu().key(), layer="user")]
@@ -96,7 +96,7 @@ def test_two_tuners_share_a_study_and_a_database(tmp_path: Path):
     for name in optuna.get_all_study_names(storage):
         trials = optuna.load_study(study_name=name, storage=storage).get_trials()
         tried = [trial.params for trial in trials if "outcome" in trial.user_attrs]
-        assert len(tried) >= 4
+        assert len(tried) >= 3
         assert all(tried.count(settings) == 1 for settings in tried)
 
 

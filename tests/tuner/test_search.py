@@ -185,7 +185,7 @@ def test_a_winner_is_committed_with_where_it_comes_from(session, progress):
 
 
 def test_a_tuned_backward_is_what_a_training_step_runs(session, progress, monkeypatch):
-    tuned = tune(NamedSpec("train", TRAIN), session, progress)
+    tuned = tune(NamedSpec("train", TRAIN), replace(session, budget=Budget(trials=1)), progress)
     monkeypatch.setattr(dispatch, "default_store", lambda: session.store)
     forget()
     try:
