@@ -18,6 +18,7 @@ def lower(tokens: tuple[Tensor, ...], gates: tuple[Tensor, ...]) -> Sequence[Ten
     What is float64, or no tensor of floating point, is left for the checks of arguments.
     """
     first = tokens[0]
+    # The name of a device costs more than whether it is the CPU.
     if not isinstance(first, Tensor) or not torch.is_autocast_enabled("cpu" if first.is_cpu else first.device.type):
         return tokens + gates
     low = torch.get_autocast_dtype(first.device.type)

@@ -52,10 +52,9 @@ def plan(
     Raises:
         TrellisError: the arguments are wrong, or a forced implementation cannot run them.
     """
-    # Of those that may be None, no two sets that `request` takes are equally many.
-    given = [t for t in tensors if t is not None]
-    layout = tuple(map(_layout_of, given))
-    devices = None if layout[0][-1] else tuple([t.device for t in given])
+    layout = tuple([None if t is None else _layout_of(t) for t in tensors])
+    # The first is never None. Where it is not on the CPU, which device each is on matters too.
+    devices = None if layout[0][-1] else tuple([None if t is None else t.device for t in tensors])
     key = (request, layout, devices, settings, implementation, torch.get_num_threads())
     found = _PLANS.get(key)
     if found is None:

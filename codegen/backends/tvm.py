@@ -216,16 +216,13 @@ def executable(source: Source, device: Device) -> Any:
         CompileError: TVM refused the source.
     """
     tvm = _tvm()
+    module = module_of(source, name)
     try:
-        with tvm_runtime.without_collection():
-            module = module_of(source, name)
-            if device.kind == "cuda":
-                # These kernels place every barrier and buffer themselves; the few plain passes leave both there.
-                return tvm.compile(module.Module, target=_target(device), tir_pipeline="tirx")
-            with tvm.transform.PassContext(disabled_pass=_USELESS_PASSES):
-                return tvm.compile(module.Module, target=_target(device))
-    except CompileError:
-        raise
+        if device.kind == "cuda":
+            # These kernels place every barrier and buffer themselves; the few plain passes leave both where they are.
+            return tvm.compile(module.Module, target=_target(device), tir_pipeline="tirx")
+        with tvm.transform.PassContext(disabled_pass=_USELESS_PASSES):
+            return tvm.compile(module.Module, target=_target(device))
     except Exception as error:
         raise CompileError(backend=name, path=source.path, reason=f"{type(error).__name__}: {error}") from error
 

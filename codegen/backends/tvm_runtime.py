@@ -45,7 +45,7 @@ _workers = _Workers()
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Import or compile without collecting garbage: what TVM makes starts collections that walk over all of torch.
+    """Import without collecting garbage: what TVM makes starts collections that walk over all of torch.
 
     One of them takes twice as long as the rest of a first call that finds its kernel on the disk.
     """

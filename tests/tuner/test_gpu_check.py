@@ -27,7 +27,9 @@ def compiled(tmp_path_factory) -> list[Checked]:
     shipped = Store(tmp_path_factory.mktemp("tuning_db"), Path(tuning_db.__file__).parent / "winners")
     all_jobs = jobs(["sm_90"], 0, shipped)
     todo = [job for job in all_jobs if is_forward(job) or job.role == SHIPPED or job.name in TRAINING]
-    return list(check(todo, processes=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRELLIS_OPS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return list(check(todo, processes=2))
 
 
 def is_forward(job: Job) -> bool:
@@ -35,7 +37,7 @@ def is_forward(job: Job) -> bool:
 
 
 def test_the_training_workload_compiles_for_hopper_and_does_not_spill(compiled):
-    done = [one for one in compiled if one.job.name in TRAINING and one.job.role != SHIPPED]
+    done = [one for one in compiled if one.job.name in TRAINING]
     assert len(done) == 16
     assert [(one.job.name, one.kernel, one.fault) for one in done if one.fault] == []
     assert {one.needs.spill_bytes for one in done} == {0}
