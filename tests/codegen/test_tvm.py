@@ -46,14 +46,19 @@ def tiled(variant: str, tile: int) -> With:
     return With(variant=variant, tile_tokens=tile, vector_width=min(tile, cpu().vector_bits // 32))
 
 
-@pytest.mark.parametrize("variant", CHUNKED)
-@pytest.mark.parametrize("phi", MAPS)
+# All variants have their maps from the same macros.
+@pytest.mark.parametrize(
+    ("phi", "variant"),
+    [*((phi, "fused") for phi in MAPS), ("ln_silu", "pair"), ("softmax", "pair"), ("l2_silu", "split")],
+)
 def test_every_write_map(phi, variant):
     check_attention(tiled(variant, 8), Case(rule=Rule(phi, phi_eps=1e-2)))
 
 
-@pytest.mark.parametrize("variant", CHUNKED)
-@pytest.mark.parametrize("name", [name for name in MAPS if name != "identity"])
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [*((name, "fused") for name in MAPS if name != "identity"), ("softmax", "pair"), ("ln_silu", "split")],
+)
 def test_every_readout_map(name, variant):
     check_attention(With(variant=variant), Case(rule=Rule("identity", link=name, out=name)))
 

@@ -81,7 +81,8 @@ def test_a_wrong_gradient_is_wrong_though_every_output_is_right():
 
 def test_gradients_of_the_first_order_are_not_those_of_the_second():
     bilevel, first_order = (
-        small("trellis_attention", direction=direction) for direction in ("backward", "backward_first_order")
+        small("trellis_attention", direction=direction, step_size="token")
+        for direction in ("backward", "backward_first_order")
     )
     checked = check(compiled(first_order), bilevel)
     assert checked.outcome is Outcome.wrong_answer

@@ -36,14 +36,14 @@ from tuner.studies import open_storage
 from tuner.worker import Candidate, Contest
 from tuning_db import Outcome, Record, Store, utc_now
 
-LIMITS = Limits(compile_seconds=15.0, run_seconds=8.0, memory_bytes=2 * 2**30)
+LIMITS = Limits(compile_seconds=15.0, run_seconds=12.0, memory_bytes=2**30)
 
 ENDS = {
-    "endless_loop": ("timeout", "checking took longer than 8 s"),
+    "endless_loop": ("timeout", "checking took longer than 12 s"),
     "segmentation_fault": ("crashed", "crashed with SIGSEGV while checking"),
     "abort": ("crashed", "crashed with SIGABRT while checking"),
     "exit": ("crashed", "ended with exit code 3 while checking"),
-    "all_memory": ("out_of_memory", "of the 2048 MiB it may allocate, while checking"),
+    "all_memory": ("out_of_memory", "of the 1024 MiB it may allocate, while checking"),
     "wrong_result": ("wrong_answer", "y: relative error"),
     "wrong_sometimes": ("unstable", "differ in y"),
     "nan_in_a_tail_row": ("wrong_answer", "y: 1 of"),
