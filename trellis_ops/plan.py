@@ -53,8 +53,9 @@ def plan(
         TrellisError: the arguments are wrong, or a forced implementation cannot run them.
     """
     layout = tuple([None if t is None else _layout_of(t) for t in tensors])
-    # The first is never None. Where it is not on the CPU, which device each is on matters too.
-    devices = None if layout[0][-1] else tuple([None if t is None else t.device for t in tensors])
+    first = tensors[0]
+    # Where the first is not on the CPU, which device each is on matters too; one that is None is for `request` to refuse.
+    devices = None if first is None or first.is_cpu else tuple([None if t is None else t.device for t in tensors])
     key = (request, layout, devices, settings, implementation, torch.get_num_threads())
     found = _PLANS.get(key)
     if found is None:
