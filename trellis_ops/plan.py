@@ -54,7 +54,7 @@ def plan(
     """
     layout = tuple([None if t is None else _layout_of(t) for t in tensors])
     first = tensors[0]
-    # Where the first is not on the CPU, which device each is on matters too; one that is None is for `request` to refuse.
+    # Off the CPU, which device each is on matters too. A first that is None is for `request` to refuse.
     devices = None if first is None or first.is_cpu else tuple([None if t is None else t.device for t in tensors])
     key = (request, layout, devices, settings, implementation, torch.get_num_threads())
     found = _PLANS.get(key)
