@@ -53,7 +53,9 @@ def attention_request(
 
     Raises:
         ShapeError, DtypeError, DeviceMismatchError, SequenceError, SizeError, ValueError: as their names say.
+        TypeError: None, or what is no tensor, in place of a tensor.
     """
+    _given(q=q, k=k, v=v, alpha=alpha, log_beta=log_beta, gamma=gamma)
     is_first_order(outer_gradient)
     _rank("q", q, 4, "[B, T, H, D_k]")
     batch, tokens, heads, dim_k = q.shape
@@ -88,6 +90,7 @@ def update_request(
     chunk_size: int,
 ) -> Request:
     """Check the arguments of `memory_update`; raises as `attention_request`."""
+    _given(w=w, alpha=alpha, log_beta=log_beta, gamma=gamma)
     _rank("w", w, 4, "[B, T, H, D]")
     batch, tokens, heads, dim = w.shape
     if tokens < 1:
@@ -117,6 +120,7 @@ def readout_request(
     transpose: bool,
 ) -> Request:
     """Check the arguments of `memory_readout`; raises as `attention_request`."""
+    _given(read=read, w=w, chunk_states=chunk_states, codes=codes, log_beta=log_beta, gamma=gamma)
     _rank("w", w, 4, "[B, T, H, D]")
     batch, tokens, heads, dim = w.shape
     if tokens < 1:
@@ -148,6 +152,8 @@ def step_request(
     rule: Rule,
 ) -> Request:
     """Check the arguments of `trellis_step`; raises as `attention_request`."""
+    s_k, s_v = state
+    _given(q=q, k=k, v=v, alpha=alpha, log_beta=log_beta, gamma=gamma, S_k=s_k, S_v=s_v)
     _rank("q", q, 3, "[B, H, D_k]")
     batch, heads, dim_k = q.shape
     _shape("k", k, (batch, heads, dim_k), "[B, H, D_k] like q")
@@ -171,6 +177,12 @@ def step_request(
 def _with_step_size(rule: Rule, gamma: Tensor) -> Rule:
     step_size = "head" if gamma.ndim == 1 else "token"
     return Rule(rule.phi, rule.link, rule.out, rule.phi_eps, step_size)
+
+
+def _given(**tensors: object) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is {tensor!r}, but must be a torch.Tensor")
 
 
 def _rank(name: str, tensor: Tensor, rank: int, expected: str) -> None:

@@ -99,4 +99,4 @@ def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
 
 def wants_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether autograd would have to record a call on these tensors."""
-    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors if t is not None])
+    return torch.is_grad_enabled() and any([getattr(t, "requires_grad", False) for t in tensors])

@@ -63,6 +63,21 @@ def test_tensors(changes, error, words):
         call(changes)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_tensor_is_named(name):
+    with pytest.raises(TypeError, match=f"{name} is None, but must be a torch.Tensor"):
+        call({name: None})
+    with pytest.raises((TypeError, RuntimeError), match=f"'{name}'|{name} is "):
+        call({name: [[1.0]]})
+
+
+def test_a_step_without_a_state_is_refused():
+    state = [torch.zeros(2, 3, 5, 8), None]
+    q, k, v, alpha, log_beta, gamma = make_inputs(2, 10, 3, 8, 6, 5).args
+    with pytest.raises(TypeError, match="S_v is None"):
+        trellis_step(q[:, 0], k[:, 0], v[:, 0], alpha[:, 0], log_beta[:, 0], gamma, state)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
