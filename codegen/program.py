@@ -257,6 +257,14 @@ class Program:
         self.kernels[1](programs, flags, *arguments, *self._thread_states(tokens[0], bar_states))
 
     @property
+    def checks_arguments(self) -> bool:
+        """Whether its kernels refuse tensors that are not as the spec says, before they write anything.
+
+        TVM's compare types, strides, devices and sizes, but for N of the states with N of the tokens.
+        """
+        return self.schedule.backend == "tvm"
+
+    @property
     def segment_tokens(self) -> int:
         """Of a backward program: how many tokens, a multiple of the chunk, lie between the states that it keeps."""
         return segment_tokens(self.spec, self.schedule)

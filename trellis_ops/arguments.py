@@ -154,6 +154,9 @@ def step_request(
     """Check the arguments of `trellis_step`; raises as `attention_request`."""
     s_k, s_v = state
     _given(q=q, k=k, v=v, alpha=alpha, log_beta=log_beta, gamma=gamma, S_k=s_k, S_v=s_v)
+    g_k, g_v = gradient_state
+    if g_k is not None or g_v is not None:
+        _given(**{"gradient_state's S_k": g_k, "gradient_state's S_v": g_v})
     _rank("q", q, 3, "[B, H, D_k]")
     batch, heads, dim_k = q.shape
     _shape("k", k, (batch, heads, dim_k), "[B, H, D_k] like q")

@@ -17,9 +17,11 @@ def lower(tokens: tuple[Tensor, ...], gates: tuple[Tensor, ...]) -> Sequence[Ten
 
     What is float64, or no tensor of floating point, is left for the checks of arguments.
     """
+    # Whether it is on for one type of device costs as much as all else that a step asks about itself.
+    if not torch._C._is_any_autocast_enabled():
+        return tokens + gates
     first = tokens[0]
-    # The name of a device costs more than whether it is the CPU.
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled("cpu" if first.is_cpu else first.device.type):
+    if not isinstance(first, Tensor) or not _is_on(first.device.type):
         return tokens + gates
     low = torch.get_autocast_dtype(first.device.type)
     return [*(_cast(x, low) for x in tokens), *(_cast(x, torch.float32) for x in gates)]
@@ -32,6 +34,11 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def off(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Where products are computed in the types of their operands."""
-    if torch.is_autocast_enabled(device.type):
+    if _is_on(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def _is_on(device_type: str) -> bool:
+    # Meta tensors have no autocast.
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

@@ -35,8 +35,12 @@ _layout_of = attrgetter("shape", "dtype", "is_cpu")
 
 _PLANS: dict[Hashable, Plan] = {}
 
+QUICK_PLANS: dict[Hashable, Plan | None] = {}
+"""Those that `quick_step` finds by less than a whole layout; None where a kernel has refused such a call."""
+
 # A server meets prompts of every length. Making a plan again costs less than a millisecond once its kernels are there.
-_MOST_PLANS = 4096
+MOST_PLANS = 4096
+"""Of each kind; then they are made again."""
 
 
 def plan(
@@ -60,7 +64,7 @@ def plan(
     found = _PLANS.get(key)
     if found is None:
         found = _resolve(request(*tensors, *settings), implementation)
-        if len(_PLANS) >= _MOST_PLANS:
+        if len(_PLANS) >= MOST_PLANS:
             _PLANS.clear()
         _PLANS[key] = found
     return found
@@ -78,6 +82,7 @@ def _resolve(request: Request, implementation: str | None) -> Plan:
 def forget() -> None:
     """Drop every plan and what was read of the tuning database: after tuning, or after changing the environment."""
     _PLANS.clear()
+    QUICK_PLANS.clear()
     dispatch.store.cache_clear()
 
 

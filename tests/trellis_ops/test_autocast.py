@@ -103,3 +103,10 @@ def test_a_compiled_training_step_under_autocast() -> None:
     loss(same.q).backward()
     assert x.q.grad is not None and same.q.grad is not None
     assert_close(x.q.grad, same.q.grad.double(), 1e-6)
+
+
+def test_meta_tensors_which_have_no_autocast_give_shapes():
+    q, k, v, alpha, log_beta, gamma = (x.to("meta") for x in make_inputs(2, 9, 3, 8, 6, 5).args)
+    y, state = trellis_attention(q, k, v, alpha, log_beta, gamma, output_final_state=True)
+    assert (y.device.type, y.shape) == ("meta", v.shape)
+    assert [tuple(s.shape) for s in state] == [(2, 3, 5, 8), (2, 3, 5, 6)]

@@ -38,7 +38,7 @@ def test_equal_calls_share_a_plan_and_others_do_not():
 
 
 def test_a_full_table_of_plans_starts_again(monkeypatch):
-    monkeypatch.setattr(plan, "_MOST_PLANS", 3)
+    monkeypatch.setattr(plan, "MOST_PLANS", 3)
     for tokens in range(1, 8):
         inputs = make_inputs(1, tokens, 2, 8, 8, 4)
         y, _ = trellis_attention(*inputs.args, implementation="eager")
