@@ -82,8 +82,10 @@ def test_the_backwards_compile_for_sm_90(sizes, settings, direction, variant):
         assert 0 < needs.shared_bytes <= device.shared_bytes
 
 
-@pytest.mark.parametrize("direction", ["backward", "backward_first_order"])
-@pytest.mark.parametrize(("chunk", "stages"), [(16, 2), (40, 1), (64, 2)])
+@pytest.mark.parametrize(
+    ("chunk", "stages", "direction"),
+    [(16, 2, "backward"), (40, 1, "backward_first_order"), (64, 2, "backward"), (64, 2, "backward_first_order")],
+)
 def test_the_backward_of_whole_chunks_compiles_for_sm_90(chunk, stages, direction):
     """With 64 slots and channels too the walk back spills nothing."""
     sizes = {"dim_k": 64, "dim_v": 64, "slots": 64}

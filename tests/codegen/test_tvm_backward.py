@@ -39,9 +39,8 @@ def test_every_map_in_every_place(phi):
     check(Case(chunk=16, rule=Rule(phi, link=phi, out=phi, phi_eps=1e-2, step_size="token")))
 
 
-@pytest.mark.parametrize("phi", ["ln_silu", "softmax"])
-def test_first_order_gradients(phi):
-    check(Case(rule=Rule(phi, link="identity", phi_eps=1e-2)), "first_order")
+def test_first_order_gradients():
+    check(Case(rule=Rule("softmax", link="identity", phi_eps=1e-2)), "first_order")
 
 
 @pytest.mark.parametrize("wanted", GRADIENTS)
@@ -60,7 +59,7 @@ def test_what_is_not_wanted_is_not_computed(chunk, link, wanted):
             assert one.isnan().all(), name
 
 
-@pytest.mark.parametrize(("tile", "outer_gradient"), [(16, "bilevel"), (16, "first_order"), (64, "bilevel")])
+@pytest.mark.parametrize(("tile", "outer_gradient"), [(16, "first_order"), (64, "bilevel")])
 def test_tiles_of_a_chunk_of_packed_sequences(tile, outer_gradient):
     check(Case(chunk=64, lengths=(150, 7, 0, 64), packed=True), outer_gradient, tile_tokens=tile)
 
@@ -92,7 +91,7 @@ def test_sizes(dim_k, dim_v, slots):
     check(Case(chunk=40, lengths=(70,), dim_k=dim_k, dim_v=dim_v, slots=slots, rule=Rule("silu", phi_eps=1e-2)))
 
 
-@pytest.mark.parametrize("phi", ["identity", "ln_silu", "softmax"])
+@pytest.mark.parametrize("phi", ["ln_silu", "softmax"])
 def test_tiles_that_span_chunks_of_one_token(phi):
     check(Case(chunk=1, heads=1, rule=Rule(phi, link="identity", phi_eps=1e-2, step_size="token")))
 
@@ -103,9 +102,8 @@ def test_tiles_that_span_chunks_of_packed_sequences(chunk, outer_gradient):
     check(Case(chunk=chunk, lengths=(70, 7, 0, 64), packed=True), outer_gradient)
 
 
-@pytest.mark.parametrize(("chunk", "changes"), [(20, {"tile_tokens": 16}), (16, {"tile_tokens": 16, "threads": 1})])
-def test_states_between_kept_ones_are_computed_again(chunk, changes):
-    check(Case(chunk=chunk, lengths=(111, 21), packed=True), checkpoint_spacing=4, **changes)
+def test_states_between_kept_ones_are_computed_again():
+    check(Case(chunk=20, lengths=(111, 21), packed=True), checkpoint_spacing=4, tile_tokens=16)
 
 
 def test_a_chunk_longer_than_its_sequence_and_one_of_many_tiles():

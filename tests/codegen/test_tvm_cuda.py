@@ -52,8 +52,15 @@ def test_defaults_fit_a_multiprocessor_and_do_not_spill(operator, dtype):
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize(("dtype", "precision"), [("float32", "tf32x3"), ("float16", "tf32"), ("bfloat16", "bf16")])
+@pytest.mark.parametrize(
+    ("dtype", "precision", "arch"),
+    [
+        ("float32", "tf32x3", "sm_90"),
+        ("float16", "tf32", "sm_80"),
+        ("bfloat16", "bf16", "sm_90"),
+        ("bfloat16", "bf16", "sm_80"),
+    ],
+)
 def test_products_take_tensor_cores(dtype, precision, arch):
     update, readout = made("trellis_attention", arch, dtype=dtype)[::2]
     for source, spec, schedule, device in (update, readout):

@@ -43,16 +43,13 @@ def test_update_with_every_map(phi, tile):
     check_update(With(tile_tokens=tile), case)
 
 
-@pytest.mark.parametrize("tile", [8, 32])
+@pytest.mark.parametrize(("tile", "dtype"), [(8, "float32"), (32, "bfloat16")])
 @pytest.mark.parametrize("operator", ["memory_readout", "memory_readout_transposed"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_readout(operator, tile, dtype):
     check_readout(With(tile_tokens=tile), Case(operator, lengths=(47, 47), dim_v=20, dtype=dtype))
 
 
-@pytest.mark.parametrize(
-    ("name", "tile"), [*((name, 32) for name in MAPS if name != "identity"), ("softmax", 4), ("ln_silu", 4)]
-)
+@pytest.mark.parametrize(("name", "tile"), [*((name, 32) for name in MAPS if name != "identity"), ("ln_silu", 4)])
 def test_split_with_every_readout_map(name, tile):
     check_attention(With(tile_tokens=tile), Case(rule=Rule("identity", link=name, out=name)))
 
@@ -63,8 +60,15 @@ def test_recurrent_with_every_map(phi):
     check_attention(With(), Case(chunk=1, lengths=(9, 9), dim_v=40, rule=rule))
 
 
-@pytest.mark.parametrize("operator", ["trellis_step", "trellis_step_chunked"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("operator", "dtype"),
+    [
+        ("trellis_step", "float32"),
+        ("trellis_step", "bfloat16"),
+        ("trellis_step_chunked", "float32"),
+        ("trellis_step_chunked", "float16"),
+    ],
+)
 def test_step(operator, dtype):
     check_step(With(), Case(operator, lengths=(1, 1, 1), dtype=dtype))
 
@@ -74,21 +78,25 @@ def test_a_step_whose_states_do_not_fit_registers(operator):
     check_step(With(), Case(operator, lengths=(1,), heads=1, dim_k=256, dim_v=250, slots=256))
 
 
-@pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(1, 1, 1), (3, 40, 2), (33, 5, 17), (64, 64, 64), (80, 96, 48)])
-@pytest.mark.parametrize("chunk", [1, 20])
-def test_sizes(dim_k, dim_v, slots, chunk):
+@pytest.mark.parametrize(
+    ("chunk", "dim_k", "dim_v", "slots"),
+    [
+        *((20, *sizes) for sizes in [(1, 1, 1), (3, 40, 2), (33, 5, 17), (64, 64, 64), (80, 96, 48)]),
+        *((1, *sizes) for sizes in [(1, 1, 1), (33, 5, 17)]),
+    ],
+)
+def test_sizes(chunk, dim_k, dim_v, slots):
     sizes = {"dim_k": dim_k, "dim_v": dim_v, "slots": slots}
     check_attention(With(), Case(chunk=chunk, lengths=(23,), rule=SILU, **sizes))
 
 
-@pytest.mark.parametrize(("chunk", "tile"), [(1, 4), (2, 4), (16, 16), (17, 16), (33, 8), (70, 64), (2**30, 16)])
+@pytest.mark.parametrize(("chunk", "tile"), [(2, 4), (16, 16), (33, 8), (70, 64), (2**30, 16)])
 def test_every_chunk_and_tile(chunk, tile):
     lengths = (7,) if chunk < 16 else (67,)
     check_attention(With(variant="split", tile_tokens=tile, accumulators=16), Case(chunk=chunk, lengths=lengths))
 
 
-@pytest.mark.parametrize("threads", [64, 512])
-@pytest.mark.parametrize("accumulators", [4, 8])
+@pytest.mark.parametrize(("threads", "accumulators"), [(64, 8), (512, 4)])
 def test_every_share_of_the_work(threads, accumulators):
     check_attention(With(tile_tokens=16, threads=threads, accumulators=accumulators), Case())
 

@@ -59,7 +59,7 @@ def test_right_kernels_pass(operator):
 
 @pytest.mark.parametrize(
     ("direction", "chunk", "step_size"),
-    [("backward", 1, "token"), ("backward", 4, "head"), ("backward_first_order", 4, "token")],
+    [("backward", 4, "head"), ("backward_first_order", 4, "token")],
 )
 def test_right_gradients_pass(direction, chunk, step_size):
     spec = small("trellis_attention", direction=direction, chunk=chunk, step_size=step_size)
@@ -181,7 +181,7 @@ def test_compare_wants_every_tensor_within_tolerance():
     assert relative_error(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])) == pytest.approx(1.25)
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", ["trellis_attention", "trellis_step"])
 def test_right_kernels_of_one_slot_pass(operator):
     spec = small(operator, slots=1)
     checked = check(compiled(spec), spec)

@@ -123,26 +123,19 @@ def break_step(templates: Path, kind: str, key: str) -> None:
     path.write_text(text)
 
 
-BROKEN = [
-    ("one sign wrong", "wrong_answer", "S_k: relative error"),
-    ("does nothing", "wrong_answer", "never written"),
-]
-
-
-@pytest.mark.parametrize(("kind", "outcome", "reason"), BROKEN, ids=[kind for kind, _, _ in BROKEN])
-def test_a_broken_candidate_is_recorded_and_cannot_win(session, templates, progress, kind, outcome, reason):
+def test_a_broken_candidate_is_recorded_and_cannot_win(session, templates, progress):
     bad = list(space_of(STEP, "tvm", cpu()).schedules.values())[1]
-    break_step(templates, kind, bad.key())
+    break_step(templates, "one sign wrong", bad.key())
     remember(session, STEP, bad.settings(), "digest")
     tuned = tune(NamedSpec("step", STEP), session, progress)
     trials = run(session).trials()
     assert trials[1].params == bad.settings()
-    assert trials[1].user_attrs["outcome"] == outcome
-    assert reason in trials[1].user_attrs["reason"]
+    assert trials[1].user_attrs["outcome"] == "wrong_answer"
+    assert "S_k: relative error" in trials[1].user_attrs["reason"]
     assert len(trials) == 3, "the study goes on"
     assert trials[2].user_attrs["outcome"] == "ok"
     assert tuned.winner != bad.key()
-    assert tuned.failures == {Outcome(outcome): 1}
+    assert tuned.failures == {Outcome.wrong_answer: 1}
 
 
 def test_a_default_that_is_wrong_is_replaced_and_that_is_said(session, templates, progress):
