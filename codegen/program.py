@@ -260,7 +260,8 @@ class Program:
     def checks_arguments(self) -> bool:
         """Whether its kernels refuse tensors that are not as the spec says, before they write anything.
 
-        TVM's compare types, strides, devices and sizes, but for N of the states with N of the tokens.
+        TVM's compare types, strides, devices and sizes; but whether there are as many states as sequences, and what
+        cu_seqlens says, is for the caller to see to.
         """
         return self.schedule.backend == "tvm"
 

@@ -342,11 +342,13 @@ def run_step(
     tensors, settings = (q, k, v, alpha, log_beta, gamma, S_k, S_v, G_k, G_v), (phi, link, out, phi_eps)
     key = quick_step.key_of(tensors, settings, implementation)
     gradient_state = None if G_k is None or G_v is None else (G_k, G_v)
-    y = quick_step.step(key, v, q, k, v, alpha, log_beta, gamma, S_k, S_v, *(gradient_state or ()))
-    if y is not None:
-        return y
+    quick = quick_step.known(key)
+    if quick is not None:
+        y = quick_step.step(quick, v, q, k, v, alpha, log_beta, gamma, S_k, S_v, *(gradient_state or ()))
+        if y is not None:
+            return y
     found = plan(step_request, tensors, settings, implementation)
-    quick_step.remember(key, found)
+    quick_step.remember(key, found, refused=quick is not None)
     if found.checks_values:
         values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v, G_k=G_k, G_v=G_v)
     if found.program is None:

@@ -64,6 +64,7 @@ def trellis_attention(
 
     Raises:
         ShapeError, DtypeError, DeviceMismatchError, SequenceError, SizeError, UnknownMapError: bad arguments.
+        TypeError: None in place of a tensor.
         ImplementationError: `implementation` is unknown or cannot run this call.
 
     Example:

@@ -2,8 +2,8 @@
 
 A token of one layer takes a kernel microseconds, as many as reading shapes, types, devices and strides in Python does.
 TVM's kernels read them again in machine code, and refuse what is not as their spec says before they write anything.
-So once a call has gone the long way, calls alike go straight to its kernel, and one that the kernel refuses goes the
-long way again, where it is either refused with a reason or made contiguous.
+So once a call has gone the long way, calls with its key go straight to its kernel. What the kernel refuses goes the
+long way again, where it is refused with a reason, or made contiguous and its gates float32.
 """
 
 from __future__ import annotations
@@ -13,51 +13,67 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from trellis_ops.plan import MOST_PLANS, QUICK_PLANS, Plan
-
-# How TVM refuses: a size or a stride, a type, a device that it knows nothing of.
-_REFUSALS = (ValueError, TypeError, RuntimeError)
+from trellis_ops import plan
+from trellis_ops.plan import Plan
 
 
-def key_of(tensors: tuple[Tensor | None, ...], settings: tuple[Hashable, ...], implementation: str | None) -> Hashable:
-    """What calls alike have in common: all that chooses a kernel, and what kernels do not compare; None of bad input.
+def key_of(
+    tensors: tuple[Tensor | None, ...], settings: tuple[Hashable, ...], implementation: str | None
+) -> Hashable | None:
+    """All that chooses a kernel, and what kernels do not compare; None where no kernel checks, or a tensor is missing.
 
     Args:
         tensors: q, k, v, alpha, log_beta, gamma, S_k, S_v, G_k, G_v, as `operators.run_step` takes them.
         settings, implementation: those that a plan is made with.
     """
-    q, _, v, _, _, gamma, s_k, _, g_k, _ = tensors
-    if q is None or v is None or gamma is None or s_k is None:
+    q, _, v, _, _, gamma, s_k, _, g_k, g_v = tensors
+    if q is None or v is None or gamma is None or s_k is None or not q.is_cpu:
         return None
     shapes = (q.shape, v.shape, gamma.ndim, s_k.shape)
-    return (shapes, q.dtype, q.is_cpu, g_k is None, settings, implementation, torch.get_num_threads())
+    return (shapes, q.dtype, g_k is None, g_v is None, settings, implementation, torch.get_num_threads())
 
 
-def step(key: Hashable, v: Tensor, *tensors: Tensor) -> Tensor | None:
-    """y `[B, H, D_v]`, the states moved in place; None, and nothing written, if the call has to go the long way.
+def known(key: Hashable | None) -> Plan | None:
+    """The plan whose kernel a call with this key may be given to as it is."""
+    return plan.QUICK_PLANS.get(key)
+
+
+def step(found: Plan, v: Tensor, *tensors: Tensor) -> Tensor | None:
+    """y `[B, H, D_v]`, the states moved in place; None, and nothing written, if the kernel refuses the tensors.
 
     Args:
-        key: of the call.
-        v: is what y is like.
+        found: what `known` says.
+        v: what y is like.
         tensors: q, k, v, alpha, log_beta, gamma, S_k, S_v, and where the caller keeps them apart G_k, G_v.
     """
-    found = QUICK_PLANS.get(key)
-    if found is None or found.program is None:
-        return None
+    assert found.program is not None
     y = torch.empty_like(v)
     try:
         found.program.kernels[0](y.shape[0] * y.shape[1], *tensors, found.sequences.cu_seqlens, y)
-    except _REFUSALS:
-        # Calls alike differ in what the kernel refuses. Trying it each time would cost more than it saves.
-        QUICK_PLANS[key] = None
+    except (ValueError, TypeError):
+        return None
+    except RuntimeError:
+        # Of a tensor on a device that TVM knows nothing of. Any other comes from a kernel that has begun.
+        if all(each.is_cpu for each in tensors):
+            raise
         return None
     return y
 
 
-def remember(key: Hashable, plan: Plan) -> None:
-    """Let calls like one that went the long way go straight to the kernel, unless one of them was refused there."""
-    if key is None or plan.program is None or plan.checks_values or not plan.program.checks_arguments:
+def remember(key: Hashable | None, found: Plan, refused: bool) -> None:
+    """Let calls with this key go straight to the kernel, once one of them went the long way without an error.
+
+    Args:
+        key: its key.
+        found: what it ran.
+        refused: whether a kernel had refused it. Calls with its key may differ in strides and types, and to try each
+            would cost more than it saves: from then on all of them go the long way.
+    """
+    if key is None or found.program is None or found.checks_values or not found.program.checks_arguments:
         return
-    if len(QUICK_PLANS) >= MOST_PLANS:
-        QUICK_PLANS.clear()
-    QUICK_PLANS.setdefault(key, plan)
+    if len(plan.QUICK_PLANS) >= plan.MOST_PLANS:
+        plan.QUICK_PLANS.clear()
+    if refused:
+        plan.QUICK_PLANS[key] = None
+    else:
+        plan.QUICK_PLANS.setdefault(key, found)

@@ -17,7 +17,7 @@ from codegen import nvcc
 from codegen.backends import Resources, tvm_runtime
 from codegen.backends.kernel_cache import Entry, entry
 from codegen.backends.source_module import module_of
-from codegen.backends.tvm_parser import find_parsers_quickly
+from codegen.backends.tvm_parser import quicken_parser
 from codegen.cuda_block import block_of
 from codegen.device import Device, cpu, cpu_identity
 from codegen.errors import BackendUnavailableError, CompileError
@@ -244,5 +244,5 @@ def _tvm() -> Any:
     with tvm_runtime.without_collection():
         import tvm
 
-    find_parsers_quickly()
+    quicken_parser()
     return tvm

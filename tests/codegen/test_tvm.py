@@ -134,8 +134,8 @@ def test_half_precision_inputs(variant, dtype):
     ("variant", "dim_k", "dim_v", "slots"),
     [
         *(("fused", *sizes) for sizes in [(1, 1, 1), (3, 40, 2), (33, 5, 17), (64, 64, 64), (80, 96, 48)]),
-        *(("pair", *sizes) for sizes in [(1, 1, 1), (33, 5, 17)]),
-        *(("split", *sizes) for sizes in [(3, 40, 2), (80, 96, 48)]),
+        *(("pair", *sizes) for sizes in [(3, 40, 2), (33, 5, 17)]),
+        *(("split", *sizes) for sizes in [(1, 1, 1), (80, 96, 48)]),
     ],
 )
 def test_sizes(variant, dim_k, dim_v, slots):
@@ -205,9 +205,10 @@ def test_update(chunk, tile):
 
 
 @pytest.mark.parametrize("operator", ["memory_readout", "memory_readout_transposed"])
-@pytest.mark.parametrize(("chunk", "tile"), SMALL_TILES)
-def test_readout(chunk, tile, operator):
-    dtype = "float32" if operator == "memory_readout" else "bfloat16"
+@pytest.mark.parametrize(
+    ("chunk", "tile", "dtype"), [(1, 4, "float32"), (16, 16, "bfloat16"), (20, 16, "float32"), (64, 16, "bfloat16")]
+)
+def test_readout(chunk, tile, dtype, operator):
     check_readout(tiled("readout", tile), Case(operator, chunk, lengths=(47, 47), dim_v=20, dtype=dtype))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.inputs import Inputs, make_inputs
 from tests.relative_error import TOLERANCE, assert_close
+from trellis_ops import autocast as operators_autocast
 from trellis_ops import memory_readout, memory_update, trellis_attention, trellis_step
 
 NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
@@ -110,3 +111,12 @@ def test_meta_tensors_which_have_no_autocast_give_shapes():
     y, state = trellis_attention(q, k, v, alpha, log_beta, gamma, output_final_state=True)
     assert (y.device.type, y.shape) == ("meta", v.shape)
     assert [tuple(s.shape) for s in state] == [(2, 3, 5, 8), (2, 3, 5, 6)]
+
+
+def test_autocast_of_a_device_that_any_autocast_leaves_out_is_seen(monkeypatch):
+    """Such as mps, of which there is none here: what is asked for is its own flag."""
+    asked = []
+    monkeypatch.setattr(operators_autocast, "_is_on", lambda device_type: asked.append(device_type))
+    tokens = tuple(x.to("meta") for x in make_inputs(2, 9, 3, 8, 6, 5).args[:4])
+    operators_autocast.lower(tokens, ())
+    assert asked == ["meta"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from codegen.backends import tvm
 from codegen.errors import DeviceMismatchError, DtypeError, ShapeError
 from tests.inputs import make_inputs
 from tests.relative_error import relative_error
@@ -112,6 +113,47 @@ def test_what_a_kernel_refuses_goes_the_long_way_from_then_on(inputs, long_ways)
     for _ in range(2):
         assert all(torch.equal(a, b) for a, b in zip(call(inputs), expected, strict=True))
     assert len(long_ways) == 4, "it is not tried again"
+
+
+def test_a_call_with_an_error_leaves_the_others_quick(inputs, long_ways):
+    call(inputs)
+    for changes in ({"k": inputs.token(0)[1].double()}, {"k": inputs.token(0)[1].to("meta")}):
+        with pytest.raises((DtypeError, DeviceMismatchError)):
+            call(inputs, **changes)
+    assert len(long_ways) == 3
+    call(inputs)
+    assert len(long_ways) == 3
+
+
+def test_a_wrong_gradient_state_is_refused_as_in_a_first_call(inputs):
+    right = tuple(s.clone() for s in inputs.initial_state)
+    call(inputs)
+    call(inputs, gradient_state=right)
+    for half in ((right[0], None), (None, right[1])):
+        with pytest.raises(TypeError, match=r"gradient_state's S_[kv] is None"):
+            call(inputs, gradient_state=half)
+    with pytest.raises(ShapeError, match="gradient_state's S_k"):
+        call(inputs, gradient_state=(right[0][:1], right[1]))
+    with pytest.raises(DtypeError, match="gradient_state's S_v"):
+        call(inputs, gradient_state=(right[0], right[1].double()))
+
+
+def test_an_error_of_a_kernel_that_has_begun_is_raised(inputs, monkeypatch):
+    call(inputs)
+
+    def fails(kernel, programs, *arguments):
+        raise RuntimeError("no more threads")
+
+    monkeypatch.setattr(tvm.TvmKernel, "__call__", fails)
+    with pytest.raises(RuntimeError, match="no more threads"):
+        call(inputs)
+
+
+def test_the_plans_known_by_a_short_key_are_bounded(inputs, monkeypatch):
+    monkeypatch.setattr(plan, "MOST_PLANS", 3)
+    for heads in range(1, 6):
+        call(make_inputs(B, 1, heads, D, D, M))
+        assert 1 <= len(plan.QUICK_PLANS) <= 3
 
 
 def test_other_threads_have_another_kernel(inputs, long_ways):

@@ -181,7 +181,7 @@ def test_compare_wants_every_tensor_within_tolerance():
     assert relative_error(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])) == pytest.approx(1.25)
 
 
-@pytest.mark.parametrize("operator", ["trellis_attention", "trellis_step"])
+@pytest.mark.parametrize("operator", ["trellis_attention", "trellis_step", "trellis_step_chunked"])
 def test_right_kernels_of_one_slot_pass(operator):
     spec = small(operator, slots=1)
     checked = check(compiled(spec), spec)
