@@ -367,7 +367,7 @@ def build(spec: Spec, schedule: Schedule, device: Device) -> Program:
 def _build(spec: Spec, schedule: Schedule, device: Device) -> Program:
     compiler = backend(schedule.backend)
     kernels = tuple(
-        compiler.kernel(kernel, part, _schedule_of(kernel, schedule), device) for kernel, part in parts(spec, schedule)
+        compiler.kernel(kernel, part, schedule_of(kernel, schedule), device) for kernel, part in parts(spec, schedule)
     )
     return Program(spec, schedule, device, kernels)
 
@@ -383,7 +383,8 @@ def parts(spec: Spec, schedule: Schedule) -> tuple[tuple[str, Spec], ...]:
     )
 
 
-def _schedule_of(kernel: str, schedule: Schedule) -> Schedule:
+def schedule_of(kernel: str, schedule: Schedule) -> Schedule:
+    """What a kernel of a program with this schedule is itself compiled with."""
     # The forward of a backward wastes what lies above the diagonal of a long tile, the backward does not.
     if schedule.variant == "backward" and kernel == "trellis_fused" and isinstance(schedule, TvmSchedule):
         return replace(schedule, tile_tokens=min(schedule.tile_tokens, 2 * schedule.vector_width))

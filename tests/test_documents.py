@@ -28,7 +28,10 @@ MAINS |= {f"trellis_ops.train.{name}": f"trellis_ops.train.{name}" for name in (
 MAINS |= {"trellis_ops.recall": "trellis_ops.recall.cli"}
 MAINS |= {
     f"tests.benchmarks.{name}": f"tests.benchmarks.{name}"
-    for name in ("bfloat16_dots", "breakdown", "few_heads", "gradient_errors", "scaling", "sizes", "training_memory")
+    for name in (
+        *("bfloat16_dots", "breakdown", "compile_stages", "few_heads", "gradient_errors", "scaling", "sizes"),
+        "training_memory",
+    )
 }
 """The command lines of this project, by the name that `python -m` takes, and the module that holds `main`."""
 

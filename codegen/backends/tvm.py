@@ -9,6 +9,7 @@ import importlib.util
 import platform
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,20 +210,24 @@ def _threads(schedule: Schedule) -> int:
     return schedule.threads if isinstance(schedule, TvmSchedule) else 1
 
 
-def executable(source: Source, device: Device) -> Any:
+def executable(source: Source, device: Device, instruments: Sequence[Any] = ()) -> Any:
     """What TVM makes of `source`, for a device that need not be here: TVM's host function, and for CUDA its kernel.
+
+    Args:
+        instruments: look on while TVM's passes run, see `tvm.instrument.pass_instrument`.
 
     Raises:
         CompileError: TVM refused the source.
     """
     tvm = _tvm()
     module = module_of(source, name)
+    on_cuda = device.kind == "cuda"
+    # CUDA kernels place every barrier and buffer themselves; the few passes of "tirx" leave both where they are.
+    options = {"tir_pipeline": "tirx"} if on_cuda else {}
+    useless = [] if on_cuda else _USELESS_PASSES
     try:
-        if device.kind == "cuda":
-            # These kernels place every barrier and buffer themselves; the few plain passes leave both where they are.
-            return tvm.compile(module.Module, target=_target(device), tir_pipeline="tirx")
-        with tvm.transform.PassContext(disabled_pass=_USELESS_PASSES):
-            return tvm.compile(module.Module, target=_target(device))
+        with tvm.transform.PassContext(disabled_pass=useless, instruments=[*instruments]):
+            return tvm.compile(module.Module, target=_target(device), **options)
     except Exception as error:
         raise CompileError(backend=name, path=source.path, reason=f"{type(error).__name__}: {error}") from error
 

@@ -51,8 +51,7 @@ def lowered(source: Source, device: Device) -> Lowered:
             if info.name == _SPLIT:
                 kept.append(module)
 
-    with tvm.transform.PassContext(instruments=[tvm.instrument.pass_instrument(Recorder)()]):
-        made = executable(source, device)
+    made = executable(source, device, [tvm.instrument.pass_instrument(Recorder)()])
     (module,) = kept
     return Lowered(str(made.mod.imports[0].inspect_source()), _Reader(source).plan(module[source.kernel]))
 
