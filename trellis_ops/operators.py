@@ -344,18 +344,24 @@ def run_step(
     gradient_state = None if G_k is None or G_v is None else (G_k, G_v)
     quick = quick_step.known(key)
     if quick is not None:
-        y = quick_step.step(quick, v, q, k, v, alpha, log_beta, gamma, S_k, S_v, *(gradient_state or ()))
+        try:
+            y = quick_step.step(quick, v, q, k, v, alpha, log_beta, gamma, S_k, S_v, *(gradient_state or ()))
+        except RuntimeError:
+            # Bad input has a better reason. A kernel that has begun must not run again: it has moved states.
+            step_request(*tensors, *settings)
+            raise
         if y is not None:
             return y
     found = plan(step_request, tensors, settings, implementation)
-    quick_step.remember(key, found, refused=quick is not None)
     if found.checks_values:
         values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v, G_k=G_k, G_v=G_v)
     if found.program is None:
         state, rule = (S_k, S_v), Rule(*settings)
         with autocast.off(q.device):
             return eager.step(q, k, v, alpha, log_beta, gamma, state, rule=rule, gradient_state=gradient_state)
-    return launch.step(found.program, q, k, v, alpha, log_beta, gamma, S_k, S_v, gradient_state, found.sequences)
+    y = launch.step(found.program, q, k, v, alpha, log_beta, gamma, S_k, S_v, gradient_state, found.sequences)
+    quick_step.remember(key, found, refused=quick is not None)
+    return y
 
 
 def step_request(

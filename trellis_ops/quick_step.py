@@ -39,12 +39,15 @@ def known(key: Hashable | None) -> Plan | None:
 
 
 def step(found: Plan, v: Tensor, *tensors: Tensor) -> Tensor | None:
-    """y `[B, H, D_v]`, the states moved in place; None, and nothing written, if the kernel refuses the tensors.
+    """y `[B, H, D_v]`, the states moved in place; None, and nothing written, if the kernel refuses sizes or types.
 
     Args:
         found: what `known` says.
         v: what y is like.
         tensors: q, k, v, alpha, log_beta, gamma, S_k, S_v, and where the caller keeps them apart G_k, G_v.
+
+    Raises:
+        RuntimeError: TVM knows nothing of a tensor's device or type, or the kernel has begun.
     """
     assert found.program is not None
     y = torch.empty_like(v)
@@ -52,16 +55,11 @@ def step(found: Plan, v: Tensor, *tensors: Tensor) -> Tensor | None:
         found.program.kernels[0](y.shape[0] * y.shape[1], *tensors, found.sequences.cu_seqlens, y)
     except (ValueError, TypeError):
         return None
-    except RuntimeError:
-        # Of a tensor on a device that TVM knows nothing of. Any other comes from a kernel that has begun.
-        if all(each.is_cpu for each in tensors):
-            raise
-        return None
     return y
 
 
 def remember(key: Hashable | None, found: Plan, refused: bool) -> None:
-    """Let calls with this key go straight to the kernel, once one of them went the long way without an error.
+    """Let calls with this key go straight to the kernel, once one of them has gone the long way without an error.
 
     Args:
         key: its key.

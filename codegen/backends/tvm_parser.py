@@ -23,14 +23,14 @@ def quicken_parser() -> None:
 
     - TVM asks inspect.getouterframes for the parser, which looks up the source lines of every frame of the stack; the
       frames alone say as much.
-    - It parses the text of an inlined function again for each call.
+    - It parses the text of an inlined function again for each call, which only one that defines functions needs.
     - It compiles and evaluates an expression of Python part by part. Python does the whole at once, but for what means
       something else in TVMScript, which is left to TVM.
     """
     from tvm.script.parser.core.evaluator import ExprEvaluator
     from tvm.script.parser.core.parser import ScriptMacro
 
-    ScriptMacro._find_parser_def = _find_parser
+    ScriptMacro._find_parser_def = functools.update_wrapper(_find_parser, ScriptMacro._find_parser_def)
     ScriptMacro.get_macro_def = _read_once(ScriptMacro.get_macro_def)
     ExprEvaluator.eval = staticmethod(_at_once(ExprEvaluator.eval))
 
@@ -48,11 +48,25 @@ def _find_parser(macro: Any) -> Any:
 def _read_once(theirs: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @functools.wraps(theirs)
     def definition(macro: Any) -> Any:
-        if not hasattr(macro, _DEFINITION):
-            setattr(macro, _DEFINITION, theirs(macro))
-        return getattr(macro, _DEFINITION)
+        if hasattr(macro, _DEFINITION):
+            return getattr(macro, _DEFINITION)
+        found = theirs(macro)
+        # TVM takes the decorators off functions that it meets inside.
+        if not _defines_functions(found.body):
+            setattr(macro, _DEFINITION, found)
+        return found
 
     return definition
+
+
+def _defines_functions(statements: list[Any]) -> bool:
+    from tvm.script.parser.core import doc
+
+    return any(
+        isinstance(each, doc.FunctionDef)
+        or _defines_functions([*getattr(each, "body", ()), *getattr(each, "orelse", ())])
+        for each in statements
+    )
 
 
 def _at_once(theirs: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,7 +75,14 @@ def _at_once(theirs: Callable[..., Any]) -> Callable[..., Any]:
         if not hasattr(node, _CODE):
             setattr(node, _CODE, _code_of(node))
         code = getattr(node, _CODE)
-        return theirs(parser, values, node) if code is None else eval(code, values)
+        if code is None:
+            return theirs(parser, values, node)
+        try:
+            return eval(code, values)
+        except Exception as error:
+            # It says where, and raises.
+            parser.report_error(node, error)
+            raise
 
     return evaluated
 
@@ -73,23 +94,24 @@ def _code_of(node: Any) -> CodeType | None:
     if not _is_plain_python(node):
         return None
     expression = ast.Expression(doc.from_doc(node))
-    return compile(ast.fix_missing_locations(expression), "<TVMScript>", "eval")
+    try:
+        return compile(ast.fix_missing_locations(expression), "<TVMScript>", "eval")
+    except ValueError:
+        return None  # What is assigned to, which Python has no value of.
 
 
 def _is_plain_python(node: Any) -> bool:
-    """Whether TVM would do to every part of an expression what Python does."""
+    """Whether TVM would do to every part of an expression what Python does; it compares in its own way."""
     from tvm.script.parser.core import doc
 
     if isinstance(node, list):
         return all(_is_plain_python(each) for each in node)
-    if not isinstance(node, doc.AST) or isinstance(node, (doc.expr_context, doc.operator, doc.cmpop)):
+    if not isinstance(node, doc.AST) or isinstance(node, (doc.expr_context, doc.operator)):
         return True
     if isinstance(node, doc.unaryop):
         return not isinstance(node, doc.Not)
-    if isinstance(node, doc.Compare) and len(node.ops) > 1:
-        return False
     plain = (doc.Name, doc.Constant, doc.Attribute, doc.Subscript, doc.Tuple, doc.List)
-    computed = (doc.BinOp, doc.UnaryOp, doc.Compare, doc.Call, doc.keyword)
+    computed = (doc.BinOp, doc.UnaryOp, doc.Call, doc.keyword)
     return isinstance(node, plain + computed) and all(
         _is_plain_python(getattr(node, field, None)) for field in node._FIELDS
     )

@@ -1,7 +1,8 @@
 """Where the time of compiling a kernel goes, in seconds of the processor: `python -m tests.benchmarks.compile_stages`.
 
 Each kernel of the default schedules at D = M = 64, stage by stage: its text from the template (the first of a process
-reads the templates), parsing, TVM's passes, of these FlattenBuffer, LLVM's optimisations, and its machine code.
+reads the templates), the text imported, which parses it, TVM's passes, of these FlattenBuffer, the rest until LLVM has
+optimised its own form of it, and the machine code.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from codegen.spec import Problem, Spec
 
 DIRECTIONS = ("forward", "backward")
 CHUNKS = (64, 16, 1)
-STAGES = ("template", "parsing", "passes", "FlattenBuffer", "LLVM", "machine code")
+STAGES = ("template", "parsing", "passes", "FlattenBuffer", "to LLVM", "machine code")
 _FLATTEN = "tirx.FlattenBuffer"
 
 
@@ -48,18 +49,19 @@ class Clock:
 
 
 def compiled(kernel: str, part: Spec, schedule: Schedule) -> dict[str, float]:
-    """The seconds of each stage of one kernel, compiled as a call would; TVM's passes and LLVM's come in one call."""
+    """The seconds of each stage of one kernel; TVM's passes and the way to LLVM are one call, and told apart."""
+    quicken_parser()
     clock, inside = Clock(), Clock()
     with clock.of("template"):
         source = render(kernel, part, schedule, cpu())
     with clock.of("parsing"):
         module_of(source, tvm.name)
-    with clock.of("LLVM"):
+    with clock.of("to LLVM"):
         made = tvm.executable(source, cpu(), [_looking_on(inside)])
     with tempfile.TemporaryDirectory() as folder, clock.of("machine code"):
         made.mod.write_to_file(str(Path(folder) / "kernel.o"), "o")
     passes = {stage: inside.seconds[stage] for stage in ("passes", "FlattenBuffer")}
-    return clock.seconds | passes | {"LLVM": clock.seconds["LLVM"] - passes["passes"]}
+    return clock.seconds | passes | {"to LLVM": clock.seconds["to LLVM"] - passes["passes"]}
 
 
 def _looking_on(clock: Clock) -> Any:
@@ -92,10 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
     tvm_runtime.load()
     with tvm_runtime.without_collection():
         importlib.import_module("tvm")
-    quicken_parser()
     print(f"D = M = 64, float32, default schedules, {cpu().key()}\n")
     print(f"{'kernel':34}" + "".join(f"  {column}" for column in (*STAGES, " sum")))
-    for direction, chunk in itertools.product(DIRECTIONS, chunks):
+    for direction, chunk in itertools.product(DIRECTIONS, dict.fromkeys(chunks)):
         # More than two tiles: with C = 1 a shorter prompt goes token by token, in another kernel.
         spec = Spec(Rule(), Problem(batch=1, tokens=4096, heads=8, chunk=chunk, direction=direction))
         schedule = default("tvm", spec, cpu())

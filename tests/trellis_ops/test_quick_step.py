@@ -120,9 +120,9 @@ def test_a_call_with_an_error_leaves_the_others_quick(inputs, long_ways):
     for changes in ({"k": inputs.token(0)[1].double()}, {"k": inputs.token(0)[1].to("meta")}):
         with pytest.raises((DtypeError, DeviceMismatchError)):
             call(inputs, **changes)
-    assert len(long_ways) == 3
+    before = len(long_ways)
     call(inputs)
-    assert len(long_ways) == 3
+    assert len(long_ways) == before
 
 
 def test_a_wrong_gradient_state_is_refused_as_in_a_first_call(inputs):
@@ -138,15 +138,37 @@ def test_a_wrong_gradient_state_is_refused_as_in_a_first_call(inputs):
         call(inputs, gradient_state=(right[0], right[1].double()))
 
 
-def test_an_error_of_a_kernel_that_has_begun_is_raised(inputs, monkeypatch):
+def test_a_kernel_that_has_begun_and_fails_is_not_run_again(inputs, monkeypatch):
     call(inputs)
+    begun = []
 
     def fails(kernel, programs, *arguments):
+        begun.append(kernel)
         raise RuntimeError("no more threads")
 
     monkeypatch.setattr(tvm.TvmKernel, "__call__", fails)
     with pytest.raises(RuntimeError, match="no more threads"):
         call(inputs)
+    assert len(begun) == 1
+
+
+def test_what_tvm_knows_nothing_of_is_refused_as_in_a_first_call(inputs):
+    call(inputs)
+    _, k, _, alpha, _, _ = inputs.token(0)
+    with pytest.raises(DtypeError, match=r"k has dtype torch\.bits8"):
+        call(inputs, k=torch.empty(k.shape, dtype=torch.bits8))
+    with pytest.raises(TypeError, match="k is None"):
+        call(inputs, k=None, alpha=alpha.to("meta"))
+
+
+def test_a_call_that_fails_is_not_remembered(inputs, monkeypatch):
+    def fails(kernel, programs, *arguments):
+        raise RuntimeError("no more threads")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no more threads"):
+        patch.setattr(tvm.TvmKernel, "__call__", fails)
+        call(inputs)
+    assert not plan.QUICK_PLANS
 
 
 def test_the_plans_known_by_a_short_key_are_bounded(inputs, monkeypatch):
