@@ -38,7 +38,7 @@ test: .venv/installed-test
 
 # Compare eager, torch.compile, the default schedule and the tuned winner.
 bench: .venv/installed-test
-	@echo 'Benchmarking: five to seven minutes.'
+	@echo 'Benchmarking: four to nine minutes.'
 	@GOMP_SPINCOUNT=200 $(VENV)/python -m pytest tests/benchmarks -o addopts= $(ARGS)
 
 # Measure how the cost grows with T, B x H, M and D; writes docs/scaling.md and docs/scaling.png.
