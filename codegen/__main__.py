@@ -23,31 +23,13 @@ from codegen.errors import (
     UnknownKernelError,
     UnknownStageError,
 )
+from codegen.kernels.launches import is_of_a_backward, kernels_of
 from codegen.legality import why_illegal
-from codegen.program import BACKWARD_KERNELS, kernels_of
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
 from codegen.schedule import BACKENDS, Schedule, from_settings, variants_of
 from codegen.spec import DIRECTIONS, DTYPES, OPERATORS, Problem, Spec
 
-_OPERATOR_OF_KERNEL = {
-    "trellis_fused": "trellis_attention",
-    "trellis_pair": "trellis_attention",
-    "trellis_backward": "trellis_attention",
-    "keys_readout": "trellis_attention",
-    "values_backward": "trellis_attention",
-    "keys_backward": "trellis_attention",
-    "values_reading": "trellis_attention",
-    "keys_reading": "trellis_attention",
-    "states_backward": "trellis_attention",
-    "values_writing": "trellis_attention",
-    "keys_writing": "trellis_attention",
-    "trellis_update": "trellis_attention",
-    "memory_update": "memory_update",
-    "memory_readout": "memory_readout",
-    "memory_step": "trellis_step",
-}
-_DIRECTION_OF_KERNEL = dict.fromkeys(BACKWARD_KERNELS, "backward")
 _DEVICE_OF_BACKEND = {"triton": "sm_90", "tvm": "here"}
 
 
@@ -158,7 +140,7 @@ _COMMANDS = {"show": _show, "clean-cache": _clean_cache}
 def _spec(options: argparse.Namespace) -> Spec:
     dim = Problem().dim_k if options.dim is None else options.dim
     problem = Problem(
-        operator=options.operator or _OPERATOR_OF_KERNEL[options.kernel],
+        operator=options.operator or _operator_of(options.kernel),
         batch=1,
         tokens=1,
         heads=1,
@@ -167,7 +149,7 @@ def _spec(options: argparse.Namespace) -> Spec:
         slots=options.slots,
         chunk=options.chunk,
         dtype=options.dtype,
-        direction=options.direction or _DIRECTION_OF_KERNEL.get(options.kernel, "forward"),
+        direction=options.direction or ("backward" if is_of_a_backward(options.kernel) else "forward"),
     )
     return Spec(Rule(options.phi, options.link, options.out, options.phi_eps, options.step_size), problem)
 
@@ -186,6 +168,16 @@ def _schedule(options: argparse.Namespace, spec: Spec, device: Device) -> Schedu
     if reason is not None:
         raise IllegalScheduleError(schedule=schedule.key(), spec=spec.key(), reason=reason)
     return schedule
+
+
+def _operator_of(kernel: str) -> str:
+    """The kernel's own operator, if attention is not the only one that launches it."""
+    for operator in OPERATORS:
+        variants = {variant for name in BACKENDS for variant in variants_of(operator, name)}
+        launched = {each for name in BACKENDS for variant in variants for each in kernels_of(variant, name)}
+        if operator != "trellis_attention" and kernel in launched:
+            return operator
+    return "trellis_attention"
 
 
 def _variants_with(kernel: str, backend_name: str, problem: Problem) -> list[str]:

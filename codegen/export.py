@@ -12,8 +12,9 @@ from codegen.backends import backend
 from codegen.device import Device
 from codegen.errors import ExportError
 from codegen.exported import MANIFEST, VERSION, Manifest, Part, read_manifest
+from codegen.kernels.build import parts
+from codegen.kernels.launches import kernels_of
 from codegen.legality import require_legal
-from codegen.program import kernels_of, parts
 from codegen.render import folder_of, render, template_digest
 from codegen.schedule import Schedule
 from codegen.spec import Spec

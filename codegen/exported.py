@@ -20,7 +20,7 @@ from codegen.cuda_driver import CudaDriver, CudaFunction
 from codegen.cuda_launch import LaunchPlan
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, ExportError, TrellisError
-from codegen.program import Program
+from codegen.kernels.operator import CompiledOperator
 from codegen.schedule import Schedule, Value, from_settings
 from codegen.spec import Spec, spec_of_key
 
@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def program_of_export(folder: Path, card: int | None = None) -> Program:
+def program_of_export(folder: Path, card: int | None = None) -> CompiledOperator:
     """The program in `folder`, loaded on a card: torch's current one, or number `card`.
 
     Raises:
@@ -143,7 +143,7 @@ def program_of_export(folder: Path, card: int | None = None) -> Program:
     return load(folder, device, place)
 
 
-def load(folder: Path, device: Device, place: Place) -> Program:
+def load(folder: Path, device: Device, place: Place) -> CompiledOperator:
     """The program in `folder`, loaded at `place`.
 
     Raises:
@@ -158,7 +158,7 @@ def load(folder: Path, device: Device, place: Place) -> Program:
             image = image_of(folder, part, manifest.arch)
             function = place.driver.function(image, part.plan.function, part.plan.shared_bytes, card)
             loaded[part.file] = ExportedKernel(part.plan, function, place)
-    return Program(spec, schedule, device, tuple(loaded[part.file] for part in manifest.parts))
+    return CompiledOperator(spec, schedule, device, tuple(loaded[part.file] for part in manifest.parts))
 
 
 def described(folder: Path, manifest: Manifest) -> tuple[Spec, Schedule]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from codegen.cuda_block import Block, block_of
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError
+from codegen.kernels import signatures, text
 from codegen.rule import READOUT_EPS
 from codegen.schedule import VECTORS_PER_ROW, Schedule, TvmSchedule
 from codegen.spec import Spec, next_power_of_two
@@ -27,11 +28,7 @@ from codegen.spec import Spec, next_power_of_two
 if TYPE_CHECKING:
     import jinja2
 
-KERNELS = (
-    *("trellis_fused", "trellis_pair", "trellis_backward", "keys_readout", "values_backward", "keys_backward"),
-    *("values_reading", "keys_reading", "states_backward", "values_writing", "keys_writing"),
-    *("trellis_update", "memory_update", "memory_readout", "memory_step"),
-)
+KERNELS = tuple(signatures.KERNELS)
 """Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -80,15 +77,16 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
                 READOUT_EPS=READOUT_EPS,
                 VECTORS_PER_ROW=VECTORS_PER_ROW,
                 **_block(kernel, spec, schedule, device),
+                **text.of_kernel(kernel, spec, schedule),
             )
         )
     except jinja2.TemplateError as error:
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise TemplateError(path=TEMPLATES / name, reason=f"{error}{line}") from error
-    text = _header(kernel, spec, schedule, device) + body
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    path = _written(generated_folder() / folder_of(schedule.backend, device) / f"{kernel}_{digest[:16]}.py", text)
-    return Source(kernel, text, path, digest)
+    content = _header(kernel, spec, schedule, device) + body
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    path = _written(generated_folder() / folder_of(schedule.backend, device) / f"{kernel}_{digest[:16]}.py", content)
+    return Source(kernel, content, path, digest)
 
 
 def folder_of(backend: str, device: Device) -> str:

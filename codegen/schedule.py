@@ -55,6 +55,15 @@ class Schedule:
         """The fields as plain data, as a tuning record stores them."""
         return dict(vars(self))
 
+    @property
+    def row_unit(self) -> int:
+        """Numbers that a row of scratch memory is padded to a multiple of."""
+        return 1
+
+    def workers(self, programs: int) -> int:
+        """How many of so many programs need scratch memory of their own."""
+        return programs
+
 
 @dataclass(frozen=True)
 class TvmSchedule(Schedule):
@@ -87,6 +96,15 @@ class TvmSchedule(Schedule):
     threads: int
     checkpoint_spacing: int = 1
     dot_precision: str = "ieee"
+
+    @property
+    def row_unit(self) -> int:
+        """A whole vector."""
+        return self.vector_width
+
+    def workers(self, programs: int) -> int:
+        """A thread keeps its scratch memory from one program to the next."""
+        return self.threads
 
 
 @dataclass(frozen=True)
@@ -189,9 +207,13 @@ def segment_tokens(spec: Spec, schedule: Schedule) -> int:
     return schedule.checkpoint_spacing * spec.problem.chunk
 
 
-def segment_tiles(spec: Spec, schedule: TvmSchedule, tokens: int) -> int:
+def segment_tiles(spec: Spec, schedule: Schedule, tokens: int | None = None) -> int:
     """How many tiles a backward schedule walks between two kept states, of sequences of at most so many tokens."""
-    chunk, tile = spec.problem.chunk, schedule.tile_tokens
+    chunk = spec.problem.chunk
+    if isinstance(schedule, TritonSchedule):
+        return schedule.checkpoint_spacing * -(-chunk // schedule.tile_rows)
+    assert isinstance(schedule, TvmSchedule)
+    tile, tokens = schedule.tile_tokens, segment_tokens(spec, schedule) if tokens is None else tokens
     unit = max(chunk, min(tile // chunk, schedule.checkpoint_spacing) * chunk)
     segment = min(segment_tokens(spec, schedule), tokens)
     return -(-segment // unit) * -(-min(unit, segment) // tile)

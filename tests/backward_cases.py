@@ -8,7 +8,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from codegen.program import GRADIENTS, Program
+from codegen.kernels.launches import GRADIENTS
+from codegen.kernels.operator import CompiledOperator
 from codegen.spec import Spec
 from tests.inputs import Inputs
 from tests.kernel_cases import DTYPES, Build, Case
@@ -42,20 +43,25 @@ def poisoned(shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def run_backward(
-    program: Program, case: Case, inputs: Inputs, wanted: tuple[str, ...] = GRADIENTS
+    operator: CompiledOperator, case: Case, inputs: Inputs, wanted: tuple[str, ...] = GRADIENTS
 ) -> tuple[Tensor, ...]:
     """y, then the gradients in the order of `NAMES`, gamma's summed where it was given per head."""
-    tokens = tuple(rows(x) for x in inputs.args)
-    states = [s.clone() for s in inputs.initial_state]
-    sequences = sequences_of(case.lengths, program.segment_tokens)
-    kept = tuple(poisoned(torch.Size((sequences.chunks, *s.shape[1:]))) for s in states)
-    y = poisoned(tokens[2].shape, tokens[2].dtype)
-    program.attention_kept(*tokens, *states, sequences, kept, y)
+    names = ("q", "k", "v", "alpha", "log_beta", "gamma")
+    tensors = {name: rows(x) for name, x in zip(names, inputs.args, strict=True)}
+    bars = {f"bar_{name}": poisoned(tensors[name].shape, tensors[name].dtype) for name in names}
+    bars["bar_gamma"] = poisoned(tensors["log_beta"].shape)
+    states = {f"S_{w}": s.clone() for w, s in zip("kv", inputs.initial_state, strict=True)}
+    sequences = sequences_of(case.lengths, operator.segment_tokens)
+    kept = {f"chunk_states_{w}": poisoned(torch.Size((sequences.chunks, *states[f"S_{w}"].shape[1:]))) for w in "kv"}
+    y = poisoned(tensors["v"].shape, tensors["v"].dtype)
+    tensors |= {**states, **kept, "y": y}
+    operator.forward(tensors, sequences)
     bar_y, *bar_states = cotangents(case, inputs)
-    bar_tokens = (*(poisoned(x.shape, x.dtype) for x in tokens[:5]), poisoned(tokens[4].shape))
-    program.backward(tokens, kept, rows(bar_y), tuple(bar_states), sequences, bar_tokens, wanted)
-    bar_gamma = bar_tokens[5].sum(dim=0) if inputs.gamma.dim() == 1 else bar_tokens[5]
-    found = (y, *bar_tokens[:5], bar_gamma)
+    bars |= {"bar_y": rows(bar_y), "bar_S_k": bar_states[0], "bar_S_v": bar_states[1]}
+    operator.backward(tensors | bars, sequences, wanted)
+    if inputs.gamma.dim() == 1:
+        bars["bar_gamma"] = bars["bar_gamma"].sum(dim=0)
+    found = (y, *(bars[f"bar_{name}"] for name in names))
     like = (inputs.v, *inputs.args)
     return *(x.view(given.shape) for x, given in zip(found, like, strict=True)), *bar_states
 

@@ -20,8 +20,9 @@ import torch
 
 from codegen.backends.tvm import executable
 from codegen.device import NAMED, Device
+from codegen.kernels.build import parts
+from codegen.kernels.operator import CompiledOperator
 from codegen.legality import require_legal
-from codegen.program import Program, parts
 from codegen.render import Source, render
 from codegen.schedule import TvmSchedule
 from codegen.spec import Spec
@@ -87,11 +88,11 @@ class EmulatedKernel:
         self.library.run(ctypes.c_int(programs), ctypes.c_int(backwards), *passed)
 
 
-def emulated(spec: Spec, schedule: TvmSchedule, device: Device = HOPPER) -> Program:
+def emulated(spec: Spec, schedule: TvmSchedule, device: Device = HOPPER) -> CompiledOperator:
     """The program that would run on `device`, with kernels that run here."""
     require_legal(spec, schedule, device)
     kernels = tuple(_kernel(render(kernel, part, schedule, device), device) for kernel, part in parts(spec, schedule))
-    return Program(spec, schedule, device, kernels)
+    return CompiledOperator(spec, schedule, device, kernels)
 
 
 def _kernel(source: Source, device: Device) -> EmulatedKernel:

@@ -13,7 +13,7 @@ import torch
 from codegen.cuda_driver import CudaDriver
 from codegen.device import cpu
 from codegen.exported import Place, load, read_manifest
-from codegen.program import Program
+from codegen.kernels.operator import CompiledOperator
 from tests.emulated_cuda import as_cpp, library, signature
 
 SOURCE = Path(__file__).parent / "emulated_driver.cc"
@@ -76,7 +76,7 @@ def emulated_export(folder: Path, into: Path) -> Path:
     return into
 
 
-def emulated_program(folder: Path, into: Path) -> Program:
+def emulated_program(folder: Path, into: Path) -> CompiledOperator:
     """The program of an export, which runs here."""
     return load(emulated_export(folder, into), cpu(), driver().place())
 

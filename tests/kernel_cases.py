@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from codegen.program import Program
+from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tests.inputs import Inputs, make_inputs
@@ -48,7 +48,7 @@ class Case:
         return dataclasses.replace(full.to(DTYPES[self.dtype]), log_beta=full.log_beta, gamma=full.gamma)
 
 
-Build = Callable[[Spec], Program]
+Build = Callable[[Spec], CompiledOperator]
 
 
 def check_attention(build: Build, case: Case, inputs: Inputs | None = None, of_states: float = FLOAT32) -> None:

@@ -1,4 +1,4 @@
-"""Compiled programs run on test inputs, with outputs full of NaN beforehand."""
+"""Compiled operators run on test inputs, with outputs full of NaN beforehand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from codegen.program import Program, Sequences
+from codegen.kernels.operator import CompiledOperator
+from codegen.kernels.sequences import Sequences
 from tests.inputs import Inputs
 
 States = tuple[Tensor, Tensor]
@@ -20,48 +21,60 @@ def sequences_of(lengths: Sequence[int], chunk: int) -> Sequences:
     return Sequences(_offsets(lengths), _offsets(chunks), sum(chunks), max(chunks))
 
 
-def run_attention(program: Program, inputs: Inputs, lengths: Sequence[int]) -> tuple[Tensor, States]:
+def run_attention(operator: CompiledOperator, inputs: Inputs, lengths: Sequence[int]) -> tuple[Tensor, States]:
     """y, shaped as v, and the final states; `lengths` are those of the sequences in the flattened tokens."""
     states = _copies(inputs.initial_state)
     y = _poisoned(inputs.v.shape, inputs.v.dtype)
-    sequences = sequences_of(lengths, program.spec.problem.chunk)
-    program.attention(*_rows(*inputs.args), *states, sequences, y.flatten(0, 1))
+    sequences = sequences_of(lengths, operator.spec.problem.chunk)
+    operator.forward(_named(inputs, states) | {"y": y.flatten(0, 1)}, sequences)
     return y, states
 
 
-def run_update(program: Program, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def run_update(operator: CompiledOperator, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Chunk-start states `[B, chunks, H, M, D]`, codes `[B, T, H, M]` and the final state, with k written."""
     (state, _), (batch, tokens) = _copies(inputs.initial_state), inputs.k.shape[:2]
-    sequences = sequences_of([tokens] * batch, program.spec.problem.chunk)
+    sequences = sequences_of([tokens] * batch, operator.spec.problem.chunk)
     chunk_states = _poisoned((batch, sequences.most_chunks, *state.shape[1:]), torch.float32)
     codes = _poisoned(inputs.alpha.shape, torch.float32)
-    rows = _rows(inputs.k, inputs.alpha, inputs.log_beta, inputs.gamma)
-    program.update(*rows, state, sequences, chunk_states.flatten(0, 1), codes.flatten(0, 1))
+    tensors = _rows(w=inputs.k, alpha=inputs.alpha, log_beta=inputs.log_beta, gamma=inputs.gamma)
+    tensors |= {"S": state, "chunk_states": chunk_states.flatten(0, 1), "codes": codes.flatten(0, 1)}
+    operator.forward(tensors, sequences)
     return chunk_states, codes, state
 
 
-def run_readout(program: Program, read: Tensor, inputs: Inputs, chunk_states: Tensor, codes: Tensor) -> Tensor:
+def run_readout(
+    operator: CompiledOperator, read: Tensor, inputs: Inputs, chunk_states: Tensor, codes: Tensor
+) -> Tensor:
     """The readout of the memory that k was written to; chunk_states and codes as `run_update` returns them."""
     batch, tokens = inputs.k.shape[:2]
-    transposed = program.spec.problem.operator == "memory_readout_transposed"
+    transposed = operator.spec.problem.operator == "memory_readout_transposed"
     y = _poisoned((inputs.k if transposed else inputs.alpha).shape, read.dtype)
-    rows = _rows(read, inputs.k, chunk_states, codes, inputs.log_beta, inputs.gamma)
-    program.readout(*rows, sequences_of([tokens] * batch, program.spec.problem.chunk), y.flatten(0, 1))
+    tensors = _rows(read=read, w=inputs.k, chunk_states=chunk_states, codes=codes)
+    tensors |= _rows(log_beta=inputs.log_beta, gamma=inputs.gamma) | {"y": y.flatten(0, 1)}
+    operator.forward(tensors, sequences_of([tokens] * batch, operator.spec.problem.chunk))
     return y
 
 
-def run_step(program: Program, inputs: Inputs, gradient_state: States | None) -> tuple[Tensor, States]:
+def run_step(operator: CompiledOperator, inputs: Inputs, gradient_state: States | None) -> tuple[Tensor, States]:
     """y `[B, H, D_v]` of the first token of each of B sequences, and the states after it."""
     states = _copies(inputs.initial_state)
-    q, k, v, alpha, log_beta, gamma = (x.contiguous() for x in inputs.token(0))
-    y = _poisoned(v.shape, v.dtype)
-    offsets = _offsets([1] * q.shape[0])
-    program.step(q, k, v, alpha, log_beta, gamma, *states, gradient_state or (), offsets, y)
+    names = ("q", "k", "v", "alpha", "log_beta", "gamma")
+    tensors = {name: x.contiguous() for name, x in zip(names, inputs.token(0), strict=True)}
+    y = _poisoned(tensors["v"].shape, tensors["v"].dtype)
+    tensors |= {"S_k": states[0], "S_v": states[1], "y": y}
+    if gradient_state is not None:
+        tensors |= {"G_k": gradient_state[0], "G_v": gradient_state[1]}
+    operator.forward(tensors, sequences_of([1] * len(y), 1))
     return y, states
 
 
-def _rows(*tensors: Tensor) -> list[Tensor]:
-    return [x if x.dim() == 1 else x.flatten(0, 1).contiguous() for x in tensors]
+def _named(inputs: Inputs, states: States) -> dict[str, Tensor]:
+    names = ("q", "k", "v", "alpha", "log_beta", "gamma")
+    return _rows(**dict(zip(names, inputs.args, strict=True))) | {"S_k": states[0], "S_v": states[1]}
+
+
+def _rows(**tensors: Tensor) -> dict[str, Tensor]:
+    return {name: x if x.dim() == 1 else x.flatten(0, 1).contiguous() for name, x in tensors.items()}
 
 
 def _poisoned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ import pytest
 from codegen.backends import tvm_runtime
 from codegen.defaults import default
 from codegen.device import cpu
-from codegen.program import build
+from codegen.kernels.build import build
 from tests.kernel_cases import Case, check_attention
 
 ROOT = Path(__file__).parents[1]
@@ -145,10 +145,10 @@ def test_a_forked_child_may_be_the_first_to_call():
 @linux
 def test_a_child_forked_while_another_thread_compiles_does_not_wait_for_it():
     run("""
-    from codegen import program
+    from codegen.kernels import build as builder
     held, done = threading.Event(), threading.Event()
     def hold():
-        with program._building:
+        with builder._building:
             held.set()
             done.wait()
     threading.Thread(target=hold, daemon=True).start()

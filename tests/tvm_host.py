@@ -16,7 +16,7 @@ from codegen.backends.tvm_launch import lowered
 from codegen.cuda_launch import LaunchPlan
 from codegen.defaults import default
 from codegen.device import NAMED
-from codegen.program import parts
+from codegen.kernels.build import parts
 from codegen.render import render
 from codegen.spec import Spec
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from codegen.backends import backend
 from codegen.device import cpu
-from codegen.program import operator_digest
+from codegen.kernels.build import operator_digest
 from codegen.schedule import Schedule
 from codegen.spec import Spec, bucket
 from tuning_db import Outcome, Record, utc_now

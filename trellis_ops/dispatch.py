@@ -17,8 +17,9 @@ from codegen.backends import backend
 from codegen.defaults import default
 from codegen.device import Device, cpu, cuda_device, gpu_names
 from codegen.errors import ImplementationError, ScheduleFieldError, TrellisError
+from codegen.kernels.build import build, operator_digest
+from codegen.kernels.operator import CompiledOperator
 from codegen.legality import why_illegal
-from codegen.program import Program, build, operator_digest
 from codegen.schedule import BACKENDS, Schedule, TvmSchedule, from_settings
 from codegen.spec import Spec, bucket
 from trellis_ops.arguments import Request
@@ -188,7 +189,7 @@ def _eager_or_raise(forced: str | None, device: Device, reason: str, notes: tupl
     return Resolution("eager", device, notes=(*notes, reason))
 
 
-def program_of(resolution: Resolution, spec: Spec) -> Program | None:
+def program_of(resolution: Resolution, spec: Spec) -> CompiledOperator | None:
     """The compiled program of a resolution; None where eager is the answer, or the only thing left.
 
     Raises:

@@ -32,8 +32,8 @@ def run(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         y, s_k, s_v = operators.run_attention(*call)
         return y, s_k, s_v, s_k.new_empty((0, *s_k.shape[1:])), s_v.new_empty((0, *s_v.shape[1:]))
     sequences = operators.attention_sequences(found, *tensors, chunk_size=found.program.segment_tokens)
-    arguments = (*tensors[:8], sequences)
-    return launch.attention_kept(found.program, *arguments)
+    q, k, v, alpha, log_beta, gamma, s_k, s_v, _ = tensors
+    return launch.attention_kept(found.program, q, k, v, alpha, log_beta, gamma, s_k, s_v, sequences)
 
 
 attention = custom_op(
@@ -75,22 +75,24 @@ def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
     def pull_back(
         tensors: Sequence[Tensor | None], wanted: Sequence[int], cotangents: Sequence[Tensor]
     ) -> list[Tensor]:
-        inputs: tuple[Any, ...] = tuple(tensors[:9])
-        kept: tuple[Any, ...] = tuple(tensors[9:])
-        found = _plan(inputs, settings, implementation)
-        sequences = found.sequences
-        if inputs[8] is not None and found.program is not None:
-            sequences = launch.packed_sequences(inputs[8], inputs[0].shape[1], found.program.segment_tokens)
-        # Another program than that of the forward, as after `make tune`, may need other states than were kept.
-        if found.program is None or sequences.chunks != kept[0].shape[0]:
-            chunk_size, outer_gradient = settings[4:]
-            options: dict[str, Any] = {
-                "rule": Rule(*settings[:4]),
-                "chunk_size": chunk_size,
-                "outer_gradient": outer_gradient,
-            }
-            return backward.gradients(inputs, wanted, cotangents, **options)
-        return launch.attention_backward(found.program, inputs[:6], kept, cotangents, sequences, wanted)
+        *inputs, kept_k, kept_v = tensors
+        assert kept_k is not None and kept_v is not None
+        named = dict(zip(operators.ATTENTION_NAMES, inputs, strict=True))
+        found = _plan(tuple(inputs), settings, implementation)
+        sequences, cu_seqlens, q = found.sequences, named["cu_seqlens"], named["q"]
+        if cu_seqlens is not None and q is not None and found.program is not None:
+            sequences = launch.packed_sequences(cu_seqlens, q.shape[1], found.program.segment_tokens)
+        # Another operator than that of the forward, as after `make tune`, may need other states than were kept.
+        if found.program is None or sequences.chunks != kept_k.shape[0]:
+            phi, link, out, phi_eps, chunk_size, outer_gradient = settings
+            rule = Rule(phi, link, out, phi_eps)
+            return backward.gradients(
+                inputs, wanted, cotangents, rule=rule, chunk_size=chunk_size, outer_gradient=outer_gradient
+            )
+        given = {name: tensor for name, tensor in named.items() if tensor is not None}
+        names = [operators.ATTENTION_NAMES[i] for i in wanted]
+        computed = launch.attention_backward(found.program, given, (kept_k, kept_v), cotangents, sequences, names)
+        return list(computed.values())
 
     return pull_back
 
@@ -102,7 +104,8 @@ gradients.register(
 
 def _parts(call: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], str | None]:
     """The tensors, the settings (phi, link, out, phi_eps, chunk_size, outer_gradient) and the implementation."""
-    return call[:9], call[9:-1], call[-1]
+    count = len(operators.ATTENTION_NAMES)
+    return call[:count], call[count:-1], call[-1]
 
 
 def _plan(tensors: tuple[Any, ...], settings: tuple[Any, ...], implementation: str | None) -> Plan:

@@ -1,4 +1,4 @@
-"""Runs a compiled program on the tensors of a call: flattens tokens, allocates outputs, makes the offsets.
+"""Runs a compiled operator on the tensors of a call: flattens tokens, allocates outputs, makes the offsets.
 
 Shapes are those of the public operators; arguments have been checked. A call of torch costs as much as the Python of
 a whole layer: `contiguous` is cheap where nothing is to do, `float` and `to` are not.
@@ -6,17 +6,21 @@ a whole layer: `contiguous` is cheap where nothing is to do, `float` and `to` ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from codegen.program import GRADIENTS, Program, Sequences
+from codegen.kernels.operator import CompiledOperator
+from codegen.kernels.sequences import Sequences
 from trellis_ops.tokens import States
+
+_TOKENS = ("q", "k", "v", "alpha", "log_beta", "gamma")
+_GRADIENT_OF = {"S_k": "states", "S_v": "states"}
 
 
 def attention(
-    program: Program,
+    operator: CompiledOperator,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -28,18 +32,15 @@ def attention(
     sequences: Sequences,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y `[B, T, H, D_v]` and the final states of both memories."""
+    tensors = _tokens(q, k, v, alpha, log_beta, gamma)
     s_k, s_v = _first_state(S_k, sequences, alpha, k), _first_state(S_v, sequences, alpha, v)
-    rows = _rows(v)
-    y = torch.empty_like(rows)
-    program.attention(
-        *(_rows(q), _rows(k), rows, _rows(alpha), _rows(_float32(log_beta)), _gamma(gamma)),
-        *(s_k, s_v, sequences, y),
-    )
+    y = torch.empty_like(tensors["v"])
+    operator.forward(tensors | {"S_k": s_k, "S_v": s_v, "y": y}, sequences)
     return y.view_as(v), s_k, s_v
 
 
 def attention_kept(
-    program: Program,
+    operator: CompiledOperator,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -50,60 +51,60 @@ def attention_kept(
     S_v: Tensor | None,
     sequences: Sequences,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `attention`, of a backward program; and the kept states `[kept, H, M, D]` of both memories.
+    """As `attention`, of a backward operator; and the kept states `[kept, H, M, D]` of both memories.
 
     Args:
-        sequences: with chunks of `program.segment_tokens`.
+        sequences: with chunks of `operator.segment_tokens`.
     """
+    tensors = _tokens(q, k, v, alpha, log_beta, gamma)
     s_k, s_v = _first_state(S_k, sequences, alpha, k), _first_state(S_v, sequences, alpha, v)
     kept_k, kept_v = (s.new_empty((sequences.chunks, *s.shape[1:])) for s in (s_k, s_v))
-    rows = _rows(v)
-    y = torch.empty_like(rows)
-    program.attention_kept(
-        *(_rows(q), _rows(k), rows, _rows(alpha), _rows(_float32(log_beta)), _gamma(gamma)),
-        *(s_k, s_v, sequences, (kept_k, kept_v), y),
-    )
+    y = torch.empty_like(tensors["v"])
+    written = {"S_k": s_k, "S_v": s_v, "chunk_states_k": kept_k, "chunk_states_v": kept_v, "y": y}
+    operator.forward(tensors | written, sequences)
     return y.view_as(v), s_k, s_v, kept_k, kept_v
 
 
 def attention_backward(
-    program: Program,
-    inputs: Sequence[Tensor],
-    chunk_states: Sequence[Tensor],
+    operator: CompiledOperator,
+    inputs: Mapping[str, Tensor],
+    kept: States,
     cotangents: Sequence[Tensor],
     sequences: Sequences,
-    wanted: Sequence[int],
-) -> list[Tensor]:
-    """The wanted gradients, each in the shape and type of its input.
+    wanted: Sequence[str],
+) -> dict[str, Tensor]:
+    """The wanted gradients by the names of the inputs, each in the shape and type of its input.
 
     Args:
-        inputs: the first six of `attention_kept`.
-        chunk_states: its last two results.
+        inputs: q, k, v, alpha, log_beta and gamma, as `attention_kept` was given.
+        kept: its last two results.
         cotangents: of y and of the final states.
         sequences: as it was given.
-        wanted: numbers of those inputs of `attention_kept` whose gradients are computed, in order.
+        wanted: names of the inputs whose gradients are computed, S_k and S_v for the initial states.
     """
-    q, k, v, alpha, log_beta, gamma = inputs
-    bars = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, alpha)]
-    bar_gates = [torch.empty(log_beta.shape, dtype=torch.float32, device=q.device) for _ in range(2)]
-    bar_states = [x.clone(memory_format=torch.contiguous_format) for x in cotangents[1:]]
-    program.backward(
-        (_rows(q), _rows(k), _rows(v), _rows(alpha), _rows(_float32(log_beta)), _gamma(gamma)),
-        (chunk_states[0], chunk_states[1]),
-        _rows(cotangents[0]),
-        (bar_states[0], bar_states[1]),
-        sequences,
-        tuple(_rows(x) for x in (*bars, *bar_gates)),
-        tuple(dict.fromkeys(GRADIENTS[min(i, 6)] for i in wanted)),
-    )
-    if 5 in wanted and gamma.ndim == 1:
-        bar_gates[1] = bar_gates[1].sum(dim=(0, 1))
-    computed = (*bars, bar_gates[0].to(log_beta.dtype), bar_gates[1].to(gamma.dtype), *bar_states)
-    return [computed[i] for i in wanted]
+    of_tokens = {
+        name: torch.empty_like(inputs[name], memory_format=torch.contiguous_format) for name in ("q", "k", "v", "alpha")
+    }
+    of_gates = {
+        name: torch.empty(inputs["log_beta"].shape, dtype=torch.float32, device=inputs["q"].device)
+        for name in ("log_beta", "gamma")
+    }
+    bar_y, *of_states = cotangents
+    bar_s_k, bar_s_v = (x.clone(memory_format=torch.contiguous_format) for x in of_states)
+    tensors = _tokens(**{name: inputs[name] for name in _TOKENS})
+    tensors |= {"chunk_states_k": kept[0], "chunk_states_v": kept[1], "bar_y": _rows(bar_y)}
+    tensors |= {"bar_S_k": bar_s_k, "bar_S_v": bar_s_v}
+    tensors |= {f"bar_{name}": _rows(x) for name, x in (of_tokens | of_gates).items()}
+    operator.backward(tensors, sequences, tuple(dict.fromkeys(_GRADIENT_OF.get(name, name) for name in wanted)))
+    if "gamma" in wanted and inputs["gamma"].ndim == 1:
+        of_gates["gamma"] = of_gates["gamma"].sum(dim=(0, 1))
+    found = of_tokens | {name: x.to(inputs[name].dtype) for name, x in of_gates.items() if name in wanted}
+    found |= {"S_k": bar_s_k, "S_v": bar_s_v}
+    return {name: found[name] for name in wanted}
 
 
 def update(
-    program: Program,
+    operator: CompiledOperator,
     w: Tensor,
     alpha: Tensor,
     log_beta: Tensor,
@@ -115,15 +116,16 @@ def update(
     batch, tokens, heads, dim = w.shape
     slots = alpha.shape[-1]
     state = _first_state(S, sequences, alpha, w)
-    chunk_states = state.new_empty((sequences.chunks, heads, slots, dim))
-    codes = state.new_empty((batch * tokens, heads, slots))
-    gates = _rows(_float32(log_beta)), _gamma(gamma)
-    program.update(_rows(w), _rows(alpha), *gates, state, sequences, chunk_states, codes)
+    tensors = {"w": _rows(w), "alpha": _rows(alpha), "log_beta": _rows(_float32(log_beta)), "gamma": _gamma(gamma)}
+    tensors["S"] = state
+    tensors["chunk_states"] = chunk_states = state.new_empty((sequences.chunks, heads, slots, dim))
+    tensors["codes"] = codes = state.new_empty((batch * tokens, heads, slots))
+    operator.forward(tensors, sequences)
     return chunk_states.view(batch, -1, heads, slots, dim), codes.view(batch, tokens, heads, slots), state
 
 
 def readout(
-    program: Program,
+    operator: CompiledOperator,
     read: Tensor,
     w: Tensor,
     chunk_states: Tensor,
@@ -135,13 +137,14 @@ def readout(
 ) -> Tensor:
     """S_t q_t `[B, T, H, M]`, or S_t^T r_t `[B, T, H, D]`, in the type of `read`."""
     y = read.new_empty((*w.shape[:3], w.shape[3] if transpose else codes.shape[3]))
-    gates = _rows(_float32(log_beta)), _gamma(gamma)
-    program.readout(_rows(read), _rows(w), _rows(chunk_states), _rows(codes), *gates, sequences, y.flatten(0, 1))
+    tensors = {"read": _rows(read), "w": _rows(w), "chunk_states": _rows(chunk_states), "codes": _rows(codes)}
+    tensors |= {"log_beta": _rows(_float32(log_beta)), "gamma": _gamma(gamma), "y": y.flatten(0, 1)}
+    operator.forward(tensors, sequences)
     return y
 
 
 def step(
-    program: Program,
+    operator: CompiledOperator,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -155,11 +158,12 @@ def step(
 ) -> Tensor:
     """y `[B, H, D_v]`; S_k and S_v move in place."""
     s_k, s_v = S_k.contiguous(), S_v.contiguous()
-    gradient_states = () if gradient_state is None else (gradient_state[0].contiguous(), gradient_state[1].contiguous())
-    tokens = q.contiguous(), k.contiguous(), v.contiguous(), alpha.contiguous()
-    y = torch.empty_like(tokens[2])
-    gates = _float32(log_beta).contiguous(), _float32(gamma).contiguous()
-    program.step(*tokens, *gates, s_k, s_v, gradient_states, sequences.cu_seqlens, y)
+    tensors = {"q": q.contiguous(), "k": k.contiguous(), "v": v.contiguous(), "alpha": alpha.contiguous()}
+    tensors |= {"log_beta": _float32(log_beta).contiguous(), "gamma": _float32(gamma).contiguous()}
+    if gradient_state is not None:
+        tensors |= {"G_k": gradient_state[0].contiguous(), "G_v": gradient_state[1].contiguous()}
+    y = torch.empty_like(tensors["v"])
+    operator.forward(tensors | {"S_k": s_k, "S_v": s_v, "y": y}, sequences)
     if s_k is not S_k:
         S_k.copy_(s_k)
     if s_v is not S_v:
@@ -189,6 +193,18 @@ def even_sequences(batch: int, tokens: int, chunk_size: int, device: torch.devic
     chunks = -(-tokens // chunk_size)
     numbers = torch.arange(batch + 1, device=device, dtype=torch.int32)
     return Sequences(numbers * tokens, numbers * chunks, batch * chunks, chunks)
+
+
+def _tokens(q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, log_beta: Tensor, gamma: Tensor) -> dict[str, Tensor]:
+    """The inputs of attention by name, flattened over tokens."""
+    return {
+        "q": _rows(q),
+        "k": _rows(k),
+        "v": _rows(v),
+        "alpha": _rows(alpha),
+        "log_beta": _rows(_float32(log_beta)),
+        "gamma": _gamma(gamma),
+    }
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from codegen.program import Sequences
+from codegen.kernels.sequences import Sequences
 from codegen.rule import Rule
 from trellis_ops import arguments, autocast, backward, eager, gradients, launch, quick_step, values
 from trellis_ops.plan import Plan, plan
+
+ATTENTION_NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v", "cu_seqlens")
+"""The tensors of `trellis_attention`, in the order of its schema."""
 
 ATTENTION_TENSORS = (
     "Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor log_beta, Tensor gamma,"

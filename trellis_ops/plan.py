@@ -9,7 +9,8 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from codegen.program import Program, Sequences
+from codegen.kernels.operator import CompiledOperator
+from codegen.kernels.sequences import Sequences
 from trellis_ops import dispatch, launch, ranks, values
 from trellis_ops.arguments import Request
 
@@ -25,7 +26,7 @@ class Plan:
         checks_values: whether TRELLIS_OPS_CHECK_VALUES asked for it when the plan was made.
     """
 
-    program: Program | None
+    program: CompiledOperator | None
     sequences: Sequences
     checks_values: bool
 

@@ -19,8 +19,9 @@ from tuner.inputs import Inputs, make_inputs
 HUGE, TINY = 100.0, 0.01
 _SMALL_STEP = 1 / 16
 
-_STATES = ("S_k", "S_v", "G_k", "G_v", "chunk_states")
-_TARGETS = ("alpha", "codes", "r")
+_STATES = ("S", "S_k", "S_v", "G_k", "G_v", "chunk_states")
+_TARGETS = ("alpha", "codes")
+_WRITTEN = ("k", "v", "w")
 
 Tensors = dict[str, Tensor]
 
@@ -66,11 +67,11 @@ def _one_slot(tensors: Tensors) -> None:
         tensors[name].abs_()[..., :-1, :] = 0.0
     for name in _present(tensors, _TARGETS):
         tensors[name].abs_()[..., :-1] = 0.0
-    for name in _present(tensors, ("k", "v")):
+    for name in _present(tensors, _WRITTEN):
         tensors[name].abs_()
-    if "q" in tensors:
-        sign = tensors["q"][..., :1].sign()
-        tensors["q"].abs_().mul_(sign)
+    for name in _present(tensors, ("q", "read")):
+        sign = tensors[name][..., :1].sign()
+        tensors[name].abs_().mul_(sign)
     if "alpha" in tensors:
         tensors["alpha"][..., -1] += math.sqrt(tensors["alpha"].shape[-1])
         tensors["gamma"].mul_(_SMALL_STEP)

@@ -58,11 +58,11 @@ def baseline_call(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Tim
         return _pure(lambda: attention(*tokens, rule=rule, chunk_size=problem.chunk, initial_state=first))
     if problem.operator == "memory_update":
         update = made(eager.update)
-        tokens = [t[name] for name in ("k", "alpha", "log_beta", "gamma")]
-        return _pure(lambda: update(*tokens, rule=rule, chunk_size=problem.chunk, initial_state=t["S_k"]))
+        tokens = [t[name] for name in ("w", "alpha", "log_beta", "gamma")]
+        return _pure(lambda: update(*tokens, rule=rule, chunk_size=problem.chunk, initial_state=t["S"]))
     readout = made(eager.readout)
     transpose = problem.operator == "memory_readout_transposed"
-    names = ("r" if transpose else "q", "k", "chunk_states", "codes", "log_beta", "gamma")
+    names = ("read", "w", "chunk_states", "codes", "log_beta", "gamma")
     return _pure(lambda: readout(*[t[name] for name in names], chunk_size=problem.chunk, transpose=transpose))
 
 
@@ -102,6 +102,6 @@ def _pure(run: Callable[[], object]) -> Timed:
 
 def _batched(name: str, tensor: Tensor, spec: Spec) -> Tensor:
     """A tensor of the kernels' layout with its batch axis: `[B * T, ...]` as `[B, T, ...]`."""
-    if name.startswith(("S_", "G_", "bar_S_")) or (name == "gamma" and spec.rule.step_size == "head"):
+    if name.startswith(("S", "G_", "bar_S_")) or (name == "gamma" and spec.rule.step_size == "head"):
         return tensor
     return tensor.reshape(spec.problem.batch, -1, *tensor.shape[1:])

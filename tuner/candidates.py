@@ -18,8 +18,8 @@ import msgspec
 
 from codegen.device import Device
 from codegen.errors import TrellisError
+from codegen.kernels.build import operator_digest
 from codegen.legality import why_illegal
-from codegen.program import operator_digest
 from codegen.schedule import Schedule, TritonSchedule, from_settings
 from codegen.spec import Spec, spec_of_key
 from tuner.cost_model import predicted_seconds, promising_first

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 import tuner.adversarial
 import tuner.inputs
 from codegen.device import Device, cpu
-from codegen.program import Program
+from codegen.kernels.operator import CompiledOperator
 from codegen.spec import Spec
 from tuner.adversarial import CASES, Case, adversarial_inputs
 from tuner.inputs import Inputs, make_inputs
@@ -74,7 +74,7 @@ class Check:
     errors: dict[str, float]
 
 
-def check(program: Program, spec: Spec) -> Check:
+def check(program: CompiledOperator, spec: Spec) -> Check:
     """Compare `program`, compiled for `spec`, with the oracle.
 
     The kernels serve every batch, length and number of heads, so they are tried on few: sequences of several lengths,
@@ -97,7 +97,7 @@ def check(program: Program, spec: Spec) -> Check:
     return checked
 
 
-def _check_ragged(program: Program, spec: Spec) -> Check:
+def _check_ragged(program: CompiledOperator, spec: Spec) -> Check:
     inputs = check_inputs(spec, program.device)
     before = {name: tensor.clone() for name, tensor in inputs.tensors.items()}
     launch = bind(program, inputs)

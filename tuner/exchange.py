@@ -16,8 +16,8 @@ from packaging.version import InvalidVersion, Version
 from codegen.backends import backend as compiler
 from codegen.device import Device
 from codegen.errors import TrellisError
+from codegen.kernels.build import operator_digest
 from codegen.legality import why_illegal
-from codegen.program import operator_digest
 from codegen.schedule import from_settings
 from codegen.spec import spec_of_key
 from tuner.errors import ExchangeError

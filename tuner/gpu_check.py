@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from codegen.backends import Resources, backend
 from codegen.device import NAMED, Device
 from codegen.errors import TrellisError
+from codegen.kernels.build import operator_digest, parts
 from codegen.legality import why_illegal
-from codegen.program import operator_digest, parts
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.schedule import Schedule, from_settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from codegen.device import Device
-from codegen.program import Sequences
+from codegen.kernels.sequences import Sequences
+from codegen.kernels.signatures import INPUT, WRITTEN, Argument, operator_arguments
 from codegen.spec import Spec
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,11 +25,7 @@ class Inputs:
     Attributes:
         lengths: tokens of each sequence.
         sequences: the same as offsets.
-        tensors: by the names of the equations: q, k `[tokens, H, D_k]`, v `[tokens, H, D_v]`, alpha `[tokens, H, M]`,
-            log_beta `[tokens, H]`, gamma `[H]` or `[tokens, H]`, S_k, S_v, G_k, G_v `[N, H, M, D]` (G: the states that
-            `trellis_step_chunked` takes its inner gradient at); for a readout also r `[tokens, H, M]`, chunk_states
-            `[chunks, H, M, D]` and codes `[tokens, H, M]`; for a backward the cotangents bar_y, bar_S_k and bar_S_v of
-            outputs and final states.
+        tensors: what the operator reads, by the names of `codegen.kernels.signatures.OPERATORS`.
     """
 
     lengths: tuple[int, ...]
@@ -37,6 +35,16 @@ class Inputs:
     def bytes(self) -> int:
         """The memory that the tensors take."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return self["log_beta"].shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self["log_beta"].device
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -58,53 +66,51 @@ def make_inputs(
 ) -> Inputs:
     """Inputs as a trained model would have them, the same for the same arguments on every machine.
 
-    q, k and v have length one, alpha is of order one, gates forget slowly except for one token in sixteen that forgets
-    almost everything, step sizes lie near 0.1, and states are N(0, 1 / D): a zero state would hide most mistakes.
+    q, k, v and w have length one, targets and codes are of order one, gates forget slowly except for one token in
+    sixteen that forgets almost everything, step sizes lie near 0.1, and states are N(0, 1 / D): a zero state would hide
+    most mistakes. What is drawn for one name does not depend on which other tensors the operator has.
 
     Args:
         spec, lengths, device, seed: what they depend on.
         drawn_there: draw on the device itself: other numbers than a CPU draws, and a thousand times faster on a GPU.
     """
     problem, where = spec.problem, torch_device(device)
-    origin = where if drawn_there else torch.device("cpu")
-    generator = torch.Generator(device=origin).manual_seed(seed)
-    tokens, heads, slots, sequences = sum(lengths), problem.heads, problem.slots, len(lengths)
-    dtype = _DTYPES[problem.dtype]
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device=origin)
-
-    def directions(dim: int) -> Tensor:
-        drawn = normal(tokens, heads, dim)
-        return (drawn / drawn.square().sum(dim=-1, keepdim=True).sqrt()).to(dtype)
-
-    def states(dim: int) -> Tensor:
-        return normal(sequences, heads, slots, dim) / math.sqrt(dim)
-
-    forget = torch.rand(tokens, heads, generator=generator, device=origin)
-    log_beta = torch.where(forget < 1 / 16, -5.0, -0.02 * forget)
-    gamma_shape = (tokens, heads) if spec.rule.step_size == "token" else (heads,)
-    made = {
-        "q": directions(problem.dim_k),
-        "k": directions(problem.dim_k),
-        "v": directions(problem.dim_v),
-        "alpha": normal(tokens, heads, slots).to(dtype),
-        "log_beta": log_beta,
-        "gamma": 0.05 + 0.1 * torch.rand(*gamma_shape, generator=generator, device=origin),
-        "S_k": states(problem.dim_k),
-        "S_v": states(problem.dim_v),
-        "G_k": states(problem.dim_k),
-        "G_v": states(problem.dim_v),
-    }
     order = sequences_of(lengths, problem.chunk, where)
-    if problem.operator.startswith("memory_readout"):
-        made["r"] = normal(tokens, heads, slots).to(dtype)
-        made["codes"] = normal(tokens, heads, slots)
-        made["chunk_states"] = normal(order.chunks, heads, slots, problem.dim_k) / math.sqrt(problem.dim_k)
-    if problem.direction != "forward":
-        made["bar_y"] = normal(tokens, heads, problem.dim_v).to(dtype)
-        made["bar_S_k"], made["bar_S_v"] = states(problem.dim_k), states(problem.dim_v)
-    return Inputs(lengths, order, {name: tensor.to(where) for name, tensor in made.items()})
+    sizes = {"tokens": sum(lengths), "heads": problem.heads, "sequences": len(lengths), "chunks": order.chunks}
+    sizes |= {"slots": problem.slots, "dim_k": problem.dim_k, "dim_v": problem.dim_v}
+    drawn = {}
+    for argument in operator_arguments(spec):
+        if argument.access != WRITTEN:
+            generator = _generator(argument.name, seed, where if drawn_there else torch.device("cpu"))
+            value = _drawn(argument, [sizes[axis] for axis in argument.axes], generator)
+            dtype = _DTYPES[problem.dtype] if argument.type == INPUT else torch.float32
+            drawn[argument.name] = value.to(dtype).to(where)
+    return Inputs(lengths, order, drawn)
+
+
+_SAME_AS = {"w": "k", "S": "S_k", "read": "q"}
+"""What operators of one memory call otherwise than attention does, so that both are given the same numbers."""
+
+_DIRECTIONS = ("q", "k", "v", "w")
+
+
+def _generator(name: str, seed: int, where: torch.device) -> torch.Generator:
+    text = f"{_SAME_AS.get(name, name)}, seed {seed}"
+    return torch.Generator(where).manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"))
+
+
+def _drawn(argument: Argument, shape: list[int], generator: torch.Generator) -> Tensor:
+    where = generator.device
+    if argument.name == "log_beta":
+        forget = torch.rand(shape, generator=generator, device=where)
+        return torch.where(forget < 1 / 16, -5.0, -0.02 * forget)
+    if argument.name == "gamma":
+        return 0.05 + 0.1 * torch.rand(shape, generator=generator, device=where)
+    normal = torch.randn(shape, generator=generator, device=where)
+    if argument.name in _DIRECTIONS or (argument.axes[-1] != "slots" and argument.name == "read"):
+        return normal / normal.square().sum(dim=-1, keepdim=True).sqrt()
+    # States, and what is shaped like them.
+    return normal / math.sqrt(shape[-1]) if "slots" in argument.axes[:-1] else normal
 
 
 @functools.lru_cache(maxsize=1)

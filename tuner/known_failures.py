@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from codegen.backends import backend as compiler
-from codegen.program import operator_digest
+from codegen.kernels.build import operator_digest
 from codegen.spec import Spec, bucket
 from tuner.legal import Settings
 from tuner.session import Session

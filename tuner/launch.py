@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codegen.program import Program
-from tuner.inputs import Inputs
-from tuner.launch_backward import backward_call, backward_first_values
+from codegen.kernels.operator import CompiledOperator
+from codegen.kernels.sequences import Sequences
+from codegen.kernels.signatures import IN_PLACE, READ, Argument, dtype_of, operator_arguments
+from tuner.inputs import Inputs, sequences_of
 
 GUARD = 64
 """Values on either side of every output that no kernel may touch."""
@@ -56,58 +57,38 @@ class Launch:
         return [name for name, sides in self.guards.items() if any((side != _GUARD_VALUE).any() for side in sides)]
 
 
-def bind(program: Program, inputs: Inputs) -> Launch:
-    """`program` on `inputs`, with fresh poisoned outputs between guards."""
-    first = _first_values(program, inputs)
+def bind(operator: CompiledOperator, inputs: Inputs) -> Launch:
+    """`operator` on `inputs`, with fresh poisoned outputs between guards."""
+    arguments = operator_arguments(operator.spec)
+    sequences = sequences_of(inputs.lengths, operator.chunk_tokens, inputs.device)
+    first = {each.name: _first_value(each, operator, inputs, sequences) for each in arguments if each.access != READ}
     outputs, guards = {}, {}
     for name, value in first.items():
         outputs[name], guards[name] = _guarded(value)
-    launch = Launch(_call(program, inputs, outputs), outputs, first, guards)
+    tensors = {each.name: inputs[each.name] for each in arguments if each.access == READ} | outputs
+
+    def run() -> None:
+        operator.forward(tensors, sequences)
+        if operator.spec.problem.direction != "forward":
+            operator.backward(tensors, sequences)
+
+    launch = Launch(run, outputs, first, guards)
     launch.reset()
     return launch
 
 
-def _first_values(program: Program, inputs: Inputs) -> dict[str, Tensor]:
-    problem = program.spec.problem
-    tokens, heads = inputs["q"].shape[:2]
-
-    def poison(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.full(shape, float("nan"), dtype=dtype, device=inputs["q"].device)
-
-    if problem.direction != "forward":
-        return backward_first_values(program, inputs)
-    if problem.operator == "memory_update":
-        chunk_states = poison(inputs.sequences.chunks, heads, problem.slots, problem.dim_k)
-        codes = poison(tokens, heads, problem.slots)
-        return {"S": inputs["S_k"].clone(), "chunk_states": chunk_states, "codes": codes}
-    dtype = inputs["q"].dtype
-    if problem.operator == "memory_readout":
-        return {"y": poison(tokens, heads, problem.slots, dtype=dtype)}
-    y = {"y": poison(tokens, heads, problem.dim_v, dtype=dtype)}
-    if problem.operator == "memory_readout_transposed":
-        return y
-    return y | {"S_k": inputs["S_k"].clone(), "S_v": inputs["S_v"].clone()}
+def _first_value(argument: Argument, operator: CompiledOperator, inputs: Inputs, sequences: Sequences) -> Tensor:
+    """What an output holds before a run: a state its first value, everything else NaN."""
+    if argument.access == IN_PLACE:
+        return inputs[argument.name].clone()
+    problem = operator.spec.problem
+    widths = {"slots": problem.slots, "dim_k": problem.dim_k, "dim_v": problem.dim_v, "heads": inputs.heads}
+    lengths = {"tokens": sum(inputs.lengths), "chunks": sequences.chunks} | widths
+    dtype = getattr(torch, dtype_of(argument, operator.spec, operator.schedule))
+    return torch.full([lengths[axis] for axis in argument.axes], float("nan"), dtype=dtype, device=inputs.device)
 
 
 def _guarded(value: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     memory = torch.full((value.numel() + 2 * GUARD,), _GUARD_VALUE, dtype=value.dtype, device=value.device)
     inner = memory[GUARD:-GUARD].view(value.shape)
     return inner, (memory[:GUARD], memory[-GUARD:])
-
-
-def _call(program: Program, inputs: Inputs, outputs: dict[str, Tensor]) -> Callable[[], None]:
-    operator, t, sequences = program.spec.problem.operator, inputs.tensors, inputs.sequences
-    if program.spec.problem.direction != "forward":
-        return backward_call(program, inputs, outputs)
-    if operator == "memory_update":
-        arguments = (t["k"], t["alpha"], t["log_beta"], t["gamma"], outputs["S"], sequences)
-        return lambda: program.update(*arguments, outputs["chunk_states"], outputs["codes"])
-    if operator.startswith("memory_readout"):
-        read = t["r"] if operator.endswith("transposed") else t["q"]
-        rest = (t["k"], t["chunk_states"], t["codes"], t["log_beta"], t["gamma"], sequences)
-        return lambda: program.readout(read, *rest, outputs["y"])
-    tokens = (t["q"], t["k"], t["v"], t["alpha"], t["log_beta"], t["gamma"], outputs["S_k"], outputs["S_v"])
-    if operator == "trellis_attention":
-        return lambda: program.attention(*tokens, sequences, outputs["y"])
-    gradient_states = (t["G_k"], t["G_v"]) if operator == "trellis_step_chunked" else ()
-    return lambda: program.step(*tokens, gradient_states, sequences.cu_seqlens, outputs["y"])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from codegen.backends import Resources, backend
 from codegen.device import Device
 from codegen.errors import CompileError, TemplateError
-from codegen.program import parts
+from codegen.kernels.build import parts
 from codegen.render import render
 from codegen.schedule import Schedule, TritonSchedule, TvmSchedule
 from codegen.spec import Spec

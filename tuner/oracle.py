@@ -82,10 +82,8 @@ def _step(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
 
 def _update(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
     results = [
-        reference.update(
-            *part, rule=spec.rule, chunk_size=spec.problem.chunk, initial_state=inputs["S_k"][number, None]
-        )
-        for number, part in enumerate(_each_sequence(spec, inputs, ("k", "alpha", *_GATES)))
+        reference.update(*part, rule=spec.rule, chunk_size=spec.problem.chunk, initial_state=inputs["S"][number, None])
+        for number, part in enumerate(_each_sequence(spec, inputs, ("w", "alpha", *_GATES)))
     ]
     chunk_states, codes, finals = zip(*results, strict=True)
     joined = {"chunk_states": torch.cat(chunk_states, dim=1)[0], "codes": torch.cat(codes, dim=1)[0]}
@@ -97,7 +95,7 @@ def _readout(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
     offsets = itertools.pairwise(inputs.sequences.chunk_offsets.tolist())
     chunk_states = [inputs["chunk_states"][None, start:end] for start, end in offsets]
     outputs = []
-    tensors = _each_sequence(spec, inputs, ("r" if transpose else "q", "k", "codes", *_GATES))
+    tensors = _each_sequence(spec, inputs, ("read", "w", "codes", *_GATES))
     for states, (read, w, codes, log_beta, gamma) in zip(chunk_states, tensors, strict=True):
         outputs.append(
             reference.readout(

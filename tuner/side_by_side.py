@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from codegen.device import Device
-from codegen.program import build
+from codegen.kernels.build import build
 from codegen.schedule import from_settings
 from codegen.spec import Spec
 from tuner.baseline import baseline_call

@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from codegen.defaults import default
 from codegen.device import Device
 from codegen.errors import TrellisError
+from codegen.kernels.build import operator_digest
 from codegen.legality import why_illegal
-from codegen.program import operator_digest
 from codegen.schedule import Schedule, from_settings
 from codegen.spec import Problem, Spec, bucket
 from tuner.budget import Budget, Clock

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from codegen.backends import backend as compiler
 from codegen.device import Device
-from codegen.program import operator_digest
+from codegen.kernels.build import operator_digest
 from codegen.render import generated_folder
 from codegen.spec import Spec
 from tuner.errors import StudyError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codegen.device import Device
-from codegen.program import operator_digest
+from codegen.kernels.build import operator_digest
 from codegen.schedule import Schedule
 from codegen.spec import Spec, bucket
 from tuner.measure import Timing

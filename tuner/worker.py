@@ -15,7 +15,8 @@ import torch
 
 from codegen.device import Device
 from codegen.errors import BackendUnavailableError, IllegalScheduleError, ScheduleFieldError, TrellisError
-from codegen.program import Program, build
+from codegen.kernels.build import build
+from codegen.kernels.operator import CompiledOperator
 from codegen.schedule import from_settings
 from codegen.spec import Spec
 from tuner.available import backend_for, device_here
@@ -109,7 +110,7 @@ class Ready:
         outputs: what they wrote there before any timing, to be written again after it.
     """
 
-    program: Program
+    program: CompiledOperator
     launch: Launch
     others: tuple[Launch, ...]
     outputs: dict[str, torch.Tensor]
@@ -231,7 +232,7 @@ def _is_shared(device: Device) -> bool:
     return device.kind == "cpu"
 
 
-def _built(candidate: Candidate) -> tuple[Result, Program | None]:
+def _built(candidate: Candidate) -> tuple[Result, CompiledOperator | None]:
     started = time.perf_counter()
     try:
         schedule = from_settings(candidate.backend, dict(candidate.settings))

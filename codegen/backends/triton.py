@@ -20,27 +20,16 @@ from codegen.backends import Resources, triton_descriptors
 from codegen.backends.source_module import module_of
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.kernels.signatures import dtype_of, kernel_arguments
 from codegen.render import Source, render
-from codegen.schedule import Schedule, TritonSchedule, dots_in_bfloat16, keeps_bfloat16
+from codegen.schedule import Schedule, TritonSchedule
 from codegen.spec import Spec
 
 name = "triton"
 
 _PTXAS_VARIABLE = "TRITON_PTXAS_PATH"
-_POINTER_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
-_TORCH_TYPES = {"*fp32": torch.float32, "*bf16": torch.bfloat16, "*fp16": torch.float16, "*i32": torch.int32}
+_POINTER_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32"}
 _ALIGNMENT = 16
-_INTEGERS = ("most_chunks", "H")
-_OFFSETS = ("cu_seqlens_ptr", "chunk_offsets_ptr")
-_TYPED_AS_INPUT = (
-    *("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr", "y_ptr"),
-    *("bar_q_ptr", "bar_k_ptr", "bar_v_ptr", "bar_alpha_ptr", "bar_y_ptr"),
-)
-_STATES = ("chunk_states_k_ptr", "chunk_states_v_ptr")
-_TYPED_AS_DOTS = (
-    *("codes_k_ptr", "codes_v_ptr", "r_ptr", "o_ptr", "bar_r_ptr", "Y_k_ptr", "Y_v_ptr"),
-    *("bar_T_k_ptr", "bar_T_v_ptr", "bar_states_k_ptr", "bar_states_v_ptr"),
-)
 _STAGES = {"cuda": ("ttir", "ttgir", "llir", "ptx"), "hip": ("ttir", "ttgir", "llir", "amdgcn")}
 
 
@@ -145,11 +134,13 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> I
     if reason is not None:
         raise BackendUnavailableError(backend=name, reason=reason)
     function = getattr(module_of(source, name), source.kernel)
-    described = triton_descriptors.described(source, function.arg_names)
+    arguments = kernel_arguments(source.kernel, spec, schedule)
+    described = triton_descriptors.described(source, arguments)
     if _interprets():
         return InterpretedKernel(source, function, described)
-    signature = _signature(function.arg_names, spec.problem.dtype, schedule)
-    *types, _ = (_TORCH_TYPES.get(kind) for kind in signature.values())
+    types = [
+        getattr(torch, dtype_of(argument, spec, schedule)) if argument.is_tensor else None for argument in arguments
+    ]
     num_warps = _num_warps(schedule)
     try:
         with _assembled_by(schedule):
@@ -241,7 +232,7 @@ def _compiled(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
         reason = "this process interprets Triton kernels; unset TRITON_INTERPRET to compile them"
         raise BackendUnavailableError(backend=name, reason=reason)
     function = getattr(module_of(source, name), source.kernel)
-    types = _signature(function.arg_names, spec.problem.dtype, schedule)
+    types = _signature(source.kernel, spec, schedule)
     aligned = {(i,): [["tt.divisibility", _ALIGNMENT]] for i, kind in enumerate(types.values()) if kind.startswith("*")}
     try:
         with _assembled_by(schedule):
@@ -261,21 +252,15 @@ def _target(triton: Any, device: Device) -> Any:
     return kind("hip", device.arch, 64 if device.arch.startswith("gfx9") else 32)
 
 
-def _signature(arguments: list[str], dtype: str, schedule: Schedule) -> dict[str, str]:
-    of_dots = "bfloat16" if dots_in_bfloat16(schedule) else "float32"
-    of_states, types = "bfloat16" if keeps_bfloat16(schedule) else "float32", {}
-    for argument in arguments:
-        if argument in _INTEGERS:
-            types[argument] = "i32"
-        elif argument in _OFFSETS:
-            types[argument] = "*i32"
-        elif argument in _TYPED_AS_DOTS:
-            types[argument] = _POINTER_TYPES[of_dots]
-        elif argument in _STATES:
-            types[argument] = _POINTER_TYPES[of_states]
+def _signature(kernel: str, spec: Spec, schedule: Schedule) -> dict[str, str]:
+    """Triton's type of each parameter, in order."""
+    types = {}
+    for argument in kernel_arguments(kernel, spec, schedule):
+        if argument.is_tensor:
+            types[f"{argument.name}_ptr"] = _POINTER_TYPES[dtype_of(argument, spec, schedule)]
         else:
-            types[argument] = _POINTER_TYPES[dtype if argument in _TYPED_AS_INPUT else "float32"]
-    return types
+            types[argument.name] = "i32"
+    return types | {"H": "i32"}
 
 
 def _num_warps(schedule: Schedule) -> int:

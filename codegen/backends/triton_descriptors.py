@@ -6,23 +6,25 @@ from collections.abc import Sequence
 
 import torch
 
+from codegen.kernels.signatures import READ, Argument
 from codegen.render import Source
 
 ALIGNMENT = 16
 """Bytes that the address of a described tensor is a multiple of."""
 
 _MAKES_DESCRIPTORS = "tl.make_tensor_descriptor"
-_INPUTS = ("q_ptr", "k_ptr", "v_ptr", "w_ptr", "read_ptr", "alpha_ptr")
-_CODES = ("codes_ptr", "codes_k_ptr", "codes_v_ptr")
+_BY_POINTERS = ("log_beta", "gamma", "cu_seqlens", "chunk_offsets")
 
 
-def described(source: Source, arguments: Sequence[str]) -> tuple[int, ...]:
+def described(source: Source, arguments: Sequence[Argument]) -> tuple[int, ...]:
     """Places of the arguments of a kernel that it reads through descriptors; none where it reads through pointers."""
     if _MAKES_DESCRIPTORS not in source.text:
         return ()
-    # Codes are read by the readout alone; an update writes them.
-    names = _INPUTS + _CODES if source.kernel == "memory_readout" else _INPUTS
-    return tuple(place for place, argument in enumerate(arguments) if argument in names)
+    return tuple(
+        place
+        for place, argument in enumerate(arguments)
+        if argument.access == READ and argument.axes[:1] == ("tokens",) and argument.name not in _BY_POINTERS
+    )
 
 
 def aligned(arguments: Sequence[torch.Tensor | int], places: Sequence[int]) -> tuple[torch.Tensor | int, ...]:

@@ -178,8 +178,12 @@ def _identity(template: str, spec: Spec, schedule: Schedule, device: Device) -> 
 @functools.cache
 def _code_digest() -> str:
     package = Path(__file__).resolve().parent.parent
-    files = sorted([*package.glob("*.py"), *package.glob("backends/*.py")])
-    return hashlib.sha256(b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)).hexdigest()
+    files = sorted(package.rglob("*.py"))
+    return hashlib.sha256(b"\0".join(_named(file, package) for file in files)).hexdigest()
+
+
+def _named(file: Path, package: Path) -> bytes:
+    return file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes()
 
 
 def _loaded(place: Entry, template: str, schedule: Schedule) -> TvmKernel | None:

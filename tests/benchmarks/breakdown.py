@@ -23,8 +23,8 @@ import torch
 from codegen.backends import tvm
 from codegen.defaults import default
 from codegen.device import Device, cpu
+from codegen.kernels.operator import CompiledOperator
 from codegen.legality import require_legal
-from codegen.program import Program
 from codegen.render import render
 from codegen.rule import MAPS, Rule
 from codegen.schedule import Schedule, TvmSchedule, from_settings
@@ -66,7 +66,7 @@ def time_parts(parts: Sequence[Part], spec: Spec, schedule: Schedule, device: De
     calls = {}
     for number, part in enumerate(parts):
         kernel = tvm.compile(part.source, spec, schedule, device)
-        launch = bind(Program(spec, schedule, device, (kernel,)), inputs)
+        launch = bind(CompiledOperator(spec, schedule, device, (kernel,)), inputs)
         calls[str(number)] = Timed(launch.run, launch.reset_states)
     timings = measure(calls, device, seconds=seconds, rounds=_ROUNDS, least=7)
     return [min(timing.samples) for timing in timings.values()]

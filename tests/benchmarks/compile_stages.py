@@ -23,7 +23,7 @@ from codegen.backends.source_module import module_of
 from codegen.backends.tvm_parser import quicken_parser
 from codegen.defaults import default
 from codegen.device import cpu
-from codegen.program import parts, schedule_of
+from codegen.kernels.build import parts, schedule_of
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.schedule import Schedule

@@ -23,7 +23,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from codegen.defaults import default
 from codegen.device import cpu
-from codegen.program import build
+from codegen.kernels.build import build
 from codegen.rule import Rule
 from codegen.spec import DTYPES, Problem, Spec
 from tuner.adversarial import CASES, adversarial_inputs

@@ -22,7 +22,8 @@ import torch
 from codegen.backends import tvm
 from codegen.defaults import default
 from codegen.device import Device, cpu
-from codegen.program import Program, build
+from codegen.kernels.build import build
+from codegen.kernels.operator import CompiledOperator
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.schedule import Schedule
@@ -38,7 +39,7 @@ _ALL_PROGRAMS = "T.serial(programs * worker // THREADS, programs * (worker + 1) 
 _HALVES = {"keys": "T.serial(0, programs // 2)", "values": "T.serial(programs // 2, programs)"}
 
 
-def half_of_pair(half: str, spec: Spec, schedule: Schedule, device: Device) -> Program:
+def half_of_pair(half: str, spec: Spec, schedule: Schedule, device: Device) -> CompiledOperator:
     """Variant `pair`, on one thread, without the programs of the other memory.
 
     Raises:
@@ -52,10 +53,10 @@ def half_of_pair(half: str, spec: Spec, schedule: Schedule, device: Device) -> P
     path = source.path.with_name(f"trellis_pair_{half}_{digest[:16]}.py")
     path.write_text(text)
     part = replace(source, text=text, path=path, digest=digest)
-    return Program(spec, schedule, device, (tvm.compile(part, spec, schedule, device),))
+    return CompiledOperator(spec, schedule, device, (tvm.compile(part, spec, schedule, device),))
 
 
-def programs_of(spec: Spec, device: Device) -> dict[str, Program]:
+def programs_of(spec: Spec, device: Device) -> dict[str, CompiledOperator]:
     """What is timed, by name."""
     usual = default("tvm", spec, device)
     built = {
@@ -72,7 +73,9 @@ def segments_of(spec: Spec, device: Device) -> int:
     """Into how many segments `pair` cuts the sequence: what its kernel is called with."""
     calls: list[tuple[object, ...]] = []
     schedule = replace(default("tvm", spec, device), variant="pair")
-    bind(Program(spec, schedule, device, (lambda *given: calls.append(given),)), timing_inputs(spec, device)).run()
+    bind(
+        CompiledOperator(spec, schedule, device, (lambda *given: calls.append(given),)), timing_inputs(spec, device)
+    ).run()
     return int(calls[0][1])
 
 

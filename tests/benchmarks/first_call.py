@@ -67,7 +67,7 @@ def _compile(direction: str, chunks: tuple[int, ...]) -> dict[str, Spent]:
     from codegen.backends import tvm_runtime
     from codegen.defaults import default
     from codegen.device import cpu
-    from codegen.program import build
+    from codegen.kernels.build import build
     from codegen.rule import Rule
     from codegen.spec import Problem, Spec
 

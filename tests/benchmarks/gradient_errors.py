@@ -18,7 +18,8 @@ from torch import Tensor, float64
 
 from codegen.defaults import default
 from codegen.device import cpu
-from codegen.program import Program, build
+from codegen.kernels.build import build
+from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
 from codegen.spec import Spec
 from tests.backward_cases import DIRECTIONS, NAMES, backward_spec, cotangents, expected_backward, run_backward
@@ -58,7 +59,7 @@ def by_eager(case: Case, inputs: Inputs, outer_gradient: str) -> tuple[Tensor, .
 def by_kernels(backend: str) -> Gradients:
     """The gradients by the default schedule of a backend."""
 
-    def program(spec: Spec) -> Program:
+    def program(spec: Spec) -> CompiledOperator:
         return build(spec, default(backend, spec, cpu()), cpu())
 
     def gradients(case: Case, inputs: Inputs, outer_gradient: str) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ import torch
 
 from codegen.defaults import default
 from codegen.device import Device, cpu
-from codegen.program import build
+from codegen.kernels.build import build
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tests.benchmarks.turns import sample

@@ -10,7 +10,7 @@ import torch
 
 from codegen.defaults import default
 from codegen.device import Device, cpu
-from codegen.program import build
+from codegen.kernels.build import build
 from codegen.rule import Rule
 from codegen.schedule import TvmSchedule
 from codegen.spec import Problem, Spec

@@ -18,7 +18,7 @@ from codegen.device import NAMED
 from codegen.errors import BackendUnavailableError, ExportError, IllegalScheduleError
 from codegen.export import export
 from codegen.exported import MANIFEST, Manifest, described, image_of, program_of_export, read_manifest
-from codegen.program import parts
+from codegen.kernels.build import parts
 from codegen.rule import Rule
 from codegen.spec import OPERATORS, Problem, Spec
 from tests.emulated_cuda import signature

@@ -29,7 +29,7 @@ from codegen.errors import (
 )
 from codegen.export import export
 from codegen.exported import load, read_manifest
-from codegen.program import Program
+from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from codegen.spec import Spec
 from tests.emulated_cuda import COMPILER
@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
 UPDATE = Case("memory_update", lengths=(47, 47), dim_v=20)
 STEP = Case("trellis_step", chunk=1, lengths=(1, 1, 1), heads=5)
 
-Build = Callable[[Spec], Program]
+Build = Callable[[Spec], CompiledOperator]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     monkeypatch.setattr(nvcc, "is_here", lambda: False)
     numbers = itertools.count()
 
-    def exported(spec: Spec) -> Program:
+    def exported(spec: Spec) -> CompiledOperator:
         folder = tmp_path / str(next(numbers))
         export(spec, default("tvm", spec, HOPPER), HOPPER, folder)
         return emulated_program(folder, folder.with_suffix(".emulated"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from codegen import program, render
+from codegen import render
 from codegen.backends import backend, kernel_cache
 from codegen.backends import tvm as tvm_backend
 from codegen.backends.kernel_cache import VARIABLE, KernelCacheWarning, entry, kernels_folder
@@ -21,7 +21,9 @@ from codegen.backends.tvm import TvmKernel
 from codegen.defaults import default
 from codegen.device import cpu
 from codegen.errors import SizeError
-from codegen.program import Program, build
+from codegen.kernels import build as builder
+from codegen.kernels.build import build
+from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from tests.kernel_cases import Case, check_attention, check_step
 
@@ -67,7 +69,7 @@ def kernel(case: Case = STEP) -> TvmKernel:
 
 
 def check(made: TvmKernel, case: Case = STEP) -> None:
-    check_step(lambda spec: Program(spec, default("tvm", spec, cpu()), cpu(), (made,)), case)
+    check_step(lambda spec: CompiledOperator(spec, default("tvm", spec, cpu()), cpu(), (made,)), case)
 
 
 def entries() -> list[Path]:
@@ -98,7 +100,7 @@ def test_one_entry_serves_every_batch_length_and_number_of_heads():
         shape = {"batch": len(case.lengths), "tokens": max(case.lengths), "heads": case.heads}
         spec = dataclasses.replace(case.spec, problem=dataclasses.replace(case.spec.problem, **shape))
         schedule = dataclasses.replace(default("tvm", spec, cpu()), variant="fused")
-        program._build.cache_clear()
+        builder._build.cache_clear()
         made = build(spec, schedule, cpu())
         check_attention(lambda _, made=made: made, case)
     (only,) = entries()

@@ -13,8 +13,9 @@ from codegen.backends import triton as triton_backend
 from codegen.defaults import default
 from codegen.device import NAMED, Device, cpu, named
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.kernels.build import build, parts
+from codegen.kernels.launches import kernels_of
 from codegen.legality import why_illegal
-from codegen.program import build, kernels_of, parts
 from codegen.render import TEMPLATES, Source, render
 from codegen.rule import Rule
 from codegen.schedule import VARIANTS, TritonSchedule, variants_of

@@ -12,8 +12,8 @@ import torch
 from codegen.backends import backend, triton_descriptors
 from codegen.defaults import default
 from codegen.device import NAMED, cpu
+from codegen.kernels.build import parts
 from codegen.legality import why_illegal
-from codegen.program import parts
 from codegen.render import Source, render
 from codegen.rule import Rule
 from codegen.schedule import TritonSchedule

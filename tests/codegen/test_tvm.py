@@ -12,8 +12,9 @@ from codegen.backends import backend
 from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.errors import CompileError
+from codegen.kernels.build import build, parts
+from codegen.kernels.operator import CompiledOperator
 from codegen.legality import why_illegal
-from codegen.program import Program, build, parts
 from codegen.render import render
 from codegen.rule import MAPS, Rule
 from codegen.schedule import TvmSchedule
@@ -33,7 +34,7 @@ class With:
     def __init__(self, **changes: object) -> None:
         self.changes = changes
 
-    def __call__(self, spec: Spec) -> Program:
+    def __call__(self, spec: Spec) -> CompiledOperator:
         untiled = {"accumulators": 4} if self.changes.get("variant") == "recurrent" else {}
         schedule = dataclasses.replace(default("tvm", spec, cpu()), **untiled, **self.changes)
         if untiled:

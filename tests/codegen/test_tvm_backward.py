@@ -8,8 +8,10 @@ import pytest
 
 from codegen.defaults import default
 from codegen.device import NAMED, cpu
+from codegen.kernels.build import build
+from codegen.kernels.launches import GRADIENTS
+from codegen.kernels.operator import CompiledOperator
 from codegen.legality import why_illegal
-from codegen.program import GRADIENTS, Program, build
 from codegen.rule import MAPS, Rule
 from codegen.schedule import TvmSchedule, segment_tokens
 from codegen.spec import Spec
@@ -28,7 +30,7 @@ def check(
 ) -> None:
     """With the default schedule, changed."""
 
-    def with_schedule(spec: Spec) -> Program:
+    def with_schedule(spec: Spec) -> CompiledOperator:
         return build(spec, dataclasses.replace(default("tvm", spec, cpu()), **changes), cpu())
 
     check_backward(with_schedule, case, outer_gradient, inputs, tolerance)

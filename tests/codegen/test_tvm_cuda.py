@@ -13,8 +13,8 @@ from codegen.cuda_block import block_of, most_shared_bytes
 from codegen.defaults import default
 from codegen.device import NAMED, Device
 from codegen.errors import BackendUnavailableError
+from codegen.kernels.build import parts
 from codegen.legality import why_illegal
-from codegen.program import parts
 from codegen.render import Source, render
 from codegen.rule import Rule
 from codegen.schedule import Schedule, TvmSchedule

@@ -14,8 +14,8 @@ import pytest
 
 from codegen import render
 from codegen.defaults import default
+from codegen.kernels.operator import CompiledOperator
 from codegen.legality import why_illegal
-from codegen.program import Program
 from codegen.render import TEMPLATES, template_digest
 from codegen.rule import MAPS, Rule
 from codegen.spec import Problem, Spec
@@ -33,7 +33,7 @@ class With:
     def __init__(self, **changes: object) -> None:
         self.changes = {"dot_precision": "ieee", **changes}
 
-    def __call__(self, spec: Spec) -> Program:
+    def __call__(self, spec: Spec) -> CompiledOperator:
         return emulated(spec, dataclasses.replace(default("tvm", spec, HOPPER), **self.changes))
 
 

@@ -14,7 +14,7 @@ from codegen.backends.tvm import _tvm
 from codegen.defaults import default
 from codegen.device import NAMED, Device, cpu
 from codegen.errors import CompileError
-from codegen.program import parts
+from codegen.kernels.build import parts
 from codegen.render import render
 from codegen.rule import Rule
 from tests.kernel_cases import Case

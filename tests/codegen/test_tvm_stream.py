@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor
 from codegen.backends import backend
 from codegen.defaults import default
 from codegen.device import NAMED, cpu
-from codegen.program import Program, build
+from codegen.kernels.build import build
+from codegen.kernels.operator import CompiledOperator
+from codegen.kernels.sequences import Sequences
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
@@ -30,7 +33,7 @@ def large() -> Inputs:
     return make_inputs(1, TOKENS, 1, DIM, DIM, DIM)
 
 
-def program_of(chunk: int, direction: str = "forward") -> Program:
+def program_of(chunk: int, direction: str = "forward") -> CompiledOperator:
     spec = Spec(Rule(phi_eps=1e-2), Problem(chunk=chunk, dim_k=DIM, dim_v=DIM, slots=DIM, direction=direction))
     # With as many cores as heads or more, the default would be a variant that streams nothing.
     variant = "fused" if direction == "forward" else "backward"
@@ -48,9 +51,15 @@ def poisoned(shape: tuple[int, ...], misaligned: bool) -> Tensor:
     return tensor
 
 
-def rows(inputs: Inputs, first: int = 0, last: int = TOKENS) -> list[Tensor]:
-    tokens = [x[:, first:last].flatten(0, 1).contiguous() for x in inputs.args[:5]]
-    return [*tokens, inputs.gamma]
+def rows(inputs: Inputs, first: int = 0, last: int = TOKENS) -> dict[str, Tensor]:
+    tokens = {name: getattr(inputs, name)[:, first:last].flatten(0, 1).contiguous() for name in NAMES[:5]}
+    return tokens | {"gamma": inputs.gamma}
+
+
+def run(
+    program: CompiledOperator, tokens: dict[str, Tensor], states: Sequence[Tensor], sequences: Sequences, y: Tensor
+) -> None:
+    program.forward(tokens | {"S_k": states[0], "S_v": states[1], "y": y}, sequences)
 
 
 @pytest.mark.parametrize("misaligned", [False, True])
@@ -59,11 +68,11 @@ def test_a_large_y_is_that_of_calls_too_small_to_stream(large: Inputs, chunk: in
     program, half = program_of(chunk), TOKENS // 2
     states = tuple(s.clone() for s in large.initial_state)
     y = poisoned((TOKENS, 1, DIM), misaligned)
-    program.attention(*rows(large), *states, sequences_of([TOKENS], chunk), y)
+    run(program, rows(large), states, sequences_of([TOKENS], chunk), y)
     carried = tuple(s.clone() for s in large.initial_state)
     parts = [poisoned((half, 1, DIM), misaligned=False) for _ in range(2)]
     for first, part in zip((0, half), parts, strict=True):
-        program.attention(*rows(large, first, first + half), *carried, sequences_of([half], chunk), part)
+        run(program, rows(large, first, first + half), carried, sequences_of([half], chunk), part)
     assert torch.equal(y, torch.cat(parts))
     assert all(torch.equal(one, other) for one, other in zip(states, carried, strict=True))
 
@@ -77,16 +86,23 @@ def test_large_gradients_and_kept_states_are_those_that_are_stored_plainly(large
         assert torch.equal(tensor, plain[name]), name
 
 
-def step(program: Program, inputs: Inputs, misaligned: bool) -> dict[str, Tensor]:
+def step(program: CompiledOperator, inputs: Inputs, misaligned: bool) -> dict[str, Tensor]:
     """Forward that keeps states, and backward; all large outputs start at a vector, or all of them do not."""
     sequences, tokens = sequences_of([TOKENS], program.segment_tokens), rows(inputs)
     kept = tuple(poisoned((sequences.chunks, 1, DIM, DIM), misaligned) for _ in range(2))
     states, y = tuple(s.clone() for s in inputs.initial_state), poisoned((TOKENS, 1, DIM), misaligned)
-    program.attention_kept(*tokens, *states, sequences, kept, y)
-    shapes = {name: tokens[i].shape if name != "gamma" else (TOKENS, 1) for i, name in enumerate(NAMES)}
-    bars = {name: poisoned(tuple(shape), misaligned) for name, shape in shapes.items()}
-    bar_states = tuple(torch.zeros_like(s) for s in states)
-    program.backward(tuple(tokens), kept, y.clone(), bar_states, sequences, tuple(bars.values()))
+    tensors = tokens | {
+        "S_k": states[0],
+        "S_v": states[1],
+        "chunk_states_k": kept[0],
+        "chunk_states_v": kept[1],
+        "y": y,
+    }
+    program.forward(tensors, sequences)
+    shapes = {name: tokens[name].shape if name != "gamma" else (TOKENS, 1) for name in tokens}
+    bars = {f"bar_{name}": poisoned(tuple(shape), misaligned) for name, shape in shapes.items()}
+    of_states = {f"bar_S_{w}": torch.zeros_like(s) for w, s in zip("kv", states, strict=True)}
+    program.backward(tensors | bars | of_states | {"bar_y": y.clone()}, sequences)
     return {"y": y, "kept_k": kept[0], "kept_v": kept[1], **bars}
 
 

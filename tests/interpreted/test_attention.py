@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from codegen.device import cpu
-from codegen.program import Program, build
+from codegen.kernels.build import build
+from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
 from codegen.schedule import TritonSchedule
 from codegen.spec import Spec
@@ -21,7 +22,7 @@ SILU = Rule("silu", link="silu")
 
 
 def triton(variant: str = "fused", tile: int = 16) -> Build:
-    def with_schedule(spec: Spec) -> Program:
+    def with_schedule(spec: Spec) -> CompiledOperator:
         precision = "ieee" if variant == "recurrent" else "tf32x3"
         return build(spec, TritonSchedule(variant, tile, num_warps=4, num_stages=1, dot_precision=precision), cpu())
 

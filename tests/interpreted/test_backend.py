@@ -9,7 +9,7 @@ from codegen.backends import backend
 from codegen.defaults import default
 from codegen.device import cpu, named
 from codegen.errors import BackendUnavailableError
-from codegen.program import build
+from codegen.kernels.build import build
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.schedule import TritonSchedule

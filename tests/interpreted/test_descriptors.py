@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from codegen.device import cpu
-from codegen.program import Program, build
+from codegen.kernels.build import build
+from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
 from codegen.schedule import VARIANTS, TritonSchedule
 from codegen.spec import Spec
@@ -22,7 +23,7 @@ SIZES = {"dim_k": 24, "dim_v": 16, "slots": 40}
 
 
 def triton(variant: str, tile: int = 16, loads: str = "descriptors") -> Build:
-    def with_schedule(spec: Spec) -> Program:
+    def with_schedule(spec: Spec) -> CompiledOperator:
         schedule = TritonSchedule(variant, tile, num_warps=4, num_stages=1, dot_precision="tf32x3", loads=loads)
         return build(spec, schedule, cpu())
 

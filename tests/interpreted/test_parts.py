@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from codegen.device import cpu
-from codegen.program import Program, build
+from codegen.kernels.build import build
+from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
 from codegen.schedule import VARIANTS, TritonSchedule
 from codegen.spec import Spec
@@ -15,7 +16,7 @@ TILES = pytest.mark.parametrize(("chunk", "tile"), [(16, 16), (20, 16), (20, 32)
 
 
 def triton(tile: int = 16) -> Build:
-    def with_schedule(spec: Spec) -> Program:
+    def with_schedule(spec: Spec) -> CompiledOperator:
         (variant,) = VARIANTS[spec.problem.operator]
         precision = "ieee" if variant == "recurrent" else "tf32x3"
         return build(spec, TritonSchedule(variant, tile, num_warps=4, num_stages=1, dot_precision=precision), cpu())

@@ -10,7 +10,7 @@ from torch.library import opcheck
 
 import trellis_ops
 from codegen.errors import GradientError
-from codegen.program import Program
+from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from tests.inputs import make_inputs
 from tests.relative_error import TOLERANCE, assert_close
@@ -206,13 +206,13 @@ def test_gradcheck_of_update_and_readout_in_float64():
 def test_only_wanted_gradients_are_computed(monkeypatch):
     inputs = make_inputs(1, 9, 2, 4, 4, 4)
     q = inputs.q.clone().requires_grad_()
-    reverse, seen = Program.backward, []
+    reverse, seen = CompiledOperator.backward, []
 
     def watched(program, tokens, chunk_states, bar_y, bar_states, sequences, bar_tokens, *wanted):
         seen.extend(x.fill_(float("nan")) for x in bar_tokens)
         reverse(program, tokens, chunk_states, bar_y, bar_states, sequences, bar_tokens, *wanted)
 
-    monkeypatch.setattr(Program, "backward", watched)
+    monkeypatch.setattr(CompiledOperator, "backward", watched)
     y, _ = trellis_attention(q, *inputs.args[1:], **SETTINGS, initial_state=inputs.initial_state, implementation="tvm")
     y.sum().backward()
     assert q.grad.isfinite().all() and q.grad.abs().sum() > 0

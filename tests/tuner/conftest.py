@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from codegen import program, render
+from codegen import render
 from codegen.device import cpu
+from codegen.kernels import build as builder
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tuner.budget import Budget
@@ -79,4 +80,4 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def _forget() -> None:
     render._environment.cache_clear()
     render.template_digest.cache_clear()
-    program._build.cache_clear()
+    builder._build.cache_clear()

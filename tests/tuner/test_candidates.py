@@ -164,9 +164,9 @@ if sys.argv[1] == "offline":
 else:
     triton.runtime.driver.set_active(FakeGpu())
     function = getattr(module_of(source, "triton"), source.kernel)
-    signature = backend._signature(function.arg_names, "bfloat16", schedule)
-    *kinds, _ = (backend._TORCH_TYPES.get(kind) for kind in signature.values())
-    function.warmup(*(kind or 1 for kind in (*kinds, None)), grid=(1,), num_warps=schedule.num_warps)
+    arguments = kernel_arguments(source.kernel, spec, schedule)
+    kinds = [getattr(torch, dtype_of(each, spec, schedule)) if each.is_tensor else 1 for each in arguments]
+    function.warmup(*kinds, 1, grid=(1,), num_warps=schedule.num_warps)
 """
 CACHED_SPEC = Spec(
     Rule(), Problem("trellis_step", tokens=1, heads=1, dim_k=16, dim_v=16, slots=16, chunk=1, dtype="bfloat16")

@@ -9,7 +9,8 @@ import torch
 
 from codegen.defaults import default
 from codegen.device import cpu
-from codegen.program import Program, build
+from codegen.kernels.build import build
+from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from codegen.spec import OPERATORS, Problem, Spec
 from tuner.adversarial import CASES, adversarial_inputs
@@ -27,25 +28,32 @@ def small(operator: str, **changes: object) -> Spec:
     return Spec(rule, Problem(operator, **(sizes | changes)))
 
 
-def compiled(spec: Spec) -> Program:
+def compiled(spec: Spec) -> CompiledOperator:
     return build(spec, default("tvm", spec, cpu()), cpu())
 
 
 @dataclass(frozen=True)
 class Tampered:
-    """A real kernel, and something done to its arguments after it ran."""
+    """A real kernel, and something done to its arguments, by name, after it ran."""
 
     kernel: Any
+    names: tuple[str, ...]
     tamper: Any
 
     def __call__(self, programs: int, *arguments: Any) -> None:
         self.kernel(programs, *arguments)
-        self.tamper(arguments)
+        self.tamper(dict(zip(self.names, arguments, strict=True)))
 
 
-def tampered(spec: Spec, tamper: Any) -> Program:
-    program = compiled(spec)
-    return replace(program, kernels=(Tampered(program.kernels[0], tamper), *program.kernels[1:]))
+def names_of(operator: CompiledOperator, launch: int) -> tuple[str, ...]:
+    return tuple(name for name, _ in operator.launches[launch][2])
+
+
+def tampered(spec: Spec, tamper: Any, launch: int = 0) -> CompiledOperator:
+    operator = compiled(spec)
+    kernels = list(operator.kernels)
+    kernels[launch] = Tampered(kernels[launch], names_of(operator, launch), tamper)
+    return replace(operator, kernels=tuple(kernels))
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -72,9 +80,7 @@ def test_right_gradients_pass(direction, chunk, step_size):
 
 def test_a_wrong_gradient_is_wrong_though_every_output_is_right():
     spec = small("trellis_attention", direction="backward")
-    program = compiled(spec)
-    reverse = Tampered(program.kernels[1], lambda arguments: arguments[BAR_K].mul_(1.001))
-    checked = check(replace(program, kernels=(program.kernels[0], reverse)), spec)
+    checked = check(tampered(spec, lambda arguments: arguments["bar_k"].mul_(1.001), launch=1), spec)
     assert checked.outcome is Outcome.wrong_answer
     assert checked.reason.startswith("bar_k: relative error")
 
@@ -100,42 +106,37 @@ def test_half_types_have_their_own_tolerance(dtype):
 STEP = small("trellis_step")
 ATTENTION = small("trellis_attention")
 HARD = ((19, 5), cpu(), SEED)
-BAR_K = 15
-"""Place of the gradient of k among the arguments of `trellis_backward`, after the flags of what is wanted."""
-
-STATE = 7
-"""Place of S_v among the arguments of `memory_step`, and of `trellis_fused`."""
 
 
 @pytest.mark.parametrize("spec", [STEP, ATTENTION], ids=["step", "fused"])
 def test_an_output_that_is_not_written_is_wrong(spec):
-    checked = check(tampered(spec, lambda arguments: arguments[-1][-1].fill_(float("nan"))), spec)
+    checked = check(tampered(spec, lambda arguments: arguments["y"][-1].fill_(float("nan"))), spec)
     assert checked.outcome is Outcome.wrong_answer
     assert "y: 16 of" in checked.reason
 
 
 @pytest.mark.parametrize("spec", [STEP, ATTENTION], ids=["step", "fused"])
 def test_a_wrong_state_is_wrong_though_every_output_is_right(spec):
-    checked = check(tampered(spec, lambda arguments: arguments[STATE][0, 1].mul_(1.001)), spec)
+    checked = check(tampered(spec, lambda arguments: arguments["S_v"][0, 1].mul_(1.001)), spec)
     assert checked.outcome is Outcome.wrong_answer
     assert checked.errors["y"] <= TOLERANCE["float32"]
     assert "S_v: relative error" in checked.reason
 
 
 def test_one_wrong_token_of_a_sequence_is_wrong():
-    checked = check(tampered(ATTENTION, lambda arguments: arguments[-1][40, 1, 0].add_(0.1)), ATTENTION)
+    checked = check(tampered(ATTENTION, lambda arguments: arguments["y"][40, 1, 0].add_(0.1)), ATTENTION)
     assert checked.outcome is Outcome.wrong_answer
 
 
 def test_a_kernel_that_changes_its_inputs_is_wrong():
-    checked = check(tampered(STEP, lambda arguments: arguments[1].mul_(2)), STEP)
+    checked = check(tampered(STEP, lambda arguments: arguments["k"].mul_(2)), STEP)
     assert checked.outcome is Outcome.wrong_answer
     assert "wrote to its inputs k" in checked.reason
 
 
 def test_a_kernel_that_writes_beside_an_output_is_wrong():
     def trespass(arguments: Any) -> None:
-        y = arguments[-1]
+        y = arguments["y"]
         torch.as_strided(y, (1,), (1,), y.storage_offset() + y.numel()).fill_(0.0)
 
     checked = check(tampered(STEP, trespass), STEP)
@@ -148,7 +149,7 @@ def test_a_kernel_whose_runs_differ_is_unstable():
 
     def race(arguments: Any) -> None:
         runs.append(None)
-        arguments[-1].mul_(1.0 + 1e-6 * len(runs))
+        arguments["y"].mul_(1.0 + 1e-6 * len(runs))
 
     checked = check(tampered(STEP, race), STEP)
     assert checked.outcome is Outcome.unstable
@@ -163,7 +164,9 @@ def test_scratch_memory_holds_nan_before_a_program_uses_it():
     readout = program.kernels[2]
 
     def watch(programs: int, *arguments: Any) -> None:
-        seen.extend(bool(torch.isfinite(arguments[place]).all()) for place in (5, 6, 7, 8))
+        named = dict(zip(names_of(program, 2), arguments, strict=True))
+        of_updates = ("chunk_states_k", "codes_k", "chunk_states_v", "codes_v")
+        seen.extend(bool(torch.isfinite(named[name]).all()) for name in of_updates)
         readout(programs, *arguments)
 
     watched = replace(program, kernels=(lambda *_: None, program.kernels[1], watch))
@@ -194,9 +197,9 @@ def test_a_fault_that_only_hard_inputs_show_is_found(case):
     hard = adversarial_inputs(case, replace(ATTENTION, problem=replace(ATTENTION.problem, batch=1, tokens=1)), *HARD)
 
     def tamper(arguments: Any) -> None:
-        if arguments[5].equal(hard["gamma"]) and arguments[8].equal(hard.sequences.cu_seqlens):
-            off = arguments[4].equal(hard["log_beta"]) and arguments[3].equal(hard["alpha"])
-            arguments[STATE].mul_(1.01 if off else 1.0)
+        if arguments["gamma"].equal(hard["gamma"]) and arguments["cu_seqlens"].equal(hard.sequences.cu_seqlens):
+            off = arguments["log_beta"].equal(hard["log_beta"]) and arguments["alpha"].equal(hard["alpha"])
+            arguments["S_v"].mul_(1.01 if off else 1.0)
 
     checked = check(tampered(ATTENTION, tamper), ATTENTION)
     assert checked.outcome is Outcome.wrong_answer

@@ -21,7 +21,7 @@ from codegen import render
 from codegen.backends import backend as compiler
 from codegen.defaults import default
 from codegen.device import cpu
-from codegen.program import build, operator_digest
+from codegen.kernels.build import build, operator_digest
 from codegen.schedule import TvmSchedule
 from codegen.spec import Problem
 from tests.tuner.faulty_templates import FAULTS, at_fault, spec_of, write_faulty_templates

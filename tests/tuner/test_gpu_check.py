@@ -93,7 +93,7 @@ def test_a_default_that_spills_fails_and_a_sample_that_spills_does_not(store):
 
 
 def test_shipped_winners_are_compiled_unless_their_templates_are_gone(store):
-    from codegen.program import operator_digest
+    from codegen.kernels.build import operator_digest
 
     schedule = default("triton", STEP, HOPPER)
     record = Record(

@@ -9,7 +9,7 @@ import torch
 from optuna.trial import TrialState
 
 from codegen.device import cpu
-from codegen.program import operator_digest
+from codegen.kernels.build import operator_digest
 from codegen.spec import Problem, Spec, bucket
 from tests.tuner.conftest import STEP, TRAIN, UPDATE
 from trellis_ops import dispatch, forget

@@ -6,7 +6,7 @@ import pytest
 
 from codegen.defaults import default
 from codegen.device import cpu
-from codegen.program import operator_digest
+from codegen.kernels.build import operator_digest
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec, bucket
 from tuner import slots

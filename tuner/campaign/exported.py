@@ -21,7 +21,7 @@ from codegen.device import NAMED, Device
 from codegen.errors import ExportError, TrellisError
 from codegen.export import templates_digest
 from codegen.exported import MANIFEST, described, program_of_export, read_manifest
-from codegen.program import Program
+from codegen.kernels.operator import CompiledOperator
 from tuner.campaign.ledger import Entry
 from tuner.campaign.plan import Campaign
 from tuner.check import check
@@ -121,7 +121,7 @@ def examine_all(folders: Sequence[Path], patience: float = PATIENCE) -> Generato
             yield Found(left.pop(0).name, False, ended)
 
 
-def examined(name: str, program: Program) -> Found:
+def examined(name: str, program: CompiledOperator) -> Found:
     """What becomes of a program that is loaded: compared with the oracle, timed beside nothing else, compared again."""
     checked = check(program, program.spec)
     if checked.outcome is not Outcome.ok:

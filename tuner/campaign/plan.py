@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codegen.device import Device
-from codegen.program import operator_digest
+from codegen.kernels.build import operator_digest
 from codegen.spec import Spec
 from tuner.campaign.ledger import Ledger
 from tuner.check import allowed_digest

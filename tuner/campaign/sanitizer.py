@@ -17,7 +17,8 @@ import msgspec
 
 from codegen.device import Device
 from codegen.exported import program_of_export
-from codegen.program import Program, build
+from codegen.kernels.build import build
+from codegen.kernels.operator import CompiledOperator
 from codegen.schedule import Value, from_settings
 from codegen.spec import Spec, spec_of_key
 from tuner.campaign.correctness import kernels_to_check
@@ -141,7 +142,7 @@ def main(programs: str) -> None:
         bind(program, check_inputs(_small(program.spec), device)).outputs_of_run()
 
 
-def _program(each: Described | Exported, device: Device) -> Program:
+def _program(each: Described | Exported, device: Device) -> CompiledOperator:
     if isinstance(each, Exported):
         return program_of_export(Path(each.folder))
     return build(_small(spec_of_key(each.spec)), from_settings(each.backend, dict(each.settings)), device)

@@ -1,0 +1,80 @@
+"""From a spec and a schedule to a compiled operator, and the digests of what decides its kernels."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from dataclasses import replace
+
+from codegen.backends import backend
+from codegen.device import Device
+from codegen.kernels.launches import kernels_of, launches_for
+from codegen.kernels.operator import CompiledOperator
+from codegen.legality import require_legal
+from codegen.render import template_digest
+from codegen.schedule import Schedule, TvmSchedule, variants_of
+from codegen.spec import Problem, Spec
+
+# Neither compiler is made for several threads at once, and a kernel is wanted once. A child that is forked while
+# another thread compiles has no such thread to wait for.
+_building = threading.RLock()
+
+
+def _build_anew() -> None:
+    global _building
+    _building = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows, which has no fork.
+    os.register_at_fork(after_in_child=_build_anew)
+
+
+def build(spec: Spec, schedule: Schedule, device: Device) -> CompiledOperator:
+    """Render and compile the kernels of `schedule`; the same arguments give the same operator again.
+
+    B, T and H do not enter the kernels, so one operator serves every batch, length and number of heads.
+
+    Raises:
+        IllegalScheduleError, TemplateError, CompileError, BackendUnavailableError: as their names say.
+    """
+    require_legal(spec, schedule, device)
+    with _building:
+        return _build(replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=1)), schedule, device)
+
+
+@functools.lru_cache(maxsize=512)
+def _build(spec: Spec, schedule: Schedule, device: Device) -> CompiledOperator:
+    compiler = backend(schedule.backend)
+    kernels = tuple(
+        compiler.kernel(kernel, part, schedule_of(kernel, schedule), device) for kernel, part in parts(spec, schedule)
+    )
+    return CompiledOperator(spec, schedule, device, kernels)
+
+
+def parts(spec: Spec, schedule: Schedule) -> tuple[tuple[str, Spec], ...]:
+    """The kernels of `schedule.variant` in launch order, each with the spec it is rendered for."""
+    return tuple((launch.kernel, launch.spec_of(spec)) for launch in launches_for(spec, schedule))
+
+
+def schedule_of(kernel: str, schedule: Schedule) -> Schedule:
+    """What a kernel of an operator with this schedule is itself compiled with."""
+    # The forward of a backward wastes what lies above the diagonal of a long tile, the backward does not.
+    if schedule.variant == "backward" and kernel == "trellis_fused" and isinstance(schedule, TvmSchedule):
+        return replace(schedule, tile_tokens=min(schedule.tile_tokens, 2 * schedule.vector_width))
+    return schedule
+
+
+def schedule_digest(schedule: Schedule) -> str:
+    """Digest of the templates that `schedule` would render; says what made one kernel."""
+    return template_digest(schedule.backend, kernels_of(schedule.variant, schedule.backend))
+
+
+def operator_digest(problem: Problem, backend_name: str) -> str:
+    """Digest of the templates of every variant of the problem's operator and direction, which keys studies and records.
+
+    It needs no schedule, so a lookup can form it, and a change to any variant reopens the question which one wins.
+    """
+    variants = variants_of(problem.operator, backend_name, problem.direction)
+    kernels = {kernel for variant in variants for kernel in kernels_of(variant, backend_name)}
+    return template_digest(backend_name, tuple(sorted(kernels)))

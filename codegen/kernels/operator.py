@@ -1,0 +1,137 @@
+"""A compiled operator: the kernels of a schedule's variant, launched in order, with the buffers between them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from codegen.backends import Kernel
+from codegen.device import Device
+from codegen.kernels.launches import CHUNKS, GRADIENTS, MEMORIES, Launch, launches_for
+from codegen.kernels.sequences import Sequences
+from codegen.kernels.signatures import Argument, dtype_of, kernel_arguments
+from codegen.schedule import Schedule, segment_tiles, segment_tokens
+from codegen.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+# In variant `pair` one of the two memories has nothing to do in the first and in the last segment: many segments waste
+# little time so, but each must be worth waking a thread for.
+_MOST_SEGMENTS = 32
+_SEGMENT_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class CompiledOperator:
+    """The kernels of one operator.
+
+    Attributes:
+        spec, schedule, device: what it was made from.
+        kernels: compiled, one for each launch of the schedule's variant.
+    """
+
+    spec: Spec
+    schedule: Schedule
+    device: Device
+    kernels: tuple[Kernel, ...]
+
+    def forward(self, tensors: Mapping[str, torch.Tensor], sequences: Sequences) -> None:
+        """Launch the kernels of the forward.
+
+        Args:
+            tensors: by the names of `signatures.OPERATORS`, contiguous and flattened over tokens, those that are
+                written included; states are moved in place.
+            sequences: where they lie; for a backward spec with chunks of `segment_tokens`.
+        """
+        self._run(tensors, sequences, reverse=False, wanted=frozenset())
+
+    def backward(
+        self, tensors: Mapping[str, torch.Tensor], sequences: Sequences, wanted: tuple[str, ...] = GRADIENTS
+    ) -> None:
+        """Launch the kernels of the reverse pass, after a forward of the same spec has kept its states.
+
+        Args:
+            tensors: as `forward` was given, and the cotangents; bar_S_k and bar_S_v hold those of the final states
+                before and those of the initial states afterwards.
+            sequences: as `forward` was given.
+            wanted: which of `GRADIENTS` are computed; the tensors of the others are left in no particular state.
+        """
+        self._run(tensors, sequences, reverse=True, wanted=frozenset(wanted))
+
+    @property
+    def checks_arguments(self) -> bool:
+        """Whether its kernels refuse tensors that are not as the spec says, before they write anything.
+
+        TVM's compare types, strides, devices and sizes; but whether there are as many states as sequences, and what
+        cu_seqlens says, is for the caller to see to.
+        """
+        return self.schedule.backend == "tvm"
+
+    @property
+    def segment_tokens(self) -> int:
+        """Of a backward operator: how many tokens, a multiple of the chunk, lie between the states that it keeps."""
+        return segment_tokens(self.spec, self.schedule)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """The chunk that `Sequences` of a call count: of a backward what lies between the states that it keeps."""
+        return self.spec.problem.chunk if self.spec.problem.direction == "forward" else self.segment_tokens
+
+    @functools.cached_property
+    def launches(self) -> tuple[tuple[Launch, Kernel, tuple[tuple[str, Argument], ...]], ...]:
+        """Each launch with its kernel, and its arguments with the names of their buffers."""
+        found = []
+        for launch, kernel in zip(launches_for(self.spec, self.schedule), self.kernels, strict=True):
+            arguments = kernel_arguments(launch.kernel, launch.spec_of(self.spec), self.schedule)
+            named = tuple((launch.buffer_of(argument.name), argument) for argument in arguments)
+            found.append((launch, kernel, named))
+        return tuple(found)
+
+    def _run(
+        self, tensors: Mapping[str, torch.Tensor], sequences: Sequences, reverse: bool, wanted: frozenset[str]
+    ) -> None:
+        buffers: dict[str, torch.Tensor | int] = {
+            **tensors,
+            "cu_seqlens": sequences.cu_seqlens,
+            "chunk_offsets": sequences.chunk_offsets,
+            "most_chunks": sequences.most_chunks,
+        }
+        programs = sequences.count * tensors["log_beta"].shape[1]
+        grids = {CHUNKS: programs * sequences.most_chunks, MEMORIES: 2 * programs}
+        for launch, kernel, arguments in self.launches:
+            if launch.reverse is not reverse or (launch.gradients and not launch.gradients & wanted):
+                continue
+            for name, argument in arguments:
+                if name not in buffers:
+                    buffers[name] = self._made(argument, tensors["log_beta"], sequences, wanted)
+            kernel(grids.get(launch.grid, programs), *[buffers[name] for name, _ in arguments])
+
+    def _made(
+        self, argument: Argument, like: torch.Tensor, sequences: Sequences, wanted: frozenset[str]
+    ) -> torch.Tensor | int:
+        """What no caller gives: a number, or memory that one kernel leaves for itself or for the next."""
+        import torch
+
+        if argument.name == "wanted":
+            return sum(1 << place for place, name in enumerate(GRADIENTS) if name in wanted)
+        if argument.name == "segments":
+            tokens = sequences.most_chunks * self.spec.problem.chunk
+            return min(_MOST_SEGMENTS, max(2, tokens // _SEGMENT_TOKENS))
+        dtype = getattr(torch, dtype_of(argument, self.spec, self.schedule))
+        return like.new_empty([self._length(axis, like, sequences) for axis in argument.axes], dtype=dtype)
+
+    def _length(self, axis: str, like: torch.Tensor, sequences: Sequences) -> int:
+        tokens, heads = like.shape
+        if axis.startswith("padded_"):
+            unit = self.schedule.row_unit
+            return -(-int(getattr(self.spec.problem, axis.removeprefix("padded_"))) // unit) * unit
+        if axis in ("slots", "dim_k", "dim_v"):
+            return int(getattr(self.spec.problem, axis))
+        if axis == "tiles":
+            return segment_tiles(self.spec, self.schedule, tokens)
+        if axis == "workers":
+            return self.schedule.workers(sequences.count * heads)
+        return {"tokens": tokens, "heads": heads, "sequences": sequences.count, "chunks": sequences.chunks}[axis]

@@ -1,0 +1,301 @@
+"""The arguments of every kernel, declared once: name, axes, type, access, and when a kernel has them.
+
+Argument lists of the templates, pointer types, buffers between kernels, the tuner's seeded and poisoned tensors and the
+table in docs/kernels.md follow from these declarations. All tensors are contiguous and flattened over tokens. A name
+that starts with bar_ is the cotangent of what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from codegen.errors import UnknownKernelError
+from codegen.schedule import Schedule, dots_in_bfloat16, keeps_bfloat16, segment_tiles
+from codegen.spec import Spec
+
+READ, WRITTEN, IN_PLACE = "in", "out", "in place"
+"""How a kernel uses an argument; what is "in place" is read first, and holds a result afterwards."""
+
+INPUT, FLOAT, INT, DOTS, KEPT = "input", "float32", "int32", "dots", "kept"
+"""Types: of the problem; float32; int32; what the schedule's dots round to; what the schedule keeps states in."""
+
+AXES = {
+    "tokens": "B*T",
+    "heads": "H",
+    "slots": "M",
+    "dim_k": "D_k",
+    "dim_v": "D_v",
+    "sequences": "N",
+    "offsets": "N + 1",
+    "chunks": "chunks",
+    "workers": "workers",
+    "tiles": "tiles",
+    "padded_slots": "M",
+    "padded_dim_k": "D_k",
+    "padded_dim_v": "D_v",
+}
+"""Every axis by name, with the letter that documents use. `chunks` counts kept states, `workers` the threads of a CPU
+or the programs of a GPU, `tiles` those between two kept states; what is padded fills whole vectors of a CPU."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a kernel.
+
+    Attributes:
+        name: as the template calls it.
+        axes: names from `AXES`; none for a plain number.
+        type: one of INPUT, FLOAT, INT, DOTS, KEPT.
+        access: one of READ, WRITTEN, IN_PLACE.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    type: str
+    access: str
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it is a tensor, and no plain number."""
+        return bool(self.axes)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """When arguments are there: in words, and as a test of the spec and the schedule.
+
+    An operator is described before it has a schedule, so conditions of its arguments look at the spec alone.
+    """
+
+    words: str
+    holds: Callable[[Spec, Any], bool]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring arguments that are used alike, and are there under the same condition."""
+
+    access: str
+    names: tuple[str, ...]
+    when: Condition | None = None
+
+
+def reads(names: str, when: Condition | None = None) -> Group:
+    """Arguments that are only read."""
+    return Group(READ, tuple(names.split()), when)
+
+
+def writes(names: str, when: Condition | None = None) -> Group:
+    """Arguments that are written; what they held before does not matter."""
+    return Group(WRITTEN, tuple(names.split()), when)
+
+
+def updates(names: str, when: Condition | None = None) -> Group:
+    """Arguments that are read, and then written in place."""
+    return Group(IN_PLACE, tuple(names.split()), when)
+
+
+_TENSORS: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("q", "k", "w", "bar_q", "bar_k"), ("tokens heads dim_k", INPUT)),
+    **dict.fromkeys(("v", "bar_v", "y", "bar_y"), ("tokens heads dim_v", INPUT)),
+    **dict.fromkeys(("alpha", "bar_alpha", "read"), ("tokens heads slots", INPUT)),
+    **dict.fromkeys(("log_beta", "gamma", "bar_log_beta", "bar_gamma"), ("tokens heads", FLOAT)),
+    **dict.fromkeys(("S", "S_k", "G_k", "bar_S_k"), ("sequences heads slots dim_k", FLOAT)),
+    **dict.fromkeys(("S_v", "G_v", "bar_S_v"), ("sequences heads slots dim_v", FLOAT)),
+    **dict.fromkeys(("cu_seqlens", "chunk_offsets"), ("offsets", INT)),
+    "chunk_states": ("chunks heads slots dim_k", FLOAT),
+    "chunk_states_k": ("chunks heads slots dim_k", KEPT),
+    "chunk_states_v": ("chunks heads slots dim_v", KEPT),
+    **dict.fromkeys(("bar_T_k", "bar_states_k"), ("chunks heads slots dim_k", DOTS)),
+    **dict.fromkeys(("bar_T_v", "bar_states_v"), ("chunks heads slots dim_v", DOTS)),
+    **dict.fromkeys(("codes_k", "codes_v", "r", "o", "bar_r", "Y_k", "Y_v"), ("tokens heads slots", DOTS)),
+    # With more digits than dots take: the kernels that share bar_o spill with fewer.
+    **dict.fromkeys(("codes", "bar_o", "bar_alpha_v"), ("tokens heads slots", FLOAT)),
+    "tile_states_k": ("workers tiles padded_slots padded_dim_k", FLOAT),
+    "tile_states_v": ("workers tiles padded_slots padded_dim_v", FLOAT),
+    **dict.fromkeys(("most_chunks", "segments", "wanted"), ("", INT)),
+}
+"""Axes and type of every name; a name means the same in every kernel, but for what `_axes` says."""
+
+_KEEPS = Condition("backward directions", lambda spec, _: spec.problem.direction != "forward")
+_BOTH = Condition("trellis_attention", lambda spec, _: spec.problem.operator == "trellis_attention")
+_ONE = Condition("other operators", lambda spec, _: spec.problem.operator != "trellis_attention")
+_STEPS_CHUNKED = Condition("trellis_step_chunked", lambda spec, _: spec.problem.operator == "trellis_step_chunked")
+_LEAVES = Condition("variant backward_chunks", lambda _, schedule: schedule.variant == "backward_chunks")
+_LINKED = Condition("link is no identity", lambda spec, _: spec.rule.link != "identity")
+_LEAVES_LINKED = Condition(
+    "variant backward_chunks, link is no identity",
+    lambda spec, schedule: _LEAVES.holds(spec, schedule) and _LINKED.holds(spec, schedule),
+)
+_IN_TVM = Condition("TVM", lambda _, schedule: schedule.backend == "tvm")
+_AGAIN = Condition(
+    "TVM; Triton with several tiles between kept states",
+    lambda spec, schedule: schedule.backend == "tvm" or segment_tiles(spec, schedule) > 1,
+)
+
+
+_GATED = "alpha log_beta gamma"
+_OFFSETS = "cu_seqlens chunk_offsets"
+_BAR_GATED = "bar_alpha bar_log_beta bar_gamma"
+
+KERNELS: dict[str, tuple[Group, ...]] = {
+    "trellis_fused": (
+        reads(f"q k v {_GATED}"),
+        updates("S_k S_v"),
+        reads("cu_seqlens"),
+        reads("chunk_offsets", _KEEPS),
+        writes("chunk_states_k chunk_states_v", _KEEPS),
+        writes("y"),
+    ),
+    "trellis_pair": (
+        reads(f"segments q k v {_GATED}"),
+        updates("S_k S_v"),
+        reads("cu_seqlens"),
+        writes("o y"),
+    ),
+    "trellis_update": (
+        reads(f"k v {_GATED}"),
+        updates("S_k S_v"),
+        reads(_OFFSETS),
+        writes("chunk_states_k codes_k chunk_states_v codes_v"),
+    ),
+    "memory_update": (
+        reads(f"w {_GATED}"),
+        updates("S"),
+        reads(_OFFSETS),
+        writes("chunk_states codes"),
+    ),
+    "memory_readout": (
+        reads("q k v log_beta gamma chunk_states_k codes_k chunk_states_v codes_v", _BOTH),
+        reads("read w log_beta gamma chunk_states codes", _ONE),
+        reads(f"{_OFFSETS} most_chunks"),
+        writes("y"),
+    ),
+    "memory_step": (
+        reads(f"q k v {_GATED}"),
+        updates("S_k S_v"),
+        reads("G_k G_v", _STEPS_CHUNKED),
+        reads("cu_seqlens"),
+        writes("y"),
+    ),
+    "trellis_backward": (
+        reads("wanted", _IN_TVM),
+        reads(f"q k v {_GATED} chunk_states_k chunk_states_v bar_y"),
+        updates("bar_S_k bar_S_v"),
+        reads(_OFFSETS),
+        writes("tile_states_k tile_states_v", _AGAIN),
+        writes(f"bar_q bar_k bar_v {_BAR_GATED}"),
+    ),
+    "keys_readout": (
+        reads(f"q k {_GATED} chunk_states_k {_OFFSETS} most_chunks"),
+        writes("r"),
+        writes("codes_k", _LEAVES),
+        writes("o", _LEAVES_LINKED),
+    ),
+    "values_backward": (
+        reads(f"v {_GATED} r chunk_states_v bar_y"),
+        updates("bar_S_v"),
+        reads(_OFFSETS),
+        writes("tile_states_v", _AGAIN),
+        writes("bar_v bar_r bar_alpha_v bar_log_beta bar_gamma"),
+    ),
+    "keys_backward": (
+        reads(f"q k {_GATED} chunk_states_k bar_r bar_alpha_v"),
+        updates("bar_S_k"),
+        reads(_OFFSETS),
+        writes("tile_states_k", _AGAIN),
+        writes("bar_q bar_k bar_alpha"),
+        updates("bar_log_beta bar_gamma"),
+    ),
+    "values_reading": (
+        reads(f"v {_GATED} r"),
+        reads("o", _LINKED),
+        reads(f"chunk_states_v bar_y {_OFFSETS} most_chunks"),
+        writes("bar_o Y_v bar_T_v bar_v bar_log_beta"),
+    ),
+    "keys_reading": (
+        reads(f"q k log_beta gamma chunk_states_k codes_k bar_o {_OFFSETS} most_chunks"),
+        writes("Y_k bar_T_k bar_q bar_k"),
+        updates("bar_log_beta"),
+    ),
+    "states_backward": (
+        reads(f"k v {_GATED} chunk_states_k chunk_states_v Y_k Y_v bar_T_k bar_T_v"),
+        updates("bar_S_k bar_S_v"),
+        writes("bar_states_k bar_states_v"),
+        reads(_OFFSETS),
+    ),
+    "values_writing": (
+        reads(f"v {_GATED} chunk_states_v Y_v bar_states_v {_OFFSETS} most_chunks"),
+        updates("bar_v"),
+        writes("bar_alpha"),
+        updates("bar_log_beta"),
+        writes("bar_gamma"),
+    ),
+    "keys_writing": (
+        reads(f"k {_GATED} chunk_states_k Y_k bar_states_k {_OFFSETS} most_chunks"),
+        updates(f"bar_k {_BAR_GATED}"),
+    ),
+}
+"""The arguments of every kernel in order; before them each is told how many programs to run."""
+
+OPERATORS: dict[str, tuple[Group, ...]] = {
+    "trellis_attention": (
+        reads(f"q k v {_GATED}"),
+        updates("S_k S_v"),
+        writes("y"),
+        writes("chunk_states_k chunk_states_v", _KEEPS),
+        reads("bar_y", _KEEPS),
+        updates("bar_S_k bar_S_v", _KEEPS),
+        writes(f"bar_q bar_k bar_v {_BAR_GATED}", _KEEPS),
+    ),
+    "memory_update": (reads(f"w {_GATED}"), updates("S"), writes("chunk_states codes")),
+    "memory_readout": (reads("read w log_beta gamma chunk_states codes"), writes("y")),
+    "memory_readout_transposed": (reads("read w log_beta gamma chunk_states codes"), writes("y")),
+    "trellis_step": (reads(f"q k v {_GATED}"), updates("S_k S_v"), writes("y")),
+    "trellis_step_chunked": (reads(f"q k v {_GATED}"), updates("S_k S_v"), reads("G_k G_v"), writes("y")),
+}
+"""What a compiled operator takes and gives by name, besides the offsets of sequences; the rest lies between kernels."""
+
+
+def kernel_arguments(kernel: str, spec: Spec, schedule: Schedule) -> tuple[Argument, ...]:
+    """The arguments of a kernel, compiled for `spec` by `schedule`, in order.
+
+    Raises:
+        UnknownKernelError: no kernel has that name.
+    """
+    if kernel not in KERNELS:
+        raise UnknownKernelError(name=kernel, known=", ".join(KERNELS))
+    return tuple(_arguments(KERNELS[kernel], spec, schedule))
+
+
+def operator_arguments(spec: Spec) -> tuple[Argument, ...]:
+    """What the operator of `spec` takes and gives, however it is compiled."""
+    return tuple(_arguments(OPERATORS[spec.problem.operator], spec, None))
+
+
+def _arguments(groups: tuple[Group, ...], spec: Spec, schedule: Schedule | None) -> Iterator[Argument]:
+    for group in groups:
+        if group.when is None or group.when.holds(spec, schedule):
+            for name in group.names:
+                yield Argument(name, _axes(name, spec), _TENSORS[name][1], group.access)
+
+
+def _axes(name: str, spec: Spec) -> tuple[str, ...]:
+    if name == "gamma" and spec.rule.step_size == "head":
+        return ("heads",)
+    if spec.problem.operator == "memory_readout":
+        name = {"read": "w", "y": "alpha"}.get(name, name)
+    return tuple(_TENSORS[name][0].split())
+
+
+def dtype_of(argument: Argument, spec: Spec, schedule: Schedule) -> str:
+    """The type of an argument as torch calls it: "float32", "bfloat16", "float16" or "int32"."""
+    if argument.type == INPUT:
+        return spec.problem.dtype
+    if argument.type == DOTS:
+        return "bfloat16" if dots_in_bfloat16(schedule) else "float32"
+    if argument.type == KEPT:
+        return "bfloat16" if keeps_bfloat16(schedule) else "float32"
+    return argument.type

@@ -1,0 +1,68 @@
+"""The arguments of a kernel as its source writes them, indented as a template has them: parameters, TVM's buffers."""
+
+from __future__ import annotations
+
+from codegen.kernels.signatures import INPUT, Argument, dtype_of, kernel_arguments
+from codegen.schedule import Schedule
+from codegen.spec import Spec
+
+_BYTES = {"float32": 4, "int32": 4, "bfloat16": 2, "float16": 2}
+_SEPARATOR_OF_TRITON, _SEPARATOR_OF_TVM = "\n" + 4 * " ", "\n" + 8 * " "
+_NAMES_TO_A_LINE = 4
+_CONSTANTS = {"slots": "M", "dim_k": "D_K", "dim_v": "D_V", "workers": "THREADS"}
+
+
+def of_kernel(kernel: str, spec: Spec, schedule: Schedule) -> dict[str, str]:
+    """What a template of the schedule's backend writes about its kernel's arguments, by the names it knows it by."""
+    if schedule.backend == "triton":
+        return {"parameters": triton_parameters(kernel, spec, schedule)}
+    return {"parameters": tvm_parameters(kernel, spec, schedule), "buffers": tvm_buffers(kernel, spec, schedule)}
+
+
+def triton_parameters(kernel: str, spec: Spec, schedule: Schedule) -> str:
+    """A line for each parameter of a Triton kernel; tensors are pointers."""
+    names = [
+        f"{argument.name}_ptr" if argument.is_tensor else argument.name
+        for argument in kernel_arguments(kernel, spec, schedule)
+    ]
+    return _SEPARATOR_OF_TRITON.join(f"{name}," for name in (*names, "H"))
+
+
+def tvm_parameters(kernel: str, spec: Spec, schedule: Schedule) -> str:
+    """A line for each parameter of a TVM kernel, the number of programs first; tensors are handles."""
+    lines = ["programs: T.int32"]
+    for argument in kernel_arguments(kernel, spec, schedule):
+        lines.append(f"{argument.name}_: T.handle" if argument.is_tensor else f"{argument.name}: T.int32")
+    return _SEPARATOR_OF_TVM.join(f"{line}," for line in lines)
+
+
+def tvm_buffers(kernel: str, spec: Spec, schedule: Schedule) -> str:
+    """The statements that give a TVM kernel's handles their shapes, of which unknown sizes are named first."""
+    arguments = [argument for argument in kernel_arguments(kernel, spec, schedule) if argument.is_tensor]
+    shapes = [[_extent(axis, spec, schedule) for axis in argument.axes] for argument in arguments]
+    unknown = [size for size in dict.fromkeys(size for shape in shapes for size in shape) if size.islower()]
+    lines = [
+        f"{', '.join(few)} = {', '.join('T.int32()' for _ in few)}"
+        for few in (unknown[i : i + _NAMES_TO_A_LINE] for i in range(0, len(unknown), _NAMES_TO_A_LINE))
+    ]
+    for argument, shape in zip(arguments, shapes, strict=True):
+        lines.append(_buffer(argument, shape, dtype_of(argument, spec, schedule)))
+    return _SEPARATOR_OF_TVM.join(lines)
+
+
+def _extent(axis: str, spec: Spec, schedule: Schedule) -> str:
+    """A size as the source calls it: a constant of the file, a number, or a name that the call decides."""
+    one_memory = spec.problem.operator.startswith("memory_")
+    if axis in ("dim_k", "dim_v") and one_memory:
+        return "D"
+    if axis.startswith("padded_"):
+        width = schedule.row_unit
+        return str(-(-int(getattr(spec.problem, axis.removeprefix("padded_"))) // width) * width)
+    return _CONSTANTS.get(axis, axis)
+
+
+def _buffer(argument: Argument, shape: list[str], dtype: str) -> str:
+    axes = ", ".join(shape) + ("," if len(shape) == 1 else "")
+    # A tensor may be a slice of another: aligned to nothing but its numbers.
+    align = _BYTES[dtype] if argument.type == INPUT else 4
+    return f'{argument.name} = T.match_buffer({argument.name}_, ({axes}), "{dtype}", align={align})'
