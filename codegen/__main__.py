@@ -1,7 +1,7 @@
 """The command line of the compiler.
 
-`python -m codegen show KERNEL` prints a generated source, or what became of it; `python -m codegen clean-cache` removes
-what can be generated again.
+`python -m codegen show KERNEL` prints a generated source, or what became of it; `python -m codegen arguments` says what
+every kernel is called with; `python -m codegen clean-cache` removes what can be generated again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from codegen.errors import (
     UnknownStageError,
 )
 from codegen.kernels.launches import is_of_a_backward, kernels_of
+from codegen.kernels.table import arguments_table, tensors_table
 from codegen.legality import why_illegal
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
@@ -54,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         "clean-cache",
         help="remove generated sources and compiled kernels",
         description="Remove generated sources and compiled kernels; studies and tuning records stay.",
+    )
+    commands.add_parser(
+        "arguments",
+        help="print what every kernel is called with",
+        description="Print the declared arguments of every kernel, and the shapes and types of their names.",
     )
     show = commands.add_parser(
         "show",
@@ -134,7 +140,11 @@ def _clean_cache(options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-_COMMANDS = {"show": _show, "clean-cache": _clean_cache}
+def _arguments(options: argparse.Namespace) -> str:
+    return f"{arguments_table()}\n\n{tensors_table()}"
+
+
+_COMMANDS = {"arguments": _arguments, "show": _show, "clean-cache": _clean_cache}
 
 
 def _spec(options: argparse.Namespace) -> Spec:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 KERNELS = tuple(signatures.KERNELS)
 """Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""
 
+PACKAGE = Path(__file__).resolve().parent
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 _REFERENCE = re.compile(r"""\{%[-+]?\s*(?:import|from|include|extends)\s+["']([^"']+)["']""")
@@ -100,9 +101,13 @@ def _block(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[
     return {"block": block_of(kernel, spec.problem, schedule)}
 
 
+EMITTERS = ("kernels/launches.py", "kernels/signatures.py", "kernels/text.py", "cuda_block.py")
+"""Python that decides what a rendered kernel says, or which kernels are launched; part of every digest."""
+
+
 @functools.cache
 def template_digest(folder: str, kernels: tuple[str, ...]) -> str:
-    """Digest of the templates of `kernels` and of all that they import; part of a tuning record's identity."""
+    """Digest of the templates of `kernels`, of all that they import, and of `EMITTERS`; part of a record's identity."""
     names: set[str] = set()
     waiting = [f"{folder}/{kernel}.py.j2" for kernel in kernels]
     while waiting:
@@ -110,7 +115,8 @@ def template_digest(folder: str, kernels: tuple[str, ...]) -> str:
         if name not in names:
             names.add(name)
             waiting += _referenced(name)
-    content = b"\0".join(name.encode() + b"\0" + (TEMPLATES / name).read_bytes() for name in sorted(names))
+    files = [(name, TEMPLATES / name) for name in sorted(names)] + [(name, PACKAGE / name) for name in EMITTERS]
+    content = b"\0".join(name.encode() + b"\0" + path.read_bytes() for name, path in files)
     return hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from codegen.kernels.table import arguments_table, tensors_table
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "templates/README.md", "tuning_db/winners/README.md")
 DOCUMENTS += ("docs/performance.md", "docs/scaling.md", "docs/learning.md", "docs/recall.md", "docs/beyond.md")
@@ -144,6 +146,12 @@ def test_every_environment_variable_is_read_and_documented() -> None:
     listed = re.findall(r"^\| `([A-Z_]+)` \|", TEXTS["README.md"], re.MULTILINE)
     named = {*listed, *re.findall(r"\b(?:TRELLIS_OPS|TRITON|TVM|GOMP)_[A-Z_]+\b", EVERYTHING)}
     assert [name for name in sorted(named) if f'"{name}"' not in "\n".join([*sources, *tests])] == []
+
+
+def test_the_tables_of_arguments_are_those_that_are_declared() -> None:
+    text = TEXTS["templates/README.md"]
+    assert arguments_table() in text, "print them by python -m codegen arguments"
+    assert tensors_table() in text
 
 
 def test_every_dotted_name_exists() -> None:

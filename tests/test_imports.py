@@ -22,6 +22,7 @@ CODEGEN_ORDER = (
     "defaults",
     "legality",
     "kernels.signatures",
+    "kernels.table",
     "kernels.text",
     "render",
     "nvcc",

@@ -1,8 +1,8 @@
 """The arguments of every kernel, declared once: name, axes, type, access, and when a kernel has them.
 
 Argument lists of the templates, pointer types, buffers between kernels, the tuner's seeded and poisoned tensors and the
-table in docs/kernels.md follow from these declarations. All tensors are contiguous and flattened over tokens. A name
-that starts with bar_ is the cotangent of what follows.
+table in templates/README.md follow from these declarations. All tensors are contiguous and flattened over tokens. A
+name that starts with bar_ is the cotangent of what follows.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def updates(names: str, when: Condition | None = None) -> Group:
     return Group(IN_PLACE, tuple(names.split()), when)
 
 
-_TENSORS: dict[str, tuple[str, str]] = {
+TENSORS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("q", "k", "w", "bar_q", "bar_k"), ("tokens heads dim_k", INPUT)),
     **dict.fromkeys(("v", "bar_v", "y", "bar_y"), ("tokens heads dim_v", INPUT)),
     **dict.fromkeys(("alpha", "bar_alpha", "read"), ("tokens heads slots", INPUT)),
@@ -279,7 +279,7 @@ def _arguments(groups: tuple[Group, ...], spec: Spec, schedule: Schedule | None)
     for group in groups:
         if group.when is None or group.when.holds(spec, schedule):
             for name in group.names:
-                yield Argument(name, _axes(name, spec), _TENSORS[name][1], group.access)
+                yield Argument(name, _axes(name, spec), TENSORS[name][1], group.access)
 
 
 def _axes(name: str, spec: Spec) -> tuple[str, ...]:
@@ -287,7 +287,7 @@ def _axes(name: str, spec: Spec) -> tuple[str, ...]:
         return ("heads",)
     if spec.problem.operator == "memory_readout":
         name = {"read": "w", "y": "alpha"}.get(name, name)
-    return tuple(_TENSORS[name][0].split())
+    return tuple(TENSORS[name][0].split())
 
 
 def dtype_of(argument: Argument, spec: Spec, schedule: Schedule) -> str:
