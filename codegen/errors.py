@@ -132,6 +132,30 @@ class ValueCheckError(TrellisError, ValueError):
     message = "{name} {problem} (first at index {index}, value {value})"
 
 
+class TokenError(TrellisError, IndexError):
+    """A token id outside the vocabulary."""
+
+    message = "tokens hold {token} at {index}; the vocabulary has {vocab} tokens, 0 to {last}"
+
+
+class IrregularFileError(TrellisError, OSError):
+    """A pipe, a device, a folder or a socket where a file is expected."""
+
+    message = "{path} is {kind}, not a regular file; move it away, or name another path"
+
+
+class FileWriteError(TrellisError, OSError):
+    """A file that could not be written."""
+
+    message = "cannot write {path}: {reason}; what stood there is kept. Free space, or name a path that can be written"
+
+
+class ModelFileError(TrellisError, ValueError):
+    """A file that holds no model of this project."""
+
+    message = "{path} holds no model that TrellisLM.save wrote: {problem}"
+
+
 class GradientError(TrellisError, RuntimeError):
     """A gradient was asked of an operator that has none."""
 

@@ -44,11 +44,15 @@ MAY_IMPORT = {
 LIBRARIES = {"tuning_db": {"msgspec", "filelock", "platformdirs"}}
 """Packages that may import nothing else from outside."""
 
-MODEL = {"config", "demo", "mixer", "model", "recommended", "sampling", "state"}
+MODEL = {"config", "demo", "mixer", "model", "model_file", "recommended", "sampling", "state", "vocabulary"}
 """The modules of trellis_ops that make the reference model."""
 
-FOR_THE_MODEL = MODEL | {"ops", "dispatch", "outer_gradient", "tokens"}
-"""What they may import of trellis_ops: the operators by their public names, and which device a tensor is on."""
+FILES = {"content_digest", "regular_file"}
+"""The modules of trellis_ops that know files and no operators."""
+
+FOR_THE_MODEL = MODEL | FILES | {"ops", "dispatch", "outer_gradient", "tokens", "values"}
+"""What they may import of trellis_ops: the operators by their public names, which device a tensor is on, files, and
+whether values are to be checked."""
 
 TRAINING = ("train", "recall")
 """The packages of trellis_ops that train the model, each importing only those before it."""
@@ -127,7 +131,7 @@ def _wrong_use(package: str, importer: str, name: str) -> str | None:
         before = TRAINING[: TRAINING.index(mine) + 1]
         return (
             None
-            if other in {*MODEL, *before, "dispatch", "outer_gradient", "ranks"}
+            if other in {*MODEL, *FILES, *before, "dispatch", "outer_gradient", "ranks"}
             else "training uses the model only"
         )
     if other in TRAINING:

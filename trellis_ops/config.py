@@ -25,7 +25,11 @@ DEFAULT_CHUNK = 64
 DECODES = ("chunked", "exact")
 """Where decoding takes the inner gradient: at the chunk's start, like the chunked forward, or at the current state."""
 
-_COUNTS = ("vocab_size", "layers", "width", "heads", "conv_width")
+_COUNTS = {"vocab_size": 2**24, "layers": 2**12, "width": 2**20, "heads": 2**16, "conv_width": 2**16}
+"""The most of each: far above any model that was made, and below what Python would build for hours."""
+
+_MOST_CHUNK = 2**31 - 1
+_MOST_MLP_WIDTH = 2**24
 _POSITIVE = ("mlp_ratio", "norm_eps", "init_gamma")
 
 
@@ -106,8 +110,8 @@ class TrellisConfig:
         is_first_order(self.outer_gradient)
         if self.decode not in DECODES:
             raise UnknownMapError(role="decode", name=self.decode, known=", ".join(DECODES))
-        for name in _COUNTS:
-            _check_count(name, getattr(self, name))
+        for name, most in _COUNTS.items():
+            _check_count(name, getattr(self, name), most)
         if (self.dim_k is None or self.dim_v is None) and self.width % self.heads:
             expected = f"a multiple of heads={self.heads} where dim_k or dim_v is not given"
             raise SizeError(name="width", value=self.width, expected=expected)
@@ -117,13 +121,16 @@ class TrellisConfig:
         if self.num_slots != "auto":
             _check_count("num_slots", self.num_slots, MAX_SLOTS, ' or "auto"')
         if self.chunk_size != "auto":
-            _check_count("chunk_size", self.chunk_size, also=' or "auto"')
+            _check_count("chunk_size", self.chunk_size, _MOST_CHUNK, also=' or "auto"')
         if self.state_budget_bytes is not None:
             _check_count("state_budget_bytes", self.state_budget_bytes)
         limits = ("latency_budget_us",) if self.latency_budget_us is not None else ()
         for name in (*_POSITIVE, *limits):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise SizeError(name=name, value=getattr(self, name), expected="a positive finite number")
+        if self.mlp_ratio * self.width > _MOST_MLP_WIDTH:
+            expected = f"at most {_MOST_MLP_WIDTH // self.width} for width={self.width}"
+            raise SizeError(name="mlp_ratio", value=self.mlp_ratio, expected=expected)
         if not 0.0 < self.init_beta < 1.0:
             raise SizeError(name="init_beta", value=self.init_beta, expected="a number between 0 and 1, both excluded")
 
