@@ -66,7 +66,7 @@ class TrellisConfig:
         decode: "chunked" keeps the chunk-start states beside the current ones until the chunk ends, so that decoding
             continues the forward over all tokens; "exact" keeps only the current ones and takes z there.
         conv_width: tokens that the causal convolutions of q and k see, the current one included.
-        mlp_ratio: hidden width of the SwiGLU over `width`, rounded up to a multiple of 64.
+        mlp_ratio: hidden width of the SwiGLU over `width`, rounded up to a multiple of 64, at least 64.
         norm_eps: epsilon of every RMSNorm.
         init_beta: forget gate at the start of training, between 0 and 1.
         init_gamma: step size at the start of training.
@@ -175,7 +175,7 @@ class TrellisConfig:
     @property
     def mlp_width(self) -> int:
         """Hidden width of the SwiGLU."""
-        return -(-int(self.mlp_ratio * self.width) // 64) * 64
+        return max(1, -(-int(self.mlp_ratio * self.width) // 64)) * 64
 
     @property
     def slots(self) -> int:

@@ -97,7 +97,7 @@ def replaced(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     folder = target.with_name(f".{target.name[:_NAME_KEPT]}.{os.urandom(8).hex()}.unfinished")
     try:
-        old = regular_status(target)
+        old = regular_status(path)
         try:
             # A folder, because a library may write beside the name that it is given.
             folder.mkdir(mode=0o700)

@@ -51,5 +51,5 @@ def _said(holder: Path) -> str:
     try:
         content = json.loads(regular_file.read_bytes(holder))
         return f"process {int(content['pid'])} on {str(content['host'])!r}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process, which has not said its number"
