@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 
-_Name = msgspec.Meta(pattern=r"^[A-Za-z0-9_]+$", max_length=128)
+_Name = msgspec.Meta(pattern=r"^[A-Za-z0-9_]+\Z", max_length=128)
 """Of what becomes a part of a path, or of a command: a letter, digit or underscore at every place."""
 
 _MOST_BYTES = 2**26

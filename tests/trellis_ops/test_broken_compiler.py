@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 
 CALL = """
@@ -66,13 +64,9 @@ def run(first_on_the_path: Path, phrase: str, cache: Path) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["raise ImportError('no such symbol')", "raise OSError('libcore.so: cannot open')", "import nothing_of_this_name"],
-)
-def test_a_runtime_that_cannot_be_imported(text, tmp_path):
+def test_a_runtime_that_cannot_be_imported(tmp_path):
     (tmp_path / "broken" / "tvm_ffi").mkdir(parents=True)
-    (tmp_path / "broken" / "tvm_ffi" / "__init__.py").write_text(text)
+    (tmp_path / "broken" / "tvm_ffi" / "__init__.py").write_text("raise OSError('libcore.so: cannot open')")
     assert run(tmp_path / "broken", "TVM's runtime cannot be loaded", tmp_path / "cache") == "eager"
 
 
