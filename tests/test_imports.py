@@ -13,6 +13,10 @@ PACKAGES = ("codegen", "tuning_db", "trellis_ops", "tuner")
 
 CODEGEN_ORDER = (
     "errors",
+    "ownership",
+    "interruption",
+    "process_folder",
+    "cache_folder",
     "device",
     "denied",
     "rule",

@@ -16,7 +16,7 @@ import torch
 from codegen.backends import backend
 from codegen.defaults import default
 from codegen.device import Device, cpu, cuda_device, gpu_names
-from codegen.errors import ImplementationError, ScheduleFieldError, TrellisError
+from codegen.errors import BackendUnavailableError, ImplementationError, ScheduleFieldError, TrellisError
 from codegen.legality import why_illegal
 from codegen.program import Program, build, operator_digest
 from codegen.schedule import BACKENDS, Schedule, TvmSchedule, from_settings
@@ -79,6 +79,9 @@ def resolve(spec: Spec, torch_device: torch.device, implementation: str | None) 
     name = forced or _native(device)
     reason = backend(name).why_unavailable(device)
     if reason is not None:
+        broken = None if forced else backend(name).why_broken()
+        if broken is not None:
+            _say_eager(broken)
         return _eager_or_raise(forced, device, reason)
     return _kernel(name, spec, device, forced)
 
@@ -188,16 +191,27 @@ def _eager_or_raise(forced: str | None, device: Device, reason: str, notes: tupl
     return Resolution("eager", device, notes=(*notes, reason))
 
 
-def program_of(resolution: Resolution, spec: Spec) -> Program | None:
+def program_of(resolution: Resolution, spec: Spec, implementation: str | None = None) -> Program | None:
     """The compiled program of a resolution; None where eager is the answer, or the only thing left.
 
+    Args:
+        implementation: that was forced, if one was.
+
     Raises:
+        ImplementationError: the compiler that was forced cannot be loaded.
         TrellisError: a default or forced kernel that does not compile.
     """
     if resolution.schedule is None:
         return None
     try:
         return build(spec, resolution.schedule, resolution.device)
+    except BackendUnavailableError as error:
+        # Found out only now: kernels that are kept on the disk need no compiler.
+        forced = implementation or os.environ.get(VARIABLE)
+        if forced:
+            raise ImplementationError(name=forced, reason=str(error.reason)) from error
+        _say_eager(str(error.reason))
+        return None
     except TrellisError as error:
         if resolution.match is None:
             raise
@@ -205,6 +219,11 @@ def program_of(resolution: Resolution, spec: Spec) -> Program | None:
             f"the winner in {resolution.match.path} does not compile, the default is used: {error}", stacklevel=2
         )
         return build(spec, _default(resolution.implementation, spec, resolution.device), resolution.device)
+
+
+@functools.cache
+def _say_eager(reason: str) -> None:
+    warnings.warn(f"plain PyTorch computes in place of kernels: {reason}", stacklevel=2)
 
 
 @dataclass(frozen=True)

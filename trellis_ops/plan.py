@@ -73,7 +73,7 @@ def plan(
 def _resolve(request: Request, implementation: str | None) -> Plan:
     problem, program = request.spec.problem, None
     if problem.direction == "forward" or dispatch.has_kernel(request, implementation):
-        program = dispatch.program_of(ranks.resolution_of(request, implementation), request.spec)
+        program = dispatch.program_of(ranks.resolution_of(request, implementation), request.spec, implementation)
     kept = problem.chunk if program is None or problem.direction == "forward" else program.segment_tokens
     sequences = launch.even_sequences(problem.batch, problem.tokens, kept, request.device)
     return Plan(program, sequences, values.enabled())

@@ -215,7 +215,7 @@ class Store:
     def _update(self, device: str, change: Callable[[DeviceFile], DeviceFile]) -> DeviceFile:
         """Change what the user layer holds of a device, or the fallback while that cannot be written; what it held."""
         if self.user is None:
-            raise DatabaseWriteError(folder="(no user folder)", reason="this store is only read")
+            raise DatabaseWriteError(folder="(no user folder)", reason="this store has none, and is only read")
         try:
             return self.user.update(device, change)
         except DatabaseWriteError as error:
@@ -233,18 +233,31 @@ class Store:
 def default_store() -> Store:
     """The store of this user: `TRELLIS_OPS_TUNING_DB`, or the user's data folder, over the package's winners.
 
-    The fallback lies in the cache folder, one for each user folder, so that none serves in place of another.
+    The fallback lies in the cache folder, one for each user folder, so that none serves in place of another. A user
+    without a home has only what these variables name.
     """
     import platformdirs  # 10 ms that `import trellis_ops` need not pay
 
-    named = os.environ.get(FOLDER_VARIABLE)
+    named, cache = os.environ.get(FOLDER_VARIABLE), os.environ.get(CACHE_VARIABLE)
     if named:
         user = _absolute(os.path.expanduser(named))
     else:
-        user = Path(platformdirs.user_data_dir("trellis-ops", appauthor=False)) / "tuning_db"
-    cache = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("trellis-ops", appauthor=False)
+        data = _in_home(platformdirs.user_data_dir)
+        if data is None:
+            return Store(None)
+        user = Path(data) / "tuning_db"
+    cache = cache or _in_home(platformdirs.user_cache_dir)
     mark = hashlib.sha256(os.fsencode(user)).hexdigest()[:12]
-    return Store(user, fallback=_absolute(cache) / "tuning_db" / mark)
+    return Store(user, fallback=None if cache is None else _absolute(cache) / "tuning_db" / mark)
+
+
+def _in_home(folder: Callable[..., str]) -> str | None:
+    """The folder that platformdirs names; None for a user who has neither HOME nor an entry in the password file."""
+    try:
+        found = folder("trellis-ops", appauthor=False)
+    except RuntimeError:
+        return None
+    return None if found.startswith("~") else found
 
 
 def _absolute(folder: str) -> Path:

@@ -6,6 +6,7 @@ Triton decides when it is imported whether it compiles or interprets, so one pro
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from codegen.backends import Resources, triton_descriptors
 from codegen.backends.source_module import module_of
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.interruption import uninterrupted
 from codegen.render import Source, render
 from codegen.schedule import Schedule, TritonSchedule, dots_in_bfloat16, keeps_bfloat16
 from codegen.spec import Spec
@@ -123,6 +125,17 @@ def why_unavailable(device: Device) -> str | None:
     return None
 
 
+def why_broken() -> str | None:
+    """What is wrong with an installed Triton that cannot be imported; None if it can, or is not installed."""
+    if importlib.util.find_spec(name) is None:
+        return None
+    try:
+        _triton()
+    except BackendUnavailableError as error:
+        return str(error.reason)
+    return None
+
+
 def kernel(template: str, spec: Spec, schedule: Schedule, device: Device) -> InterpretedKernel | CompiledKernel:
     """The kernel of that template, rendered and compiled; Triton keeps what it compiled, and finds it again.
 
@@ -214,13 +227,13 @@ def _assembled_by(schedule: Schedule) -> Iterator[None]:
     if not isinstance(schedule, TritonSchedule) or schedule.ptxas == "standard":
         yield
         return
-    before = os.environ.get(_PTXAS_VARIABLE)
-    os.environ[_PTXAS_VARIABLE] = _triton().knobs.nvidia.ptxas_blackwell.path
-    _forget_ptxas()
+    before, chosen = os.environ.get(_PTXAS_VARIABLE), _triton().knobs.nvidia.ptxas_blackwell.path
     try:
+        os.environ[_PTXAS_VARIABLE] = chosen
+        _forget_ptxas()
         yield
     finally:
-        os.environ.pop(_PTXAS_VARIABLE)
+        os.environ.pop(_PTXAS_VARIABLE, None)
         if before is not None:
             os.environ[_PTXAS_VARIABLE] = before
         _forget_ptxas()
@@ -311,8 +324,9 @@ def _interprets() -> bool:
 
 def _triton() -> Any:
     try:
-        import triton
-    except ImportError as error:
+        with uninterrupted():
+            import triton
+    except Exception as error:
         reason = f"the package triton (it comes with trellis-ops on Linux x86-64) cannot be imported: {error}"
         raise BackendUnavailableError(backend=name, reason=reason) from error
     return triton
