@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from codegen.errors import GradientError
-from trellis_ops import autocast, kept_attention, operators
+from trellis_ops import arguments, autocast, kept_attention, operators
+from trellis_ops.arguments import LONGEST_CHUNK
 from trellis_ops.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
 
@@ -52,10 +53,12 @@ def trellis_attention(
         gamma: `[H]` or `[B, T, H]`, float32; step size, at least 0. The factor 2 of the paper's loss belongs into it.
         phi, link, out: names of maps, see `codegen.rule.MAPS`.
         phi_eps: epsilon of ln_silu as phi. At a zero state the write is scaled by 1 / (2 sqrt(phi_eps)).
-        chunk_size: C >= 1, a model setting: z is taken at the state before the chunk. 1 is the exact recurrence.
-        initial_state: S_k `[B, H, M, D_k]`, S_v `[B, H, M, D_v]` (`[N, ...]` if packed), float32; None is zero.
+        chunk_size: C >= 1, a model setting: z is taken at the state before the chunk. 1 is the exact recurrence; with
+            C >= T all tokens are one chunk.
+        initial_state: a pair, S_k `[B, H, M, D_k]`, S_v `[B, H, M, D_v]` (`[N, ...]` if packed), float32; None is zero.
         output_final_state: whether to return the states after the last token.
-        cu_seqlens: `[N + 1]` int32 or int64, offsets of N sequences packed into B = 1; chunks restart with each.
+        cu_seqlens: `[N + 1]` int32 or int64, offsets of N sequences packed into B = 1; chunks restart with each. A
+            sequence may be empty: its final state is its initial one.
         outer_gradient: "bilevel" differentiates through z, "first_order" treats z as a constant inside u.
         implementation: "eager", "tvm" or "triton" forces one; None takes the best that is known (see `explain`).
 
@@ -64,7 +67,8 @@ def trellis_attention(
 
     Raises:
         ShapeError, DtypeError, DeviceMismatchError, SequenceError, SizeError, UnknownMapError: bad arguments.
-        TypeError: None in place of a tensor.
+        TypeError: None in place of a tensor, or what is no number, flag or pair in place of one.
+        MemoryRoomError: results and buffers that do not fit into the memory that is there.
         ImplementationError: `implementation` is unknown or cannot run this call.
 
     Example:
@@ -76,7 +80,12 @@ def trellis_attention(
         torch.Size([1, 128, 2, 32])
     """
     q, k, v, alpha, log_beta, gamma = autocast.lower((q, k, v, alpha), (log_beta, gamma))
-    s_k, s_v = (None, None) if initial_state is None else initial_state
+    # Here, since a plan for 2 would be found for 2.0, and one for 1 for True.
+    if phi_eps.__class__ is not float or chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
+        phi_eps, chunk_size = arguments.numbers_of_call(phi_eps, chunk_size)
+    if output_final_state.__class__ is not bool:
+        arguments.flag("output_final_state", output_final_state)
+    s_k, s_v = (None, None) if initial_state is None else arguments.pair_of_states("initial_state", initial_state)
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
     if is_plain(tensors):
@@ -117,6 +126,8 @@ def memory_update(
         As `trellis_attention`.
     """
     w, alpha, log_beta, gamma = autocast.lower((w, alpha), (log_beta, gamma))
+    if phi_eps.__class__ is not float or chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
+        phi_eps, chunk_size = arguments.numbers_of_call(phi_eps, chunk_size)
     tensors = (w, alpha, log_beta, gamma, initial_state)
     run = operators.run_update if is_plain(tensors) else operators.update
     chunk_states, codes, final_state = run(*tensors, phi, phi_eps, chunk_size, implementation)
@@ -153,6 +164,10 @@ def memory_readout(
         As `trellis_attention`.
     """
     read, w, log_beta, gamma = autocast.lower((read, w), (log_beta, gamma))
+    if chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
+        _, chunk_size = arguments.numbers_of_call(1.0, chunk_size)
+    if transpose.__class__ is not bool:
+        arguments.flag("transpose", transpose)
     tensors = (read, w, chunk_states, codes, log_beta, gamma)
     run = operators.run_readout if is_plain(tensors) else operators.readout
     y: Tensor = run(*tensors, chunk_size, transpose, implementation)
@@ -196,10 +211,15 @@ def trellis_step(
         As `trellis_attention` otherwise.
     """
     q, k, v, alpha, log_beta, gamma = autocast.lower((q, k, v, alpha), (log_beta, gamma))
-    g_k, g_v = (None, None) if gradient_state is None else gradient_state
-    if gradient_state is not None and g_k is state[0] and g_v is state[1]:
-        g_k = g_v = None
-    tensors = (q, k, v, alpha, log_beta, gamma, *state, g_k, g_v)
+    if phi_eps.__class__ is not float:
+        phi_eps, _ = arguments.numbers_of_call(phi_eps)
+    s_k, s_v = state if state.__class__ is tuple and len(state) == 2 else arguments.pair_of_states("state", state)
+    g_k = g_v = None
+    if gradient_state is not None:
+        g_k, g_v = arguments.pair_of_states("gradient_state", gradient_state)
+        if g_k is s_k and g_v is s_v:
+            g_k = g_v = None
+    tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, g_k, g_v)
     plain = is_plain(tensors)
     if not plain and wants_gradient(tensors):
         raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")

@@ -9,9 +9,13 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from codegen.errors import ImplementationError
+from codegen.extent import Extent, forward_bytes, input_bytes, require_countable, reverse_bytes
 from codegen.program import Program, Sequences
-from trellis_ops import dispatch, launch, ranks, values
+from codegen.schedule import Schedule, segment_tokens
+from trellis_ops import dispatch, launch, memory_room, ranks, values
 from trellis_ops.arguments import Request
+from trellis_ops.memory_room import Needs
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,15 @@ class Plan:
         sequences: where the sequences of a batch lie; packed sequences have their own in every call. The chunks of a
             backward are what lies between the states that it keeps.
         checks_values: whether TRELLIS_OPS_CHECK_VALUES asked for it when the plan was made.
+        chunk_tokens: how many tokens lie between the starts of two chunks of `sequences`.
+        needs: what the call and its reverse pass allocate, if that is much; None if it is little.
     """
 
     program: Program | None
     sequences: Sequences
     checks_values: bool
+    chunk_tokens: int
+    needs: Needs | None
 
 
 # Whether a tensor is on the CPU is looked up and compared faster than its device.
@@ -48,35 +56,85 @@ def plan(
     tensors: tuple[Tensor | None, ...],
     settings: tuple[Hashable, ...],
     implementation: str | None,
+    *,
+    reverse: bool = False,
 ) -> Plan:
     """The plan for a call; `request` checks its tensors and settings, and is only called the first time.
 
     A backward has no program where there is no kernel, even if an implementation is forced: that is for the forward.
 
+    Args:
+        request: makes a checked call of `tensors` and `settings`.
+        tensors, settings, implementation: of the call.
+        reverse: whether its reverse pass is to run now, not the call itself.
+
     Raises:
-        TrellisError: the arguments are wrong, or a forced implementation cannot run them.
+        TrellisError: the arguments are wrong, a forced implementation cannot run them, or memory is short.
     """
     layout = tuple([None if t is None else _layout_of(t) for t in tensors])
     first = tensors[0]
     # Off the CPU, which device each is on matters too. A first that is None is for `request` to refuse.
     devices = None if first is None or first.is_cpu else tuple([None if t is None else t.device for t in tensors])
     key = (request, layout, devices, settings, implementation, torch.get_num_threads())
-    found = _PLANS.get(key)
+    try:
+        found = _PLANS.get(key)
+    except TypeError:
+        found = _refuse_settings(request, tensors, settings, implementation)
     if found is None:
         found = _resolve(request(*tensors, *settings), implementation)
         if len(_PLANS) >= MOST_PLANS:
             _PLANS.clear()
         _PLANS[key] = found
+    if found.needs is not None:
+        memory_room.require(found.needs, tensors, reverse=reverse)
     return found
 
 
+def _refuse_settings(
+    request: Callable[..., Request], tensors: tuple[Tensor | None, ...], settings: tuple[object, ...], name: object
+) -> Plan:
+    """Raise for settings that cannot be a part of a key, such as a list where a name belongs."""
+    request(*tensors, *settings)
+    raise ImplementationError(name=name, reason=f"no such implementation; choose one of {dispatch.IMPLEMENTATIONS}")
+
+
 def _resolve(request: Request, implementation: str | None) -> Plan:
-    problem, program = request.spec.problem, None
-    if problem.direction == "forward" or dispatch.has_kernel(request, implementation):
-        program = dispatch.program_of(ranks.resolution_of(request, implementation), request.spec)
-    kept = problem.chunk if program is None or problem.direction == "forward" else program.segment_tokens
-    sequences = launch.even_sequences(problem.batch, problem.tokens, kept, request.device)
-    return Plan(program, sequences, values.enabled())
+    spec, program, schedule = request.spec, None, None
+    if spec.problem.direction == "forward" or dispatch.has_kernel(request, implementation):
+        resolution = ranks.resolution_of(request, implementation)
+        _require_countable(request, resolution.schedule)
+        program = dispatch.program_of(resolution, spec)
+    if program is not None:
+        schedule = program.schedule
+        # Another one than was resolved, if that does not compile.
+        _require_countable(request, schedule)
+    extent, kept = _extent(request, schedule)
+    sequences = launch.even_sequences(spec.problem.batch, spec.problem.tokens, kept, request.device)
+    return Plan(program, sequences, values.enabled(), kept, _needs(request, schedule, extent))
+
+
+def _require_countable(request: Request, schedule: Schedule | None) -> None:
+    if schedule is not None:
+        require_countable(request.spec, schedule, _extent(request, schedule)[0])
+
+
+def _extent(request: Request, schedule: Schedule | None) -> tuple[Extent, int]:
+    """How far a call reaches, and how many tokens lie between two states that it keeps."""
+    problem = request.spec.problem
+    kept = problem.chunk if schedule is None else segment_tokens(request.spec, schedule)
+    chunks = launch.count_chunks(problem.batch, problem.tokens, kept, request.packed)
+    sequences = problem.batch if request.packed is None else request.packed
+    return Extent(problem.batch * problem.tokens, problem.heads, sequences, chunks, -(-problem.tokens // kept)), kept
+
+
+def _needs(request: Request, schedule: Schedule | None, extent: Extent) -> Needs | None:
+    call = (request.spec, schedule, extent, request.float64)
+    is_forward = request.spec.problem.direction == "forward"
+    # Where a backward has no kernels, its forward is another call, which has a plan of its own.
+    forward = forward_bytes(*call) if is_forward or schedule is not None else {}
+    reverse = {} if is_forward else reverse_bytes(*call)
+    inputs = input_bytes(request.spec, extent, request.float64)
+    return memory_room.needs(forward, reverse, inputs, copies=schedule is not None)
 
 
 def forget() -> None:
