@@ -13,11 +13,13 @@ PACKAGES = ("codegen", "tuning_db", "trellis_ops", "tuner")
 
 CODEGEN_ORDER = (
     "errors",
+    "scalars",
     "device",
     "denied",
     "rule",
     "spec",
     "schedule",
+    "extent",
     "cuda_block",
     "defaults",
     "legality",
