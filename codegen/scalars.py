@@ -22,25 +22,26 @@ def is_symbolic(value: object) -> bool:
     return type(value).__name__ in _SYMBOLIC
 
 
-def whole_number(name: str, value: object, most: int | None = None, also: str = "") -> int:
-    """`value`, a whole number of at least 1, as an int; numbers of numpy are taken, bools and tensors are not.
+def whole_number(name: str, value: object, most: int | None = None, also: str = "", least: int = 1) -> int:
+    """`value`, a whole number of at least `least`, as an int; numbers of numpy are taken, bools and tensors are not.
 
     Args:
         name: of the setting.
         value: what was given for it.
         most: the largest allowed; None for any.
         also: what else the setting takes, for the message.
+        least: the smallest allowed.
 
     Raises:
         NumberTypeError: it is something else than a whole number.
         SizeError: it is out of range.
     """
-    expected = ("an int of at least 1" if most is None else f"an int from 1 to {most}") + also
+    expected = (f"an int of at least {least}" if most is None else f"an int from {least} to {most}") + also
     if type(value) is not int:
         if isinstance(value, bool) or not (isinstance(value, numbers.Integral) or is_symbolic(value)):
             raise NumberTypeError(name=name, value=value, kind=type(value).__name__, expected=expected)
         value = operator.index(int(cast(SupportsIndex, value)))
-    if value < 1 or (most is not None and value > most):
+    if value < least or (most is not None and value > most):
         raise SizeError(name=name, value=value, expected=expected)
     return value
 

@@ -5,6 +5,7 @@ Only shapes, types and devices are looked at, so that nothing waits for a GPU; `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,12 +60,32 @@ def pair_of_states(name: str, states: object) -> tuple[Any, Any]:
         TypeError: it is no tuple or list of two, or one of them is no tensor.
     """
     if not isinstance(states, tuple | list) or len(states) != 2:
-        given = f"{len(states)} of them" if isinstance(states, tuple | list) else f"a {type(states).__name__}"
+        given = f"of length {len(states)}" if isinstance(states, tuple | list) else f"a {type(states).__name__}"
         raise TypeError(f"{name} is {given}, but must be a pair (S_k, S_v) of torch.Tensor")
     for part, state in zip(("S_k", "S_v"), states, strict=True):
         if state is not None and not isinstance(state, Tensor):
             raise TypeError(f"{name}'s {part} is {state!r}, but must be a torch.Tensor")
     return states[0], states[1]
+
+
+def require_types(
+    tensors: Mapping[str, object], optional: Mapping[str, object], names: Mapping[str, object], implementation: object
+) -> None:
+    """Refuse what torch's dispatcher would refuse by a message about a schema.
+
+    Args:
+        tensors: arguments that are tensors.
+        optional: those that may be None instead.
+        names: those that are texts.
+        implementation: a text or None.
+
+    Raises:
+        TypeError: with the name of the argument.
+    """
+    _given(**tensors, **{name: value for name, value in optional.items() if value is not None})
+    for name, value in (dict(names) if implementation is None else {**names, "implementation": implementation}).items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}, but must be a str")
 
 
 def flag(name: str, value: object) -> bool:

@@ -6,6 +6,9 @@ traces, tensors are fake or wrapped), and what that form runs directly otherwise
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 
 from codegen.errors import GradientError
@@ -13,6 +16,12 @@ from trellis_ops import arguments, autocast, kept_attention, operators
 from trellis_ops.arguments import LONGEST_CHUNK
 from trellis_ops.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
+
+_TOKENS = ("q", "k", "v", "alpha", "log_beta", "gamma")
+_ATTENTION = (*_TOKENS, "initial_state's S_k", "initial_state's S_v", "cu_seqlens")
+_UPDATE = ("w", "alpha", "log_beta", "gamma", "initial_state")
+_READOUT = ("read", "w", "chunk_states", "codes", "log_beta", "gamma")
+_STEP = (*_TOKENS, "S_k", "S_v", "gradient_state's S_k", "gradient_state's S_v")
 
 
 def trellis_attention(
@@ -90,7 +99,10 @@ def trellis_attention(
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
     if is_plain(tensors):
         y, s_k, s_v = operators.run_attention(*tensors, *settings)
-    elif wants_gradient(tensors):
+        return y, (s_k, s_v) if output_final_state else None
+    names = {"phi": phi, "link": link, "out": out, "outer_gradient": outer_gradient}
+    _require_types(_ATTENTION, tensors, names, implementation, optional=3)
+    if wants_gradient(tensors):
         y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings)
     else:
         y, s_k, s_v = operators.attention(*tensors, *settings)
@@ -129,7 +141,10 @@ def memory_update(
     if phi_eps.__class__ is not float or chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
         phi_eps, chunk_size = arguments.numbers_of_call(phi_eps, chunk_size)
     tensors = (w, alpha, log_beta, gamma, initial_state)
-    run = operators.run_update if is_plain(tensors) else operators.update
+    run = operators.run_update
+    if not is_plain(tensors):
+        _require_types(_UPDATE, tensors, {"phi": phi}, implementation, optional=1)
+        run = operators.update
     chunk_states, codes, final_state = run(*tensors, phi, phi_eps, chunk_size, implementation)
     return chunk_states, codes, final_state
 
@@ -169,7 +184,10 @@ def memory_readout(
     if transpose.__class__ is not bool:
         arguments.flag("transpose", transpose)
     tensors = (read, w, chunk_states, codes, log_beta, gamma)
-    run = operators.run_readout if is_plain(tensors) else operators.readout
+    run = operators.run_readout
+    if not is_plain(tensors):
+        _require_types(_READOUT, tensors, {}, implementation)
+        run = operators.readout
     y: Tensor = run(*tensors, chunk_size, transpose, implementation)
     return y
 
@@ -220,9 +238,25 @@ def trellis_step(
         if g_k is s_k and g_v is s_v:
             g_k = g_v = None
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, g_k, g_v)
-    plain = is_plain(tensors)
-    if not plain and wants_gradient(tensors):
-        raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
-    run = operators.run_step if plain else operators.step
+    run = operators.run_step
+    if not is_plain(tensors):
+        _require_types(_STEP, tensors, {"phi": phi, "link": link, "out": out}, implementation, optional=2)
+        if wants_gradient(tensors):
+            raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
+        run = operators.step
     y: Tensor = run(*tensors, phi, link, out, phi_eps, implementation)
     return y
+
+
+def _require_types(
+    arguments_of: tuple[str, ...],
+    tensors: tuple[Tensor | None, ...],
+    names: Mapping[str, object],
+    implementation: str | None,
+    optional: int = 0,
+) -> None:
+    """Refuse what is no tensor, or no text, before torch's dispatcher sees it; the last `optional` may be None."""
+    if not torch.compiler.is_compiling():
+        given: list[tuple[str, object]] = list(zip(arguments_of, tensors, strict=True))
+        needed = len(given) - optional
+        arguments.require_types(dict(given[:needed]), dict(given[needed:]), names, implementation)
