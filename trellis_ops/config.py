@@ -123,9 +123,9 @@ class TrellisConfig:
         if self.state_budget_bytes is not None:
             self._make_int("state_budget_bytes")
         limits = ("latency_budget_us",) if self.latency_budget_us is not None else ()
-        for name in (*_POSITIVE, *limits):
+        for name in (*_POSITIVE, "init_beta", *limits):
             object.__setattr__(self, name, positive_number(name, getattr(self, name)))
-        if not positive_number("init_beta", self.init_beta) < 1.0:
+        if not self.init_beta < 1.0:
             raise SizeError(name="init_beta", value=self.init_beta, expected="a number between 0 and 1, both excluded")
 
     def _make_int(self, name: str, most: int | None = None, also: str = "") -> None:

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from codegen.errors import ImplementationError
-from codegen.extent import Extent, forward_bytes, input_bytes, require_countable, reverse_bytes
 from codegen.program import Program, Sequences
-from codegen.schedule import Schedule, segment_tokens
 from trellis_ops import dispatch, launch, memory_room, ranks, values
 from trellis_ops.arguments import Request
 from trellis_ops.memory_room import Needs
+from trellis_ops.reach import reach_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def plan(
     except TypeError:
         found = _refuse_settings(request, tensors, settings, implementation)
     if found is None:
-        found = _resolve(request(*tensors, *settings), implementation)
+        found = _resolve(request(*tensors, *settings), implementation, tensors, reverse)
         if len(_PLANS) >= MOST_PLANS:
             _PLANS.clear()
         _PLANS[key] = found
@@ -98,43 +97,21 @@ def _refuse_settings(
     raise ImplementationError(name=name, reason=f"no such implementation; choose one of {dispatch.IMPLEMENTATIONS}")
 
 
-def _resolve(request: Request, implementation: str | None) -> Plan:
+def _resolve(request: Request, implementation: str | None, tensors: tuple[Tensor | None, ...], reverse: bool) -> Plan:
     spec, program, schedule = request.spec, None, None
     if spec.problem.direction == "forward" or dispatch.has_kernel(request, implementation):
         resolution = ranks.resolution_of(request, implementation)
-        _require_countable(request, resolution.schedule)
+        # What is too large is refused before anything is compiled for it.
+        needs = reach_of(request, resolution.schedule).needs
+        if needs is not None:
+            memory_room.require(needs, tensors, reverse=reverse)
         program = dispatch.program_of(resolution, spec)
     if program is not None:
-        schedule = program.schedule
         # Another one than was resolved, if that does not compile.
-        _require_countable(request, schedule)
-    extent, kept = _extent(request, schedule)
-    sequences = launch.even_sequences(spec.problem.batch, spec.problem.tokens, kept, request.device)
-    return Plan(program, sequences, values.enabled(), kept, _needs(request, schedule, extent))
-
-
-def _require_countable(request: Request, schedule: Schedule | None) -> None:
-    if schedule is not None:
-        require_countable(request.spec, schedule, _extent(request, schedule)[0])
-
-
-def _extent(request: Request, schedule: Schedule | None) -> tuple[Extent, int]:
-    """How far a call reaches, and how many tokens lie between two states that it keeps."""
-    problem = request.spec.problem
-    kept = problem.chunk if schedule is None else segment_tokens(request.spec, schedule)
-    chunks = launch.count_chunks(problem.batch, problem.tokens, kept, request.packed)
-    sequences = problem.batch if request.packed is None else request.packed
-    return Extent(problem.batch * problem.tokens, problem.heads, sequences, chunks, -(-problem.tokens // kept)), kept
-
-
-def _needs(request: Request, schedule: Schedule | None, extent: Extent) -> Needs | None:
-    call = (request.spec, schedule, extent, request.float64)
-    is_forward = request.spec.problem.direction == "forward"
-    # Where a backward has no kernels, its forward is another call, which has a plan of its own.
-    forward = forward_bytes(*call) if is_forward or schedule is not None else {}
-    reverse = {} if is_forward else reverse_bytes(*call)
-    inputs = input_bytes(request.spec, extent, request.float64)
-    return memory_room.needs(forward, reverse, inputs, copies=schedule is not None)
+        schedule = program.schedule
+    reach = reach_of(request, schedule)
+    sequences = launch.even_sequences(spec.problem.batch, spec.problem.tokens, reach.chunk_tokens, request.device)
+    return Plan(program, sequences, values.enabled(), reach.chunk_tokens, reach.needs)
 
 
 def forget() -> None:
