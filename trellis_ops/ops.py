@@ -7,6 +7,7 @@ traces, tensors are fake or wrapped), and what that form runs directly otherwise
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def trellis_attention(
         phi_eps, chunk_size = arguments.numbers_of_call(phi_eps, chunk_size)
     if output_final_state.__class__ is not bool:
         arguments.flag("output_final_state", output_final_state)
-    s_k, s_v = (None, None) if initial_state is None else arguments.pair_of_states("initial_state", initial_state)
+    s_k, s_v = (None, None) if initial_state is None else _pair("initial_state", initial_state)
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
     if is_plain(tensors):
@@ -231,12 +232,10 @@ def trellis_step(
     q, k, v, alpha, log_beta, gamma = autocast.lower((q, k, v, alpha), (log_beta, gamma))
     if phi_eps.__class__ is not float:
         phi_eps, _ = arguments.numbers_of_call(phi_eps)
-    s_k, s_v = state if state.__class__ is tuple and len(state) == 2 else arguments.pair_of_states("state", state)
-    g_k = g_v = None
-    if gradient_state is not None:
-        g_k, g_v = arguments.pair_of_states("gradient_state", gradient_state)
-        if g_k is s_k and g_v is s_v:
-            g_k = g_v = None
+    s_k, s_v = _pair("state", state)
+    g_k, g_v = (None, None) if gradient_state is None else _pair("gradient_state", gradient_state)
+    if g_k is s_k and g_v is s_v:
+        g_k = g_v = None
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, g_k, g_v)
     run = operators.run_step
     if not is_plain(tensors):
@@ -246,6 +245,12 @@ def trellis_step(
         run = operators.step
     y: Tensor = run(*tensors, phi, link, out, phi_eps, implementation)
     return y
+
+
+def _pair(name: str, states: States) -> tuple[Any, Any]:
+    if states.__class__ is tuple and len(states) == 2:
+        return states  # What is no tensor is refused with the others.
+    return arguments.pair_of_states(name, states)
 
 
 def _require_types(
