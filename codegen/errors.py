@@ -81,6 +81,21 @@ class SizeError(TrellisError, ValueError):
     message = "{name}={value} is out of range; expected {expected}"
 
 
+class NumberTypeError(SizeError, TypeError):
+    """Something else than a number of the right kind where a size or another number belongs."""
+
+    message = "{name}={value!r} is of type {kind}; expected {expected}"
+
+
+class MemoryRoomError(TrellisError, MemoryError):
+    """A call whose results and buffers do not fit into the memory that is there."""
+
+    message = (
+        "the call needs {asked} bytes of memory ({parts}), but {device} has {there} bytes {kind}; give it fewer "
+        "tokens, sequences or heads at a time"
+    )
+
+
 class BudgetExceededError(TrellisError, ValueError):
     """A budget that no recommended slot count and chunk size fits into."""
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from codegen import backward_program
 from codegen.backends import Kernel, backend
 from codegen.device import Device
+from codegen.extent import MOST_SEGMENTS
 from codegen.legality import require_legal
 from codegen.render import template_digest
 from codegen.schedule import (
@@ -64,7 +65,6 @@ GRADIENTS = ("q", "k", "v", "alpha", "log_beta", "gamma", "states")
 
 # In variant `pair` one of the two memories has nothing to do in the first and in the last segment: many segments waste
 # little time so, but each must be worth waking a thread for.
-_MOST_SEGMENTS = 32
 _SEGMENT_TOKENS = 128
 
 
@@ -183,7 +183,7 @@ class Program:
         y: torch.Tensor,
     ) -> None:
         programs = 2 * sequences.count * q.shape[1]
-        segments = min(_MOST_SEGMENTS, max(2, sequences.most_chunks * self.spec.problem.chunk // _SEGMENT_TOKENS))
+        segments = min(MOST_SEGMENTS, max(2, sequences.most_chunks * self.spec.problem.chunk // _SEGMENT_TOKENS))
         o = S_k.new_empty(alpha.shape)
         self.kernels[0](
             *(programs, segments),

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegen.errors import SizeError, UnknownMapError
+from codegen.errors import UnknownMapError
+from codegen.scalars import positive_number
 
 MAPS: dict[str, str] = {
     "identity": "x",
@@ -39,12 +40,12 @@ class Rule:
         phi: write map, the one the inner loss is taken through.
         link: map between the two passes (the paper's f).
         out: map of the final readout.
-        phi_eps: epsilon inside ln_silu when it is `phi`; must be positive.
+        phi_eps: epsilon inside ln_silu when it is `phi`; a positive number that float32 holds.
         step_size: "head" for gamma `[H]`, "token" for gamma `[B, T, H]`.
 
     Raises:
         UnknownMapError: a map name outside `MAPS`, or a step size outside `STEP_SIZES`.
-        SizeError: `phi_eps` that is not a positive finite number.
+        SizeError: `phi_eps` that is not a positive number within float32; NumberTypeError: that is no number.
 
     Example:
         >>> Rule(phi="identity").key()
@@ -59,12 +60,12 @@ class Rule:
 
     def __post_init__(self) -> None:
         for role in ("phi", "link", "out"):
-            if getattr(self, role) not in MAPS:
-                raise UnknownMapError(role=role, name=getattr(self, role), known=", ".join(MAPS))
+            name = getattr(self, role)
+            if not isinstance(name, str) or name not in MAPS:
+                raise UnknownMapError(role=role, name=name, known=", ".join(MAPS))
         if self.step_size not in STEP_SIZES:
             raise UnknownMapError(role="step_size", name=self.step_size, known=", ".join(STEP_SIZES))
-        if not 0.0 < self.phi_eps < float("inf"):
-            raise SizeError(name="phi_eps", value=self.phi_eps, expected="a positive finite number")
+        object.__setattr__(self, "phi_eps", positive_number("phi_eps", self.phi_eps))
 
     def key(self) -> str:
         """Stable text key."""

@@ -73,7 +73,7 @@ def attention(
         before, after = (both[0], both[1]), (both[2], both[3])
         return _run(Tokens(*batch[:6]), batch[6], before, after, rule, chunk_size, first_order, wants_gates)
 
-    of_tokens, (bar_k, bar_v) = packed.run((*tokens, bar_y), (*states, *bars), cu_seqlens, run_batch)
+    of_tokens, (bar_k, bar_v) = packed.run((*tokens, bar_y), (*states, *bars), cu_seqlens, run_batch, idle=bars)
     return Tokens(*of_tokens), (bar_k, bar_v)
 
 

@@ -62,13 +62,18 @@ def device_of(device: torch.device) -> Device:
     return cpu()
 
 
+def forced_implementation(implementation: str | None) -> str | None:
+    """What a call names, or else the environment; None if neither does."""
+    return os.environ.get(VARIABLE) or None if implementation is None else implementation
+
+
 def resolve(spec: Spec, torch_device: torch.device, implementation: str | None) -> Resolution:
     """Find what serves `spec` there; `implementation`, or TRELLIS_OPS_IMPLEMENTATION, forces one.
 
     Raises:
         ImplementationError: a forced implementation that is unknown or cannot run the call.
     """
-    forced = implementation or os.environ.get(VARIABLE) or None
+    forced = forced_implementation(implementation)
     if forced is not None and forced not in IMPLEMENTATIONS:
         raise ImplementationError(name=forced, reason=f"no such implementation; choose one of {IMPLEMENTATIONS}")
     device = device_of(torch_device)
@@ -97,8 +102,8 @@ def resolve_request(request: Request, implementation: str | None) -> Resolution:
 
 def has_kernel(request: Request, implementation: str | None) -> bool:
     """Whether a kernel would serve a checked call; looks at no length and no batch, so that they may be symbolic."""
-    forced = implementation or os.environ.get(VARIABLE) or None
-    if request.float64 or forced == "eager" or request.device.type not in ("cpu", "cuda"):
+    forced = forced_implementation(implementation)
+    if request.float64 or forced not in (None, *BACKENDS) or request.device.type not in ("cpu", "cuda"):
         return False
     device = device_of(request.device)
     name = forced or _native(device)

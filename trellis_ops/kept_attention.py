@@ -31,7 +31,7 @@ def run(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if found.program is None:
         y, s_k, s_v = operators.run_attention(*call)
         return y, s_k, s_v, s_k.new_empty((0, *s_k.shape[1:])), s_v.new_empty((0, *s_v.shape[1:]))
-    sequences = operators.attention_sequences(found, *tensors, chunk_size=found.program.segment_tokens)
+    sequences = operators.attention_sequences(found, *tensors)
     arguments = (*tensors[:8], sequences)
     return launch.attention_kept(found.program, *arguments)
 
@@ -77,10 +77,10 @@ def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
     ) -> list[Tensor]:
         inputs: tuple[Any, ...] = tuple(tensors[:9])
         kept: tuple[Any, ...] = tuple(tensors[9:])
-        found = _plan(inputs, settings, implementation)
+        found = _plan(inputs, settings, implementation, reverse=True)
         sequences = found.sequences
         if inputs[8] is not None and found.program is not None:
-            sequences = launch.packed_sequences(inputs[8], inputs[0].shape[1], found.program.segment_tokens)
+            sequences = launch.packed_sequences(inputs[8], inputs[0].shape[1], found.chunk_tokens)
         # Another program than that of the forward, as after `make tune`, may need other states than were kept.
         if found.program is None or sequences.chunks != kept[0].shape[0]:
             chunk_size, outer_gradient = settings[4:]
@@ -105,8 +105,10 @@ def _parts(call: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], str
     return call[:9], call[9:-1], call[-1]
 
 
-def _plan(tensors: tuple[Any, ...], settings: tuple[Any, ...], implementation: str | None) -> Plan:
-    return plan(_request, tensors, settings, implementation)
+def _plan(
+    tensors: tuple[Any, ...], settings: tuple[Any, ...], implementation: str | None, *, reverse: bool = False
+) -> Plan:
+    return plan(_request, tensors, settings, implementation, reverse=reverse)
 
 
 def _request(*call: Any) -> Request:

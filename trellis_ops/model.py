@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codegen.errors import DtypeError, GradientError, ShapeError, SizeError
+from codegen.errors import DtypeError, GradientError, ShapeError
+from codegen.scalars import whole_number
 from trellis_ops import model_file
 from trellis_ops.config import TrellisConfig
 from trellis_ops.dispatch import device_of
@@ -164,8 +165,7 @@ class TrellisLM(nn.Module):
 
     def first_state(self, batch: int) -> TrellisState:
         """The state before the first token of `batch` sequences."""
-        if batch < 1:
-            raise SizeError(name="batch", value=batch, expected="at least 1")
+        batch = whole_number("batch", batch)
         return TrellisState(tuple(block.mixer.first_state(batch, self.embedding.weight) for block in self._blocks()))
 
     @torch.no_grad()
@@ -183,8 +183,7 @@ class TrellisLM(nn.Module):
         Stop iterating to stop early. Errors are raised here, not at the first token.
         """
         sampling = Sampling(temperature, top_k, generator)
-        if type(max_new_tokens) is not int or max_new_tokens < 0:
-            raise SizeError(name="max_new_tokens", value=max_new_tokens, expected="an int of at least 0")
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0)
         x, after = self._features(tokens, state, return_state=True)
         assert after is not None
         return self._decode(self._logits(x[:, -1]), after, max_new_tokens, sampling)

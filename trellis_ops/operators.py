@@ -55,7 +55,7 @@ def run_attention(
     tensors = (q, k, v, alpha, log_beta, gamma, S_k, S_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
     found = plan(attention_request, tensors, settings, implementation)
-    sequences = attention_sequences(found, *tensors, chunk_size=chunk_size)
+    sequences = attention_sequences(found, *tensors)
     if found.program is None:
         with autocast.off(q.device):
             y, s_k, s_v = _eager_attention(*settings)(*tensors)
@@ -74,14 +74,12 @@ def attention_sequences(
     S_k: Tensor | None,
     S_v: Tensor | None,
     cu_seqlens: Tensor | None,
-    *,
-    chunk_size: int,
 ) -> Sequences:
     """Where the sequences of a call of `trellis_attention` lie, once the checks that read data have passed."""
     sequences = found.sequences
     if cu_seqlens is not None:
         values.check_offsets(cu_seqlens, q.shape[1], stall=found.checks_values)
-        sequences = launch.packed_sequences(cu_seqlens, q.shape[1], chunk_size)
+        sequences = launch.packed_sequences(cu_seqlens, q.shape[1], found.chunk_tokens)
     if found.checks_values:
         values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v)
     return sequences

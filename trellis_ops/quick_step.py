@@ -35,7 +35,10 @@ def key_of(
 
 def known(key: Hashable | None) -> Plan | None:
     """The plan whose kernel a call with this key may be given to as it is."""
-    return plan.QUICK_PLANS.get(key)
+    try:
+        return plan.QUICK_PLANS.get(key)
+    except TypeError:
+        return None  # A list where a name belongs, say, cannot be a part of a key; the long way says so.
 
 
 def step(found: Plan, v: Tensor, *tensors: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from codegen.errors import SizeError
+from codegen.scalars import whole_number
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if not isinstance(self.temperature, Real):
             raise TypeError(f"temperature is {self.temperature!r}, but must be a number")
-        if self.top_k is not None and type(self.top_k) is not int:
-            raise TypeError(f"top_k is {self.top_k!r}, but must be an int or None")
         if not 0.0 <= self.temperature < float("inf"):
             raise SizeError(name="temperature", value=self.temperature, expected="a finite number of at least 0")
-        if self.top_k is not None and self.top_k < 1:
-            raise SizeError(name="top_k", value=self.top_k, expected="at least 1, or None")
+        if self.top_k is not None:
+            object.__setattr__(self, "top_k", whole_number("top_k", self.top_k, also=", or None"))
 
     def draw(self, logits: Tensor) -> Tensor:
         """Logits `[B, vocab]` to tokens `[B]`, int64."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from codegen.errors import DeviceMismatchError, DtypeError, ShapeError, SizeError
+from codegen.scalars import whole_number
 from trellis_ops.tokens import States
 
 
@@ -119,8 +120,7 @@ def check_state(
         raise TypeError(f"state.position is {state.position!r}, but must be an int")
     if len(state.layers) != layers:
         raise SizeError(name="number of layers in state", value=len(state.layers), expected=str(layers))
-    if not 0 <= state.position < chunk:
-        raise SizeError(name="state.position", value=state.position, expected=f"0 to {chunk - 1} in this model")
+    whole_number("state.position", state.position, chunk - 1, " in this model", least=0)
     for index, layer in enumerate(state.layers):
         found = layer.tensors()
         for name in {**shapes, **found}:

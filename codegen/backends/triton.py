@@ -32,6 +32,8 @@ _PTXAS_VARIABLE = "TRITON_PTXAS_PATH"
 _POINTER_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 _TORCH_TYPES = {"*fp32": torch.float32, "*bf16": torch.bfloat16, "*fp16": torch.float16, "*i32": torch.int32}
 _ALIGNMENT = 16
+# For AMD what is compiled without tensors takes each of them for one of at most so many bytes, and offsets for 32 bits.
+_SHORT_BYTES = 2**31 - 1 if torch.version.hip else None
 _INTEGERS = ("most_chunks", "H")
 _OFFSETS = ("cu_seqlens_ptr", "chunk_offsets_ptr")
 _TYPED_AS_INPUT = (
@@ -102,7 +104,12 @@ class CompiledKernel:
                 argument.dtype is not dtype or argument.get_device() != self.gpu or argument.data_ptr() % _ALIGNMENT
             ):
                 return False
-        return True
+        return _SHORT_BYTES is None or are_short(arguments, _SHORT_BYTES)
+
+
+def are_short(arguments: tuple[torch.Tensor | int, ...], most: int) -> bool:
+    """Whether no tensor lies in more than `most` bytes."""
+    return all(not isinstance(x, torch.Tensor) or x.untyped_storage().nbytes() <= most for x in arguments)
 
 
 def why_unavailable(device: Device) -> str | None:
