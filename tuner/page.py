@@ -16,7 +16,7 @@ from tuner import figures
 from tuner.duration import duration
 from tuner.figures import Figure
 from tuner.history import History, histories
-from tuner.studies import shown
+from tuner.storage_url import shown
 from tuner.why import why_lines
 from tuning_db import Recommendation, Record, Store, utc_now
 
