@@ -188,6 +188,10 @@ def _eager_or_raise(forced: str | None, device: Device, reason: str, notes: tupl
     return Resolution("eager", device, notes=(*notes, reason))
 
 
+# What winners did when they were to be compiled, by spec, schedule and device.
+_FAILED: dict[tuple[str, str, str], str] = {}
+
+
 def program_of(resolution: Resolution, spec: Spec) -> Program | None:
     """The compiled program of a resolution; None where eager is the answer, or the only thing left.
 
@@ -201,10 +205,35 @@ def program_of(resolution: Resolution, spec: Spec) -> Program | None:
     except TrellisError as error:
         if resolution.match is None:
             raise
+        _FAILED[_attempt(resolution, spec)] = str(error)
         warnings.warn(
             f"the winner in {resolution.match.path} does not compile, the default is used: {error}", stacklevel=2
         )
         return build(spec, _default(resolution.implementation, spec, resolution.device), resolution.device)
+
+
+def as_served(resolution: Resolution, spec: Spec) -> Resolution:
+    """`resolution`, or what `program_of` took in its place when its winner did not compile in this process."""
+    if resolution.match is None or resolution.schedule is None:
+        return resolution
+    error = _FAILED.get(_attempt(resolution, spec))
+    if error is None:
+        return resolution
+    note = f"the {resolution.origin} in {resolution.match.path} is not used: it does not compile here: {error}"
+    schedule = _default(resolution.implementation, spec, resolution.device)
+    notes = (*resolution.notes, note)
+    return replace(resolution, schedule=schedule, origin="default schedule", match=None, notes=notes)
+
+
+def forget() -> None:
+    """Read the tuning database anew, and try again what did not compile."""
+    store.cache_clear()
+    _FAILED.clear()
+
+
+def _attempt(resolution: Resolution, spec: Spec) -> tuple[str, str, str]:
+    assert resolution.schedule is not None
+    return spec.key(), resolution.schedule.key(), resolution.device.key()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from codegen.errors import BackendUnavailableError, TrellisError
 from codegen.schedule import BACKENDS
 from tuner import experiments, gpu_commands, gpu_export, record_commands, report
 from tuner.budget import DEFAULT, Budget, parse_budget
-from tuner.command import FAILED, Parser, command, command_line, print_lines, storage_of, storage_option, storage_url
+from tuner.command import FAILED, command, command_line, print_lines, program, storage_of, storage_option, storage_url
 from tuner.errors import BudgetError, PolicyError, WorkloadError
 from tuner.interruption import interruptible, stop_if_interrupted
 from tuner.offline import examine_some
@@ -189,7 +189,7 @@ def _workload(options: argparse.Namespace, device: Device) -> tuple[NamedSpec, .
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m tuner", description="Find the fastest correct kernels for this machine.")
+    parser = program("python -m tuner", "Find the fastest correct kernels for this machine.")
     commands = parser.add_subparsers(required=True, metavar="command")
     tuning = command(commands, "tune", _tune, "search every spec of the workload and keep the winners")
     _workload_options(tuning)

@@ -21,12 +21,17 @@ FAILED = 1
 """Exit code of a command that could not do what it was asked for."""
 
 
-class Parser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
     """A parser whose complaints about a command line show no password of it."""
 
     def error(self, message: str) -> NoReturn:
         """As argparse has it."""
         super().error(masked(message))
+
+
+def program(name: str, text: str) -> argparse.ArgumentParser:
+    """The parser of a program and of its commands, whose complaints show no password."""
+    return _Parser(prog=name, description=text)
 
 
 def command(

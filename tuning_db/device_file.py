@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 
 import msgspec
@@ -10,13 +11,10 @@ from tuning_db.errors import DatabaseFullError, RecordError
 from tuning_db.field_rules import shortened
 from tuning_db.recommendation import Recommendation
 from tuning_db.record import SCHEMA, Record
-from tuning_db.regular_file import read_regular
+from tuning_db.regular_file import UNREADABLE, read_regular
 
 MAX_BYTES = 16 * 2**20
 MAX_RECORDS = 20_000
-
-# msgspec's own errors are ValueErrors from 0.21 only; invalid UTF-8 and deep nesting surface as the other two.
-_UNUSABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class DeviceFile(msgspec.Struct, frozen=True):
@@ -84,7 +82,7 @@ def parse(data: bytes, device: str) -> Reading:
         if schema != SCHEMA:
             return Reading(fault=f"it has schema {_said(schema)}, this version reads schema {SCHEMA}", data=data)
         body = msgspec.json.decode(data, type=_Body)
-    except _UNUSABLE as error:
+    except UNREADABLE as error:
         return Reading(fault=f"it is not a file of this database ({_said(error)})", data=data)
     if body.device != device:
         return Reading(fault=f"it says device {_said(body.device)!r}, its name says {device!r}", data=data)
@@ -121,7 +119,7 @@ def _entries(body: _Body, data: bytes) -> Reading:
             record = msgspec.json.decode(raw, type=Record)
             if record.device != body.device:
                 raise RecordError(field="device", value=record.device, expected=repr(body.device))
-        except _UNUSABLE as error:
+        except UNREADABLE as error:
             left_out.append(f"record {index}: {_said(error)}")
         else:
             records.append(record)
@@ -131,11 +129,11 @@ def _entries(body: _Body, data: bytes) -> Reading:
         if recommendation is not None and recommendation.device != body.device:
             wrong, recommendation = recommendation.device, None
             raise RecordError(field="device", value=wrong, expected=repr(body.device))
-    except _UNUSABLE as error:
+    except UNREADABLE as error:
         left_out.append(f"recommendation: {_said(error)}")
     content = DeviceFile(tuple(records), recommendation)
     clean = without_secrets(content)
-    secrets = sum(one is not other for one, other in zip(clean.records, content.records, strict=True))
+    secrets = sum(map(operator.is_not, clean.records, content.records))
     secrets += clean.recommendation is not content.recommendation
     return Reading(clean, left_out=tuple(left_out), secrets=secrets, data=data)
 
@@ -143,7 +141,7 @@ def _entries(body: _Body, data: bytes) -> Reading:
 def without_secrets(content: DeviceFile) -> DeviceFile:
     """`content` without the passwords that records of older versions hold."""
     recommendation = None if content.recommendation is None else content.recommendation.without_secrets()
-    return DeviceFile(tuple(record.without_secrets() for record in content.records), recommendation)
+    return DeviceFile(tuple(map(Record.without_secrets, content.records)), recommendation)
 
 
 def _said(cause: object) -> str:

@@ -131,6 +131,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def without_secrets(self) -> Record:
         """This record, the passwords of URLs in its texts masked; itself if there are none."""
+        if "://" not in self.reason + self.policy + self.source:
+            return self
         texts = {name: masked(getattr(self, name)) for name in ("reason", "policy", "source")}
         # Rules of length hold still: a mask may be longer than what it hides.
         texts = {name: shortened(text) for name, text in texts.items() if text != getattr(self, name)}

@@ -6,6 +6,12 @@ import os
 import stat
 from pathlib import Path
 
+import msgspec
+
+# msgspec's own errors are ValueErrors from 0.21 only; invalid UTF-8 and deep nesting surface as the other two.
+UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What msgspec raises for bytes that are not what was expected."""
+
 
 def read_regular(path: Path, most: int, *, own: bool = False) -> bytes:
     """The first `most + 1` bytes of the regular file at `path`, so that more than `most` are one too many.
