@@ -246,8 +246,8 @@ def release_lost_trials(study: optuna.Study, storage: RDBStorage) -> int:
 
 
 def measured(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that were right and timed, fastest first."""
-    done = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    """The trials that were right and timed, fastest first; a study of several objectives has none."""
+    done = [trial for trial in trials if trial.state is TrialState.COMPLETE and len(trial.values) == 1]
     return sorted(done, key=lambda trial: trial.value or float("inf"))
 
 
