@@ -137,12 +137,12 @@ class Layer:
     def _warn(self, path: Path, reading: Reading) -> None:
         if reading.fault:
             warn_once(str(path), f"ignoring {path}: {reading.fault}; {_ADVICE[self.name]}")
+        elif reading.left_out:
+            count = f"{len(reading.left_out)} entries of {path}" if len(reading.left_out) > 1 else f"an entry of {path}"
+            warn_once(str(path), f"leaving out {count}, first {reading.left_out[0]}; {_ADVICE[self.name]}")
         elif future := [record for record in reading.content.records if is_future(record.created)]:
             dated = f"{len(future)} records in {path} are dated in the future, first {future[0].created}"
             warn_once(f"{path} dates", f"{dated}; they count as older than all others: a clock was wrong")
-        if reading.left_out:
-            count = f"{len(reading.left_out)} entries of {path}" if len(reading.left_out) > 1 else f"an entry of {path}"
-            warn_once(str(path), f"leaving out {count}, first {reading.left_out[0]}; {_ADVICE[self.name]}")
 
 
 def winners(records: Iterable[Record]) -> dict[Identity, Record]:

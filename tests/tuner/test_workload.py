@@ -91,7 +91,7 @@ def test_a_broken_workload_file_is_named(tmp_path: Path, content):
 
 
 def test_a_workload_file_that_cannot_be_read_is_named_once(tmp_path: Path):
-    for path, said in ((tmp_path / "none.yaml", "the file does not exist"), (tmp_path, "Is a directory")):
+    for path, said in ((tmp_path / "none.yaml", "the file does not exist"), (tmp_path, "not a regular file")):
         with pytest.raises(WorkloadError) as error:
             load_workload(path, "cpu")
         assert str(error.value) == f"{path}: {said}"
