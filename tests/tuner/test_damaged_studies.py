@@ -128,14 +128,10 @@ PLANTED: dict[str, tuple[str, tuple[object, ...]]] = {
 }
 
 
-class Measured(PretendingWorkers):
-    """Times made of the settings; nothing is compiled."""
-
-
 def session(folder: Path, trials: int) -> Session:
     storage = open_storage(f"sqlite:///{folder / 'studies.db'}")
     store = Store(folder / "tuning_db", folder / "shipped")
-    return Session(cpu(), "tvm", storage, store, Budget(trials=trials), Measured(0.0))
+    return Session(cpu(), "tvm", storage, store, Budget(trials=trials), PretendingWorkers(0.0))
 
 
 @pytest.fixture(scope="module")
