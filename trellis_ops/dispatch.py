@@ -196,6 +196,10 @@ def _eager_or_raise(forced: str | None, device: Device, reason: str, notes: tupl
     return Resolution("eager", device, notes=(*notes, reason))
 
 
+# What winners did when they were to be compiled, by spec, schedule and device.
+_FAILED: dict[tuple[str, str, str], str] = {}
+
+
 def program_of(resolution: Resolution, spec: Spec, implementation: str | None = None) -> Program | None:
     """The compiled program of a resolution; None where eager is the answer, or the only thing left.
 
@@ -220,6 +224,7 @@ def program_of(resolution: Resolution, spec: Spec, implementation: str | None = 
     except TrellisError as error:
         if resolution.match is None:
             raise
+        _FAILED[_attempt(resolution, spec)] = str(error)
         warnings.warn(
             f"the winner in {resolution.match.path} does not compile, the default is used: {error}", stacklevel=2
         )
@@ -229,6 +234,30 @@ def program_of(resolution: Resolution, spec: Spec, implementation: str | None = 
 @functools.cache
 def _say_eager(reason: str) -> None:
     warnings.warn(f"plain PyTorch computes in place of kernels: {reason}", stacklevel=2)
+
+
+def as_served(resolution: Resolution, spec: Spec) -> Resolution:
+    """`resolution`, or what `program_of` took in its place when its winner did not compile in this process."""
+    if resolution.match is None or resolution.schedule is None:
+        return resolution
+    error = _FAILED.get(_attempt(resolution, spec))
+    if error is None:
+        return resolution
+    note = f"the {resolution.origin} in {resolution.match.path} is not used: it does not compile here: {error}"
+    schedule = _default(resolution.implementation, spec, resolution.device)
+    notes = (*resolution.notes, note)
+    return replace(resolution, schedule=schedule, origin="default schedule", match=None, notes=notes)
+
+
+def forget() -> None:
+    """Read the tuning database anew, and try again what did not compile."""
+    store.cache_clear()
+    _FAILED.clear()
+
+
+def _attempt(resolution: Resolution, spec: Spec) -> tuple[str, str, str]:
+    assert resolution.schedule is not None
+    return spec.key(), resolution.schedule.key(), resolution.device.key()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trellis_ops import arguments, operators, ops, ranks
+from trellis_ops import arguments, dispatch, operators, ops, ranks
 from trellis_ops.arguments import Request
 
 
@@ -47,7 +47,7 @@ class Explanation:
 def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Which implementation and schedule a call would use, on which device, from which record, and why not a better one.
 
-    Nothing is compiled or run.
+    Nothing is compiled or run. Of a winner that an earlier call could not compile it says so, and what ran instead.
 
     Args:
         operator: `trellis_attention`, `memory_update`, `memory_readout` or `trellis_step`.
@@ -64,7 +64,7 @@ def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     given = dict(call.arguments)
     implementation = given.pop("implementation")
     request = _REQUESTS[operator.__name__](given)
-    found = ranks.expected_of(request, implementation)
+    found = dispatch.as_served(ranks.expected_of(request, implementation), request.spec)
     return Explanation(
         spec=request.spec.key(),
         implementation=found.implementation,

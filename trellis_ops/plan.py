@@ -118,7 +118,7 @@ def forget() -> None:
     """Drop every plan and what was read of the tuning database: after tuning, or after changing the environment."""
     _PLANS.clear()
     QUICK_PLANS.clear()
-    dispatch.store.cache_clear()
+    dispatch.forget()
 
 
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
