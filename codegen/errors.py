@@ -120,6 +120,12 @@ class LayoutError(TrellisError, ValueError):
     message = "{name} has strides {strides}; pass a contiguous copy, as .contiguous() makes one"
 
 
+class OverlapError(TrellisError, ValueError):
+    """A tensor in memory that a call also writes through another one."""
+
+    message = "{name} shares memory with {other}, which the step writes; {advice}"
+
+
 class SequenceError(TrellisError, ValueError):
     """Sequence offsets that do not describe the tokens given."""
 

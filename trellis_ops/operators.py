@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codegen.program import Sequences
 from codegen.rule import Rule
-from trellis_ops import arguments, autocast, backward, eager, gradients, launch, quick_step, values
+from trellis_ops import arguments, autocast, backward, eager, gradients, launch, overlap, quick_step, values
 from trellis_ops.plan import Plan, plan
 
 ATTENTION_TENSORS = (
@@ -29,7 +29,7 @@ _READOUT_TENSORS = "Tensor read, Tensor w, Tensor chunk_states, Tensor codes, Te
 _READOUT_SETTINGS = "int chunk_size, bool transpose, str? implementation"
 _STEP_SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor log_beta, Tensor gamma, Tensor(a!) S_k, Tensor(b!) S_v,"
-    " Tensor? G_k, Tensor? G_v, str phi, str link, str out, float phi_eps, str? implementation) -> Tensor"
+    " Tensor(c!)? G_k, Tensor(d!)? G_v, str phi, str link, str out, float phi_eps, str? implementation) -> Tensor"
 )
 
 
@@ -353,6 +353,7 @@ def run_step(
         if y is not None:
             return y
     found = plan(step_request, tensors, settings, implementation)
+    overlap.check_apart(S_k, S_v, G_k, G_v)
     if found.checks_values:
         values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v, G_k=G_k, G_v=G_v)
     if found.program is None:
@@ -385,7 +386,9 @@ def step_request(
     return arguments.step_request(q, k, v, alpha, log_beta, gamma, (S_k, S_v), (G_k, G_v), rule)
 
 
-step = torch.library.custom_op("trellis_ops::step", run_step, mutates_args=("S_k", "S_v"), schema=_STEP_SCHEMA)
+step = torch.library.custom_op(
+    "trellis_ops::step", run_step, mutates_args=("S_k", "S_v", "G_k", "G_v"), schema=_STEP_SCHEMA
+)
 
 
 @step.register_fake

@@ -23,11 +23,15 @@ class Plan:
         sequences: where the sequences of a batch lie; packed sequences have their own in every call. The chunks of a
             backward are what lies between the states that it keeps.
         checks_values: whether TRELLIS_OPS_CHECK_VALUES asked for it when the plan was made.
+        heads: B x H, the programs of a decode step.
+        state_bytes: of S_k and of S_v, contiguous and float32.
     """
 
     program: Program | None
     sequences: Sequences
     checks_values: bool
+    heads: int
+    state_bytes: tuple[int, int]
 
 
 # Whether a tensor is on the CPU is looked up and compared faster than its device.
@@ -76,7 +80,9 @@ def _resolve(request: Request, implementation: str | None) -> Plan:
         program = dispatch.program_of(ranks.resolution_of(request, implementation), request.spec)
     kept = problem.chunk if program is None or problem.direction == "forward" else program.segment_tokens
     sequences = launch.even_sequences(problem.batch, problem.tokens, kept, request.device)
-    return Plan(program, sequences, values.enabled())
+    heads = problem.batch * problem.heads
+    state_bytes = (4 * heads * problem.slots * problem.dim_k, 4 * heads * problem.slots * problem.dim_v)
+    return Plan(program, sequences, values.enabled(), heads, state_bytes)
 
 
 def forget() -> None:
