@@ -144,6 +144,12 @@ class GradientError(TrellisError, RuntimeError):
     message = "{name} has no gradient: {advice}"
 
 
+class TransformError(TrellisError, RuntimeError):
+    """A function transform, or forward-mode differentiation, of a call that has no rule for it."""
+
+    message = "{name} does not run under {transform}: {advice}"
+
+
 class ImplementationError(TrellisError, RuntimeError):
     """A forced implementation that cannot run this call."""
 

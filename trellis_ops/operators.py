@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codegen.program import Sequences
 from codegen.rule import Rule
-from trellis_ops import arguments, autocast, backward, eager, gradients, launch, overlap, quick_step, values
+from trellis_ops import arguments, autocast, backward, batching, eager, gradients, launch, overlap, quick_step, values
 from trellis_ops.plan import Plan, plan
 
 ATTENTION_TENSORS = (
@@ -188,6 +188,7 @@ def _attention_gradient(
     return pull_back
 
 
+batching.map_by_calls(attention)
 gradients.register("attention", ATTENTION_TENSORS, ATTENTION_SETTINGS, _attention_gradient, outputs=3)
 
 
@@ -262,6 +263,7 @@ def _eager_update(phi: str, phi_eps: float, chunk_size: int, implementation: str
     return forward
 
 
+batching.map_by_calls(update)
 gradients.register("update", _UPDATE_TENSORS, _UPDATE_SETTINGS, gradients.by_autograd(_eager_update), outputs=3)
 
 
@@ -318,6 +320,7 @@ def _eager_readout(chunk_size: int, transpose: bool, implementation: str | None 
     return forward
 
 
+batching.map_by_calls(readout)
 gradients.register("readout", _READOUT_TENSORS, _READOUT_SETTINGS, gradients.by_autograd(_eager_readout), outputs=1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from codegen.errors import GradientError
-from trellis_ops import autocast, kept_attention, operators
+from trellis_ops import autocast, kept_attention, operators, transforms
 from trellis_ops.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
 
@@ -78,13 +78,15 @@ def trellis_attention(
     q, k, v, alpha, log_beta, gamma = autocast.lower((q, k, v, alpha), (log_beta, gamma))
     s_k, s_v = (None, None) if initial_state is None else initial_state
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
-    settings = (phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
+    settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
     if is_plain(tensors):
-        y, s_k, s_v = operators.run_attention(*tensors, *settings)
+        y, s_k, s_v = operators.run_attention(*tensors, *settings, implementation)
+    elif transforms.differentiates("trellis_attention", tensors, implementation):
+        y, s_k, s_v = transforms.attention(*tensors, *settings)
     elif wants_gradient(tensors):
-        y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings)
+        y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings, implementation)
     else:
-        y, s_k, s_v = operators.attention(*tensors, *settings)
+        y, s_k, s_v = operators.attention(*tensors, *settings, implementation)
     return y, (s_k, s_v) if output_final_state else None
 
 
@@ -118,7 +120,10 @@ def memory_update(
     """
     w, alpha, log_beta, gamma = autocast.lower((w, alpha), (log_beta, gamma))
     tensors = (w, alpha, log_beta, gamma, initial_state)
-    run = operators.run_update if is_plain(tensors) else operators.update
+    plain = is_plain(tensors)
+    if not plain and transforms.differentiates("memory_update", tensors, implementation):
+        return transforms.update(*tensors, phi, phi_eps, chunk_size)
+    run = operators.run_update if plain else operators.update
     chunk_states, codes, final_state = run(*tensors, phi, phi_eps, chunk_size, implementation)
     return chunk_states, codes, final_state
 
@@ -154,7 +159,10 @@ def memory_readout(
     """
     read, w, log_beta, gamma = autocast.lower((read, w), (log_beta, gamma))
     tensors = (read, w, chunk_states, codes, log_beta, gamma)
-    run = operators.run_readout if is_plain(tensors) else operators.readout
+    plain = is_plain(tensors)
+    if not plain and transforms.differentiates("memory_readout", tensors, implementation):
+        return transforms.readout(*tensors, chunk_size, transpose)
+    run = operators.run_readout if plain else operators.readout
     y: Tensor = run(*tensors, chunk_size, transpose, implementation)
     return y
 
@@ -200,9 +208,12 @@ def trellis_step(
     if gradient_state is not None and g_k is state[0] and g_v is state[1]:
         g_k = g_v = None
     tensors = (q, k, v, alpha, log_beta, gamma, *state, g_k, g_v)
-    plain = is_plain(tensors)
-    if not plain and wants_gradient(tensors):
+    if is_plain(tensors):
+        return operators.run_step(*tensors, phi, link, out, phi_eps, implementation)
+    if wants_gradient(tensors):
         raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
-    run = operators.run_step if plain else operators.step
-    y: Tensor = run(*tensors, phi, link, out, phi_eps, implementation)
+    transforms.refuse("trellis_step", tensors)
+    # By keyword: torch's cache of compiled graphs does not look at schemas, and has wrong ones where G is only read.
+    settings = {"phi": phi, "link": link, "out": out, "phi_eps": phi_eps, "implementation": implementation}
+    y: Tensor = operators.step(*tensors, **settings)
     return y

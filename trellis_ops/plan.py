@@ -8,9 +8,10 @@ from operator import attrgetter
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from codegen.program import Program, Sequences
-from trellis_ops import dispatch, launch, ranks, values
+from trellis_ops import dispatch, launch, ranks, transforms, values
 from trellis_ops.arguments import Request
 
 
@@ -98,14 +99,14 @@ _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
 def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether a call on these tensors needs nothing from torch's dispatcher.
 
-    It needs the dispatcher when a gradient is wanted, when torch.compile traces, and when tensors are fake, wrapped by
-    a function transform, or watched by a dispatch mode.
+    It needs the dispatcher when a gradient is wanted, forward or reverse, when torch.compile traces, and when tensors
+    are fake, wrapped by a function transform, or watched by a dispatch mode.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None or not _PLAIN_TYPES.issuperset(map(type, tensors)):
         return False
-    return not wants_gradient(tensors)
+    return not wants_gradient(tensors) and (forward_ad._current_level < 0 or not transforms.has_tangent(tensors))
 
 
 def wants_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
