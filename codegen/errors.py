@@ -135,6 +135,12 @@ class LayoutError(TrellisError, ValueError):
     message = "{name} has strides {strides}; pass a contiguous copy, as .contiguous() makes one"
 
 
+class OverlapError(TrellisError, ValueError):
+    """A tensor in memory that a call also writes through another one."""
+
+    message = "{name} shares memory with {other}, which the step writes; {advice}"
+
+
 class SequenceError(TrellisError, ValueError):
     """Sequence offsets that do not describe the tokens given."""
 
@@ -175,6 +181,12 @@ class GradientError(TrellisError, RuntimeError):
     """A gradient was asked of an operator that has none."""
 
     message = "{name} has no gradient: {advice}"
+
+
+class TransformError(TrellisError, RuntimeError):
+    """A function transform, or forward-mode differentiation, of a call that has no rule for it."""
+
+    message = "{name} does not run under {transform}: {advice}"
 
 
 class ImplementationError(TrellisError, RuntimeError):

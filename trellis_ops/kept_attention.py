@@ -18,7 +18,7 @@ from torch.library import custom_op
 
 from codegen.rule import Rule
 from codegen.schedule import segment_tokens
-from trellis_ops import backward, dispatch, gradients, launch, operators
+from trellis_ops import backward, batching, dispatch, gradients, launch, operators
 from trellis_ops.arguments import Request
 from trellis_ops.outer_gradient import is_first_order
 from trellis_ops.plan import Plan, plan
@@ -95,6 +95,7 @@ def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
     return pull_back
 
 
+batching.map_by_calls(attention)
 gradients.register(
     "attention_kept", operators.ATTENTION_TENSORS, operators.ATTENTION_SETTINGS, _gradient, outputs=3, kept=2
 )

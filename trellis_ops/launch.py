@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from codegen.program import GRADIENTS, Program, Sequences
 from trellis_ops.tokens import States
@@ -159,7 +160,11 @@ def step(
     tokens = q.contiguous(), k.contiguous(), v.contiguous(), alpha.contiguous()
     y = torch.empty_like(tokens[2])
     gates = _float32(log_beta).contiguous(), _float32(gamma).contiguous()
-    program.step(*tokens, *gates, s_k, s_v, gradient_states, sequences.cu_seqlens, y)
+    try:
+        program.step(*tokens, *gates, s_k, s_v, gradient_states, sequences.cu_seqlens, y)
+    finally:
+        # Kernels write behind autograd's back; what it has saved of these states is gone, also if a kernel fails.
+        increment_version((s_k, s_v))
     if s_k is not S_k:
         S_k.copy_(s_k)
     if s_v is not S_v:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from codegen.errors import GradientError
-from trellis_ops import arguments, autocast, kept_attention, operators
+from trellis_ops import arguments, autocast, kept_attention, operators, transforms
 from trellis_ops.arguments import LONGEST_CHUNK
 from trellis_ops.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
@@ -97,16 +97,18 @@ def trellis_attention(
         arguments.flag("output_final_state", output_final_state)
     s_k, s_v = (None, None) if initial_state is None else _pair("initial_state", initial_state)
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
-    settings = (phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
+    settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
     if is_plain(tensors):
-        y, s_k, s_v = operators.run_attention(*tensors, *settings)
+        y, s_k, s_v = operators.run_attention(*tensors, *settings, implementation)
         return y, (s_k, s_v) if output_final_state else None
     names = {"phi": phi, "link": link, "out": out, "outer_gradient": outer_gradient}
     _require_types(_ATTENTION, tensors, names, implementation, optional=3)
-    if wants_gradient(tensors):
-        y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings)
+    if transforms.differentiates("trellis_attention", tensors, implementation):
+        y, s_k, s_v = transforms.attention(*tensors, *settings)
+    elif wants_gradient(tensors):
+        y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings, implementation)
     else:
-        y, s_k, s_v = operators.attention(*tensors, *settings)
+        y, s_k, s_v = operators.attention(*tensors, *settings, implementation)
     return y, (s_k, s_v) if output_final_state else None
 
 
@@ -145,6 +147,8 @@ def memory_update(
     run = operators.run_update
     if not is_plain(tensors):
         _require_types(_UPDATE, tensors, {"phi": phi}, implementation, optional=1)
+        if transforms.differentiates("memory_update", tensors, implementation):
+            return transforms.update(*tensors, phi, phi_eps, chunk_size)
         run = operators.update
     chunk_states, codes, final_state = run(*tensors, phi, phi_eps, chunk_size, implementation)
     return chunk_states, codes, final_state
@@ -188,6 +192,8 @@ def memory_readout(
     run = operators.run_readout
     if not is_plain(tensors):
         _require_types(_READOUT, tensors, {}, implementation)
+        if transforms.differentiates("memory_readout", tensors, implementation):
+            return transforms.readout(*tensors, chunk_size, transpose)
         run = operators.readout
     y: Tensor = run(*tensors, chunk_size, transpose, implementation)
     return y
@@ -237,13 +243,15 @@ def trellis_step(
     if g_k is s_k and g_v is s_v:
         g_k = g_v = None
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, g_k, g_v)
-    run = operators.run_step
-    if not is_plain(tensors):
-        _require_types(_STEP, tensors, {"phi": phi, "link": link, "out": out}, implementation, optional=2)
-        if wants_gradient(tensors):
-            raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
-        run = operators.step
-    y: Tensor = run(*tensors, phi, link, out, phi_eps, implementation)
+    if is_plain(tensors):
+        return operators.run_step(*tensors, phi, link, out, phi_eps, implementation)
+    _require_types(_STEP, tensors, {"phi": phi, "link": link, "out": out}, implementation, optional=2)
+    if wants_gradient(tensors):
+        raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
+    transforms.refuse("trellis_step", tensors)
+    # By keyword: torch's cache of compiled graphs does not look at schemas, and has wrong ones where G is only read.
+    settings = {"phi": phi, "link": link, "out": out, "phi_eps": phi_eps, "implementation": implementation}
+    y: Tensor = operators.step(*tensors, **settings)
     return y
 
 

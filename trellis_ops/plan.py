@@ -8,10 +8,11 @@ from operator import attrgetter
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from codegen.errors import ImplementationError
 from codegen.program import Program, Sequences
-from trellis_ops import dispatch, launch, memory_room, ranks, values
+from trellis_ops import dispatch, launch, memory_room, ranks, transforms, values
 from trellis_ops.arguments import Request
 from trellis_ops.memory_room import Needs
 from trellis_ops.reach import reach_of
@@ -28,6 +29,8 @@ class Plan:
         checks_values: whether TRELLIS_OPS_CHECK_VALUES asked for it when the plan was made.
         chunk_tokens: how many tokens lie between the starts of two chunks of `sequences`.
         needs: what the call and its reverse pass allocate, if that is much; None if it is little.
+        heads: B x H, the programs of a decode step.
+        state_bytes: of S_k and of S_v, contiguous and float32.
     """
 
     program: Program | None
@@ -35,6 +38,8 @@ class Plan:
     checks_values: bool
     chunk_tokens: int
     needs: Needs | None
+    heads: int
+    state_bytes: tuple[int, int]
 
 
 # Whether a tensor is on the CPU is looked up and compared faster than its device.
@@ -109,9 +114,11 @@ def _resolve(request: Request, implementation: str | None, tensors: tuple[Tensor
     if program is not None:
         # Another one than was resolved, if that does not compile.
         schedule = program.schedule
-    reach = reach_of(request, schedule)
-    sequences = launch.even_sequences(spec.problem.batch, spec.problem.tokens, reach.chunk_tokens, request.device)
-    return Plan(program, sequences, values.enabled(), reach.chunk_tokens, reach.needs)
+    reach, problem = reach_of(request, schedule), spec.problem
+    sequences = launch.even_sequences(problem.batch, problem.tokens, reach.chunk_tokens, request.device)
+    heads = problem.batch * problem.heads
+    state_bytes = (4 * heads * problem.slots * problem.dim_k, 4 * heads * problem.slots * problem.dim_v)
+    return Plan(program, sequences, values.enabled(), reach.chunk_tokens, reach.needs, heads, state_bytes)
 
 
 def forget() -> None:
@@ -127,14 +134,14 @@ _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
 def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether a call on these tensors needs nothing from torch's dispatcher.
 
-    It needs the dispatcher when a gradient is wanted, when torch.compile traces, and when tensors are fake, wrapped by
-    a function transform, or watched by a dispatch mode.
+    It needs the dispatcher when a gradient is wanted, forward or reverse, when torch.compile traces, and when tensors
+    are fake, wrapped by a function transform, or watched by a dispatch mode.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None or not _PLAIN_TYPES.issuperset(map(type, tensors)):
         return False
-    return not wants_gradient(tensors)
+    return not wants_gradient(tensors) and (forward_ad._current_level < 0 or not transforms.has_tangent(tensors))
 
 
 def wants_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
