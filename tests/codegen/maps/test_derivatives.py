@@ -14,7 +14,6 @@ from torch import Tensor
 from codegen import maps
 from codegen.maps import emit_torch
 from codegen.maps.registry import Map
-from tests.relative_error import assert_close
 
 Pair = tuple[Any, Callable[[Tensor], Tensor]]
 """A map as an expression of z, and as plain PyTorch."""
@@ -83,6 +82,12 @@ def arguments(scale: float) -> tuple[Tensor, Tensor, Tensor]:
     return (z * scale).requires_grad_(), a.requires_grad_(), bar
 
 
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str) -> None:
+    """Relative to what is expected, but of what is expected to be rounding errors nothing is."""
+    error = (actual - expected.detach()).norm() / (expected.detach().norm() + 1e-3)
+    assert error <= tolerance, f"{name}: relative error {error:.2e} is above {tolerance:.0e}"
+
+
 def check(of: Map, loss: Callable[[Tensor, Tensor], Tensor], scale: float, tolerance: float) -> None:
     """u, and the cotangents of z and a, of a write with that loss."""
     functions = emit_torch.functions(of)
@@ -100,6 +105,7 @@ def check(of: Map, loss: Callable[[Tensor, Tensor], Tensor], scale: float, toler
 @given(formulas, st.sampled_from([1.0, 0.1]))
 def test_random_maps(formula: Pair, scale: float) -> None:
     expression, plain = formula
+    assume(expression.row)
     z, _, bar = arguments(scale)
     y = plain(z)
     assume(bool((y.detach().abs() < 1e3).all()))
@@ -145,4 +151,4 @@ def test_kinks_follow_autograd(formula: Any, plain: Callable[[Tensor], Tensor]) 
     z = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
     bar = arguments(1.0)[2][:2, :4]
     (expected,) = torch.autograd.grad(plain(z), z, bar)
-    assert_close(emit_torch.functions(Map("kink", formula))["pull_back"](z.detach(), bar, 1e-2), expected, 1e-12)
+    assert_close(emit_torch.functions(Map("kink", formula))["pull_back"](z.detach(), bar, 1e-2), expected, 1e-12, "z")
