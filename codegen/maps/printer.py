@@ -58,8 +58,8 @@ class Printer:
         return self.number(float(number))
 
     def _sum(self, x: Expr) -> str:
-        """Positive terms first."""
-        first, *rest = sorted(x.args, key=lambda term: coefficient(term)[0] < 0)
+        """Positive terms first, constants last."""
+        first, *rest = sorted(x.args, key=lambda term: (coefficient(term)[0] < 0, term in (WIDTH, eps)))
         text = self._text(first, _ADD)
         for term in rest:
             number, positive = coefficient(term)
@@ -70,7 +70,9 @@ class Printer:
         number, rest = coefficient(x)
         if number == -1:
             return f"-{self._text(rest, _MUL)}", _ADD
-        return " * ".join(self._text(factor, _MUL) for factor in x.args), _MUL
+        # What a constant begins with, Triton's interpreter takes for a constant.
+        factors = sorted(x.args, key=lambda factor: factor in (WIDTH, eps))
+        return " * ".join(self._text(factor, _MUL) for factor in factors), _MUL
 
     def _power(self, x: Expr) -> tuple[str, int]:
         (base,), exponent = x.args, Fraction(x.number)
@@ -83,5 +85,5 @@ class Printer:
         if exponent == Fraction(1, 2):
             return self.functions["sqrt"](self._text(base, 0)), _LEAF
         if exponent == Fraction(-1, 2):
-            return self.functions["rsqrt"](self._text(base, 0)), _LEAF
+            return self.functions["rsqrt"](self._text(base, 0)), _MUL
         return self.functions["power"](self._text(base, 0), self._number(exponent)), _LEAF

@@ -13,6 +13,7 @@ from codegen.maps.expression import (
     Expr,
     add,
     base_of,
+    coefficient,
     exact,
     input_row,
     make,
@@ -24,7 +25,7 @@ from codegen.maps.expression import (
     replaced,
     transformed,
 )
-from codegen.maps.functions import DEFINITIONS, VANISHING
+from codegen.maps.functions import DEFINITIONS
 from codegen.maps.simplify import gathered
 
 _NAMES = {"silu": "s", "sigmoid": "sigma", "exp": "weight", "tanh": "tanh", "log": "log", "sign": "sign", "abs": "size"}
@@ -172,18 +173,24 @@ def _rooted(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
 
 
 def _grouped(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
-    """The scalar factors of a row as one named scalar."""
+    """The scalar factors of a row as one named scalar, and the scalar terms of a sum of rows."""
 
     def change(node: Expr) -> Expr | None:
-        if node.op != "mul" or not node.row:
+        if node.op not in ("add", "mul") or not node.row:
             return None
-        scalars = [factor for factor in node.args if not factor.row and factor.op != "number"]
-        if len(scalars) < 2 and not any(factor.op == "pow" for factor in scalars):
+        scalars = [arg for arg in node.args if not arg.row and arg.op != "number"]
+        if len(scalars) < 2 and all(arg.op in ("named", "symbol") or _is_reduction(arg) for arg in scalars):
             return None
-        rest = [factor for factor in node.args if factor not in scalars]
-        return mul(named("scale", mul(*scalars)), *rest)
+        rest = [arg for arg in node.args if arg not in scalars]
+        if node.op == "mul":
+            return mul(named("scale", mul(*scalars)), *rest)
+        return add(named("shift", add(*scalars)), *rest)
 
     return _each(roots, change)
+
+
+def _is_reduction(term: Expr) -> bool:
+    return coefficient(term)[1].op in REDUCTIONS
 
 
 def _paired(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
@@ -276,6 +283,8 @@ class _Namer:
             return True
         if value.op in REDUCTIONS or (node.op == "named" and (self.uses[node] > 1 or _is_long(value))):
             return True
+        if node.op == "add" and node.row and len(node.args) > 3 and node not in self.roots:
+            return True
         if node.op == "compare" or (node.op == "mul" and len(node.args) == 2 and node.args[0].op == "number"):
             return False
         return node.op != "named" and (self.uses[node] > 1 or (node in self.powers and node.op != "pow"))
@@ -313,27 +322,8 @@ def _name_of(node: Expr, value: Expr) -> str:
     if value.op in REDUCTIONS:
         of = value.args[0]
         factors = [base_of(factor) for factor in (of.args if of.op == "mul" else (of,))]
-        tag = "_".join(str(base.value) for base, k in factors for _ in range(int(k)) if base.op == "input")
-        return f"{'largest' if value.op == 'max' else value.op}_{tag}" if tag and len(tag) <= 24 else f"{value.op}_of"
+        tag = "_".join(f"{base.value}{'_squared' if k == 2 else ''}" for base, k in factors if base.op == "input")
+        return f"{'largest' if value.op == 'max' else value.op}_{tag}" if tag and len(tag) <= 28 else f"{value.op}_of"
     if value.op == "add" and mul(-1, input_row("a")) in value.args and len(value.args) == 2:
         return "e"
     return "part" if node.row else "factor"
-
-
-def vanishes(x: Expr, zero: frozenset[str]) -> bool:
-    """Whether x is 0 wherever the rows called `zero` are."""
-    if x.op == "input":
-        return str(x.value) in zero
-    if x.op == "number":
-        return x.value == 0
-    if x.op == "add":
-        return all(vanishes(arg, zero) for arg in x.args)
-    if x.op == "mul":
-        return any(vanishes(arg, zero) for arg in x.args)
-    if x.op == "pow":
-        return x.number > 0 and vanishes(x.args[0], zero)
-    if x.op == "call":
-        return x.value in VANISHING and vanishes(x.args[0], zero)
-    if x.op == "where":
-        return vanishes(x.args[1], zero) and vanishes(x.args[2], zero)
-    return False
