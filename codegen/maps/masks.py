@@ -28,15 +28,16 @@ def vanishes(x: Expr, zero: Collection[str]) -> bool:
     return False
 
 
-def masked_names(made: Program, inputs: Iterable[str]) -> frozenset[str]:
+def masked_names(made: Program, inputs: Iterable[str], results: bool = True) -> frozenset[str]:
     """The definitions and outputs to be set to 0 in the padding, where the `inputs` are 0.
 
     A row is masked where it is defined, if sums or results then need no mask of their own; else they are. A "max" is
-    never named: its padding must hold minus infinity.
+    never named: its padding must hold minus infinity. Without `results` only sums matter.
     """
     zero, masked = set(inputs), set[str]()
     takers = [each.value.args[0] for each in made.definitions if each.value.op in ("sum", "mean")]
-    takers += [x for x in made.outputs.values() if x.row]
+    outputs = made.outputs if results else {}
+    takers += [x for x in outputs.values() if x.row]
     for each in made.definitions:
         if each.row and not vanishes(each.value, zero):
             if not any(vanishes(x, {*zero, each.name}) and not vanishes(x, zero) for x in takers):
@@ -46,4 +47,4 @@ def masked_names(made: Program, inputs: Iterable[str]) -> frozenset[str]:
             masked.add(each.name)
         if each.row:
             zero.add(each.name)
-    return frozenset(masked | {name for name, x in made.outputs.items() if not vanishes(x, zero)})
+    return frozenset(masked | {name for name, x in outputs.items() if not vanishes(x, zero)})

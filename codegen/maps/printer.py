@@ -20,6 +20,7 @@ class Printer:
         leaf: what an input, or a name of the program, is called.
         number: how a constant is written.
         width, eps: texts of the two symbols.
+        minus: what makes a product negative.
     """
 
     functions: Mapping[str, Callable[..., str]]
@@ -27,6 +28,7 @@ class Printer:
     number: Callable[[float], str] = repr
     width: str = "WIDTH"
     eps: str = "eps"
+    minus: str = "-"
 
     def __call__(self, x: Expr) -> str:
         """The text of x, a value of a program; reductions are for the emitter to write."""
@@ -69,7 +71,7 @@ class Printer:
     def _product(self, x: Expr) -> tuple[str, int]:
         number, rest = coefficient(x)
         if number == -1:
-            return f"-{self._text(rest, _MUL)}", _ADD
+            return f"{self.minus}{self._text(rest, _MUL)}", _ADD
         # What a constant begins with, Triton's interpreter takes for a constant.
         factors = sorted(x.args, key=lambda factor: factor in (WIDTH, eps))
         return " * ".join(self._text(factor, _MUL) for factor in factors), _MUL

@@ -281,7 +281,9 @@ class _Namer:
             return False
         if node in self.apart and node.op != "compare":
             return True
-        if value.op in REDUCTIONS or (node.op == "named" and (self.uses[node] > 1 or _is_long(value))):
+        if value.op in REDUCTIONS:
+            return True
+        if node.op == "named" and (self.uses[node] > 1 or _is_long(value) or not node.row):
             return True
         if node.op == "add" and node.row and len(node.args) > 3 and node not in self.roots:
             return True
