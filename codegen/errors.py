@@ -243,3 +243,9 @@ class CudaDriverError(TrellisError, RuntimeError):
     """A call that the CUDA driver refused."""
 
     message = "the CUDA driver refused {call} for {subject}: {name} ({code}), {text}"
+
+
+class MapTextError(TrellisError, ValueError):
+    """A text that is no map and no loss."""
+
+    message = "{text!r} is no map or loss: {reason}"

@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from codegen.cache_folder import cache_folder, is_shared, say_exposed
@@ -38,6 +40,9 @@ KERNELS = (
 """Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+
+_EMITTERS = {"triton": "emit_triton", "tvm": "emit_tvm"}
+"""The module of codegen.maps that writes what the templates of a folder call `derived`."""
 
 _REFERENCE = re.compile(r"""\{%[-+]?\s*(?:import|from|include|extends)\s+["']([^"']+)["']""")
 
@@ -83,6 +88,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
                 device=device,
                 READOUT_EPS=READOUT_EPS,
                 VECTORS_PER_ROW=VECTORS_PER_ROW,
+                derived=_derived(folder_of(schedule.backend, device)),
                 **_block(kernel, spec, schedule, device),
             )
         )
@@ -98,6 +104,12 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
 def folder_of(backend: str, device: Device) -> str:
     """The folder of templates for that backend and device: TVM's kernels for GPUs have nothing of those for CPUs."""
     return "tvm_cuda" if backend == "tvm" and device.kind == "cuda" else backend
+
+
+def _derived(folder: str) -> ModuleType | None:
+    """What writes the maps of a rule in the language of a folder of templates."""
+    emitter = _EMITTERS.get(folder)
+    return None if emitter is None else importlib.import_module(f"codegen.maps.{emitter}")
 
 
 def _block(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, Block]:
