@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable
@@ -126,7 +127,7 @@ def _registered(name: str, expression: Expr, is_loss: bool) -> Map:
     return made
 
 
-def find(name: str) -> Map:
+def find(name: str | Map) -> Map:
     """The map of that name, definition or key.
 
     Raises:
@@ -155,16 +156,16 @@ def find(name: str) -> Map:
     raise MapTextError(text=name, reason=_TAKEN)
 
 
-def named_map(role: str, name: str) -> Map:
+def named_map(role: str, name: object) -> Map:
     """The map that a rule has in a role.
 
     Raises:
         UnknownMapError: nothing has that name, or a loss is to read.
     """
-    try:
-        found = find(name)
-    except KeyError:
-        found = None
+    found = None
+    if isinstance(name, str | Map):
+        with contextlib.suppress(KeyError):
+            found = find(name)
     if found is None or (found.is_loss and role != "phi"):
         known = [*MAPS, *(each for each, made in _DEFINED.items() if each == made.name and not made.is_loss)]
         raise UnknownMapError(role=role, name=name, known=", ".join(known)) from None
