@@ -48,7 +48,7 @@ scaling: .venv/installed-test
 
 # Write report.html: the winners, and the searches behind them.
 report: .venv/installed-tune
-	@$(VENV)/python -m tuner report $(if $(STORAGE),--storage '$(STORAGE)') $(ARGS)
+	@$(VENV)/python -m tuner report $(ARGS)
 
 # Compile the GPU kernels without a GPU, and say what they need; fails where a default does not fit, or spills.
 gpu-check: .venv/installed-tune
@@ -75,7 +75,7 @@ gpu-prepare: .venv/installed-tune
 
 # Look at the studies while they grow, with optuna-dashboard on http://127.0.0.1:8080.
 dashboard: .venv/installed-dashboard
-	@$(VENV)/python -m tuner dashboard $(if $(STORAGE),--storage '$(STORAGE)') $(ARGS)
+	@$(VENV)/python -m tuner dashboard $(ARGS)
 
 # Print the generated source of a kernel: make show KERNEL=memory_update BACKEND=triton.
 show: .venv/installed-tune
@@ -101,8 +101,13 @@ clean-cache: .venv/installed-tune
 # What the campaign imports that a machine with torch may lack.
 gpu_packages = msgspec filelock platformdirs pyyaml
 
+# By the environment: any user can read a command line, and the URL may hold a password.
+ifneq ($(STORAGE),)
+export TRELLIS_OPS_STORAGE = $(STORAGE)
+endif
+
 tune_options = $(if $(WORKLOAD),--workload '$(WORKLOAD)') $(if $(SPEC),--spec '$(SPEC)') \
-	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(STORAGE),--storage '$(STORAGE)')
+	$(if $(BUDGET),--budget '$(BUDGET)')
 
 # What its user has tuned or set must not decide whether a test passes.
 undisturbed = env -u TRELLIS_OPS_IMPLEMENTATION -u TRELLIS_OPS_CHECK_VALUES \

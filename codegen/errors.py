@@ -81,6 +81,21 @@ class SizeError(TrellisError, ValueError):
     message = "{name}={value} is out of range; expected {expected}"
 
 
+class NumberTypeError(SizeError, TypeError):
+    """Something else than a number of the right kind where a size or another number belongs."""
+
+    message = "{name}={value!r} is of type {kind}; expected {expected}"
+
+
+class MemoryRoomError(TrellisError, MemoryError):
+    """A call whose results and buffers do not fit into the memory that is there."""
+
+    message = (
+        "the call needs {asked} bytes of memory ({parts}), but {device} has {there} bytes {kind}; give it fewer "
+        "tokens, sequences or heads at a time"
+    )
+
+
 class BudgetExceededError(TrellisError, ValueError):
     """A budget that no recommended slot count and chunk size fits into."""
 
@@ -120,6 +135,12 @@ class LayoutError(TrellisError, ValueError):
     message = "{name} has strides {strides}; pass a contiguous copy, as .contiguous() makes one"
 
 
+class OverlapError(TrellisError, ValueError):
+    """A tensor in memory that a call also writes through another one."""
+
+    message = "{name} shares memory with {other}, which the step writes; {advice}"
+
+
 class SequenceError(TrellisError, ValueError):
     """Sequence offsets that do not describe the tokens given."""
 
@@ -132,10 +153,40 @@ class ValueCheckError(TrellisError, ValueError):
     message = "{name} {problem} (first at index {index}, value {value})"
 
 
+class TokenError(TrellisError, IndexError):
+    """A token id outside the vocabulary."""
+
+    message = "tokens hold {token} at {index}; the vocabulary has {vocab} tokens, 0 to {last}"
+
+
+class IrregularFileError(TrellisError, OSError):
+    """A pipe, a device, a folder or a socket where a file is expected."""
+
+    message = "{path} is {kind}, not a regular file; move it away, or name another path"
+
+
+class FileWriteError(TrellisError, OSError):
+    """A file that could not be written."""
+
+    message = "cannot write {path}: {reason}; what stood there is kept. Free space, or name a path that can be written"
+
+
+class ModelFileError(TrellisError, ValueError):
+    """A file that holds no model of this project."""
+
+    message = "{path} holds no model that TrellisLM.save wrote: {problem}"
+
+
 class GradientError(TrellisError, RuntimeError):
     """A gradient was asked of an operator that has none."""
 
     message = "{name} has no gradient: {advice}"
+
+
+class TransformError(TrellisError, RuntimeError):
+    """A function transform, or forward-mode differentiation, of a call that has no rule for it."""
+
+    message = "{name} does not run under {transform}: {advice}"
 
 
 class ImplementationError(TrellisError, RuntimeError):
@@ -192,3 +243,9 @@ class CudaDriverError(TrellisError, RuntimeError):
     """A call that the CUDA driver refused."""
 
     message = "the CUDA driver refused {call} for {subject}: {name} ({code}), {text}"
+
+
+class MapTextError(TrellisError, ValueError):
+    """A text that is no map and no loss."""
+
+    message = "{text!r} is no map or loss: {reason}"

@@ -15,6 +15,7 @@ from codegen.exported import MANIFEST, VERSION, Manifest, Part, read_manifest
 from codegen.kernels.build import parts
 from codegen.kernels.launches import kernels_of
 from codegen.legality import require_legal
+from codegen.ownership import write_own
 from codegen.render import folder_of, render, template_digest
 from codegen.schedule import Schedule
 from codegen.spec import Spec
@@ -64,11 +65,14 @@ def templates_digest(schedule: Schedule, device: Device) -> str:
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Put `files` there, the manifest last, and then take away what was there: at any time one of the two is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in _files_of_before(folder):
-        old.unlink(missing_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    old = _files_of_before(folder)
+    for name, content in sorted(files.items(), key=lambda each: each[0] == MANIFEST):
+        write_own(folder / name, content)
+    for path in old:
+        if path.name not in files:
+            path.unlink(missing_ok=True)
 
 
 def _files_of_before(folder: Path) -> list[Path]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -21,6 +22,7 @@ from codegen.cuda_launch import LaunchPlan
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, ExportError, TrellisError
 from codegen.kernels.operator import CompiledOperator
+from codegen.ownership import read_regular, why_written_by_others
 from codegen.schedule import Schedule, Value, from_settings
 from codegen.spec import Spec, spec_of_key
 
@@ -28,6 +30,13 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
+
+_Name = msgspec.Meta(pattern=r"^[A-Za-z0-9_]+\Z", max_length=128)
+"""Of what becomes a part of a path, or of a command: a letter, digit or underscore at every place."""
+
+_MOST_BYTES = 2**26
+"""Of one file of an exported program; they have some tens of thousands."""
+
 VERSION = 1
 """Of the manifest's form."""
 
@@ -43,7 +52,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     kernel: str
-    file: str
+    file: Annotated[str, _Name]
     source_digest: str
     plan: LaunchPlan
 
@@ -65,7 +74,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: str
     backend: str
     schedule: dict[str, Value]
-    arch: str
+    arch: Annotated[str, _Name]
     templates: str
     toolchain: dict[str, str]
     parts: tuple[Part, ...]
@@ -111,11 +120,10 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ExportError: nothing that this version can run.
     """
-    path = folder / MANIFEST
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ExportError(path=folder, reason=error) from error
+        manifest = msgspec.json.decode(_content(folder / MANIFEST), type=Manifest)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ExportError(path=folder, reason=f"{MANIFEST} is none of this project ({error})") from error
     if manifest.version != VERSION:
         raise ExportError(path=folder, reason=f"its form is version {manifest.version}, not {VERSION}")
     return manifest
@@ -177,17 +185,29 @@ def image_of(folder: Path, part: Part, arch: str) -> bytes:
     """The machine code of a kernel: as it lies in the folder, or compiled here.
 
     Raises:
-        ExportError: the kernel's source is missing or was changed.
+        ExportError: the kernel's source is missing or was changed, or others could have written one of the files.
         BackendUnavailableError, CompileError: there is no machine code, and nvcc is missing or refused the source.
     """
     source, code = (folder / f"{part.file}{suffix}" for suffix in (".cu", ".cubin"))
+    text = _content(source)
+    if hashlib.sha256(text).hexdigest() != part.source_digest:
+        raise ExportError(path=folder, reason=f"{source.name} is not the source that the manifest describes")
+    return _content(code) if os.path.lexists(code) else nvcc.cubin_of(text.decode(), source, arch)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file of an export, which nobody else may write to; whose it is, is for whoever names the folder.
+
+    Raises:
+        ExportError: it cannot be read, or others may write to it or to a folder above it.
+    """
+    writers = why_written_by_others(path)
+    if writers is not None:
+        raise ExportError(path=path.parent, reason=f"{writers}, and a kernel of theirs would run (chmod go-w)")
     try:
-        text = source.read_text()
-        if hashlib.sha256(text.encode()).hexdigest() != part.source_digest:
-            raise ExportError(path=folder, reason=f"{source.name} is not the source that the manifest describes")
-        return code.read_bytes() if code.exists() else nvcc.cubin_of(text, source, arch)
+        return read_regular(path, _MOST_BYTES)
     except OSError as error:
-        raise ExportError(path=folder, reason=error) from error
+        raise ExportError(path=path.parent, reason=f"{path.name}: {error.strerror or error}") from error
 
 
 @functools.cache

@@ -7,20 +7,25 @@ a name that its content decides, only if it is not there yet. Jinja is imported 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-import os
+import importlib
 import re
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
+from codegen.cache_folder import cache_folder, is_shared, say_exposed
 from codegen.cuda_block import Block, block_of
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError
+from codegen.interruption import uninterrupted
 from codegen.kernels import signatures, text
+from codegen.ownership import make_own, read_own, write_own
+from codegen.process_folder import process_folder
 from codegen.rule import READOUT_EPS
 from codegen.schedule import VECTORS_PER_ROW, Schedule, TvmSchedule
 from codegen.spec import Spec, next_power_of_two
@@ -33,6 +38,9 @@ KERNELS = tuple(signatures.KERNELS)
 
 PACKAGE = Path(__file__).resolve().parent
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+
+_EMITTERS = {"triton": "emit_triton", "tvm": "emit_tvm"}
+"""The module of codegen.maps that writes what the templates of a folder call `derived`."""
 
 _REFERENCE = re.compile(r"""\{%[-+]?\s*(?:import|from|include|extends)\s+["']([^"']+)["']""")
 
@@ -61,7 +69,8 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
         UnknownKernelError: no template has that name.
         TemplateError: the template does not render; the message names the file and line.
     """
-    import jinja2
+    with uninterrupted():
+        import jinja2
 
     _require_kernel(kernel)
     name = f"{folder_of(schedule.backend, device)}/{kernel}.py.j2"
@@ -77,8 +86,9 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
                 device=device,
                 READOUT_EPS=READOUT_EPS,
                 VECTORS_PER_ROW=VECTORS_PER_ROW,
+                derived=_derived(folder_of(schedule.backend, device)),
                 **_block(kernel, spec, schedule, device),
-                **text.of_kernel(kernel, spec, schedule),
+                **text.of_kernel(kernel, spec, schedule, device),
             )
         )
     except jinja2.TemplateError as error:
@@ -95,13 +105,22 @@ def folder_of(backend: str, device: Device) -> str:
     return "tvm_cuda" if backend == "tvm" and device.kind == "cuda" else backend
 
 
+def _derived(folder: str) -> ModuleType | None:
+    """What writes the maps of a rule in the language of a folder of templates."""
+    emitter = _EMITTERS.get(folder)
+    return None if emitter is None else importlib.import_module(f"codegen.maps.{emitter}")
+
+
 def _block(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, Block]:
     if device.kind != "cuda" or not isinstance(schedule, TvmSchedule):
         return {}
     return {"block": block_of(kernel, spec.problem, schedule)}
 
 
-EMITTERS = ("kernels/launches.py", "kernels/signatures.py", "kernels/text.py", "cuda_block.py")
+EMITTERS = (
+    *("kernels/launches.py", "kernels/signatures.py", "kernels/text.py", "cuda_block.py", "rule.py"),
+    *sorted(f"maps/{path.name}" for path in (PACKAGE / "maps").glob("*.py")),
+)
 """Python that decides what a rendered kernel says, or which kernels are launched; part of every digest."""
 
 
@@ -123,16 +142,6 @@ def template_digest(folder: str, kernels: tuple[str, ...]) -> str:
 def _referenced(name: str) -> list[str]:
     # By pattern, as Jinja itself would have to be imported for it, in every process that only looks a kernel up.
     return _REFERENCE.findall((TEMPLATES / name).read_text())
-
-
-def cache_folder() -> Path:
-    """Where all that can be made again lives: TRELLIS_OPS_CACHE, or the user's cache folder."""
-    configured = os.environ.get("TRELLIS_OPS_CACHE")
-    if configured:
-        return Path(configured)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("trellis-ops"))
 
 
 def generated_folder() -> Path:
@@ -188,26 +197,30 @@ def _require_kernel(kernel: str) -> None:
 
 
 def _written(path: Path, text: str) -> Path:
-    """`text` in the file `path`; in a folder of this process, and a warning, if that cannot be written."""
+    """`text` in the file `path`; in a folder of this process, after a warning, if that cannot be written or trusted."""
     try:
-        _write_if_different(path, text)
-        return path
+        exposed = make_own(path.parent)
+        if exposed is None:
+            _write_if_different(path, text)
+            return path
+        if not is_shared():
+            say_exposed(exposed)
     except OSError as error:
-        elsewhere = Path(_folder_of_this_process(f"{path.parent}: {error.strerror}").name) / path.name
-        _write_if_different(elsewhere, text)
-        return elsewhere
+        _say_not_kept(f"{path.parent}: {error.strerror or error}")
+    elsewhere = process_folder() / path.name
+    _write_if_different(elsewhere, text)
+    return elsewhere
 
 
 @functools.cache
-def _folder_of_this_process(reason: str) -> tempfile.TemporaryDirectory[str]:
+def _say_not_kept(reason: str) -> None:
     warnings.warn(f"generated sources cannot be kept in {reason}; each process makes its own", stacklevel=2)
-    return tempfile.TemporaryDirectory(prefix="trellis-ops-", ignore_cleanup_errors=True)
 
 
 def _write_if_different(path: Path, text: str) -> None:
-    if path.exists() and path.read_text() == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as handle:
-        handle.write(text)
-    os.replace(handle.name, path)
+    content = text.encode()
+    # Whatever else lies there, or cannot be read, is replaced.
+    with contextlib.suppress(OSError):
+        if read_own(path, len(content)) == content:
+            return
+    write_own(path, content)

@@ -13,16 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegen.errors import SizeError, UnknownMapError
+from codegen.errors import UnknownMapError
+from codegen.maps import registry
+from codegen.scalars import positive_number
 
-MAPS: dict[str, str] = {
-    "identity": "x",
-    "silu": "x * sigmoid(x)",
-    "ln_silu": "(s - mean s) / sqrt(var s + eps), s = silu(x), biased variance",
-    "l2_silu": "s / max(||s||_2, 1e-6), s = silu(x)",
-    "softmax": "exp(x) / sum exp(x)",
-}
-"""Every map by name, with its formula. A map acts on the last axis and has no parameters of its own."""
+MAPS: dict[str, str] = {name: made.formula for name, made in registry.MAPS.items()}
+"""Every map that comes along, by name with its formula. A map acts on the last axis and has no parameters."""
 
 READOUT_EPS = 1e-6
 """Epsilon of ln_silu where it is used as `link` or `out`; as `phi` it is the rule's `phi_eps`."""
@@ -36,15 +32,20 @@ class Rule:
     """What one two-pass memory computes (arXiv 2512.23852, section 3.2).
 
     Attributes:
-        phi: write map, the one the inner loss is taken through.
+        phi: write map, the one the inner loss is taken through; or that loss itself, of z and alpha.
         link: map between the two passes (the paper's f).
         out: map of the final readout.
-        phi_eps: epsilon inside ln_silu when it is `phi`; must be positive.
+
+            Each is a name in `MAPS` or one that `codegen.maps.define` was given, or what it returned, or a definition
+            such as "cubic(z) = z ** 3"; it is kept as a name in `MAPS` or as a definition.
+
+        phi_eps: epsilon inside ln_silu when it is `phi`; a positive number that float32 holds.
         step_size: "head" for gamma `[H]`, "token" for gamma `[B, T, H]`.
 
     Raises:
-        UnknownMapError: a map name outside `MAPS`, or a step size outside `STEP_SIZES`.
-        SizeError: `phi_eps` that is not a positive finite number.
+        UnknownMapError: a name that no map has, a loss that is to read, or a step size outside `STEP_SIZES`.
+        MapTextError: a definition that is none.
+        SizeError: `phi_eps` that is not a positive number within float32; NumberTypeError: that is no number.
 
     Example:
         >>> Rule(phi="identity").key()
@@ -59,16 +60,12 @@ class Rule:
 
     def __post_init__(self) -> None:
         for role in ("phi", "link", "out"):
-            if getattr(self, role) not in MAPS:
-                raise UnknownMapError(role=role, name=getattr(self, role), known=", ".join(MAPS))
+            object.__setattr__(self, role, str(registry.named_map(role, getattr(self, role))))
         if self.step_size not in STEP_SIZES:
             raise UnknownMapError(role="step_size", name=self.step_size, known=", ".join(STEP_SIZES))
-        if not 0.0 < self.phi_eps < float("inf"):
-            raise SizeError(name="phi_eps", value=self.phi_eps, expected="a positive finite number")
+        object.__setattr__(self, "phi_eps", positive_number("phi_eps", self.phi_eps))
 
     def key(self) -> str:
-        """Stable text key."""
-        return (
-            f"trellis(phi={self.phi},phi_eps={self.phi_eps!r},link={self.link},"
-            f"out={self.out},step_size={self.step_size})"
-        )
+        """Stable text key, in which a user's map is its name and a digest of its formula."""
+        phi, link, out = (registry.find(name).key for name in (self.phi, self.link, self.out))
+        return f"trellis(phi={phi},phi_eps={self.phi_eps!r},link={link},out={out},step_size={self.step_size})"

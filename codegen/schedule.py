@@ -195,7 +195,8 @@ def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
         reason = "missing" if name in allowed else "unknown field"
         raise ScheduleFieldError(field=name, value=settings.get(name), backend=backend, reason=reason)
     for name, value in settings.items():
-        if isinstance(value, bool) or value not in allowed[name]:
+        # Of one type too: 16.0 == 16 and True == 1, but a template writes them otherwise.
+        if not any(type(value) is type(each) and value == each for each in allowed[name]):
             reason = f"expected one of {allowed[name]}"
             raise ScheduleFieldError(field=name, value=value, backend=backend, reason=reason)
     return kind(**settings)  # type: ignore[arg-type]

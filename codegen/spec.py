@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from codegen.errors import DtypeError, SizeError, SpecKeyError, UnknownKernelError
+from codegen.errors import DtypeError, SpecKeyError, UnknownKernelError
 from codegen.rule import Rule
+from codegen.scalars import is_symbolic, whole_number
 
 OPERATORS = (
     "trellis_attention",
@@ -30,6 +31,14 @@ include a forward that keeps what they need."""
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_DIM = 256
 MAX_SLOTS = 256
+_SIZES = (
+    *(("dim_k", MAX_DIM), ("dim_v", MAX_DIM), ("slots", MAX_SLOTS)),
+    *((name, None) for name in ("batch", "tokens", "heads", "chunk")),
+)
+"""The fields of a problem that are numbers, each with the most that it may be."""
+
+CHUNKS_AS_GIVEN = 1024
+"""A chunk of up to so many tokens is compiled as it is given, however short the sequences are."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Problem:
         direction: one of `DIRECTIONS`.
 
     Raises:
-        UnknownKernelError, DtypeError, SizeError: a field outside its range.
+        UnknownKernelError, DtypeError, SizeError: a field outside its range; NumberTypeError: a size that is no int.
     """
 
     operator: str = "trellis_attention"
@@ -70,12 +79,11 @@ class Problem:
             raise UnknownKernelError(name=self.direction, known=", ".join(DIRECTIONS))
         if self.dtype not in DTYPES:
             raise DtypeError(name="problem", dtype=self.dtype, expected=" or ".join(DTYPES))
-        for name, most in (("dim_k", MAX_DIM), ("dim_v", MAX_DIM), ("slots", MAX_SLOTS)):
-            if not 1 <= getattr(self, name) <= most:
-                raise SizeError(name=name, value=getattr(self, name), expected=f"1 to {most}")
-        for name in ("batch", "tokens", "heads", "chunk"):
-            if getattr(self, name) < 1:
-                raise SizeError(name=name, value=getattr(self, name), expected="at least 1")
+        for name, most in _SIZES:
+            value = getattr(self, name)
+            # A symbolic size that were made an int would have torch.compile compile again for every other one.
+            if not is_symbolic(value):
+                object.__setattr__(self, name, whole_number(name, value, most))
 
     def key(self) -> str:
         """Stable text key."""
@@ -91,6 +99,10 @@ class Spec:
 
     rule: Rule
     problem: Problem
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, Rule) or not isinstance(self.problem, Problem):
+            raise TypeError(f"a Spec is made of a Rule and a Problem, not of {self.rule!r} and {self.problem!r}")
 
     def key(self) -> str:
         """Stable text key, the first half of a tuning record's identity."""
@@ -114,7 +126,7 @@ def spec_of_key(key: str) -> Spec:
         >>> spec_of_key(Spec(Rule(), Problem(tokens=7)).key()).problem.tokens
         7
     """
-    found = _KEY.fullmatch(key)
+    found = _KEY.fullmatch(key) if isinstance(key, str) else None
     try:
         if found is not None:
             given: dict[str, Any] = found.groupdict()
@@ -148,6 +160,22 @@ def bucket(spec: Spec) -> Spec:
     default = Rule()
     rule = replace(spec.rule, phi_eps=default.phi_eps, step_size=default.step_size)
     return Spec(rule, problem)
+
+
+def effective_chunk(chunk: int, tokens: int) -> int:
+    """C as a kernel is compiled with it: one that gives the same result where sequences of T tokens are one chunk.
+
+    The chunk of a kernel is a constant, and its offsets are 32-bit numbers. A C far above T is cut to a power of two
+    of at least T and `CHUNKS_AS_GIVEN`, so that kernels are as few as the powers of two.
+
+    Example:
+        >>> [effective_chunk(chunk, tokens) for chunk, tokens in ((64, 5), (2500, 3000), (2**31, 37), (2**31, 3000))]
+        [64, 2500, 1024, 4096]
+    """
+    longest = CHUNKS_AS_GIVEN
+    while longest < chunk and longest < tokens:
+        longest *= 2
+    return min(chunk, longest)
 
 
 def next_power_of_two(n: int) -> int:

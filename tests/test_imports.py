@@ -13,11 +13,18 @@ PACKAGES = ("codegen", "tuning_db", "trellis_ops", "tuner")
 
 CODEGEN_ORDER = (
     "errors",
+    "ownership",
+    "interruption",
+    "process_folder",
+    "cache_folder",
+    "scalars",
     "device",
     "denied",
+    "maps",
     "rule",
     "spec",
     "schedule",
+    "extent",
     "cuda_block",
     "defaults",
     "legality",
@@ -38,7 +45,7 @@ CODEGEN_ORDER = (
     "export",
     "__main__",
 )
-"""A module of codegen imports only what stands before it here; the modules inside backends import each other."""
+"""A module of codegen imports only what stands before it here; those inside backends or maps import each other."""
 
 MAY_IMPORT = {
     "codegen": {"codegen"},
@@ -50,11 +57,15 @@ MAY_IMPORT = {
 LIBRARIES = {"tuning_db": {"msgspec", "filelock", "platformdirs"}}
 """Packages that may import nothing else from outside."""
 
-MODEL = {"config", "demo", "mixer", "model", "recommended", "sampling", "state"}
+MODEL = {"config", "demo", "mixer", "model", "model_file", "recommended", "sampling", "state", "vocabulary"}
 """The modules of trellis_ops that make the reference model."""
 
-FOR_THE_MODEL = MODEL | {"ops", "dispatch", "outer_gradient", "tokens"}
-"""What they may import of trellis_ops: the operators by their public names, and which device a tensor is on."""
+FILES = {"content_digest", "regular_file"}
+"""The modules of trellis_ops that know files and no operators."""
+
+FOR_THE_MODEL = MODEL | FILES | {"ops", "dispatch", "outer_gradient", "tokens", "values"}
+"""What they may import of trellis_ops: the operators by their public names, which device a tensor is on, files, and
+whether values are to be checked."""
 
 TRAINING = ("train", "recall")
 """The packages of trellis_ops that train the model, each importing only those before it."""
@@ -120,7 +131,7 @@ def _wrong_order(package: str, importer: str, name: str) -> str | None:
     if package != "codegen" or not name.startswith("codegen."):
         return None
     mine, other = _place_in_codegen(importer), _place_in_codegen(name.removeprefix("codegen."))
-    if mine == other == "backends" or CODEGEN_ORDER.index(other) < CODEGEN_ORDER.index(mine):
+    if (mine == other and other in ("backends", "maps")) or CODEGEN_ORDER.index(other) < CODEGEN_ORDER.index(mine):
         return None
     return f"{other} does not stand before {mine} in {' <- '.join(CODEGEN_ORDER)}"
 
@@ -137,7 +148,7 @@ def _wrong_use(package: str, importer: str, name: str) -> str | None:
         before = TRAINING[: TRAINING.index(mine) + 1]
         return (
             None
-            if other in {*MODEL, *before, "dispatch", "outer_gradient", "ranks"}
+            if other in {*MODEL, *FILES, *before, "dispatch", "outer_gradient", "ranks"}
             else "training uses the model only"
         )
     if other in TRAINING:

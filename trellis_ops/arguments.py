@@ -5,20 +5,26 @@ Only shapes, types and devices are looked at, so that nothing waits for a GPU; `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from codegen.errors import DeviceMismatchError, DtypeError, SequenceError, ShapeError, SizeError
 from codegen.rule import Rule
-from codegen.spec import MAX_DIM, MAX_SLOTS, Problem, Spec
+from codegen.scalars import positive_number, whole_number
+from codegen.spec import MAX_DIM, MAX_SLOTS, Problem, Spec, effective_chunk
 from trellis_ops.outer_gradient import is_first_order
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 """Types that kernels take; float64 runs on the eager implementation only."""
 
 Pair = tuple[Tensor, Tensor]
+
+LONGEST_CHUNK = 2**62
+"""A longer chunk is cut to this, which torch can still pass on; no sequence is as long."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,68 @@ class Request:
         spec: what it computes; for float64 the spec of the same call in float32.
         device: where its tensors are.
         float64: whether the inputs are float64, which only the eager implementation takes.
+        packed: how many sequences are packed into B = 1; None for a batch.
     """
 
     spec: Spec
     device: torch.device
     float64: bool
+    packed: int | None = None
+
+
+def numbers_of_call(phi_eps: object, chunk_size: object = 1) -> tuple[float, int]:
+    """`phi_eps` as a float and `chunk_size` as an int.
+
+    Raises:
+        NumberTypeError, SizeError: what they cannot be.
+    """
+    return positive_number("phi_eps", phi_eps), min(whole_number("chunk_size", chunk_size), LONGEST_CHUNK)
+
+
+def pair_of_states(name: str, states: object) -> tuple[Any, Any]:
+    """The two states of a pair; whether both are there, and their shapes, is for a request to check.
+
+    Raises:
+        TypeError: it is no tuple or list of two, or one of them is no tensor.
+    """
+    if not isinstance(states, tuple | list) or len(states) != 2:
+        given = f"of length {len(states)}" if isinstance(states, tuple | list) else f"a {type(states).__name__}"
+        raise TypeError(f"{name} is {given}, but must be a pair (S_k, S_v) of torch.Tensor")
+    for part, state in zip(("S_k", "S_v"), states, strict=True):
+        if state is not None and not isinstance(state, Tensor):
+            raise TypeError(f"{name}'s {part} is {state!r}, but must be a torch.Tensor")
+    return states[0], states[1]
+
+
+def require_types(
+    tensors: Mapping[str, object], optional: Mapping[str, object], names: Mapping[str, object], implementation: object
+) -> None:
+    """Refuse what torch's dispatcher would refuse by a message about a schema.
+
+    Args:
+        tensors: arguments that are tensors.
+        optional: those that may be None instead.
+        names: those that are texts.
+        implementation: a text or None.
+
+    Raises:
+        TypeError: with the name of the argument.
+    """
+    _given(**tensors, **{name: value for name, value in optional.items() if value is not None})
+    for name, value in (dict(names) if implementation is None else {**names, "implementation": implementation}).items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}, but must be a str")
+
+
+def flag(name: str, value: object) -> bool:
+    """`value`, True or False.
+
+    Raises:
+        TypeError: it is anything else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, but must be True or False")
+    return value
 
 
 def attention_request(
@@ -68,16 +131,19 @@ def attention_request(
     _rank("alpha", alpha, 4, "[B, T, H, M]")
     _shape("alpha", alpha, (batch, tokens, heads, slots), "[B, T, H, M] with B, T, H of q")
     _gates(log_beta, gamma, (batch, tokens, heads), "[B, T, H]", q)
-    _sizes(dim_k=dim_k, dim_v=dim_v, slots=slots, chunk_size=chunk_size, batch=batch, heads=heads)
+    _sizes(dim_k=dim_k, dim_v=dim_v, slots=slots, batch=batch, heads=heads)
+    chunk = effective_chunk(whole_number("chunk_size", chunk_size), tokens)
     _same(q, k=k, v=v, alpha=alpha)
-    sequences = batch if cu_seqlens is None else _offsets(cu_seqlens, q)
+    packed = None if cu_seqlens is None else _offsets(cu_seqlens, q)
+    sequences = batch if packed is None else packed
+    _both_or_none("initial_state", initial_state)
     for name, state, dim in (("S_k", initial_state[0], dim_k), ("S_v", initial_state[1], dim_v)):
         if state is not None:
             _state(f"initial_state's {name}", state, (sequences, heads, slots, dim), q)
     problem = Problem(
-        "trellis_attention", batch, tokens, heads, dim_k, dim_v, slots, chunk_size, DTYPES.get(q.dtype, "float32")
+        "trellis_attention", batch, tokens, heads, dim_k, dim_v, slots, chunk, DTYPES.get(q.dtype, "float32")
     )
-    return Request(Spec(_with_step_size(rule, gamma), problem), q.device, q.dtype == torch.float64)
+    return Request(Spec(_with_step_size(rule, gamma), problem), q.device, q.dtype == torch.float64, packed)
 
 
 def update_request(
@@ -99,13 +165,13 @@ def update_request(
     slots = alpha.shape[-1]
     _shape("alpha", alpha, (batch, tokens, heads, slots), "[B, T, H, M] with B, T, H of w")
     _gates(log_beta, gamma, (batch, tokens, heads), "[B, T, H]", w)
-    _sizes(dim_k=dim, slots=slots, chunk_size=chunk_size, batch=batch, heads=heads)
+    _sizes(dim_k=dim, slots=slots, batch=batch, heads=heads)
+    chunk = effective_chunk(whole_number("chunk_size", chunk_size), tokens)
     _same(w, alpha=alpha)
     if initial_state is not None:
+        _given(initial_state=initial_state)
         _state("initial_state", initial_state, (batch, heads, slots, dim), w)
-    problem = Problem(
-        "memory_update", batch, tokens, heads, dim, dim, slots, chunk_size, DTYPES.get(w.dtype, "float32")
-    )
+    problem = Problem("memory_update", batch, tokens, heads, dim, dim, slots, chunk, DTYPES.get(w.dtype, "float32"))
     return Request(Spec(_with_step_size(rule, gamma), problem), w.device, w.dtype == torch.float64)
 
 
@@ -127,16 +193,18 @@ def readout_request(
         raise SizeError(name="T", value=tokens, expected="at least 1 token (w has no tokens)")
     _rank("codes", codes, 4, "[B, T, H, M]")
     slots = codes.shape[-1]
-    _sizes(dim_k=dim, slots=slots, chunk_size=chunk_size, batch=batch, heads=heads)
+    _sizes(dim_k=dim, slots=slots, batch=batch, heads=heads)
+    flag("transpose", transpose)
     width, letter = (slots, "M") if transpose else (dim, "D")
     _shape("read", read, (batch, tokens, heads, width), f"[B, T, H, {letter}] with B, T, H of w")
     _same(w, read=read)
     _gates(log_beta, gamma, (batch, tokens, heads), "[B, T, H]", w)
-    chunks = -(-tokens // chunk_size)
+    chunk = effective_chunk(whole_number("chunk_size", chunk_size), tokens)
+    chunks = -(-tokens // chunk)
     _state("codes", codes, (batch, tokens, heads, slots), w)
     _state("chunk_states", chunk_states, (batch, chunks, heads, slots, dim), w)
     operator = "memory_readout_transposed" if transpose else "memory_readout"
-    problem = Problem(operator, batch, tokens, heads, dim, dim, slots, chunk_size, DTYPES.get(w.dtype, "float32"))
+    problem = Problem(operator, batch, tokens, heads, dim, dim, slots, chunk, DTYPES.get(w.dtype, "float32"))
     return Request(Spec(_with_step_size(Rule(), gamma), problem), w.device, w.dtype == torch.float64)
 
 
@@ -154,9 +222,7 @@ def step_request(
     """Check the arguments of `trellis_step`; raises as `attention_request`."""
     s_k, s_v = state
     _given(q=q, k=k, v=v, alpha=alpha, log_beta=log_beta, gamma=gamma, S_k=s_k, S_v=s_v)
-    g_k, g_v = gradient_state
-    if g_k is not None or g_v is not None:
-        _given(**{"gradient_state's S_k": g_k, "gradient_state's S_v": g_v})
+    _both_or_none("gradient_state", gradient_state)
     _rank("q", q, 3, "[B, H, D_k]")
     batch, heads, dim_k = q.shape
     _shape("k", k, (batch, heads, dim_k), "[B, H, D_k] like q")
@@ -188,6 +254,11 @@ def _given(**tensors: object) -> None:
             raise TypeError(f"{name} is {tensor!r}, but must be a torch.Tensor")
 
 
+def _both_or_none(name: str, pair: tuple[object, object]) -> None:
+    if pair[0] is not None or pair[1] is not None:
+        _given(**{f"{name}'s S_k": pair[0], f"{name}'s S_v": pair[1]})
+
+
 def _rank(name: str, tensor: Tensor, rank: int, expected: str) -> None:
     if tensor.ndim != rank:
         raise ShapeError(name=name, shape=tuple(tensor.shape), expected=expected)
@@ -198,11 +269,11 @@ def _shape(name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> N
         raise ShapeError(name=name, shape=tuple(tensor.shape), expected=f"{meaning}, here {shape}")
 
 
-def _sizes(*, slots: int, batch: int, heads: int, dim_k: int, dim_v: int = 1, chunk_size: int = 1) -> None:
+def _sizes(*, slots: int, batch: int, heads: int, dim_k: int, dim_v: int = 1) -> None:
     for name, value, most in (("D_k", dim_k, MAX_DIM), ("D_v", dim_v, MAX_DIM), ("M", slots, MAX_SLOTS)):
         if not 1 <= value <= most:
             raise SizeError(name=name, value=value, expected=f"1 to {most}")
-    for name, value in (("chunk_size", chunk_size), ("B", batch), ("H", heads)):
+    for name, value in (("B", batch), ("H", heads)):
         if value < 1:
             raise SizeError(name=name, value=value, expected="at least 1")
 
@@ -240,6 +311,7 @@ def _state(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> N
 
 
 def _offsets(cu_seqlens: Tensor, q: Tensor) -> int:
+    _given(cu_seqlens=cu_seqlens)
     if q.shape[0] != 1:
         raise SequenceError(problem="was given with a batch", value=f"B = {q.shape[0]}")
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:

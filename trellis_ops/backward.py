@@ -19,8 +19,7 @@ from codegen.rule import Rule
 from trellis_ops import chunks, eager, packed
 from trellis_ops.chunk_derivatives import GateGradients, Gates, Readout, Write, pull_back_read, pull_back_write, read
 from trellis_ops.chunks import Decay
-from trellis_ops.map_derivatives import pull_back
-from trellis_ops.maps import apply_map
+from trellis_ops.maps import apply_map, pull_back
 from trellis_ops.outer_gradient import is_first_order
 from trellis_ops.tokens import States, Tokens
 
@@ -73,7 +72,7 @@ def attention(
         before, after = (both[0], both[1]), (both[2], both[3])
         return _run(Tokens(*batch[:6]), batch[6], before, after, rule, chunk_size, first_order, wants_gates)
 
-    of_tokens, (bar_k, bar_v) = packed.run((*tokens, bar_y), (*states, *bars), cu_seqlens, run_batch)
+    of_tokens, (bar_k, bar_v) = packed.run((*tokens, bar_y), (*states, *bars), cu_seqlens, run_batch, idle=bars)
     return Tokens(*of_tokens), (bar_k, bar_v)
 
 

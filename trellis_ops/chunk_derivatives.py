@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codegen.rule import Rule
 from trellis_ops.chunks import Decay
-from trellis_ops.map_derivatives import prepare_write, push_write
+from trellis_ops.maps import prepare_write, push_write
 
 
 class Gates(NamedTuple):
@@ -130,8 +130,8 @@ def _walk(
     for n in reversed(range(write.w.shape[1])):
         after.append(bar_state)
         bar_u = torch.baddbmm(write.bar_codes[:, n], scaled[:, n], bar_state.mT, alpha=-1)
-        of_z, pushed = push_write(rule.phi, tuple(part[:, n] for part in parts), bar_u)
-        bar_alpha.append(-pushed)
+        of_z, of_alpha = push_write(rule.phi, tuple(part[:, n] for part in parts), bar_u, rule.phi_eps)
+        bar_alpha.append(of_alpha)
         bar_state = torch.addcmul(write.bar_start[:, n], whole[:, n], bar_state)
         if not first_order:
             bar_z.append(of_z)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from codegen.device import Device, cpu
 from codegen.errors import SizeError, UnknownMapError
 from codegen.rule import Rule
+from codegen.scalars import positive_number, whole_number
 from codegen.spec import MAX_DIM, MAX_SLOTS
 from trellis_ops import recommended
 from trellis_ops.outer_gradient import is_first_order
@@ -25,8 +26,11 @@ DEFAULT_CHUNK = 64
 DECODES = ("chunked", "exact")
 """Where decoding takes the inner gradient: at the chunk's start, like the chunked forward, or at the current state."""
 
-_COUNTS = ("vocab_size", "layers", "width", "heads", "conv_width")
-_POSITIVE = ("mlp_ratio", "norm_eps", "init_gamma")
+_COUNTS = {"vocab_size": 2**24, "layers": 2**12, "width": 2**20, "heads": 2**16, "conv_width": 2**16}
+"""The most of each: far above any model that was made, and below what Python would build for hours."""
+
+_MOST_MLP_WIDTH = 2**24
+_POSITIVE = ("phi_eps", "mlp_ratio", "norm_eps", "init_gamma")
 
 
 class MissingRecommendationWarning(UserWarning):
@@ -62,7 +66,7 @@ class TrellisConfig:
         decode: "chunked" keeps the chunk-start states beside the current ones until the chunk ends, so that decoding
             continues the forward over all tokens; "exact" keeps only the current ones and takes z there.
         conv_width: tokens that the causal convolutions of q and k see, the current one included.
-        mlp_ratio: hidden width of the SwiGLU over `width`, rounded up to a multiple of 64.
+        mlp_ratio: hidden width of the SwiGLU over `width`, rounded up to a multiple of 64, at least 64.
         norm_eps: epsilon of every RMSNorm.
         init_beta: forget gate at the start of training, between 0 and 1.
         init_gamma: step size at the start of training.
@@ -106,26 +110,32 @@ class TrellisConfig:
         is_first_order(self.outer_gradient)
         if self.decode not in DECODES:
             raise UnknownMapError(role="decode", name=self.decode, known=", ".join(DECODES))
-        for name in _COUNTS:
-            _check_count(name, getattr(self, name))
+        for name, largest in _COUNTS.items():
+            self._make_int(name, largest)
         if (self.dim_k is None or self.dim_v is None) and self.width % self.heads:
             expected = f"a multiple of heads={self.heads} where dim_k or dim_v is not given"
             raise SizeError(name="width", value=self.width, expected=expected)
         for name in ("dim_k", "dim_v"):
-            dim = getattr(self, name)
-            _check_count(name, self.width // self.heads if dim is None else dim, MAX_DIM)
-        if self.num_slots != "auto":
-            _check_count("num_slots", self.num_slots, MAX_SLOTS, ' or "auto"')
-        if self.chunk_size != "auto":
-            _check_count("chunk_size", self.chunk_size, also=' or "auto"')
+            if getattr(self, name) is None:
+                whole_number(name, self.width // self.heads, MAX_DIM)
+            else:
+                self._make_int(name, MAX_DIM)
+        for name, most in (("num_slots", MAX_SLOTS), ("chunk_size", None)):
+            if getattr(self, name) != "auto":
+                self._make_int(name, most, ' or "auto"')
         if self.state_budget_bytes is not None:
-            _check_count("state_budget_bytes", self.state_budget_bytes)
+            self._make_int("state_budget_bytes")
         limits = ("latency_budget_us",) if self.latency_budget_us is not None else ()
-        for name in (*_POSITIVE, *limits):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise SizeError(name=name, value=getattr(self, name), expected="a positive finite number")
-        if not 0.0 < self.init_beta < 1.0:
+        for name in (*_POSITIVE, "init_beta", *limits):
+            object.__setattr__(self, name, positive_number(name, getattr(self, name)))
+        if self.mlp_ratio * self.width > _MOST_MLP_WIDTH:
+            expected = f"at most {_MOST_MLP_WIDTH // self.width} for width={self.width}"
+            raise SizeError(name="mlp_ratio", value=self.mlp_ratio, expected=expected)
+        if not self.init_beta < 1.0:
             raise SizeError(name="init_beta", value=self.init_beta, expected="a number between 0 and 1, both excluded")
+
+    def _make_int(self, name: str, most: int | None = None, also: str = "") -> None:
+        object.__setattr__(self, name, whole_number(name, getattr(self, name), most, also))
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> TrellisConfig:
@@ -168,7 +178,7 @@ class TrellisConfig:
     @property
     def mlp_width(self) -> int:
         """Hidden width of the SwiGLU."""
-        return -(-int(self.mlp_ratio * self.width) // 64) * 64
+        return max(1, -(-int(self.mlp_ratio * self.width) // 64)) * 64
 
     @property
     def slots(self) -> int:
@@ -232,13 +242,6 @@ class TrellisConfig:
         if not isinstance(count, int):
             raise SizeError(name=name, value=repr(count), expected="a number here; call resolved() first")
         return count
-
-
-def _check_count(name: str, value: object, most: int | None = None, also: str = "") -> None:
-    # An exact type: True is an int, and a float would only fail much later, inside torch.
-    if type(value) is not int or value < 1 or (most is not None and value > most):
-        expected = "an int of at least 1" if most is None else f"an int from 1 to {most}"
-        raise SizeError(name=name, value=repr(value), expected=expected + also)
 
 
 def _unusable(found: Recommendation | None) -> str:

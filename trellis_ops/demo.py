@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,18 +19,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from codegen.errors import SizeError
+from codegen.errors import SizeError, TrellisError
+from trellis_ops import regular_file
 from trellis_ops.config import PRESETS, TrellisConfig
 from trellis_ops.model import TrellisLM
+from trellis_ops.sampling import Sampling
+from trellis_ops.train.memory import memory_limits
+from trellis_ops.train.option_ranges import count
 from trellis_ops.train.schedule import rate_share
+from trellis_ops.train.settings import MOST_STEPS, MOST_TOKENS, Settings
 
 _PIECE = 4096
 """Bytes whose logits are held at once while measuring; the state goes on from piece to piece."""
 
 
 def read_bytes(path: Path) -> Tensor:
-    """The bytes of a file as int64 tokens `[n]`."""
-    return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8).long()
+    """The bytes of a file as int64 tokens `[n]`; raises IrregularFileError or OSError where there is none."""
+    content = bytearray(regular_file.read_bytes(path))
+    # torch makes no tensor from an empty buffer.
+    return torch.frombuffer(content, dtype=torch.uint8).long() if content else torch.empty(0, dtype=torch.int64)
 
 
 @torch.no_grad()
@@ -83,6 +91,19 @@ def continue_text(model: TrellisLM, prompt: bytes, new_bytes: int, temperature: 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     options = _parser().parse_args(arguments)
+    try:
+        with memory_limits():
+            _show(options)
+    except (TrellisError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+def _show(options: argparse.Namespace) -> None:
+    # Refused before the training, not after it.
+    Sampling(options.temperature)
+    Settings(learning_rate=options.learning_rate, batch=options.batch, length=options.length)
     torch.manual_seed(options.seed)
     text = read_bytes(options.file)
     held_out = len(text) // 10
@@ -100,7 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
     train(model, fit, options.steps, options.batch, options.length, options.learning_rate)
     print(f"held out, after {options.steps} steps in {time.perf_counter() - started:.0f} s: ", end="")
     print(f"{bits_per_byte(model, rest):.2f} bits per byte")
-    continue_text(model, options.prompt.encode() or bytes([10]), options.new_bytes, options.temperature)
+    # What was typed need not be UTF-8.
+    continue_text(model, os.fsencode(options.prompt) or bytes([10]), options.new_bytes, options.temperature)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,14 +130,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path, help="any text; its bytes are the tokens")
     parser.add_argument("--preset", default="tiny", choices=PRESETS, help="size of the model (default: tiny)")
     parser.add_argument("--chunk-size", type=int, help="C (default: the preset's)")
-    parser.add_argument("--steps", type=int, default=300, help="training steps (default: 300)")
+    parser.add_argument("--steps", type=count(1, MOST_STEPS), default=300, help="training steps (default: 300)")
     parser.add_argument("--batch", type=int, default=16, help="windows per step (default: 16)")
     parser.add_argument("--length", type=int, default=256, help="bytes per window (default: 256)")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
     parser.add_argument("--prompt", default="## ", help='what to go on from (default: "## ")')
-    parser.add_argument("--new-bytes", type=int, default=200, help="bytes to generate (default: 200)")
+    parser.add_argument("--new-bytes", type=count(0, MOST_TOKENS), default=200, help="bytes to generate (default: 200)")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest byte (default: 0.7)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, windows and draws (default: 0)")
+    parser.add_argument(
+        "--seed", type=count(-(2**63), 2**63 - 1), default=0, help="seed of weights, windows and draws (default: 0)"
+    )
     return parser
 
 

@@ -16,7 +16,7 @@ import torch
 from codegen.backends import backend
 from codegen.defaults import default
 from codegen.device import Device, cpu, cuda_device, gpu_names
-from codegen.errors import ImplementationError, ScheduleFieldError, TrellisError
+from codegen.errors import BackendUnavailableError, ImplementationError, ScheduleFieldError, TrellisError
 from codegen.kernels.build import build, operator_digest
 from codegen.kernels.operator import CompiledOperator
 from codegen.legality import why_illegal
@@ -63,13 +63,18 @@ def device_of(device: torch.device) -> Device:
     return cpu()
 
 
+def forced_implementation(implementation: str | None) -> str | None:
+    """What a call names, or else the environment; None if neither does."""
+    return os.environ.get(VARIABLE) or None if implementation is None else implementation
+
+
 def resolve(spec: Spec, torch_device: torch.device, implementation: str | None) -> Resolution:
     """Find what serves `spec` there; `implementation`, or TRELLIS_OPS_IMPLEMENTATION, forces one.
 
     Raises:
         ImplementationError: a forced implementation that is unknown or cannot run the call.
     """
-    forced = implementation or os.environ.get(VARIABLE) or None
+    forced = forced_implementation(implementation)
     if forced is not None and forced not in IMPLEMENTATIONS:
         raise ImplementationError(name=forced, reason=f"no such implementation; choose one of {IMPLEMENTATIONS}")
     device = device_of(torch_device)
@@ -80,6 +85,9 @@ def resolve(spec: Spec, torch_device: torch.device, implementation: str | None) 
     name = forced or _native(device)
     reason = backend(name).why_unavailable(device)
     if reason is not None:
+        broken = None if forced else backend(name).why_broken()
+        if broken is not None:
+            _say_eager(broken)
         return _eager_or_raise(forced, device, reason)
     return _kernel(name, spec, device, forced)
 
@@ -95,8 +103,8 @@ def resolve_request(request: Request, implementation: str | None) -> Resolution:
 
 def has_kernel(request: Request, implementation: str | None) -> bool:
     """Whether a kernel would serve a checked call; looks at no length and no batch, so that they may be symbolic."""
-    forced = implementation or os.environ.get(VARIABLE) or None
-    if request.float64 or forced == "eager" or request.device.type not in ("cpu", "cuda"):
+    forced = forced_implementation(implementation)
+    if request.float64 or forced not in (None, *BACKENDS) or request.device.type not in ("cpu", "cuda"):
         return False
     device = device_of(request.device)
     name = forced or _native(device)
@@ -189,23 +197,68 @@ def _eager_or_raise(forced: str | None, device: Device, reason: str, notes: tupl
     return Resolution("eager", device, notes=(*notes, reason))
 
 
-def program_of(resolution: Resolution, spec: Spec) -> CompiledOperator | None:
+# What winners did when they were to be compiled, by spec, schedule and device.
+_FAILED: dict[tuple[str, str, str], str] = {}
+
+
+def program_of(resolution: Resolution, spec: Spec, implementation: str | None = None) -> CompiledOperator | None:
     """The compiled program of a resolution; None where eager is the answer, or the only thing left.
 
+    Args:
+        implementation: that was forced, if one was.
+
     Raises:
+        ImplementationError: the compiler that was forced cannot be loaded.
         TrellisError: a default or forced kernel that does not compile.
     """
     if resolution.schedule is None:
         return None
     try:
         return build(spec, resolution.schedule, resolution.device)
+    except BackendUnavailableError as error:
+        # Found out only now: kernels that are kept on the disk need no compiler.
+        forced = implementation or os.environ.get(VARIABLE)
+        if forced:
+            raise ImplementationError(name=forced, reason=str(error.reason)) from error
+        _say_eager(str(error.reason))
+        return None
     except TrellisError as error:
         if resolution.match is None:
             raise
+        _FAILED[_attempt(resolution, spec)] = str(error)
         warnings.warn(
             f"the winner in {resolution.match.path} does not compile, the default is used: {error}", stacklevel=2
         )
         return build(spec, _default(resolution.implementation, spec, resolution.device), resolution.device)
+
+
+@functools.cache
+def _say_eager(reason: str) -> None:
+    warnings.warn(f"plain PyTorch computes in place of kernels: {reason}", stacklevel=2)
+
+
+def as_served(resolution: Resolution, spec: Spec) -> Resolution:
+    """`resolution`, or what `program_of` took in its place when its winner did not compile in this process."""
+    if resolution.match is None or resolution.schedule is None:
+        return resolution
+    error = _FAILED.get(_attempt(resolution, spec))
+    if error is None:
+        return resolution
+    note = f"the {resolution.origin} in {resolution.match.path} is not used: it does not compile here: {error}"
+    schedule = _default(resolution.implementation, spec, resolution.device)
+    notes = (*resolution.notes, note)
+    return replace(resolution, schedule=schedule, origin="default schedule", match=None, notes=notes)
+
+
+def forget() -> None:
+    """Read the tuning database anew, and try again what did not compile."""
+    store.cache_clear()
+    _FAILED.clear()
+
+
+def _attempt(resolution: Resolution, spec: Spec) -> tuple[str, str, str]:
+    assert resolution.schedule is not None
+    return spec.key(), resolution.schedule.key(), resolution.device.key()
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def attention(
         y, finals = _run(Tokens(*batch), (start[0], start[1]), rule, chunk_size, first_order)
         return (y,), finals
 
-    (y,), (s_k, s_v) = packed.run(tokens, states, cu_seqlens, run_batch)
+    (y,), (s_k, s_v) = packed.run(tokens, states, cu_seqlens, run_batch, idle=states)
     return y, (s_k, s_v)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trellis_ops import arguments, operators, ops, ranks
+from trellis_ops import arguments, dispatch, operators, ops, ranks
 from trellis_ops.arguments import Request
 
 
@@ -47,7 +47,7 @@ class Explanation:
 def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Which implementation and schedule a call would use, on which device, from which record, and why not a better one.
 
-    Nothing is compiled or run.
+    Nothing is compiled or run. Of a winner that an earlier call could not compile it says so, and what ran instead.
 
     Args:
         operator: `trellis_attention`, `memory_update`, `memory_readout` or `trellis_step`.
@@ -64,7 +64,7 @@ def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     given = dict(call.arguments)
     implementation = given.pop("implementation")
     request = _REQUESTS[operator.__name__](given)
-    found = ranks.expected_of(request, implementation)
+    found = dispatch.as_served(ranks.expected_of(request, implementation), request.spec)
     return Explanation(
         spec=request.spec.key(),
         implementation=found.implementation,
@@ -77,8 +77,8 @@ def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
 
 
 def _attention(given: dict[str, Any]) -> Request:
-    given.pop("output_final_state")
-    s_k, s_v = given.pop("initial_state") or (None, None)
+    arguments.flag("output_final_state", given.pop("output_final_state"))
+    s_k, s_v = _pair(given, "initial_state")
     return operators.attention_request(**given, S_k=s_k, S_v=s_v)
 
 
@@ -88,9 +88,14 @@ def _update(given: dict[str, Any]) -> Request:
 
 
 def _step(given: dict[str, Any]) -> Request:
-    s_k, s_v = given.pop("state")
-    g_k, g_v = given.pop("gradient_state") or (None, None)
+    s_k, s_v = arguments.pair_of_states("state", given.pop("state"))
+    g_k, g_v = _pair(given, "gradient_state")
     return operators.step_request(**given, S_k=s_k, S_v=s_v, G_k=g_k, G_v=g_v)
+
+
+def _pair(given: dict[str, Any], name: str) -> tuple[Any, Any]:
+    states = given.pop(name)
+    return (None, None) if states is None else arguments.pair_of_states(name, states)
 
 
 _REQUESTS: dict[str, Callable[[dict[str, Any]], Request]] = {

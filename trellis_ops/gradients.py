@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trellis_ops import autocast
+from codegen.errors import GradientError
+from trellis_ops import autocast, batching
 
 Forward = Callable[..., tuple[Tensor, ...]]
 VectorJacobian = Callable[[Sequence[Tensor | None], Sequence[int], Sequence[Tensor]], list[Tensor]]
@@ -89,6 +90,15 @@ def register(
     def _(*arguments: Any) -> list[Tensor]:
         inputs = arguments[outputs + 1 : outputs + 1 + count]
         return [torch.empty_like(inputs[i], memory_format=torch.contiguous_format) for i in arguments[outputs]]
+
+    batching.map_by_calls(operator)
+    public = {"attention": "trellis_attention", "attention_kept": "trellis_attention"}.get(name, f"memory_{name}")
+
+    def refuse(ctx: Any, *bars: Any) -> tuple[Any, ...]:
+        advice = 'take second derivatives by torch.func, of a call with implementation="eager"'
+        raise GradientError(name=f"the gradient of {public}", advice=advice)
+
+    torch.library.register_autograd(f"trellis_ops::{name}_backward", refuse)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         given = (output,) if isinstance(output, Tensor) else output

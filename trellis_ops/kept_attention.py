@@ -18,7 +18,7 @@ from torch.library import custom_op
 
 from codegen.rule import Rule
 from codegen.schedule import segment_tokens
-from trellis_ops import backward, dispatch, gradients, launch, operators
+from trellis_ops import backward, batching, dispatch, gradients, launch, operators
 from trellis_ops.arguments import Request
 from trellis_ops.outer_gradient import is_first_order
 from trellis_ops.plan import Plan, plan
@@ -31,7 +31,7 @@ def run(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if found.program is None:
         y, s_k, s_v = operators.run_attention(*call)
         return y, s_k, s_v, s_k.new_empty((0, *s_k.shape[1:])), s_v.new_empty((0, *s_v.shape[1:]))
-    sequences = operators.attention_sequences(found, *tensors, chunk_size=found.program.segment_tokens)
+    sequences = operators.attention_sequences(found, *tensors)
     q, k, v, alpha, log_beta, gamma, s_k, s_v, _ = tensors
     return launch.attention_kept(found.program, q, k, v, alpha, log_beta, gamma, s_k, s_v, sequences)
 
@@ -78,10 +78,10 @@ def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
         *inputs, kept_k, kept_v = tensors
         assert kept_k is not None and kept_v is not None
         named = dict(zip(operators.ATTENTION_NAMES, inputs, strict=True))
-        found = _plan(tuple(inputs), settings, implementation)
+        found = _plan(tuple(inputs), settings, implementation, reverse=True)
         sequences, cu_seqlens, q = found.sequences, named["cu_seqlens"], named["q"]
         if cu_seqlens is not None and q is not None and found.program is not None:
-            sequences = launch.packed_sequences(cu_seqlens, q.shape[1], found.program.segment_tokens)
+            sequences = launch.packed_sequences(cu_seqlens, q.shape[1], found.chunk_tokens)
         # Another operator than that of the forward, as after `make tune`, may need other states than were kept.
         if found.program is None or sequences.chunks != kept_k.shape[0]:
             phi, link, out, phi_eps, chunk_size, outer_gradient = settings
@@ -97,6 +97,7 @@ def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:
     return pull_back
 
 
+batching.map_by_calls(attention)
 gradients.register(
     "attention_kept", operators.ATTENTION_TENSORS, operators.ATTENTION_SETTINGS, _gradient, outputs=3, kept=2
 )
@@ -108,8 +109,10 @@ def _parts(call: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], str
     return call[:count], call[count:-1], call[-1]
 
 
-def _plan(tensors: tuple[Any, ...], settings: tuple[Any, ...], implementation: str | None) -> Plan:
-    return plan(_request, tensors, settings, implementation)
+def _plan(
+    tensors: tuple[Any, ...], settings: tuple[Any, ...], implementation: str | None, *, reverse: bool = False
+) -> Plan:
+    return plan(_request, tensors, settings, implementation, reverse=reverse)
 
 
 def _request(*call: Any) -> Request:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
@@ -163,7 +164,11 @@ def step(
     if gradient_state is not None:
         tensors |= {"G_k": gradient_state[0].contiguous(), "G_v": gradient_state[1].contiguous()}
     y = torch.empty_like(tensors["v"])
-    operator.forward(tensors | {"S_k": s_k, "S_v": s_v, "y": y}, sequences)
+    try:
+        operator.forward(tensors | {"S_k": s_k, "S_v": s_v, "y": y}, sequences)
+    finally:
+        # Kernels write behind autograd's back; what it has saved of these states is gone, also if a kernel fails.
+        increment_version((s_k, s_v))
     if s_k is not S_k:
         S_k.copy_(s_k)
     if s_v is not S_v:

@@ -1,78 +1,89 @@
-"""The maps of a rule in eager PyTorch, and their closed vector-Jacobian products (arXiv 2512.23852, section 3.2).
+"""The maps and inner losses of a rule in eager PyTorch, as `codegen.maps` derives and writes them.
 
-Everything acts on the last axis, of M slots or D channels, in the type it is given (float32 or float64).
+Everything acts on the last axis, of M slots or D channels, in the type it is given (float32 or float64). Where ATen has
+one kernel for what would be several, it is taken, so that this implementation is a fair baseline.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegen.maps import emit_torch, find
 from codegen.rule import READOUT_EPS
-
-_SMALLEST_SQUARED_NORM = 1e-12
-"""The square of the smallest norm that l2_silu divides by."""
 
 
 def apply_map(name: str, x: Tensor, eps: float = READOUT_EPS) -> Tensor:
-    """The map called `name` of `codegen.rule.MAPS` over the last axis of x; `eps` is the one of ln_silu."""
-    if name == "identity":
-        return x
-    if name == "softmax":
-        return torch.softmax(x, dim=-1)
-    s = F.silu(x)
-    if name == "ln_silu":
-        return F.layer_norm(s, s.shape[-1:], eps=eps)
-    if name == "l2_silu":
-        return s * (s * s).sum(dim=-1, keepdim=True).clamp_min(_SMALLEST_SQUARED_NORM).rsqrt()
-    return s
+    """The map that a rule calls `name`, over the last axis of x."""
+    y: Tensor = (_FUSED_VALUES.get(name) or _generated(name, "value"))(x, eps)
+    return y
 
 
 def inner_gradient(name: str, z: Tensor, alpha: Tensor, eps: float) -> Tensor:
-    """u = J_phi(z)^T (phi(z) - alpha) for the map called `name`, in closed form.
+    """u = J_phi(z)^T (phi(z) - alpha), or the gradient at z of a loss.
 
     Args:
-        name: a key of `codegen.rule.MAPS`.
+        name: what a rule calls phi.
         z: `[..., M]`.
         alpha: the targets, broadcast against z.
-        eps: the one of ln_silu.
+        eps: `Rule.phi_eps`.
 
     Returns:
-        u, shaped as z. With e = phi(z) - alpha, y = phi(z) and means over the slots, it is for ln_silu
-        silu'(z) (e - mean(e) - y mean(e y)) / sqrt(var + eps); ATen has all of it but silu' as one kernel.
+        u, shaped as z.
     """
-    if name == "identity":
-        return z - alpha
-    if name == "softmax":
-        p = torch.softmax(z, dim=-1)
-        e = p - alpha
-        return p * (e - (e * p).sum(dim=-1, keepdim=True))
+    u: Tensor = (_FUSED_GRADIENTS.get(name) or _generated(name, "write_gradient"))(z, alpha, eps)
+    return u
+
+
+def pull_back(name: str, x: Tensor, bar: Tensor) -> Tensor:
+    """J(x)^T bar of the map that a rule calls `name`, as `link` or `out` (B14); x and bar are `[..., M]`."""
+    pulled: Tensor = _generated(name, "pull_back")(x, bar, READOUT_EPS)
+    return pulled
+
+
+def prepare_write(name: str, z: Tensor, alpha: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """What `push_write` needs of a write, whichever cotangent comes; arguments as in `inner_gradient`."""
+    parts: tuple[Tensor, ...] = _generated(name, "prepare_write")(z, alpha, eps)
+    return parts
+
+
+def push_write(name: str, parts: tuple[Tensor, ...], bar_u: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The cotangents of z and alpha, of a write that `prepare_write` saw (B8, B9)."""
+    bar_z, bar_alpha = _generated(name, "push_write")(parts, bar_u, eps)
+    return bar_z, bar_alpha
+
+
+def _generated(name: str, function: str) -> Callable[..., Any]:
+    return emit_torch.functions(find(name))[function]
+
+
+# torch.compile takes the function that this returns as it is, and does not look into how it is made.
+_generated._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _ln_silu(x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(F.silu(x), x.shape[-1:], eps=eps)
+
+
+def _ln_silu_gradient(z: Tensor, alpha: Tensor, eps: float) -> Tensor:
     sigma = torch.sigmoid(z)
     s = z * sigma
-    if name == "ln_silu":
-        e = _ln_error(s, alpha, eps)
-    elif name == "l2_silu":
-        e = _l2_error(s, alpha)
-    else:
-        e = s - alpha
-    # silu' = sigma + s (1 - sigma). ATen's silu_backward would do, but cannot be differentiated again.
-    return e * torch.lerp(s, s.new_ones(()), sigma)
-
-
-def _ln_error(s: Tensor, alpha: Tensor, eps: float) -> Tensor:
     shape = list(s.shape[-1:])
     y, mean, rstd = torch.native_layer_norm(s, shape, None, None, eps)
     backward = torch.ops.aten.native_layer_norm_backward
     e: Tensor = backward(y - alpha, s, shape, mean, rstd, None, None, [True, False, False])[0]
-    return e
+    # silu' = sigma + s (1 - sigma). ATen's silu_backward would do, but cannot be differentiated again.
+    return e * torch.lerp(s, s.new_ones(()), sigma)
 
 
-def _l2_error(s: Tensor, alpha: Tensor) -> Tensor:
-    squared = (s * s).sum(dim=-1, keepdim=True)
-    scale = squared.clamp_min(_SMALLEST_SQUARED_NORM).rsqrt()
-    y = s * scale
-    e = y - alpha
-    # Below the smallest norm the divisor is a constant, and the part of e along y passes unchanged.
-    along = (e * y).sum(dim=-1, keepdim=True) * (squared >= _SMALLEST_SQUARED_NORM)
-    return (e - y * along) * scale
+_FUSED_VALUES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "identity": lambda x, eps: x,
+    "silu": lambda x, eps: F.silu(x),
+    "ln_silu": _ln_silu,
+    "softmax": lambda x, eps: torch.softmax(x, dim=-1),
+}
+_FUSED_GRADIENTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"ln_silu": _ln_silu_gradient}

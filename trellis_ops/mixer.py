@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from trellis_ops.config import TrellisConfig
 from trellis_ops.ops import trellis_attention, trellis_step
-from trellis_ops.state import LayerState
+from trellis_ops.state import LayerState, state_dtype
 from trellis_ops.tokens import States, Tokens
 
 
@@ -59,7 +59,9 @@ class TrellisMixer(nn.Module):
             bound = self.config.conv_width**-0.5
             taps.uniform_(-bound, bound)
         self.to_beta.bias.fill_(math.log(self.config.init_beta / (1.0 - self.config.init_beta)))
-        self.gamma.fill_(math.log(math.expm1(self.config.init_gamma)))
+        gamma = self.config.init_gamma
+        # The inverse of softplus; far above 1 it is gamma itself, whose exponential is no float64.
+        self.gamma.fill_(gamma if gamma > 40.0 else math.log(math.expm1(gamma)))
         self.norm.weight.fill_(1.0)
         for first in (self.first_k, self.first_v):
             if first is not None:
@@ -96,7 +98,7 @@ class TrellisMixer(nn.Module):
     def first_state(self, batch: int, like: Tensor) -> LayerState:
         """The state before the first token, on the device of `like` and with its type for the convolutions' tail."""
         zeros = {
-            name: like.new_zeros(shape, dtype=like.dtype if name == "tail" else torch.float32)
+            name: like.new_zeros(shape, dtype=like.dtype if name == "tail" else state_dtype(like.dtype))
             for name, shape in self.state_shapes(batch).items()
         }
         first = self._first_memories(batch)
@@ -121,8 +123,8 @@ class TrellisMixer(nn.Module):
             q, k, v = (F.normalize(each, dim=-1, eps=self.config.norm_eps) for each in (q, k, v))
         alpha = self._heads(self.to_alpha(x))
         # A forget gate near 1 loses its meaning in half precision.
-        log_beta = F.logsigmoid(self.to_beta(x).float())
-        step = self.gamma.float() if self.to_gamma is None else self.to_gamma(x).float() + self.gamma.float()
+        log_beta = F.logsigmoid(_wide(self.to_beta(x)))
+        step = _wide(self.gamma) if self.to_gamma is None else _wide(self.to_gamma(x)) + _wide(self.gamma)
         # Under autocast the convolution and the normalisation may widen some of these; the operators want one type.
         return Tokens(q.to(alpha.dtype), k.to(alpha.dtype), v.to(alpha.dtype), alpha, log_beta, F.softplus(step))
 
@@ -153,16 +155,14 @@ class TrellisMixer(nn.Module):
     def _attend(
         self, tokens: Tokens, first: States | None, return_memories: bool = False
     ) -> tuple[Tensor, States | None]:
-        # The types are chosen already; autocast inside an operator would lower its states.
-        with torch.autocast(tokens.q.device.type, enabled=False):
-            return trellis_attention(
-                *tokens,
-                chunk_size=self.config.chunk,
-                initial_state=first,
-                output_final_state=return_memories,
-                outer_gradient=self.config.outer_gradient,
-                **self._maps,
-            )
+        return trellis_attention(
+            *tokens,
+            chunk_size=self.config.chunk,
+            initial_state=first,
+            output_final_state=return_memories,
+            outer_gradient=self.config.outer_gradient,
+            **self._maps,
+        )
 
     def _step(self, token: Tokens, state: LayerState, position: int) -> Tensor:
         starts = state.starts()
@@ -182,13 +182,18 @@ class TrellisMixer(nn.Module):
     def _first_memories(self, batch: int) -> States | None:
         if self.first_k is None or self.first_v is None:
             return None
-        S_k, S_v = self.first_k.float(), self.first_v.float()
+        S_k, S_v = _wide(self.first_k), _wide(self.first_v)
         return S_k.expand(batch, *S_k.shape), S_v.expand(batch, *S_v.shape)
 
 
 def _each(tokens: Tokens, index: int | slice) -> Tokens:
     """The tokens at `index`; a gamma `[H]` holds for all of them."""
     return tokens.each(lambda x: x if x.ndim == 1 else x[:, index])
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32, or as it is in float64."""
+    return x.to(state_dtype(x.dtype))
 
 
 def causal_convolution(window: Tensor, taps: Tensor) -> Tensor:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codegen.errors import DtypeError, GradientError, ShapeError, SizeError
+from codegen.errors import DtypeError, GradientError, ShapeError
+from codegen.scalars import whole_number
+from trellis_ops import model_file
 from trellis_ops.config import TrellisConfig
 from trellis_ops.dispatch import device_of
 from trellis_ops.mixer import TrellisMixer
 from trellis_ops.sampling import Sampling
 from trellis_ops.state import LayerState, TrellisState, check_state
+from trellis_ops.vocabulary import embedded
 
 
 @torch.no_grad()
@@ -133,6 +137,7 @@ class TrellisLM(nn.Module):
 
         Raises:
             ShapeError, DtypeError, SizeError, DeviceMismatchError: tokens or a state that do not fit.
+            TokenError: a token outside the vocabulary; see `trellis_ops.vocabulary.embedded` for GPUs.
             GradientError: a gradient is wanted from inside a chunk.
         """
         x, after = self._features(tokens, state, return_state)
@@ -146,12 +151,13 @@ class TrellisLM(nn.Module):
 
         Raises:
             ShapeError, DtypeError: tokens that are not `[B]` int64 with the batch size of the state.
+            TokenError: as `forward`; the state is left as it was.
         """
         batch = state.layers[0].S_k.shape[0]
         if tokens.shape != (batch,):
             raise ShapeError(name="tokens", shape=list(tokens.shape), expected=f"[{batch}], the batch of the state")
         _check_int64(tokens)
-        x = self.embedding(tokens)
+        x = embedded(self.embedding, tokens)
         for block, layer in zip(self._blocks(), state.layers, strict=True):
             x = block.step(x, layer, state.position)
         state.position = self._position_after(state.position, 1)
@@ -159,8 +165,7 @@ class TrellisLM(nn.Module):
 
     def first_state(self, batch: int) -> TrellisState:
         """The state before the first token of `batch` sequences."""
-        if batch < 1:
-            raise SizeError(name="batch", value=batch, expected="at least 1")
+        batch = whole_number("batch", batch)
         return TrellisState(tuple(block.mixer.first_state(batch, self.embedding.weight) for block in self._blocks()))
 
     @torch.no_grad()
@@ -178,8 +183,7 @@ class TrellisLM(nn.Module):
         Stop iterating to stop early. Errors are raised here, not at the first token.
         """
         sampling = Sampling(temperature, top_k, generator)
-        if max_new_tokens < 0:
-            raise SizeError(name="max_new_tokens", value=max_new_tokens, expected="at least 0")
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0)
         x, after = self._features(tokens, state, return_state=True)
         assert after is not None
         return self._decode(self._logits(x[:, -1]), after, max_new_tokens, sampling)
@@ -217,23 +221,32 @@ class TrellisLM(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write configuration and weights to one file that `load` reads."""
-        torch.save({"config": self.config.to_dict(), "weights": self.state_dict()}, path)
+        """Write configuration and weights to one file that `load` reads; an old one stays until the new one is whole.
+
+        Raises:
+            FileWriteError, IrregularFileError: the file cannot be written.
+        """
+        model_file.save(self.config, self.state_dict(), Path(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], map_location: torch.device | str = "cpu") -> TrellisLM:
-        """The model that `save` wrote; only data is read from the file, nothing in it is executed."""
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        """The model that `save` wrote; only data is read from the file, nothing in it is executed.
+
+        Raises:
+            ModelFileError: another file, or a damaged one. IrregularFileError, OSError: none that can be read.
+        """
+        config, weights = model_file.load(Path(path))
         with torch.device("meta"):
-            model = cls(TrellisConfig.from_dict(content["config"]))
-        model.load_state_dict(content["weights"], assign=True)
-        return model
+            model = cls(config)
+        model_file.check_weights(Path(path), weights, model.state_dict())
+        model.load_state_dict(weights, assign=True)
+        return model.to(map_location)
 
     def _features(
         self, tokens: Tensor, state: TrellisState | None, return_state: bool
     ) -> tuple[Tensor, TrellisState | None]:
         self._check(tokens, state)
-        x = self.embedding(tokens)
+        x = embedded(self.embedding, tokens)
         position = 0 if state is None else state.position
         layers: list[LayerState] = []
         for index, block in enumerate(self._blocks()):
@@ -266,7 +279,7 @@ class TrellisLM(nn.Module):
         if state is not None:
             shapes = self._blocks()[0].mixer.state_shapes(tokens.shape[0])
             chunk = self.config.chunk if self.config.keeps_starts else 1
-            check_state(state, self.config.layers, shapes, chunk, self.embedding.weight.device)
+            check_state(state, self.config.layers, shapes, chunk, self.embedding.weight)
             self._check_gradient(state)
 
     def _check_gradient(self, state: TrellisState) -> None:

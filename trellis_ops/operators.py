@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codegen.kernels.sequences import Sequences
 from codegen.rule import Rule
-from trellis_ops import arguments, autocast, backward, eager, gradients, launch, quick_step, values
+from trellis_ops import arguments, autocast, backward, batching, eager, gradients, launch, overlap, quick_step, values
 from trellis_ops.plan import Plan, plan
 
 ATTENTION_NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v", "cu_seqlens")
@@ -32,7 +32,7 @@ _READOUT_TENSORS = "Tensor read, Tensor w, Tensor chunk_states, Tensor codes, Te
 _READOUT_SETTINGS = "int chunk_size, bool transpose, str? implementation"
 _STEP_SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor log_beta, Tensor gamma, Tensor(a!) S_k, Tensor(b!) S_v,"
-    " Tensor? G_k, Tensor? G_v, str phi, str link, str out, float phi_eps, str? implementation) -> Tensor"
+    " Tensor(c!)? G_k, Tensor(d!)? G_v, str phi, str link, str out, float phi_eps, str? implementation) -> Tensor"
 )
 
 
@@ -58,7 +58,7 @@ def run_attention(
     tensors = (q, k, v, alpha, log_beta, gamma, S_k, S_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
     found = plan(attention_request, tensors, settings, implementation)
-    sequences = attention_sequences(found, *tensors, chunk_size=chunk_size)
+    sequences = attention_sequences(found, *tensors)
     if found.program is None:
         with autocast.off(q.device):
             y, s_k, s_v = _eager_attention(*settings)(*tensors)
@@ -77,14 +77,12 @@ def attention_sequences(
     S_k: Tensor | None,
     S_v: Tensor | None,
     cu_seqlens: Tensor | None,
-    *,
-    chunk_size: int,
 ) -> Sequences:
     """Where the sequences of a call of `trellis_attention` lie, once the checks that read data have passed."""
     sequences = found.sequences
     if cu_seqlens is not None:
         values.check_offsets(cu_seqlens, q.shape[1], stall=found.checks_values)
-        sequences = launch.packed_sequences(cu_seqlens, q.shape[1], chunk_size)
+        sequences = launch.packed_sequences(cu_seqlens, q.shape[1], found.chunk_tokens)
     if found.checks_values:
         values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v)
     return sequences
@@ -191,6 +189,7 @@ def _attention_gradient(
     return pull_back
 
 
+batching.map_by_calls(attention)
 gradients.register("attention", ATTENTION_TENSORS, ATTENTION_SETTINGS, _attention_gradient, outputs=3)
 
 
@@ -265,6 +264,7 @@ def _eager_update(phi: str, phi_eps: float, chunk_size: int, implementation: str
     return forward
 
 
+batching.map_by_calls(update)
 gradients.register("update", _UPDATE_TENSORS, _UPDATE_SETTINGS, gradients.by_autograd(_eager_update), outputs=3)
 
 
@@ -321,6 +321,7 @@ def _eager_readout(chunk_size: int, transpose: bool, implementation: str | None 
     return forward
 
 
+batching.map_by_calls(readout)
 gradients.register("readout", _READOUT_TENSORS, _READOUT_SETTINGS, gradients.by_autograd(_eager_readout), outputs=1)
 
 
@@ -356,6 +357,7 @@ def run_step(
         if y is not None:
             return y
     found = plan(step_request, tensors, settings, implementation)
+    overlap.check_apart(S_k, S_v, G_k, G_v)
     if found.checks_values:
         values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v, G_k=G_k, G_v=G_v)
     if found.program is None:
@@ -388,7 +390,9 @@ def step_request(
     return arguments.step_request(q, k, v, alpha, log_beta, gamma, (S_k, S_v), (G_k, G_v), rule)
 
 
-step = torch.library.custom_op("trellis_ops::step", run_step, mutates_args=("S_k", "S_v"), schema=_STEP_SCHEMA)
+step = torch.library.custom_op(
+    "trellis_ops::step", run_step, mutates_args=("S_k", "S_v", "G_k", "G_v"), schema=_STEP_SCHEMA
+)
 
 
 @step.register_fake

@@ -6,12 +6,23 @@ traces, tensors are fake or wrapped), and what that form runs directly otherwise
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from codegen.errors import GradientError
-from trellis_ops import autocast, kept_attention, operators
+from trellis_ops import arguments, autocast, kept_attention, operators, transforms
+from trellis_ops.arguments import LONGEST_CHUNK
 from trellis_ops.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
+
+_TOKENS = ("q", "k", "v", "alpha", "log_beta", "gamma")
+_ATTENTION = (*_TOKENS, "initial_state's S_k", "initial_state's S_v", "cu_seqlens")
+_UPDATE = ("w", "alpha", "log_beta", "gamma", "initial_state")
+_READOUT = ("read", "w", "chunk_states", "codes", "log_beta", "gamma")
+_STEP = (*_TOKENS, "S_k", "S_v", "gradient_state's S_k", "gradient_state's S_v")
 
 
 def trellis_attention(
@@ -52,10 +63,12 @@ def trellis_attention(
         gamma: `[H]` or `[B, T, H]`, float32; step size, at least 0. The factor 2 of the paper's loss belongs into it.
         phi, link, out: names of maps, see `codegen.rule.MAPS`.
         phi_eps: epsilon of ln_silu as phi. At a zero state the write is scaled by 1 / (2 sqrt(phi_eps)).
-        chunk_size: C >= 1, a model setting: z is taken at the state before the chunk. 1 is the exact recurrence.
-        initial_state: S_k `[B, H, M, D_k]`, S_v `[B, H, M, D_v]` (`[N, ...]` if packed), float32; None is zero.
+        chunk_size: C >= 1, a model setting: z is taken at the state before the chunk. 1 is the exact recurrence; with
+            C >= T all tokens are one chunk.
+        initial_state: a pair, S_k `[B, H, M, D_k]`, S_v `[B, H, M, D_v]` (`[N, ...]` if packed), float32; None is zero.
         output_final_state: whether to return the states after the last token.
-        cu_seqlens: `[N + 1]` int32 or int64, offsets of N sequences packed into B = 1; chunks restart with each.
+        cu_seqlens: `[N + 1]` int32 or int64, offsets of N sequences packed into B = 1; chunks restart with each. A
+            sequence may be empty: its final state is its initial one.
         outer_gradient: "bilevel" differentiates through z, "first_order" treats z as a constant inside u.
         implementation: "eager", "tvm" or "triton" forces one; None takes the best that is known (see `explain`).
 
@@ -64,7 +77,8 @@ def trellis_attention(
 
     Raises:
         ShapeError, DtypeError, DeviceMismatchError, SequenceError, SizeError, UnknownMapError: bad arguments.
-        TypeError: None in place of a tensor.
+        TypeError: None in place of a tensor, or what is no number, flag or pair in place of one.
+        MemoryRoomError: results and buffers that do not fit into the memory that is there.
         ImplementationError: `implementation` is unknown or cannot run this call.
 
     Example:
@@ -76,15 +90,25 @@ def trellis_attention(
         torch.Size([1, 128, 2, 32])
     """
     q, k, v, alpha, log_beta, gamma = autocast.lower((q, k, v, alpha), (log_beta, gamma))
-    s_k, s_v = (None, None) if initial_state is None else initial_state
+    # Here, since a plan for 2 would be found for 2.0, and one for 1 for True.
+    if phi_eps.__class__ is not float or chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
+        phi_eps, chunk_size = arguments.numbers_of_call(phi_eps, chunk_size)
+    if output_final_state.__class__ is not bool:
+        arguments.flag("output_final_state", output_final_state)
+    s_k, s_v = (None, None) if initial_state is None else _pair("initial_state", initial_state)
     tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
-    settings = (phi, link, out, phi_eps, chunk_size, outer_gradient, implementation)
+    settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
     if is_plain(tensors):
-        y, s_k, s_v = operators.run_attention(*tensors, *settings)
+        y, s_k, s_v = operators.run_attention(*tensors, *settings, implementation)
+        return y, (s_k, s_v) if output_final_state else None
+    names = {"phi": phi, "link": link, "out": out, "outer_gradient": outer_gradient}
+    _require_types(_ATTENTION, tensors, names, implementation, optional=3)
+    if transforms.differentiates("trellis_attention", tensors, implementation):
+        y, s_k, s_v = transforms.attention(*tensors, *settings)
     elif wants_gradient(tensors):
-        y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings)
+        y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings, implementation)
     else:
-        y, s_k, s_v = operators.attention(*tensors, *settings)
+        y, s_k, s_v = operators.attention(*tensors, *settings, implementation)
     return y, (s_k, s_v) if output_final_state else None
 
 
@@ -117,8 +141,15 @@ def memory_update(
         As `trellis_attention`.
     """
     w, alpha, log_beta, gamma = autocast.lower((w, alpha), (log_beta, gamma))
+    if phi_eps.__class__ is not float or chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
+        phi_eps, chunk_size = arguments.numbers_of_call(phi_eps, chunk_size)
     tensors = (w, alpha, log_beta, gamma, initial_state)
-    run = operators.run_update if is_plain(tensors) else operators.update
+    run = operators.run_update
+    if not is_plain(tensors):
+        _require_types(_UPDATE, tensors, {"phi": phi}, implementation, optional=1)
+        if transforms.differentiates("memory_update", tensors, implementation):
+            return transforms.update(*tensors, phi, phi_eps, chunk_size)
+        run = operators.update
     chunk_states, codes, final_state = run(*tensors, phi, phi_eps, chunk_size, implementation)
     return chunk_states, codes, final_state
 
@@ -153,8 +184,17 @@ def memory_readout(
         As `trellis_attention`.
     """
     read, w, log_beta, gamma = autocast.lower((read, w), (log_beta, gamma))
+    if chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
+        _, chunk_size = arguments.numbers_of_call(1.0, chunk_size)
+    if transpose.__class__ is not bool:
+        arguments.flag("transpose", transpose)
     tensors = (read, w, chunk_states, codes, log_beta, gamma)
-    run = operators.run_readout if is_plain(tensors) else operators.readout
+    run = operators.run_readout
+    if not is_plain(tensors):
+        _require_types(_READOUT, tensors, {}, implementation)
+        if transforms.differentiates("memory_readout", tensors, implementation):
+            return transforms.readout(*tensors, chunk_size, transpose)
+        run = operators.readout
     y: Tensor = run(*tensors, chunk_size, transpose, implementation)
     return y
 
@@ -196,13 +236,40 @@ def trellis_step(
         As `trellis_attention` otherwise.
     """
     q, k, v, alpha, log_beta, gamma = autocast.lower((q, k, v, alpha), (log_beta, gamma))
-    g_k, g_v = (None, None) if gradient_state is None else gradient_state
-    if gradient_state is not None and g_k is state[0] and g_v is state[1]:
+    if phi_eps.__class__ is not float:
+        phi_eps, _ = arguments.numbers_of_call(phi_eps)
+    s_k, s_v = _pair("state", state)
+    g_k, g_v = (None, None) if gradient_state is None else _pair("gradient_state", gradient_state)
+    if g_k is s_k and g_v is s_v:
         g_k = g_v = None
-    tensors = (q, k, v, alpha, log_beta, gamma, *state, g_k, g_v)
-    plain = is_plain(tensors)
-    if not plain and wants_gradient(tensors):
+    tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, g_k, g_v)
+    if is_plain(tensors):
+        return operators.run_step(*tensors, phi, link, out, phi_eps, implementation)
+    _require_types(_STEP, tensors, {"phi": phi, "link": link, "out": out}, implementation, optional=2)
+    if wants_gradient(tensors):
         raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
-    run = operators.run_step if plain else operators.step
-    y: Tensor = run(*tensors, phi, link, out, phi_eps, implementation)
+    transforms.refuse("trellis_step", tensors)
+    # By keyword: torch's cache of compiled graphs does not look at schemas, and has wrong ones where G is only read.
+    settings = {"phi": phi, "link": link, "out": out, "phi_eps": phi_eps, "implementation": implementation}
+    y: Tensor = operators.step(*tensors, **settings)
     return y
+
+
+def _pair(name: str, states: States) -> tuple[Any, Any]:
+    if states.__class__ is tuple and len(states) == 2:
+        return states  # What is no tensor is refused with the others.
+    return arguments.pair_of_states(name, states)
+
+
+def _require_types(
+    arguments_of: tuple[str, ...],
+    tensors: tuple[Tensor | None, ...],
+    names: Mapping[str, object],
+    implementation: str | None,
+    optional: int = 0,
+) -> None:
+    """Refuse what is no tensor, or no text, before torch's dispatcher sees it; the last `optional` may be None."""
+    if not torch.compiler.is_compiling():
+        given: list[tuple[str, object]] = list(zip(arguments_of, tensors, strict=True))
+        needed = len(given) - optional
+        arguments.require_types(dict(given[:needed]), dict(given[needed:]), names, implementation)

@@ -16,6 +16,9 @@ from torch import Tensor
 from trellis_ops import plan
 from trellis_ops.plan import Plan
 
+# What `torch.autograd.graph.increment_version` calls; that function costs as much again.
+_increment_version = torch._C._increment_version
+
 
 def key_of(
     tensors: tuple[Tensor | None, ...], settings: tuple[Hashable, ...], implementation: str | None
@@ -35,11 +38,14 @@ def key_of(
 
 def known(key: Hashable | None) -> Plan | None:
     """The plan whose kernel a call with this key may be given to as it is."""
-    return plan.QUICK_PLANS.get(key)
+    try:
+        return plan.QUICK_PLANS.get(key)
+    except TypeError:
+        return None  # A list where a name belongs, say, cannot be a part of a key; the long way says so.
 
 
 def step(found: Plan, v: Tensor, *tensors: Tensor) -> Tensor | None:
-    """y `[B, H, D_v]`, the states moved in place; None, and nothing written, if the kernel refuses sizes or types.
+    """y `[B, H, D_v]`, the states moved in place; None, and nothing written, if sizes, types or memory are refused.
 
     Args:
         found: what `known` says.
@@ -50,12 +56,32 @@ def step(found: Plan, v: Tensor, *tensors: Tensor) -> Tensor | None:
         RuntimeError: TVM knows nothing of a tensor's device or type, or the kernel has begun.
     """
     assert found.program is not None
-    y = torch.empty_like(v)
+    states = tensors[6:8]
     try:
-        found.program.kernels[0](y.shape[0] * y.shape[1], *tensors, found.sequences.cu_seqlens, y)
-    except (ValueError, TypeError):
+        # The kernel takes contiguous states only, so that where they begin tells whether they meet.
+        (bytes_k, bytes_v), at_k, at_v = found.state_bytes, tensors[6].data_ptr(), tensors[7].data_ptr()
+        if -bytes_v < at_v - at_k < bytes_k or (len(tensors) > 8 and _meet(at_k, at_v, found, *tensors[8:])):
+            return None
+        y = torch.empty_like(v)
+        found.program.kernels[0](found.heads, *tensors, found.sequences.cu_seqlens, y)
+    except (AttributeError, ValueError, TypeError):
         return None
+    except BaseException:
+        _increment_version(states)
+        raise
+    _increment_version(states)
     return y
+
+
+def _meet(at_k: int, at_v: int, found: Plan, G_k: Tensor, G_v: Tensor) -> bool:
+    """Whether states that z is taken at meet those at `at_k` and `at_v`."""
+    (bytes_k, bytes_v), start_k, start_v = found.state_bytes, G_k.data_ptr(), G_v.data_ptr()
+    return (
+        -bytes_k < start_k - at_k < bytes_k
+        or -bytes_v < start_v - at_v < bytes_v
+        or -bytes_k < start_k - at_v < bytes_v
+        or -bytes_v < start_v - at_k < bytes_k
+    )
 
 
 def remember(key: Hashable | None, found: Plan, refused: bool) -> None:

@@ -7,7 +7,6 @@ first call of a spec a collective operation, and a job in which only some ranks 
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
@@ -90,8 +89,8 @@ def expected_of(request: Request, implementation: str | None) -> Resolution:
 
 
 def _takes_part(request: Request, implementation: str | None) -> bool:
-    forced = implementation or os.environ.get(dispatch.VARIABLE)
-    return dist.is_initialized() and not forced and not request.float64
+    forced = dispatch.forced_implementation(implementation)
+    return dist.is_initialized() and forced is None and not request.float64
 
 
 def _broadcast(spec: Spec, own: Resolution, group: dist.ProcessGroup | None) -> Resolution:

@@ -56,22 +56,55 @@ _MAPS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
+_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {}
+
+
+def define(name: str, formula: Callable[[Tensor, float], Tensor]) -> None:
+    """Let rules whose map has that name be computed by a plain formula of z `[..., M]` and epsilon."""
+    _LOSSES.pop(name, None)
+    _MAPS[name] = formula
+
+
+def define_loss(name: str, formula: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    """Let rules whose phi is the loss of that name be computed by a plain formula of z, alpha `[..., M]` and epsilon.
+
+    The formula may keep or sum its last axis; whatever it gives is summed.
+    """
+    _MAPS.pop(name, None)
+    _LOSSES[name] = formula
+
+
+def _name_of(map_or_loss: str) -> str:
+    """The name in a definition such as "cubic(z) = z ** 3", of which nothing else is read here; or the name itself."""
+    return map_or_loss.partition("(")[0].strip()
+
+
 def apply_map(name: str, x: Tensor, eps: float = READOUT_EPS) -> Tensor:
-    """The map called `name` of `codegen.rule.MAPS` over the last axis of x; `eps` is the one of ln_silu."""
-    return _MAPS[name](x, eps)
+    """The map called `name` of `codegen.rule.MAPS`, or that `define` was given, over the last axis of x.
+
+    Raises:
+        KeyError: a map whose formula `define` was not given.
+    """
+    return _MAPS[_name_of(name)](x, eps)
 
 
 def inner_gradient(z: Tensor, alpha: Tensor, rule: Rule, *, first_order: bool = False) -> Tensor:
-    """u = J_phi(z)^T (phi(z) - alpha), the gradient at z of 1/2 ||phi(z) - alpha||^2, by autograd.
+    """u = J_phi(z)^T (phi(z) - alpha), the gradient at z of 1/2 ||phi(z) - alpha||^2 or of a loss, by autograd.
 
     z, alpha and u are `[..., M]`. The result can itself be differentiated, through z too unless `first_order`.
     """
     differentiable = torch.is_grad_enabled() and (z.requires_grad or alpha.requires_grad)
     with torch.enable_grad():
         point = z if z.requires_grad and not first_order else z.detach().requires_grad_()
-        loss = 0.5 * ((apply_map(rule.phi, point, rule.phi_eps) - alpha) ** 2).sum()
-        (u,) = torch.autograd.grad(loss, point, create_graph=differentiable)
+        (u,) = torch.autograd.grad(_inner_loss(point, alpha, rule), point, create_graph=differentiable)
     return u
+
+
+def _inner_loss(z: Tensor, alpha: Tensor, rule: Rule) -> Tensor:
+    loss = _LOSSES.get(_name_of(rule.phi))
+    if loss is not None:
+        return loss(z, alpha, rule.phi_eps).sum()
+    return 0.5 * ((apply_map(rule.phi, z, rule.phi_eps) - alpha) ** 2).sum()
 
 
 def attention(

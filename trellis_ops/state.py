@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from codegen.errors import DeviceMismatchError, DtypeError, ShapeError, SizeError
+from codegen.scalars import whole_number
 from trellis_ops.tokens import States
 
 
@@ -17,7 +18,7 @@ class LayerState:
     """What one layer carries.
 
     Attributes:
-        S_k, S_v: the memories, `[B, H, M, D_k]` and `[B, H, M, D_v]`, float32.
+        S_k, S_v: the memories, `[B, H, M, D_k]` and `[B, H, M, D_v]`, float32; float64 in a model of float64.
         start_k, start_v: the memories as they were at the start of the current chunk, where z is taken until the chunk
             ends; None if decoding takes z at the current ones. At position 0 they hold nothing yet.
         tail: the last `conv_width - 1` inputs of the convolutions, `[B, conv_width - 1, H D_k]`. One tail serves both,
@@ -54,6 +55,10 @@ class LayerState:
 class TrellisState:
     """What a `TrellisLM` carries from token to token; its size does not depend on how many there were.
 
+    `torch.save` writes it, and `torch.load(..., weights_only=True)`, the default, reads it back where this module was
+    imported: it and `LayerState` are registered there as safe, for they hold tensors and a number. What was read is
+    checked against a model when it is given to one.
+
     Attributes:
         layers: one `LayerState` per layer.
         position: tokens since the start of the current chunk, 0 to C - 1; always 0 where no starts are kept.
@@ -85,8 +90,16 @@ class TrellisState:
         return TrellisState(tuple(cut), self.position)
 
 
+torch.serialization.add_safe_globals([LayerState, TrellisState])
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of the memories and gates of a model whose weights have `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def check_state(
-    state: TrellisState, layers: int, shapes: Mapping[str, tuple[int, ...]], chunk: int, device: torch.device
+    state: TrellisState, layers: int, shapes: Mapping[str, tuple[int, ...]], chunk: int, like: Tensor
 ) -> None:
     """Raise unless a state fits a model.
 
@@ -95,26 +108,35 @@ def check_state(
         layers: how many layers the model has.
         shapes: the tensors that each layer carries, by name, with their shapes.
         chunk: the chunk size within which `position` must lie.
-        device: where the model is.
+        like: a weight of the model, for device and type.
 
     Raises:
         ShapeError, DtypeError, DeviceMismatchError, SizeError: what differs, with the name of the tensor.
+        TypeError: what is no state.
     """
+    if not isinstance(state, TrellisState) or not all(isinstance(each, LayerState) for each in state.layers):
+        raise TypeError(f"state is {type(state).__name__}, but must be a TrellisState of LayerStates")
+    if type(state.position) is not int:
+        raise TypeError(f"state.position is {state.position!r}, but must be an int")
     if len(state.layers) != layers:
         raise SizeError(name="number of layers in state", value=len(state.layers), expected=str(layers))
-    if not 0 <= state.position < chunk:
-        raise SizeError(name="state.position", value=state.position, expected=f"0 to {chunk - 1} in this model")
+    whole_number("state.position", state.position, chunk - 1, " in this model", least=0)
     for index, layer in enumerate(state.layers):
         found = layer.tensors()
         for name in {**shapes, **found}:
-            _check_tensor(f"state.layers[{index}].{name}", found.get(name), shapes.get(name), device)
+            _check_tensor(f"state.layers[{index}].{name}", found.get(name), shapes.get(name), like)
 
 
-def _check_tensor(name: str, found: Tensor | None, shape: tuple[int, ...] | None, device: torch.device) -> None:
+def _check_tensor(name: str, found: Tensor | None, shape: tuple[int, ...] | None, like: Tensor) -> None:
+    if not isinstance(found, Tensor | None):
+        raise TypeError(f"{name} is {found!r}, but must be a torch.Tensor")
     if found is None or shape is None or found.shape != shape:
         given = None if found is None else list(found.shape)
         raise ShapeError(name=name, shape=given, expected=str(shape and list(shape)))
-    if found.dtype != torch.float32 and not name.endswith("tail"):
-        raise DtypeError(name=name, dtype=found.dtype, expected="torch.float32")
-    if found.device != device:
-        raise DeviceMismatchError(name=name, device=found.device, expected=device)
+    expected = state_dtype(like.dtype)
+    if found.dtype != expected and not name.endswith("tail"):
+        raise DtypeError(name=name, dtype=found.dtype, expected=str(expected))
+    if not found.is_floating_point():
+        raise DtypeError(name=name, dtype=found.dtype, expected="a floating-point type")
+    if found.device != like.device:
+        raise DeviceMismatchError(name=name, device=found.device, expected=like.device)

@@ -22,7 +22,7 @@ def enabled() -> bool:
 
 
 def check_offsets(cu_seqlens: Tensor, tokens: int, *, stall: bool) -> None:
-    """Refuse offsets that do not start at 0, do not end at `tokens`, or hold an empty sequence.
+    """Refuse offsets that do not start at 0, do not end at `tokens`, or fall; a sequence may be empty.
 
     Offsets on a GPU are read only if `stall` allows to wait for it.
 
@@ -37,8 +37,8 @@ def check_offsets(cu_seqlens: Tensor, tokens: int, *, stall: bool) -> None:
     if offsets[-1] != tokens:
         raise SequenceError(problem=f"does not end at T = {tokens}", value=offsets[-1])
     for first, last in itertools.pairwise(offsets):
-        if last <= first:
-            raise SequenceError(problem="holds an empty or negative sequence", value=f"{first} to {last}")
+        if last < first:
+            raise SequenceError(problem="holds a negative sequence", value=f"{first} to {last}")
 
 
 def check_values(log_beta: Tensor, gamma: Tensor, **tensors: Tensor | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from codegen.backends import backend as compiler
 from codegen.device import Device, cpu, cuda_device, named
 from codegen.schedule import BACKENDS
-from tuner.errors import NoBackendError
+from tuner.errors import MissingGpuError, NoBackendError
 
 
 def may_have_gpu() -> bool:
@@ -23,9 +23,13 @@ def device_here(name: str | None) -> Device:
 
     Raises:
         UnknownDeviceError: no device has that name.
+        MissingGpuError: "cuda" was asked for, and torch sees none.
     """
     if name == "cpu" or (name is None and not torch.cuda.is_available()):
         return cpu()
+    if name == "cuda" and not torch.cuda.is_available():
+        built = "its driver finds no card" if may_have_gpu() else "this build of torch has no support for any"
+        raise MissingGpuError(name=name, reason=built)
     return cuda_device(0) if name in (None, "cuda") else named(name)
 
 

@@ -8,7 +8,9 @@ import time
 from dataclasses import dataclass, field
 
 from tuner.errors import BudgetError
+from tuning_db import shortened
 
+_MOST, _SAID = 1e9, 60
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -39,12 +41,12 @@ def parse_budget(text: str) -> Budget:
         BudgetError: anything else, or nothing.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text, re.ASCII)
-    if match is None or float(match[1]) <= 0.0:
-        raise BudgetError(text=text)
+    if match is None or not 0.0 < float(match[1]) < _MOST:
+        raise BudgetError(text=shortened(text, _SAID))
     if match[2]:
         return Budget(seconds=float(match[1]) * _UNITS[match[2]])
     if "." in match[1]:
-        raise BudgetError(text=text)
+        raise BudgetError(text=shortened(text, _SAID))
     return Budget(trials=int(match[1]))
 
 

@@ -17,6 +17,9 @@ import msgspec
 from codegen.errors import TrellisError
 from codegen.rule import Rule
 from tuner.quality import recall
+from tuning_db.regular_file import UNREADABLE, read_regular
+
+MAX_BYTES = 64 * 2**20
 
 LEAST_POINTS = 3
 """So many models at least have an order worth comparing."""
@@ -66,13 +69,13 @@ def read_points(path: Path) -> list[Point]:
     """
     accuracies: dict[tuple[str, float, int, int, int], list[float]] = defaultdict(list)
     try:
-        results: list[Any] = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+        results: list[Any] = [msgspec.json.decode(line) for line in read_regular(path, MAX_BYTES).splitlines()]
         for result in results:
             cell = result["cell"]
             if cell["task"] == "recall":
                 key = (cell["phi"], cell["phi_eps"], cell["slots"], cell["chunk"], cell["dim"])
                 accuracies[key].append(statistics.fmean(result["accuracy"].values()))
-    except (OSError, msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *UNREADABLE, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(path=path, problem=repr(error)) from error
     if len(accuracies) < LEAST_POINTS:
         raise CalibrationError(

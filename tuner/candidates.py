@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import random
 import time
 from collections.abc import Iterable, Iterator
@@ -27,9 +28,13 @@ from tuner.errors import CandidateFileError
 from tuner.legal import Settings, changes, legal_schedules
 from tuner.offline import Examined, examine
 from tuner.workload import NamedSpec
+from tuning_db.regular_file import UNREADABLE, read_regular
+from tuning_db.writing import move_aside, write_temporary
 
 FOLDER = Path(__file__).resolve().parent.parent / "tuning_db" / "candidates"
 """Where the lists are that come with the project."""
+
+MAX_BYTES = 16 * 2**20
 
 MOST = 8
 """Candidates of one spec that are compiled unless asked otherwise: a variant's share is as large as another's."""
@@ -130,15 +135,18 @@ def _groups(chosen: list[Schedule], size: int) -> Iterator[list[Schedule]]:
 def write(lists: Iterable[Ranked], path: Path) -> None:
     """Put lists into the file at `path`, each in the place of an older one of its spec; the lists of other specs stay.
 
-    A file that cannot be read is replaced: to make it again is what its error advises.
+    A file that cannot be read is kept as `<name>.unreadable-<n>`: to make it again is what its error advises.
     """
     try:
         older = read(path)
     except CandidateFileError:
         older = ()
+        if os.path.lexists(path):
+            move_aside(path)
     by_spec = {each.spec: each for each in (*older, *lists)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in by_spec.values()))
+    data = b"".join(msgspec.json.encode(each) + b"\n" for each in by_spec.values())
+    os.replace(write_temporary(path, data), path)
 
 
 def read(path: Path) -> tuple[Ranked, ...]:
@@ -148,8 +156,11 @@ def read(path: Path) -> tuple[Ranked, ...]:
         CandidateFileError: it cannot be read, or a line is none.
     """
     try:
-        return tuple(msgspec.json.decode(line, type=Ranked) for line in path.read_bytes().splitlines() if line.strip())
-    except (OSError, msgspec.DecodeError) as error:
+        data = read_regular(path, MAX_BYTES)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+        return tuple(msgspec.json.decode(line, type=Ranked) for line in data.splitlines() if line.strip())
+    except (OSError, *UNREADABLE) as error:
         raise CandidateFileError(path=path, problem=error) from error
 
 

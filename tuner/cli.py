@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from optuna.exceptions import OptunaError
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from codegen.device import Device, named
 from codegen.errors import BackendUnavailableError, TrellisError
 from codegen.schedule import BACKENDS
 from tuner import experiments, gpu_commands, gpu_export, record_commands, report
 from tuner.budget import DEFAULT, Budget, parse_budget
-from tuner.command import FAILED, command, print_lines, storage_option
+from tuner.command import FAILED, command, command_line, print_lines, program, storage_of, storage_option, storage_url
 from tuner.errors import BudgetError, PolicyError, WorkloadError
 from tuner.interruption import interruptible, stop_if_interrupted
 from tuner.offline import examine_some
@@ -24,10 +25,13 @@ from tuner.pool import Workers
 from tuner.progress import SearchProgress
 from tuner.session import Session
 from tuner.slots import BUDGET, recommend
-from tuner.studies import default_url, open_storage, shown
+from tuner.storage_url import shown
+from tuner.studies import unusable
 from tuner.tune import Tuned, tune
 from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload, parse_spec, require_distinct
 from tuning_db import TuningDatabaseError, default_store
+from tuning_db.field_rules import printable
+from tuning_db.masking import masked
 
 _PLAIN_WIDTH = 160
 _OFFLINE_DEVICE = "sm_90"
@@ -38,7 +42,7 @@ _USAGE, _INTERRUPTED = 2, 130
 def main(arguments: Sequence[str]) -> int:
     """Run one command; 0 if all went well, 1 if not, 2 for a mistake on the command line, 130 if interrupted."""
     options = _parser().parse_args(arguments)
-    options.command_line = shlex.join(["python", "-m", "tuner", *map(shown, arguments)])
+    options.command_line = command_line(arguments, getattr(options, "storage", None))
     console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
@@ -46,10 +50,16 @@ def main(arguments: Sequence[str]) -> int:
             code: int = options.run(options, console)
             return code
     except (WorkloadError, BudgetError, PolicyError) as error:
-        errors.print(f"error: {error}", markup=False)
+        errors.print(f"error: {printable(masked(str(error)))}", markup=False)
         return _USAGE
     except (TrellisError, TuningDatabaseError) as error:
-        errors.print(f"error: {error}", markup=False)
+        errors.print(f"error: {printable(masked(str(error)))}", markup=False)
+        return FAILED
+    except (SQLAlchemyError, OptunaError) as error:
+        errors.print(f"error: {unusable(storage_url(options), error)}", markup=False)
+        return FAILED
+    except OSError as error:
+        errors.print(f"error: {printable(masked(str(error)))}", markup=False)
         return FAILED
     except KeyboardInterrupt:
         errors.print("interrupted; what was measured is kept, and the same command goes on from there", markup=False)
@@ -60,7 +70,7 @@ def _session(options: argparse.Namespace, workers: Workers, device: Device) -> S
     return Session(
         device=device,
         backend=workers.backend(device, options.backend),
-        storage=open_storage(options.storage or default_url()),
+        storage=storage_of(options),
         store=default_store(),
         budget=parse_budget(options.budget) if options.budget else DEFAULT,
         workers=workers,
@@ -179,9 +189,7 @@ def _workload(options: argparse.Namespace, device: Device) -> tuple[NamedSpec, .
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuner", description="Find the fastest correct kernels for this machine."
-    )
+    parser = program("python -m tuner", "Find the fastest correct kernels for this machine.")
     commands = parser.add_subparsers(required=True, metavar="command")
     tuning = command(commands, "tune", _tune, "search every spec of the workload and keep the winners")
     _workload_options(tuning)

@@ -81,3 +81,15 @@ class NoGpuError(TrellisError, RuntimeError):
     """A campaign on a machine where torch sees no GPU."""
 
     message = "torch sees no GPU here, only {device}; run this where one is, or tune for this CPU with `make tune`"
+
+
+class ReportFileError(TrellisError, OSError):
+    """A place where the report cannot be written."""
+
+    message = "cannot write the report to {path}: {reason}; name another place with --file"
+
+
+class MissingGpuError(TrellisError, RuntimeError):
+    """A GPU that was asked for, where torch sees none."""
+
+    message = "no GPU was found for device {name!r}: {reason}; name cpu, or a GPU by its architecture as in sm_90"

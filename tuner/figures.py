@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
 import plotly.graph_objects as go
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FrozenTrial
 from optuna.visualization import plot_optimization_history, plot_param_importances
 from plotly.offline import get_plotlyjs
 
@@ -37,22 +40,32 @@ def plotly_script() -> str:
 
 def of_study(name: str, history: History) -> Iterator[Figure]:
     """How the search went, which settings mattered, and how candidates failed, as far as there was a search."""
-    study = history.study
-    if study is None:
-        return
-    right = measured(history.trials())
+    right = _alike(measured(history.trials()))
     if right:
+        # Of trials that can be compared, without what else may be in a study.
+        study = optuna.create_study()
+        study.add_trials(sorted(right, key=lambda trial: trial.number))
         yield _figure(f"{name}-history", plot_optimization_history(study, target_name="seconds"), "search")
-    varied = {key for trial in right for key in trial.params if len({other.params.get(key) for other in right}) > 1}
-    if len(right) >= _LEAST_FOR_IMPORTANCES and varied:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            plot = plot_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), params=sorted(varied))
-        plot.update_yaxes(title=None)
-        yield _figure(f"{name}-importances", plot, "settings that mattered")
+        varied = {key for trial in right for key in trial.params if len({other.params[key] for other in right}) > 1}
+        if len(right) >= _LEAST_FOR_IMPORTANCES and varied:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                plot = plot_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), params=sorted(varied))
+            plot.update_yaxes(title=None)
+            yield _figure(f"{name}-importances", plot, "settings that mattered")
     if failures := history.failures():
         bars = go.Bar(x=[kind.value for kind in failures], y=list(failures.values()))
         yield _figure(f"{name}-failures", go.Figure([bars]), "failures by kind")
+
+
+def _alike(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that most have the settings of, and one value."""
+    single = [trial for trial in trials if len(trial.values) == 1]
+    kinds = Counter(str(sorted(trial.distributions.items())) for trial in single)
+    if not kinds:
+        return []
+    usual, _ = kinds.most_common(1)[0]
+    return [trial for trial in single if str(sorted(trial.distributions.items())) == usual]
 
 
 def of_front(name: str, recommendation: Recommendation) -> Figure:

@@ -10,7 +10,9 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
+from tuner.standing import standings
 from tuner.studies import measured, outcomes
+from tuner.telling import ended
 from tuning_db import Outcome, Record, Store
 
 
@@ -22,17 +24,19 @@ class History:
         record: as the database holds it.
         layer: "user" or "shipped".
         study: what was tried for it; None if this storage has no such study, as for a winner that was shipped.
+        passed_over: why no call takes it; None if it is in effect.
     """
 
     record: Record
     layer: str
     study: optuna.Study | None
+    passed_over: str | None = None
 
     def trials(self) -> list[FrozenTrial]:
         """The trials of the study that came to an end, in order."""
         if self.study is None:
             return []
-        return [trial for trial in self.study.get_trials(deepcopy=False) if "outcome" in trial.user_attrs]
+        return ended(self.study.get_trials(deepcopy=False))
 
     def failures(self) -> Counter[Outcome]:
         """How many trials ended how, `ok` left out."""
@@ -52,12 +56,17 @@ class History:
 
 
 def histories(store: Store, storage: RDBStorage, device: str | None) -> list[History]:
-    """Every winner known for a device, or for all, with its study."""
+    """The winner of every spec known for a device, or for all, with its study; one in effect before others."""
     own = {record.identity() for record in store.records(device, "user")}
     studies = _studies(storage)
     return [
-        History(record, "user" if record.identity() in own else "shipped", _study_of(record, studies))
-        for record in store.records(device)
+        History(
+            standing.record,
+            "user" if standing.record.identity() in own else "shipped",
+            _study_of(standing.record, studies),
+            standing.passed_over,
+        )
+        for standing in standings(store.records(device))
     ]
 
 
@@ -67,7 +76,20 @@ def _studies(storage: RDBStorage) -> list[optuna.Study]:
 
 
 def _study_of(record: Record, studies: Sequence[optuna.Study]) -> optuna.Study | None:
-    """The study of the record's spec, device, backend and templates; of several the longest."""
+    """The study of the record's spec, device, backend, templates, compiler and policy; of several the longest."""
     wanted = {name: getattr(record, name) for name in ("spec", "device", "backend", "template_digest")}
-    fitting = [each for each in studies if all(each.user_attrs.get(name) == value for name, value in wanted.items())]
+    fitting = [
+        study
+        for study in studies
+        if all(study.user_attrs.get(name) == value for name, value in wanted.items()) and _measured_alike(record, study)
+    ]
     return max(fitting, key=lambda study: len(study.get_trials(deepcopy=False)), default=None)
+
+
+def _measured_alike(record: Record, study: optuna.Study) -> bool:
+    """Whether times of a study can stand beside those of a record, as far as the record says how it was made."""
+    policy = record.policy.partition(":")[0]
+    if policy and study.user_attrs.get("policy") != policy:
+        return False
+    versions = (part.partition(" ") for part in str(study.user_attrs.get("toolchain", "")).split(", "))
+    return all(record.toolchain.get(name, version) == version for name, _, version in versions)

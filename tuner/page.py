@@ -16,13 +16,14 @@ from tuner import figures
 from tuner.duration import duration
 from tuner.figures import Figure
 from tuner.history import History, histories
-from tuner.studies import shown
+from tuner.report import share_text
+from tuner.storage_url import shown
 from tuner.why import why_lines
 from tuning_db import Recommendation, Record, Store, utc_now
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
-_COLUMNS = ("winner", "default", "eager", "compiled", "of ceiling", "tried", "failed", "source")
+_COLUMNS = ("winner", "default", "eager", "compiled", "of ceiling", "tried", "failed", "source", "in effect")
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,11 @@ def _cells(history: History) -> tuple[Cell, ...]:
         _compared("default", record.default_seconds, record),
         _compared("eager", record.eager_seconds, record),
         _compared("compiled", record.compile_seconds, record),
-        Cell("ceiling", share, "-" if share is None else f"{share:.0%}"),
+        Cell("ceiling", share, share_text(share)),
         Cell("tried", record.trials, str(record.trials)),
         Cell("failed", failed, str(failed)),
         Cell("source", history.layer, history.layer),
+        Cell("effect", "no" if history.passed_over else "yes", "no" if history.passed_over else "yes"),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from codegen import render
 from tuner.limits import Limits, peak_bytes
 from tuner.messages import Done, Failed, GoOn, Phase, Ready, Setup, Task
+from tuner.storage_variable import STORAGE_VARIABLE
 from tuner.worker_process import PREFIX
 from tuning_db import Outcome, shortened
 
@@ -82,7 +83,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
-                env={**(environment or {}), **os.environ, "PYTHONPATH": path},
+                env={**(environment or {}), **_for_workers(os.environ), "PYTHONPATH": path},
             )
         with contextlib.suppress(OSError):  # It has ended already, which the next look shows.
             self.connection.send(Setup(os.getpid(), self.templates, limits))
@@ -99,7 +100,7 @@ class WorkerProcess:
 
     def give(self, name: str, *arguments: Any) -> None:
         """Start a task of `tuner.worker.TASKS`; only for one that is idle."""
-        environment = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+        environment = {name: value for name, value in _for_workers(os.environ).items() if name.startswith(PREFIX)}
         self._enter(Phase(_GIVEN))
         with contextlib.suppress(OSError):
             self.connection.send(Task(name, arguments, environment))
@@ -210,3 +211,8 @@ class WorkerProcess:
         except ProcessLookupError:
             return False
         return True
+
+
+def _for_workers(environment: Mapping[str, str]) -> dict[str, str]:
+    # No worker opens a study, and what compilers start need not know its password.
+    return {name: value for name, value in environment.items() if name != STORAGE_VARIABLE}

@@ -9,11 +9,12 @@ from rich.console import Console
 
 from codegen.device import Device
 from tuner import exchange, report
-from tuner.command import FAILED, command, print_lines, storage_option
+from tuner.command import FAILED, command, print_lines, storage_of, storage_option
+from tuner.errors import ReportFileError
 from tuner.history import histories
 from tuner.interruption import stop_if_interrupted
 from tuner.pool import Workers
-from tuner.studies import default_url, open_storage, shown
+from tuner.storage_url import shown
 from tuner.why import find, why_lines
 from tuner.workload import DEFAULT_FILE, load_workload
 from tuning_db import default_store
@@ -50,7 +51,7 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     device = _asked_device(options.device)
     key = None if options.all else device.key()
     if options.why is not None:
-        known = histories(store, open_storage(options.storage or default_url()), key)
+        known = histories(store, storage_of(options), key)
         for history in find(options.why, load_workload(DEFAULT_FILE, device.kind), known):
             print_lines(console, why_lines(history))
         return 0
@@ -63,14 +64,18 @@ def _show(options: argparse.Namespace, console: Console) -> int:
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    store, storage = default_store(), open_storage(options.storage or default_url())
+    store, storage = default_store(), storage_of(options)
     if options.text:
         print_lines(console, report.study_lines(storage))
         return 0
     key = None if options.all else _asked_device(options.device).key()
     from tuner.page import render_page  # plotly, which no other command needs
 
-    options.file.write_text(render_page(store, storage, key), encoding="utf-8")
+    page = render_page(store, storage, key)
+    try:
+        options.file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ReportFileError(path=options.file.absolute(), reason=error.strerror or error) from error
     console.print(f"written: {options.file.absolute()}", soft_wrap=True, highlight=False)
     return 0
 
@@ -83,7 +88,7 @@ def _dashboard(options: argparse.Namespace, console: Console) -> int:
             "optuna-dashboard is not installed; `make dashboard` installs it, or `pip install trellis-ops[dashboard]`"
         )
         return FAILED
-    storage = open_storage(options.storage or default_url())
+    storage = storage_of(options)
     console.print(f"http://{options.host}:{options.port} shows {shown(storage.url)}; Ctrl-C ends it", soft_wrap=True)
     run_server(storage, host=options.host, port=options.port)
     return 0

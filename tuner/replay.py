@@ -8,6 +8,8 @@ to those.
 from __future__ import annotations
 
 import csv
+import io
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,9 @@ from optuna.distributions import CategoricalDistribution
 from codegen.errors import TrellisError
 from tuner.legal import Settings
 from tuner.sampler import FreshSampler
+from tuning_db.regular_file import read_regular
+
+MAX_BYTES = 64 * 2**20
 
 RECORDED = Path(__file__).with_name("recorded_spaces.csv")
 """Every legal schedule of eight specs, measured; `docs/tuning.md` says on what and how."""
@@ -102,12 +107,12 @@ def read_spaces(path: Path = RECORDED) -> tuple[RecordedSpace, ...]:
     """
     rows: dict[str, list[tuple[Settings, float]]] = {}
     try:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                name, seconds = row.pop(_SPACE), float(row.pop(_TIME)) * 1e-6
-                if not seconds > 0.0:
-                    raise ValueError(f"a time of {seconds} s in {name}")
-                rows.setdefault(name, []).append(({key: _value(text) for key, text in row.items()}, seconds))
+        text = read_regular(path, MAX_BYTES).decode()
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            name, seconds = row.pop(_SPACE), float(row.pop(_TIME)) * 1e-6
+            if not 0.0 < seconds < math.inf:
+                raise ValueError(f"a time of {seconds} s in {name}")
+            rows.setdefault(name, []).append(({key: _value(value) for key, value in row.items()}, seconds))
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise RecordingError(path=path, problem=f"{type(error).__name__}: {error}") from error
     if not rows:

@@ -13,17 +13,25 @@ from rich.markup import escape
 from rich.table import Table
 
 from codegen.device import Device
+from tuner.damaged_trials import DAMAGE
 from tuner.duration import duration
 from tuner.offline import Examined
 from tuner.slots import HEADS
+from tuner.standing import standings
 from tuner.studies import measured, outcomes
+from tuner.telling import ended
 from tuner.tune import Tuned
 from tuning_db import Outcome, Recommendation, Record, Store
 
 NOISY = 0.25
 """Noise of the finals above which a result should not be relied on."""
 
+DISTURBED = "More than the ceiling cannot be, a probe of it was disturbed"
+"""What is said of shares above 100%."""
+
+_MOST_SHARE = 1.005  # What is printed as 100% needs no excuse.
 _REASONS = 3
+_ABOUT = {"spec", "device", "backend", "toolchain", "template_digest"}
 
 
 def tuned_table(results: Sequence[Tuned]) -> Table:
@@ -39,7 +47,7 @@ def tuned_table(results: Sequence[Tuned]) -> Table:
         row = [result.name, _time(record.default_seconds), _time(seconds)]
         row += [_ratio(record.default_seconds, seconds), _ratio(record.eager_seconds, seconds)]
         row += [_ratio(record.compile_seconds, seconds)] if compiled else []
-        row += [_share(record.ceiling_share), f"{record.trials} of {result.points}"]
+        row += [share_text(record.ceiling_share), f"{record.trials} of {result.points}"]
         table.add_row(*map(escape, row))
     return table
 
@@ -50,24 +58,30 @@ def tuned_lines(results: Sequence[Tuned]) -> Iterator[str]:
         yield f"{result.name}: {settings_text(result.record.schedule)}"
         failures = ", ".join(f"{count} {outcome.value}" for outcome, count in sorted(result.failures.items()))
         yield f"  {result.verdict.reason}" + (f"; failed: {failures}" if failures else "")
+    above = [result.name for result in results if (result.record.ceiling_share or 0.0) > _MOST_SHARE]
+    if above:
+        yield f"{DISTURBED} for {', '.join(above)}: tune again when nothing else runs on this machine."
     noisy = [result.name for result in results if result.verdict.noise > NOISY]
     if noisy:
         yield f"Noise above {NOISY:.0%} for {', '.join(noisy)}: tune again when nothing else runs on this machine."
 
 
 def known_lines(store: Store, device: str | None) -> Iterator[str]:
-    """The records of a device, or of all: the user's over the shipped ones."""
+    """The record in effect of each spec of a device, or of all; where there is none, what is known, and why not."""
     own = {record.identity() for record in store.records(device, "user")}
-    records = store.records(device)
-    if not records:
+    known = standings(store.records(device))
+    if not known:
         yield f"Nothing is known for {device or 'any device'}; run `make tune`."
-    for name in sorted({record.device for record in records}):
+    for name in sorted({standing.record.device for standing in known}):
         yield f"{name}:"
-        for record in (record for record in records if record.device == name):
+        for standing in (standing for standing in known if standing.record.device == name):
+            record = standing.record
             layer = "user" if record.identity() in own else "shipped"
             yield f"  {record.spec}"
             yield f"    {record.backend}, {layer}, {record.created[:10]}: {performance_text(record)}"
             yield f"    {settings_text(record.schedule)}; {record.reason}"
+            if standing.passed_over is not None:
+                yield f"    not in effect: {standing.passed_over}; `make tune` makes a new one"
 
 
 def front_table(recommendation: Recommendation) -> Table:
@@ -113,27 +127,31 @@ def examined_table(name: str, device: Device, examined: Sequence[Examined]) -> T
 
 
 def study_lines(storage: RDBStorage) -> Iterator[str]:
-    """What was tried in each study of a storage, and why candidates failed."""
+    """What was tried in each study of a storage, and why candidates failed; studies of something else are left out."""
     for name in sorted(optuna.get_all_study_names(storage)):
         study = optuna.load_study(study_name=name, storage=storage)
-        if "backend" not in study.user_attrs:
+        about = study.user_attrs
+        if not about.keys() >= _ABOUT:
             continue
         trials = study.get_trials(deepcopy=False)
-        fastest, ended = measured(trials), outcomes(trials)
-        about = study.user_attrs
+        fastest, reached = measured(trials), outcomes(trials)
         yield f"{about['spec']}"
         yield f"  {about['device']}, {about['toolchain']}, templates {about['template_digest']}"
-        yield f"  {ended.total()} tried, {ended.total() - ended[Outcome.ok]} failed"
+        yield f"  {reached.total()} tried, {reached.total() - reached[Outcome.ok]} failed"
         if fastest:
             yield f"  fastest {_time(fastest[0].value)}: {settings_text(fastest[0].params)}"
         yield from (f"  {reason}" for reason in _reasons(trials))
+        damaged = [trial for trial in trials if DAMAGE in trial.user_attrs]
+        if damaged:
+            number, damage = damaged[0].number, damaged[0].user_attrs[DAMAGE]
+            yield f"  {len(damaged)} trials count as not tried, first number {number}: {damage}"
 
 
 def _reasons(trials: Sequence[FrozenTrial]) -> list[str]:
     reasons = Counter(
-        f"{trial.user_attrs['outcome']}: {trial.user_attrs['reason']}"
-        for trial in trials
-        if trial.user_attrs.get("outcome", Outcome.ok.value) != Outcome.ok.value
+        f"{trial.user_attrs['outcome']}: {trial.user_attrs.get('reason', 'without a reason')}"
+        for trial in ended(trials)
+        if trial.user_attrs["outcome"] != Outcome.ok.value
     )
     return [f"{reason} ({count})" for reason, count in reasons.most_common(_REASONS)]
 
@@ -145,8 +163,9 @@ def performance_text(record: Record) -> str:
         if other is not None:
             parts.append(f"{_ratio(other, record.seconds)} to {name}")
     if record.ceiling_share is not None:
-        parts.append(f"{_share(record.ceiling_share)} of the ceiling")
-    return ", ".join(parts)
+        parts.append(f"{share_text(record.ceiling_share)} of the ceiling")
+    above = (record.ceiling_share or 0.0) > _MOST_SHARE
+    return ", ".join(parts) + (f" ({DISTURBED[0].lower()}{DISTURBED[1:]})" if above else "")
 
 
 def settings_text(settings: Mapping[str, object]) -> str:
@@ -163,5 +182,8 @@ def _ratio(other: float | None, seconds: float | None) -> str:
     return "-" if other is None or seconds is None else f"{other / seconds:.2f}x"
 
 
-def _share(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
+def share_text(share: float | None) -> str:
+    """A share of the ceiling; one that cannot be has a question mark."""
+    if share is None:
+        return "-"
+    return f"{share:.0%}" + ("?" if share > _MOST_SHARE else "")

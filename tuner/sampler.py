@@ -12,10 +12,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-Point = Mapping[str, Any]
+from tuner.telling import RELEASED
 
-RELEASED = "released"
-"""User attribute of trials that ended because they were interrupted, or because another one has their point."""
+Point = Mapping[str, Any]
 
 # Few candidates per draw: the best of many is nearly always the point that leads already, which was tried.
 _CANDIDATES = 6
@@ -113,7 +112,7 @@ def _nearest(study: optuna.Study, points: list[Point]) -> list[Point]:
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not done or len(study.directions) > 1:
         return points
-    best = study.best_params
+    best = min(done, key=lambda trial: trial.value or 0.0).params
     distances = [sum(point[name] != value for name, value in best.items()) for point in points]
     return [point for point, distance in zip(points, distances, strict=True) if distance == min(distances)]
 
@@ -127,12 +126,6 @@ def untried(study: optuna.Study, points: Sequence[Point], besides: int | None = 
     taken = [held_point(trial) for trial in trials if trial.state in _TAKEN and trial.number != besides]
     died = [trial.params for trial in trials if trial.state is TrialState.FAIL and RELEASED not in trial.user_attrs]
     return [point for point in points if point not in taken and died.count(dict(point)) < MOST_DEATHS]
-
-
-def release(study: optuna.Study, trial: optuna.Trial) -> None:
-    """Give the point of a running trial back, for no fault of its own."""
-    trial.set_user_attr(RELEASED, True)
-    study.tell(trial, state=TrialState.FAIL)
 
 
 def held_point(trial: FrozenTrial) -> Point:

@@ -18,11 +18,12 @@ from tuner.interruption import stop_if_interrupted
 from tuner.known_failures import KnownFailures
 from tuner.legal import Settings
 from tuner.pool import Job
-from tuner.sampler import FreshSampler, Point, default_sampler, held_point, release, untried
+from tuner.sampler import FreshSampler, Point, default_sampler, held_point, untried
 from tuner.session import Session
 from tuner.shared_storage import Heart, fail_silent_trials, one_at_a_time, others_run
 from tuner.space import Space, space_of
 from tuner.studies import measured, open_study, outcomes, release_lost_trials, study_key, take
+from tuner.telling import ended, is_given_up, release, tell
 from tuner.worker import Candidate, Result
 from tuning_db import Outcome
 
@@ -67,7 +68,7 @@ class Searched:
 
     def trials(self) -> list[FrozenTrial]:
         """The trials that came to an end."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if "outcome" in trial.user_attrs]
+        return ended(self.study.get_trials(deepcopy=False))
 
 
 def search(
@@ -82,7 +83,7 @@ def search(
 
     A study that exists is continued. While one candidate is measured, the next few are compiled. Each is told to the
     study as soon as it ends, so that an interruption loses at most those that have begun; they come again at the next
-    run.
+    run. A trial that others have given up meanwhile, taking this process for dead, is theirs.
 
     Args:
         spec: what to search for.
@@ -101,7 +102,7 @@ def search(
     key = study_key(spec, session.backend, session.device, space, session.policy)
     seed = int(key.space_digest[:8], 16) if seed is None else seed
     sampler = FreshSampler(points, space.distributions, seed, default_sampler())
-    study = open_study(session.storage, key, sampler)
+    study = open_study(session.storage, key, sampler, space.has)
     with one_at_a_time(session.storage, study.study_name):
         _enqueue(study, [space.default, *_earlier_winners(spec, session, space)], points)
     clock = Clock(budget or session.budget)
@@ -110,6 +111,7 @@ def search(
         try:
             while True:
                 stop_if_interrupted()
+                running.drop_given_up()
                 fail_silent_trials(study, session.storage)
                 status = _status(study, space, clock)
                 show(status)
@@ -166,6 +168,13 @@ class _Running:
             )
             self.trials[self._session.workers.submit(candidate)] = trial
 
+    def drop_given_up(self) -> None:
+        """Forget those that others have taken over."""
+        lost = [job for job, trial in self.trials.items() if is_given_up(self._study, trial)]
+        self._session.workers.withdraw(lost)
+        for job in lost:
+            del self.trials[job]
+
     def finish_one(self) -> None:
         """Measure the first that is compiled, and tell the study what came of it."""
         job = self._session.workers.first_compiled(list(self.trials))
@@ -182,16 +191,17 @@ class _Running:
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, result: Result) -> None:
-    trial.set_user_attr("outcome", result.outcome.value)
-    trial.set_user_attr("reason", result.reason)
-    trial.set_user_attr("errors", {name: f"{error:.3e}" for name, error in result.errors.items()})
-    trial.set_user_attr("compile_seconds", round(result.compile_seconds, 3))
+    attributes: dict[str, object] = {
+        "outcome": result.outcome.value,
+        "reason": result.reason,
+        "errors": {name: f"{error:.3e}" for name, error in result.errors.items()},
+        "compile_seconds": round(result.compile_seconds, 3),
+    }
     if result.outcome is Outcome.ok:
-        trial.set_user_attr("spread", result.spread)
-        study.tell(trial, result.seconds)
+        tell(study, trial, attributes | {"spread": result.spread}, values=result.seconds)
     else:
         # TPE ranks pruned trials behind all others, and so learns to stay away.
-        study.tell(trial, state=TrialState.PRUNED)
+        tell(study, trial, attributes, state=TrialState.PRUNED)
 
 
 def _is_duplicate(study: optuna.Study, trial: optuna.Trial) -> bool:

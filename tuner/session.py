@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optuna.storages import RDBStorage
-
 from codegen.device import Device
 from tuner.budget import Budget
 from tuner.policy import Policy, policy_for
 from tuner.pool import Workers
+from tuner.study_storage import StudyStorage
 from tuning_db import Store
 
 
@@ -32,7 +31,7 @@ class Session:
 
     device: Device
     backend: str
-    storage: RDBStorage
+    storage: StudyStorage
     store: Store
     budget: Budget
     workers: Workers

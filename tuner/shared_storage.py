@@ -14,12 +14,19 @@ from collections.abc import Iterable, Iterator
 
 import optuna
 import sqlalchemy
-from filelock import FileLock
-from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from filelock import FileLock, Timeout
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+
+from tuner.sampler import MOST_DEATHS
 
 HEARTBEAT_SECONDS = 30
 """How often a running trial says that it runs; after twice that in silence it counts as lost."""
+
+MOST_WAITED = 30
+"""Seconds that a process waits for another to take a point; a hundredth of that is usual."""
+
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 def is_shared(storage: RDBStorage) -> bool:
@@ -35,6 +42,26 @@ def fail_silent_trials(study: optuna.Study, storage: RDBStorage) -> None:
             optuna.storages.fail_stale_trials(study)
 
 
+def try_again(study: optuna.Study, failed: FrozenTrial) -> None:
+    """Queue the point of a trial that was failed for its silence once more, unless that was done often enough."""
+    failed.user_attrs.clear()  # Who ran it, and what came of it, is not true of the next.
+    RetryHeartbeatStaleTrialCallback(max_retry=MOST_DEATHS - 1)(study, failed)
+
+
+def beat(storage: RDBStorage, trial: optuna.Trial) -> None:
+    """Say that `trial` runs, if the storage is shared."""
+    if is_shared(storage):
+        storage.record_heartbeat(trial._trial_id)
+
+
+def beating_trials(storage: RDBStorage) -> frozenset[int]:
+    """The trials of a shared storage whose silence would be noticed."""
+    if not is_shared(storage):
+        return frozenset()
+    with storage.engine.connect() as connection:
+        return frozenset(connection.execute(sqlalchemy.text("SELECT trial_id FROM trial_heartbeats")).scalars())
+
+
 def others_run(study: optuna.Study, storage: RDBStorage) -> bool:
     """Whether a process elsewhere still works on a trial of a shared storage."""
     return is_shared(storage) and bool(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
@@ -44,23 +71,39 @@ def others_run(study: optuna.Study, storage: RDBStorage) -> bool:
 def one_at_a_time(storage: RDBStorage, study_name: str) -> Iterator[bool]:
     """Within it this process alone, of all that share the storage, looks what is untried and takes it.
 
-    A process that dies inside lets the next one in. On a storage other than SQLite and PostgreSQL nobody waits, and two
-    processes may rarely take the same point. Yields whether this process is alone.
+    A process that dies inside lets the next one in. For one that was stopped inside nobody waits longer than
+    `MOST_WAITED`, and on a storage other than SQLite and PostgreSQL nobody waits at all: two processes may then take
+    the same point, of which the search drops one. Yields whether this process is alone.
     """
     url = storage.engine.url
     if url.get_backend_name() == "sqlite" and url.database:
-        with FileLock(f"{url.database}.lock"):
+        lock = FileLock(f"{url.database}.lock", timeout=MOST_WAITED)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
             yield True
+        finally:
+            lock.release()
     elif url.get_backend_name() == "postgresql":
-        key = {"key": zlib.crc32(study_name.encode())}
+        # The end of the connection's transaction frees the lock, however it comes about.
         with storage.engine.connect() as connection:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), key)
-            try:
-                yield True
-            finally:
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), key)
+            yield _has_locked(connection, zlib.crc32(study_name.encode()))
     else:
         yield False
+
+
+def _has_locked(connection: sqlalchemy.Connection, key: int) -> bool:
+    try:
+        connection.execute(sqlalchemy.text(f"SET LOCAL lock_timeout = '{MOST_WAITED}s'"))
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+    except sqlalchemy.exc.OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            raise
+        return False
+    return True
 
 
 class Heart:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from codegen.defaults import default
@@ -21,13 +22,16 @@ from codegen.schedule import Schedule, from_settings
 from codegen.spec import Problem, Spec, bucket
 from tuner.budget import Budget, Clock
 from tuner.cost import state_bytes
+from tuner.damaged_trials import Expected
 from tuner.errors import NothingMeasuredError
 from tuner.interruption import stop_if_interrupted
 from tuner.pareto import front_of, knee_of
 from tuner.quality import PAIRS, RULE, recall_by_pairs
-from tuner.sampler import FreshSampler, release, untried
+from tuner.sampler import FreshSampler, untried
 from tuner.session import Session
-from tuner.studies import release_lost_trials, take
+from tuner.shared_storage import Heart, fail_silent_trials
+from tuner.studies import continued_study, take
+from tuner.telling import release, tell
 from tuner.toolchain import toolchain
 from tuner.worker import Candidate
 from tuning_db import FRONT_HEADS, FrontRow, Outcome, Recommendation, Store, utc_now
@@ -42,6 +46,7 @@ BUDGET = Budget(seconds=60.0)
 
 _MEASURES = f"time, state bytes, recall of {PAIRS} by {RULE.key()}"
 _TOKENS, _EXACT_TOKENS = 4096, 512
+_DIRECTIONS = (StudyDirection.MINIMIZE, StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE)
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,16 @@ def recommend(
     study = _study(session, schedules)
     points = [{"slots": slots, "chunk": chunk} for slots, chunk in schedules]
     clock = Clock(budget)
-    while True:
-        stop_if_interrupted()
-        rows = _rows(study.get_trials(deepcopy=False))
-        status = SlotStatus(len(rows), len(points), max(clock.share(len(rows)), len(rows) / len(points)))
-        show(status)
-        if not untried(study, points) or (rows and clock.spent(len(rows))):
-            break
-        _one_trial(study, session, schedules)
+    with Heart(session.storage) as heart:
+        while True:
+            stop_if_interrupted()
+            fail_silent_trials(study, session.storage)
+            rows = _rows(study.get_trials(deepcopy=False))
+            status = SlotStatus(len(rows), len(points), max(clock.share(len(rows)), len(rows) / len(points)))
+            show(status)
+            if not untried(study, points) or (rows and clock.spent(len(rows))):
+                break
+            _one_trial(study, session, schedules, heart)
     if not rows:
         raise NothingMeasuredError(spec="slots and chunk", reasons=_reasons(study))
     front = front_of(rows)
@@ -137,19 +144,17 @@ def _study(session: Session, schedules: dict[tuple[int, int], Schedule]) -> optu
     about += [schedule.key() for schedule in schedules.values()]
     name = f"slots and chunk {session.backend} {hashlib.sha256('|'.join(about).encode()).hexdigest()[:12]}"
     points = [{"slots": slots, "chunk": chunk} for slots, chunk in schedules]
-    study = optuna.create_study(
-        storage=session.storage,
-        study_name=name,
-        sampler=FreshSampler(points, _distributions(), seed=0),
-        directions=["minimize", "minimize", "maximize"],
-        load_if_exists=True,
-    )
-    release_lost_trials(study, session.storage)
-    return study
+    expected = Expected(_DIRECTIONS, lambda point: any(_same(point, each) for each in points), _row)
+    return continued_study(session.storage, name, FreshSampler(points, _distributions(), seed=0), expected)
 
 
-def _one_trial(study: optuna.Study, session: Session, schedules: dict[tuple[int, int], Schedule]) -> None:
+def _same(point: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    return point == other and all(type(value) is int for value in point.values())
+
+
+def _one_trial(study: optuna.Study, session: Session, schedules: dict[tuple[int, int], Schedule], heart: Heart) -> None:
     trial = take(study, session.storage, _distributions())
+    heart.beat_for([trial])
     slots, chunk = trial.params["slots"], trial.params["chunk"]
     spec, schedule = _spec(slots, chunk), schedules[slots, chunk]
     try:
@@ -160,14 +165,14 @@ def _one_trial(study: optuna.Study, session: Session, schedules: dict[tuple[int,
     except BaseException:
         release(study, trial)
         raise
-    trial.set_user_attr("outcome", result.outcome.value)
-    trial.set_user_attr("reason", result.reason)
+    attributes: dict[str, object] = {"outcome": result.outcome.value, "reason": result.reason}
     if result.seconds is None:
-        study.tell(trial, state=TrialState.PRUNED)
+        tell(study, trial, attributes, state=TrialState.PRUNED)
     else:
-        trial.set_user_attr("recall", {str(pairs): share for pairs, share in shares.items()})
+        attributes["recall"] = {str(pairs): share for pairs, share in shares.items()}
         recall = statistics.fmean(shares.values())
-        study.tell(trial, [result.seconds / spec.problem.tokens, _state_bytes(slots, chunk), recall])
+        values = [result.seconds / spec.problem.tokens, _state_bytes(slots, chunk), recall]
+        tell(study, trial, attributes, values=values)
 
 
 def _state_bytes(slots: int, chunk: int) -> int:
@@ -175,23 +180,20 @@ def _state_bytes(slots: int, chunk: int) -> int:
 
 
 def _rows(trials: list[FrozenTrial]) -> list[FrontRow]:
-    rows = []
-    for trial in trials:
-        if trial.state is not TrialState.COMPLETE:
-            continue
-        slots, chunk = trial.params["slots"], trial.params["chunk"]
-        seconds, _, share = trial.values
-        rows.append(
-            FrontRow(
-                slots=slots,
-                chunk=chunk,
-                seconds_per_token=seconds,
-                state_bytes=_state_bytes(slots, chunk),
-                recall=share,
-                recall_by_pairs=dict(trial.user_attrs["recall"]),
-            )
-        )
-    return rows
+    return [_row(trial) for trial in trials if trial.state is TrialState.COMPLETE]
+
+
+def _row(trial: FrozenTrial) -> FrontRow:
+    slots, chunk = trial.params["slots"], trial.params["chunk"]
+    seconds, _, share = trial.values
+    return FrontRow(
+        slots=slots,
+        chunk=chunk,
+        seconds_per_token=seconds,
+        state_bytes=_state_bytes(slots, chunk),
+        recall=share,
+        recall_by_pairs=dict(trial.user_attrs["recall"]),
+    )
 
 
 def _reasons(study: optuna.Study) -> str:

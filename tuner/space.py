@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from optuna.distributions import CategoricalDistribution
 
 from codegen.device import Device
+from codegen.errors import TrellisError
 from codegen.schedule import Schedule, from_settings
 from codegen.spec import Spec
 from tuner.legal import Settings, legal_schedules
@@ -36,6 +38,13 @@ class Space:
             KeyError: there is none.
         """
         return self.schedules[from_settings(self.default.backend, dict(settings)).key()]
+
+    def has(self, settings: Mapping[str, object]) -> bool:
+        """Whether these are the settings of a legal schedule, types included: 16.0 is no 16."""
+        try:
+            return from_settings(self.default.backend, dict(settings)).key() in self.schedules
+        except TrellisError:
+            return False
 
 
 def space_of(spec: Spec, backend: str, device: Device) -> Space:

@@ -29,9 +29,11 @@ def find(asked: str, workload: Sequence[NamedSpec], known: Sequence[History]) ->
 
 
 def why_lines(history: History) -> Iterator[str]:
-    """Ten lines about one winner."""
+    """Ten lines about one winner, and one more if no call takes it."""
     record = history.record
     yield record.spec
+    if history.passed_over is not None:
+        yield f"  not in effect: {history.passed_over}; `make tune` makes a new one"
     yield f"  on {record.device}, {record.backend}; {history.layer} record of {record.created[:10]}, by {record.source}"
     yield f"  winner: {settings_text(record.schedule)}"
     yield f"  it takes {performance_text(record)}"
@@ -55,11 +57,13 @@ def _second(history: History) -> str:
     second, winner = history.second(), history.winner()
     if second is None or second.value is None:
         return "no other candidate is on record"
-    behind = ""
+    behind = decided = ""
     if winner is not None and winner.value:
         # Not the time two lines above, which is from the finals and may differ.
         behind = f", {second.value / winner.value:.2f}x the winner's {duration(winner.value)} there"
-    return f"the best other, in the search: {duration(second.value)}{behind}: {settings_text(second.params)}"
+        # A search times each candidate by itself, whatever else the machine did then.
+        decided = "; less there and not in the finals, which time both in turn" if second.value < winner.value else ""
+    return f"the best other, in the search: {duration(second.value)}{behind}: {settings_text(second.params)}{decided}"
 
 
 def _sure(history: History) -> str:

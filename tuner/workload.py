@@ -8,14 +8,23 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 import msgspec.yaml
+import yaml
 
 from codegen.errors import TrellisError
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tuner.errors import WorkloadError
+from tuning_db import shortened
+from tuning_db.regular_file import UNREADABLE, read_regular
 
 DEFAULT_FILE = Path(__file__).with_name("workload.yaml")
 """The workload of `make tune`."""
+
+MAX_BYTES = 2**20
+MAX_DEPTH = 16
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SAID, _ECHO, _MOST = 500, 120, 2**40
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 
@@ -47,14 +56,14 @@ def load_workload(path: Path, kind: str) -> tuple[NamedSpec, ...]:
         WorkloadError: the file cannot be read, or an entry is wrong; the message names the file and the entry.
     """
     try:
-        content = msgspec.yaml.decode(path.read_bytes())
+        content = _decoded(read_regular(path, MAX_BYTES))
     except FileNotFoundError as error:
         raise WorkloadError(source=path, problem="the file does not exist") from error
     except OSError as error:
         # Its own text names the file once more.
         raise WorkloadError(source=path, problem=error.strerror or error) from error
-    except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise WorkloadError(source=path, problem=error) from error
+    except UNREADABLE as error:
+        raise WorkloadError(source=path, problem=shortened(str(error), _SAID)) from error
     section = "cuda" if kind == "hip" else kind
     entries = content.get(section) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
@@ -62,6 +71,25 @@ def load_workload(path: Path, kind: str) -> tuple[NamedSpec, ...]:
     sources = [f"{path}, {section} entry {number}" for number in range(1, len(entries) + 1)]
     named = tuple(_named(entry, source, strict=True) for entry, source in zip(entries, sources, strict=True))
     return require_distinct(named, str(path))
+
+
+def _decoded(data: bytes) -> object:
+    """The content of a YAML file, its nesting counted before it is followed: the parser's own recursion knows no end.
+
+    Raises:
+        ValueError, msgspec.MsgspecError: it is too large, nested too deeply, or no YAML.
+    """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+    depth = 0
+    try:
+        for event in yaml.parse(data, Loader=_LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"it is nested more than {MAX_DEPTH} deep; a workload is two deep")
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    return msgspec.yaml.decode(data)
 
 
 def parse_spec(text: str) -> NamedSpec:
@@ -75,7 +103,7 @@ def parse_spec(text: str) -> NamedSpec:
         12
     """
     name, colon, body = text.partition(":")
-    source = f"--spec {text!r}"
+    source = f"--spec {shortened(text, _ECHO)!r}"
     if not colon:
         raise WorkloadError(source=source, problem='expected "name: key=value, key=value"')
     entry: dict[str, str] = {"name": name.strip()}
@@ -107,7 +135,10 @@ def _named(entry: object, source: str, *, strict: bool) -> NamedSpec:
     except msgspec.ValidationError as error:
         known = ", ".join(_Entry.__struct_fields__)
         hint = f"; the fields are: {known}" if "unknown field" in str(error) else ""
-        raise WorkloadError(source=source, problem=f"{error}{hint}") from error
+        raise WorkloadError(source=source, problem=shortened(f"{error}{hint}", _SAID)) from error
+    for field, value in values.items():
+        if type(value) is int and abs(value) > _MOST:
+            raise WorkloadError(source=source, problem=f"{field} is out of range; expected at most {_MOST}")
     name, dim = values.pop("name"), values.pop("dim")
     if dim is not None:
         values |= {"dim_k": dim, "dim_v": dim}
@@ -115,4 +146,4 @@ def _named(entry: object, source: str, *, strict: bool) -> NamedSpec:
     try:
         return NamedSpec(name, Spec(Rule(**rule), Problem(**values)))
     except TrellisError as error:
-        raise WorkloadError(source=source, problem=error) from error
+        raise WorkloadError(source=source, problem=shortened(str(error), _SAID)) from error

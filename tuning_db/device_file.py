@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import stat
+import operator
 from pathlib import Path
 
 import msgspec
@@ -12,12 +11,10 @@ from tuning_db.errors import DatabaseFullError, RecordError
 from tuning_db.field_rules import shortened
 from tuning_db.recommendation import Recommendation
 from tuning_db.record import SCHEMA, Record
+from tuning_db.regular_file import UNREADABLE, read_regular
 
 MAX_BYTES = 16 * 2**20
 MAX_RECORDS = 20_000
-
-# msgspec's own errors are ValueErrors from 0.21 only; invalid UTF-8 and deep nesting surface as the other two.
-_UNUSABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class DeviceFile(msgspec.Struct, frozen=True):
@@ -35,6 +32,7 @@ class Reading(msgspec.Struct, frozen=True):
         missing: there is no such file.
         fault: why the whole file could not be used; empty if it could.
         left_out: why single entries could not be used, one text each.
+        secrets: how many entries hold a password, which `content` does not.
         data: the bytes read.
     """
 
@@ -42,6 +40,7 @@ class Reading(msgspec.Struct, frozen=True):
     missing: bool = False
     fault: str = ""
     left_out: tuple[str, ...] = ()
+    secrets: int = 0
     data: bytes = b""
 
 
@@ -63,10 +62,10 @@ class _Written(msgspec.Struct):
     recommendation: Recommendation | None
 
 
-def read(path: Path, device: str) -> Reading:
-    """The file at `path`, which should hold the records of `device`."""
+def read(path: Path, device: str, *, own: bool = False) -> Reading:
+    """The file at `path`, which should hold the records of `device`; if it must be one's `own`, no other user's."""
     try:
-        data = _bytes(path)
+        data = read_regular(path, MAX_BYTES, own=own)
     except FileNotFoundError:
         return Reading(missing=True)
     except (OSError, ValueError) as error:
@@ -83,7 +82,7 @@ def parse(data: bytes, device: str) -> Reading:
         if schema != SCHEMA:
             return Reading(fault=f"it has schema {_said(schema)}, this version reads schema {SCHEMA}", data=data)
         body = msgspec.json.decode(data, type=_Body)
-    except _UNUSABLE as error:
+    except UNREADABLE as error:
         return Reading(fault=f"it is not a file of this database ({_said(error)})", data=data)
     if body.device != device:
         return Reading(fault=f"it says device {_said(body.device)!r}, its name says {device!r}", data=data)
@@ -99,6 +98,7 @@ def encode(path: Path, device: str, content: DeviceFile) -> bytes:
         RecordError: a record that would not be read back, or not as it is.
         DatabaseFullError: more than `MAX_RECORDS` records or `MAX_BYTES` bytes.
     """
+    content = without_secrets(content)
     records = sorted(content.records, key=lambda record: (record.identity(), record.recency()))
     written = _Written(SCHEMA, device, records, content.recommendation)
     data = msgspec.json.format(msgspec.json.encode(written, order="deterministic"), indent=2) + b"\n"
@@ -119,7 +119,7 @@ def _entries(body: _Body, data: bytes) -> Reading:
             record = msgspec.json.decode(raw, type=Record)
             if record.device != body.device:
                 raise RecordError(field="device", value=record.device, expected=repr(body.device))
-        except _UNUSABLE as error:
+        except UNREADABLE as error:
             left_out.append(f"record {index}: {_said(error)}")
         else:
             records.append(record)
@@ -129,22 +129,19 @@ def _entries(body: _Body, data: bytes) -> Reading:
         if recommendation is not None and recommendation.device != body.device:
             wrong, recommendation = recommendation.device, None
             raise RecordError(field="device", value=wrong, expected=repr(body.device))
-    except _UNUSABLE as error:
+    except UNREADABLE as error:
         left_out.append(f"recommendation: {_said(error)}")
-    return Reading(DeviceFile(tuple(records), recommendation), left_out=tuple(left_out), data=data)
+    content = DeviceFile(tuple(records), recommendation)
+    clean = without_secrets(content)
+    secrets = sum(map(operator.is_not, clean.records, content.records))
+    secrets += clean.recommendation is not content.recommendation
+    return Reading(clean, left_out=tuple(left_out), secrets=secrets, data=data)
 
 
-def _bytes(path: Path) -> bytes:
-    # O_NONBLOCK: a named pipe in place of the file must not hang the reader.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("not a regular file")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(MAX_BYTES + 1)
-    finally:
-        os.close(descriptor)
+def without_secrets(content: DeviceFile) -> DeviceFile:
+    """`content` without the passwords that records of older versions hold."""
+    recommendation = None if content.recommendation is None else content.recommendation.without_secrets()
+    return DeviceFile(tuple(map(Record.without_secrets, content.records)), recommendation)
 
 
 def _said(cause: object) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from tuning_db.errors import RecordError
 
@@ -19,6 +19,9 @@ MAX_KEY = 1_000
 MAX_TEXT = 4_000
 MAX_ENTRIES = 100
 MAX_INTEGER = 2**63 - 1
+
+CLOCK_SKEW = timedelta(days=1)
+"""How far the clocks of two machines may be apart."""
 
 _DEVICE = re.compile(DEVICE_PATTERN)
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6})?(Z|\+00:00)", re.ASCII)
@@ -33,13 +36,18 @@ def shortened(text: str, limit: int = MAX_TEXT) -> str:
         >>> shortened("ptxas died: " + "x" * 100, limit=30)
         'ptxas died:  [...] xxxxxxxxxxx'
     """
-    text = _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], text)
+    text = printable(text)
     if len(text) <= limit:
         return text
     mark = " [...] "
     head = (limit - len(mark) + 1) // 2
     tail = limit - len(mark) - head
     return text[:head] + mark + text[len(text) - tail :]
+
+
+def printable(text: str) -> str:
+    """`text` with every character escaped that would rewrite a terminal, or that cannot be encoded."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def utc_now() -> str:
@@ -50,6 +58,11 @@ def utc_now() -> str:
 def parse_created(created: str) -> datetime:
     """The moment that a checked `created` names."""
     return datetime.fromisoformat(created.replace("Z", "+00:00"))
+
+
+def is_future(created: str) -> bool:
+    """Whether a checked `created` lies more than `CLOCK_SKEW` ahead of this machine's clock."""
+    return parse_created(created) - datetime.now(timezone.utc) > CLOCK_SKEW
 
 
 def is_device_key(device: object) -> bool:

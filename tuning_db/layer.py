@@ -12,7 +12,7 @@ import msgspec
 
 from tuning_db.device_file import DeviceFile, Reading, encode, read
 from tuning_db.errors import FOLDER_VARIABLE
-from tuning_db.field_rules import is_device_key
+from tuning_db.field_rules import is_device_key, is_future
 from tuning_db.record import Identity, Outcome, Record
 from tuning_db.warning import warn_once
 from tuning_db.writing import copy_aside, locked, move_aside, write_temporary
@@ -54,11 +54,19 @@ class Index(msgspec.Struct, frozen=True):
 
 
 class Layer:
-    """A folder of `<device>.json` files. Reading never raises: what cannot be read is a miss with one warning."""
+    """A folder of `<device>.json` files. Reading never raises: what cannot be read is a miss with one warning.
 
-    def __init__(self, name: LayerName, folder: Path) -> None:
+    Args:
+        name: whose it is.
+        folder: made at the first write.
+        own: whether files of other users are refused. They are where nobody named the folder, as in a cache that
+            several share; a folder that was named may be a colleague's.
+    """
+
+    def __init__(self, name: LayerName, folder: Path, *, own: bool = False) -> None:
         self.name = name
         self.folder = folder
+        self._own = own
         self._cache: dict[str, tuple[_Stamp, int, Index]] = {}
 
     def path(self, device: str) -> Path:
@@ -77,7 +85,7 @@ class Layer:
         cached = self._cache.get(device)
         if cached is not None and cached[0] == stamp and cached[0].modified_ns + _SETTLED_NS < cached[1]:
             return cached[2]
-        reading = read(path, device)
+        reading = read(path, device, own=self._own)
         self._warn(path, reading)
         index = _indexed(reading)
         if stamp is not None:
@@ -111,13 +119,16 @@ class Layer:
             DatabaseWriteError, DatabaseBusyError, DatabaseFullError, RecordError: nothing was replaced.
         """
         path = self.path(device)
-        with locked(self.folder):
-            reading = read(path, device)
+        with locked(self.folder, own=self._own):
+            reading = read(path, device, own=self._own)
             content = change(reading.content)
-            if content == reading.content:
+            if content == reading.content and not reading.secrets:
                 return reading.content
             kept = _replace(path, encode(path, device, content), reading)
         self._cache.pop(device, None)
+        if reading.secrets:
+            held = f"{path} was written anew without the passwords that {reading.secrets} of its entries held"
+            warn_once(f"{path} passwords", f"{held}; change them, since older copies of the file have them")
         if kept is not None:
             problem = reading.fault or f"entries were left out ({reading.left_out[0]})"
             warn_once(str(kept), f"{path} was written anew: {problem}; what it held before is kept as {kept}")
@@ -129,6 +140,9 @@ class Layer:
         elif reading.left_out:
             count = f"{len(reading.left_out)} entries of {path}" if len(reading.left_out) > 1 else f"an entry of {path}"
             warn_once(str(path), f"leaving out {count}, first {reading.left_out[0]}; {_ADVICE[self.name]}")
+        elif future := [record for record in reading.content.records if is_future(record.created)]:
+            dated = f"{len(future)} records in {path} are dated in the future, first {future[0].created}"
+            warn_once(f"{path} dates", f"{dated}; they count as older than all others: a clock was wrong")
 
 
 def winners(records: Iterable[Record]) -> dict[Identity, Record]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
 
 from tuning_db.errors import RecordError
@@ -14,7 +16,11 @@ from tuning_db.field_rules import (
     check_pattern,
     check_text,
     check_toolchain,
+    is_future,
+    parse_created,
+    shortened,
 )
+from tuning_db.masking import masked
 
 FRONT_HEADS = 8
 """How many heads, of one layer, the times of a front are for."""
@@ -90,6 +96,15 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         check_toolchain(self.toolchain)
         check_created(self.created)
         check_text("source", self.source)
+
+    def without_secrets(self) -> Recommendation:
+        """This recommendation, the passwords of URLs in its source masked; itself if there are none."""
+        text = masked(self.source)
+        return self if text == self.source else msgspec.structs.replace(self, source=shortened(text))
+
+    def recency(self) -> tuple[bool, datetime]:
+        """Greater for the newer one; one dated in the future is older than all that are not, as of records."""
+        return (not is_future(self.created), parse_created(self.created))
 
 
 def _check_measures(point: FrontRow | Recommendation) -> None:

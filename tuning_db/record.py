@@ -21,8 +21,11 @@ from tuning_db.field_rules import (
     check_schedule,
     check_text,
     check_toolchain,
+    is_future,
     parse_created,
+    shortened,
 )
+from tuning_db.masking import masked
 
 SCHEMA = 1
 """Version of the file format; a file of another version is not read."""
@@ -126,11 +129,25 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         check_toolchain(self.toolchain)
         check_created(self.created)
 
+    def without_secrets(self) -> Record:
+        """This record, the passwords of URLs in its texts masked; itself if there are none."""
+        if "://" not in self.reason + self.policy + self.source:
+            return self
+        texts = {name: masked(getattr(self, name)) for name in ("reason", "policy", "source")}
+        # Rules of length hold still: a mask may be longer than what it hides.
+        texts = {name: shortened(text) for name, text in texts.items() if text != getattr(self, name)}
+        return msgspec.structs.replace(self, **texts) if texts else self
+
     def identity(self) -> Identity:
         """What a lookup asks for, and what a commit replaces."""
         return Identity(self.spec, self.device, self.backend, self.template_digest)
 
-    def recency(self) -> tuple[datetime, float, bytes]:
-        """A total order: the newer record is greater, then the faster one, then the one whose text sorts last."""
+    def recency(self) -> tuple[bool, datetime, float, bytes]:
+        """A total order: the newer record is greater, then the faster one, then the one whose text sorts last.
+
+        One dated in the future, by a clock that is wrong, is older than all that are not: it must not hide what is
+        measured today.
+        """
         slowness = float("inf") if self.seconds is None else self.seconds
-        return (parse_created(self.created), -slowness, msgspec.json.encode(self, order="deterministic"))
+        text = msgspec.json.encode(self, order="deterministic")
+        return (not is_future(self.created), parse_created(self.created), -slowness, text)

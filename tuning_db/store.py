@@ -14,9 +14,9 @@ import msgspec
 from msgspec.structs import replace
 
 from tuning_db.device_file import DeviceFile
-from tuning_db.errors import CACHE_VARIABLE, FOLDER_VARIABLE, DatabaseWriteError, RecordError
+from tuning_db.errors import CACHE_VARIABLE, FOLDER_VARIABLE, DatabaseWriteError, RecordError, TuningDatabaseError
 from tuning_db.failures import Failures
-from tuning_db.field_rules import check_device, is_device_key, parse_created
+from tuning_db.field_rules import check_device, is_device_key
 from tuning_db.layer import Layer, LayerName, bucket_rank, winners
 from tuning_db.recommendation import Recommendation
 from tuning_db.record import Identity, Outcome, Record
@@ -66,7 +66,8 @@ class Store:
         user: folder of this machine's records, made at the first commit; None for a store that is only read.
         shipped: folder of the records that come with the package.
         fallback: where records go, with a warning, while `user` cannot be written. It is read as a part of the user
-            layer: of two records of one identity the newer counts.
+            layer: of two records of one identity the newer counts, until `user` can be written again and takes
+            another. Files there that belong to another user are not read.
 
     Attributes:
         failures: what was tried here and failed.
@@ -74,7 +75,7 @@ class Store:
 
     def __init__(self, user: Path | None, shipped: Path = SHIPPED, fallback: Path | None = None) -> None:
         self.user = None if user is None else Layer("user", user)
-        self.fallback = None if fallback is None else Layer("user", fallback)
+        self.fallback = None if fallback is None else Layer("user", fallback, own=True)
         self.shipped = Layer("shipped", shipped)
         self.failures = Failures(user)
         self._own = tuple(layer for layer in (self.user, self.fallback) if layer is not None)
@@ -141,7 +142,7 @@ class Store:
             found = [layer.index(device).content.recommendation for layer in group]
             known = [each for each in found if each is not None]
             if known:
-                return max(known, key=lambda each: parse_created(each.created))
+                return max(known, key=Recommendation.recency)
         return None
 
     def commit(self, record: Record) -> bool:
@@ -157,7 +158,7 @@ class Store:
         """As `commit`, of many; of several with the same identity the newest. How many were ok. Raises as `commit`."""
         taken = winners(records)
         for device, group in _by_device(taken.values()):
-            self._update(device, partial(_with, records=group))
+            self._update(device, partial(_with, records=group), partial(_without, records=group))
         return len(taken)
 
     def merge(self, records: Iterable[Record]) -> int:
@@ -173,7 +174,11 @@ class Store:
 
     def recommend(self, recommendation: Recommendation) -> None:
         """Put a recommendation in the user layer in place of the device's former one. Raises as `commit`."""
-        self._update(recommendation.device, lambda old: replace(old, recommendation=recommendation))
+        self._update(
+            recommendation.device,
+            lambda old: replace(old, recommendation=recommendation),
+            lambda old: replace(old, recommendation=None),
+        )
 
     def ship(
         self,
@@ -212,12 +217,23 @@ class Store:
         layer.update(device, shipped)
         return layer.path(device)
 
-    def _update(self, device: str, change: Callable[[DeviceFile], DeviceFile]) -> DeviceFile:
-        """Change what the user layer holds of a device, or the fallback while that cannot be written; what it held."""
+    def _update(
+        self,
+        device: str,
+        change: Callable[[DeviceFile], DeviceFile],
+        supersede: Callable[[DeviceFile], DeviceFile] | None = None,
+    ) -> DeviceFile:
+        """Change what the user layer holds of a device, or the fallback while that cannot be written; what it held.
+
+        Once the user layer is changed, `supersede` takes from the fallback what that replaces.
+        """
         if self.user is None:
-            raise DatabaseWriteError(folder="(no user folder)", reason="this store is only read")
+            raise DatabaseWriteError(folder="(no user folder)", reason="this store has none, and is only read")
         try:
-            return self.user.update(device, change)
+            before = self.user.update(device, change)
+            if supersede is not None:
+                self._supersede(device, supersede)
+            return before
         except DatabaseWriteError as error:
             if self.fallback is None:
                 raise
@@ -229,22 +245,45 @@ class Store:
             warn_once(f"{self.user.folder} as a place to write", f"{error}; {kept}")
             return before
 
+    def _supersede(self, device: str, change: Callable[[DeviceFile], DeviceFile]) -> None:
+        fallback = self.fallback
+        if fallback is None or change(held := fallback.index(device).content) == held:
+            return
+        try:
+            fallback.update(device, change)
+        except TuningDatabaseError as error:
+            path = fallback.path(device)
+            warn_once(f"{path} as superseded", f"{path} may hide what was just found: {error}; remove the file")
+
 
 def default_store() -> Store:
     """The store of this user: `TRELLIS_OPS_TUNING_DB`, or the user's data folder, over the package's winners.
 
-    The fallback lies in the cache folder, one for each user folder, so that none serves in place of another.
+    The fallback lies in the cache folder, one for each user folder, so that none serves in place of another. A user
+    without a home has only what these variables name.
     """
     import platformdirs  # 10 ms that `import trellis_ops` need not pay
 
-    named = os.environ.get(FOLDER_VARIABLE)
+    named, cache = os.environ.get(FOLDER_VARIABLE), os.environ.get(CACHE_VARIABLE)
     if named:
         user = _absolute(os.path.expanduser(named))
     else:
-        user = Path(platformdirs.user_data_dir("trellis-ops", appauthor=False)) / "tuning_db"
-    cache = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("trellis-ops", appauthor=False)
+        data = _in_home(platformdirs.user_data_dir)
+        if data is None:
+            return Store(None)
+        user = Path(data) / "tuning_db"
+    cache = cache or _in_home(platformdirs.user_cache_dir)
     mark = hashlib.sha256(os.fsencode(user)).hexdigest()[:12]
-    return Store(user, fallback=_absolute(cache) / "tuning_db" / mark)
+    return Store(user, fallback=None if cache is None else _absolute(cache) / "tuning_db" / mark)
+
+
+def _in_home(folder: Callable[..., str]) -> str | None:
+    """The folder that platformdirs names; None for a user who has neither HOME nor an entry in the password file."""
+    try:
+        found = folder("trellis-ops", appauthor=False)
+    except RuntimeError:
+        return None
+    return None if found.startswith("~") else found
 
 
 def _absolute(folder: str) -> Path:
@@ -276,6 +315,11 @@ def _newer(old: DeviceFile, offered: tuple[Record, ...]) -> tuple[Record, ...]:
 def _with(old: DeviceFile, records: tuple[Record, ...]) -> DeviceFile:
     gone = {record.identity() for record in records}
     return replace(old, records=(*(record for record in old.records if record.identity() not in gone), *records))
+
+
+def _without(old: DeviceFile, records: tuple[Record, ...]) -> DeviceFile:
+    gone = {record.identity() for record in records}
+    return replace(old, records=tuple(record for record in old.records if record.identity() not in gone))
 
 
 def _differences(record: Record, device: str, template_digest: str) -> tuple[str, ...]:

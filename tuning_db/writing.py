@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tuning_db.errors import DatabaseBusyError, DatabaseWriteError, TuningDatabaseError
+from tuning_db.regular_file import why_foreign
 
 LOCK_NAME = ".lock"
 LOCK_SECONDS = 60.0
@@ -18,8 +19,12 @@ _TEMPORARY_SUFFIX = ".tmp"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, own: bool = False) -> Iterator[None]:
     """Hold the folder's lock, making the folder if it is missing and clearing what dead writers left.
+
+    Args:
+        folder: that is changed.
+        own: make it for this user alone, and refuse it if it is another's.
 
     Raises:
         DatabaseBusyError: another process held the lock for `LOCK_SECONDS`.
@@ -28,7 +33,9 @@ def locked(folder: Path) -> Iterator[None]:
     import filelock  # 10 to 20 ms that reading must not pay
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700 if own else 0o777, parents=True, exist_ok=True)
+        if own and (reason := why_foreign(os.stat(folder))):
+            raise PermissionError(reason)
         with filelock.FileLock(folder / LOCK_NAME).acquire(timeout=LOCK_SECONDS, poll_interval=0.01):
             _remove_leftovers(folder)
             yield

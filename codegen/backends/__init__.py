@@ -53,6 +53,9 @@ class Backend(Protocol):
     def why_unavailable(self, device: Device) -> str | None:
         """Why kernels for `device` cannot run in this process, in one sentence; None if they can."""
 
+    def why_broken(self) -> str | None:
+        """What is wrong with an installed package that cannot be loaded; None if it can, or is not installed."""
+
     def kernel(self, template: str, spec: Spec, schedule: Schedule, device: Device) -> Kernel:
         """The kernel of that template, ready to be called: rendered and compiled, or kept from an earlier process."""
 

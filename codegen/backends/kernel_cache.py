@@ -2,12 +2,16 @@
 
 An entry is one file, named by the kernel and by a digest of everything that decides its code. The name is formed
 without rendering and without a compiler, so that a process which finds its kernels imports neither. Behind the library
-stands a digest of its bytes: what is cut short or damaged is not loaded, for that could end the process, but made
-again. Files appear by renaming, so nobody sees half of one; a lock keeps two processes from compiling the same kernel
-at the same time. What was not used for the longest time goes when the folder is full.
+stands a seal of its name and bytes: what is cut short, damaged or renamed is not loaded, for that could end the
+process, but made again. Files appear by renaming, so nobody sees half of one; a lock keeps two processes from compiling
+the same kernel at the same time. What was not used for the longest time goes when the folder is full.
 
-A folder that cannot be written costs time, never a result: it is said once, and kernels are compiled for this process
-alone.
+A kernel is machine code, and loading one runs it. Nothing is loaded that another user than this one and root owns or
+may write to, or that lies below such a folder (`codegen.ownership`). Where a key is named (TRELLIS_OPS_CACHE_KEY_FILE),
+seals are made with it, and its holders may share a folder that all of them write to.
+
+A folder that cannot be written, or is not trusted, costs time, never a result: it is said once, and kernels are
+compiled for this process alone.
 """
 
 from __future__ import annotations
@@ -15,16 +19,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import hmac
+import itertools
 import os
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
+from codegen.backends.cache_key import FaultyKeyError, cache_key
+from codegen.cache_folder import cache_folder, say_exposed
 from codegen.errors import SizeError
-from codegen.render import cache_folder
+from codegen.ownership import make_own, make_private, read_own, read_regular, why_exposed, write_own
+from codegen.process_folder import process_folder
 
 VARIABLE = "TRELLIS_OPS_CACHE_MEGABYTES"
 DEFAULT_MEGABYTES = 256.0
@@ -33,8 +43,12 @@ _SUFFIX = ".so"
 _UNFINISHED = ".tmp"
 _SEAL = b"trellis-ops kernel"
 _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
+_MOST_BYTES = 2**28
 _PATIENCE_SECONDS = 120.0
+_LOOK_SECONDS = 0.05
 _UNFINISHED_SECONDS = 3600.0
+
+_copies = itertools.count()
 
 
 class KernelCacheWarning(UserWarning):
@@ -47,70 +61,104 @@ class Entry:
 
     Attributes:
         path: the file that holds it, if it is there.
+        key: what it is sealed with; None for a plain digest, in a folder that nobody else may write to.
     """
 
     path: Path
+    key: bytes | None = field(default=None, repr=False)
 
     def find(self) -> Path | None:
-        """The library, if it is there and whole; it is then the one used last."""
-        try:
-            content = self.path.read_bytes()
-        except OSError:
-            return None
-        if not _is_sealed(content):
+        """The library, if it is there and whole, to be loaded at once; it is then the one used last."""
+        library = self._library()
+        if library is None:
             return None
         # Whoever may read but not write cannot say that the entry is in use; it is no less right for that.
         with contextlib.suppress(OSError):
             os.utime(self.path)
-        return self.path
+        if self.key is None or why_exposed(self.path) is None:
+            return self.path
+        # By the time that it is loaded, another holder of the folder may have put something else there.
+        try:
+            copy = process_folder() / f"{self.path.stem}-{next(_copies)}{_SUFFIX}"
+            write_own(copy, library)
+        except OSError as error:
+            _say_once(f"compiled kernels cannot be copied to where they are loaded from: {_one_line(error)}")
+            return None
+        return copy
 
     def store(self, export: Callable[[Path], None]) -> Path | None:
         """Keep the library that `export` writes; None, and a warning, if that is not possible."""
-        unfinished = None
+        folder = self.path.parent
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(_UNFINISHED + _SUFFIX, self.path.stem, self.path.parent)
-            os.close(handle)
-            unfinished = Path(name)
-            export(unfinished)
-            with unfinished.open("ab") as file:
-                file.write(_seal(unfinished.read_bytes()))
-            os.replace(unfinished, self.path)
+            exposed = make_own(folder)
+            if exposed is not None and self.key is None:
+                say_exposed(exposed)
+                return None
+            with tempfile.TemporaryDirectory() as private:
+                made = Path(private) / self.path.name
+                export(made)
+                library = made.read_bytes()
+            write_own(self.path, library + self._seal(library))
             _evict(self.path)
         except (OSError, RuntimeError) as error:
-            if unfinished is not None:
-                unfinished.unlink(missing_ok=True)
-            _say_once(f"compiled kernels cannot be kept in {self.path.parent}: {_one_line(error)}")
+            _say_once(f"compiled kernels cannot be kept in {folder}: {_one_line(error)}")
             return None
         return self.path
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Alone with this entry, as far as other processes are concerned; without a lock where none can be had."""
-        from filelock import FileLock
+        # A file object, unlike a number, is closed and so unlocked whatever ends this, Ctrl-C at any step included.
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._lock())
+            except (OSError, NotImplementedError) as error:
+                # Without it two processes may compile the same kernel, and the second file replaces the first.
+                _say_once(f"compiled kernels cannot be locked in {self.path.parent}: {_one_line(error)}")
+            yield
 
-        # A few locks for all entries, so that they need not be cleared away.
-        lock = FileLock(self.path.parent / "locks" / f"{self.path.stem[-2:]}.lock", timeout=_PATIENCE_SECONDS)
+    def _library(self) -> bytes | None:
         try:
-            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except (OSError, NotImplementedError) as error:
-            # Without it two processes may compile the same kernel, and the second file replaces the first.
-            _say_once(f"compiled kernels cannot be locked in {self.path.parent}: {_one_line(error)}")
-            yield
-            return
-        try:
-            yield
-        finally:
-            lock.release()
+            read = read_regular if self.key is not None else read_own
+            content = read(self.path, _MOST_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            _say_once(f"{self.path} is not used: {error.strerror or error}", "it is made again")
+            return None
+        library, found = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
+        return library if hmac.compare_digest(found, self._seal(library)) else None
+
+    def _seal(self, library: bytes) -> bytes:
+        return seal(self.path.name, library, self.key)
+
+    def _lock(self) -> IO[bytes]:
+        # A few locks for all entries, so that they need not be cleared away; each user's own where several share.
+        owner = "" if self.key is None else f"-{os.getuid()}"
+        path = self.path.parent / f"locks{owner}" / f"{self.path.stem[-2:]}.lock"
+        make_private(path.parent)
+        return _locked_file(path)
 
 
 def entry(kernel: str, parts: tuple[str, ...]) -> Entry | None:
-    """The place of the kernel that `parts`, which must name all that decides its code, describe; None if turned off."""
+    """The place of the kernel that `parts`, which must name all that decides its code, describe.
+
+    None if the cache is turned off, or is one that others may write to, which is said once.
+    """
     if _limit_bytes() == 0:
         return None
-    digest = hashlib.sha256("\0".join((kernel, *parts)).encode()).hexdigest()[:32]
-    return Entry(kernels_folder() / f"{kernel}_{digest}{_SUFFIX}")
+    try:
+        key = cache_key()
+    except FaultyKeyError as error:
+        _say_once(str(error))
+        return None
+    if key is None and (exposed := why_exposed(kernels_folder())) is not None:
+        say_exposed(exposed)
+        return None
+    # Files sealed in another way have other names, so that neither is in the other's way.
+    named = (kernel, *parts) if key is None else (kernel, *parts, seal("", b"", key).hex())
+    digest = hashlib.sha256("\0".join(named).encode()).hexdigest()[:32]
+    return Entry(kernels_folder() / f"{kernel}_{digest}{_SUFFIX}", key)
 
 
 def kernels_folder() -> Path:
@@ -118,20 +166,45 @@ def kernels_folder() -> Path:
     return cache_folder() / "kernels"
 
 
-def _is_sealed(content: bytes) -> bool:
-    return content[-_SEAL_BYTES:] == _seal(content[:-_SEAL_BYTES])
+def seal(name: str, library: bytes, key: bytes | None) -> bytes:
+    """What stands behind a library in the file called `name`: a digest, or with a key an HMAC, by SHA-256."""
+    content = name.encode() + b"\0" + library
+    return _SEAL + (hashlib.sha256(content).digest() if key is None else hmac.digest(key, content, "sha256"))
 
 
-def _seal(content: bytes) -> bytes:
-    return _SEAL + hashlib.sha256(content).digest()
+def _locked_file(path: Path) -> IO[bytes]:
+    """The file at `path`, locked until it is closed.
+
+    Raises:
+        TimeoutError: another process had it for too long.
+        OSError, NotImplementedError: it cannot be made or locked.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise NotImplementedError("this system has no locks of files") from error
+    until = time.monotonic() + _PATIENCE_SECONDS
+    file = open(path, "a+b", buffering=0)  # noqa: SIM115 - open for as long as the lock is held
+    try:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise TimeoutError(f"{path} was locked by another process for {_PATIENCE_SECONDS:g} s") from None
+                time.sleep(_LOOK_SECONDS)
+    except BaseException:
+        file.close()
+        raise
 
 
 def _evict(kept: Path) -> None:
     """Remove what was not used for the longest time until the rest fits, and what dead processes left unfinished."""
     now, entries = time.time(), []
     for path in kept.parent.glob(f"*{_SUFFIX}"):
-        # Another process may remove it first.
-        with contextlib.suppress(FileNotFoundError):
+        # Another process may remove it first, and another user's file may not be ours to remove.
+        with contextlib.suppress(OSError):
             facts = path.stat()
             if not path.name.endswith(_UNFINISHED + _SUFFIX):
                 entries.append((path == kept, facts.st_mtime, facts.st_size, path))
@@ -141,7 +214,8 @@ def _evict(kept: Path) -> None:
     for newest, _, size, path in sorted(entries):
         if newest or total <= _limit_bytes():
             break
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
         total -= size
 
 
@@ -157,8 +231,8 @@ def _limit_bytes() -> int:
 
 
 @functools.cache
-def _say_once(what: str) -> None:
-    warnings.warn(f"{what}; every process compiles its own until that is mended", KernelCacheWarning, stacklevel=2)
+def _say_once(what: str, so: str = "every process compiles its own until that is mended") -> None:
+    warnings.warn(f"{what}; {so}", KernelCacheWarning, stacklevel=2)
 
 
 def _one_line(error: Exception) -> str:

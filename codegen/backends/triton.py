@@ -6,6 +6,7 @@ Triton decides when it is imported whether it compiles or interprets, so one pro
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from codegen.backends import Resources, triton_descriptors
 from codegen.backends.source_module import module_of
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.interruption import uninterrupted
 from codegen.kernels.signatures import dtype_of, kernel_arguments
 from codegen.render import Source, render
 from codegen.schedule import Schedule, TritonSchedule
@@ -30,6 +32,8 @@ name = "triton"
 _PTXAS_VARIABLE = "TRITON_PTXAS_PATH"
 _POINTER_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32"}
 _ALIGNMENT = 16
+# For AMD what is compiled without tensors takes each of them for one of at most so many bytes, and offsets for 32 bits.
+_SHORT_BYTES = 2**31 - 1 if torch.version.hip else None
 _STAGES = {"cuda": ("ttir", "ttgir", "llir", "ptx"), "hip": ("ttir", "ttgir", "llir", "amdgcn")}
 
 
@@ -89,7 +93,12 @@ class CompiledKernel:
                 argument.dtype is not dtype or argument.get_device() != self.gpu or argument.data_ptr() % _ALIGNMENT
             ):
                 return False
-        return True
+        return _SHORT_BYTES is None or are_short(arguments, _SHORT_BYTES)
+
+
+def are_short(arguments: tuple[torch.Tensor | int, ...], most: int) -> bool:
+    """Whether no tensor lies in more than `most` bytes."""
+    return all(not isinstance(x, torch.Tensor) or x.untyped_storage().nbytes() <= most for x in arguments)
 
 
 def why_unavailable(device: Device) -> str | None:
@@ -109,6 +118,17 @@ def why_unavailable(device: Device) -> str | None:
     here = [cuda_device(index).arch for index in range(torch.cuda.device_count())]
     if device.arch not in here:
         return f"the GPUs in this machine are {', '.join(here)}, not {device.arch}"
+    return None
+
+
+def why_broken() -> str | None:
+    """What is wrong with an installed Triton that cannot be imported; None if it can, or is not installed."""
+    if importlib.util.find_spec(name) is None:
+        return None
+    try:
+        _triton()
+    except BackendUnavailableError as error:
+        return str(error.reason)
     return None
 
 
@@ -205,13 +225,13 @@ def _assembled_by(schedule: Schedule) -> Iterator[None]:
     if not isinstance(schedule, TritonSchedule) or schedule.ptxas == "standard":
         yield
         return
-    before = os.environ.get(_PTXAS_VARIABLE)
-    os.environ[_PTXAS_VARIABLE] = _triton().knobs.nvidia.ptxas_blackwell.path
-    _forget_ptxas()
+    before, chosen = os.environ.get(_PTXAS_VARIABLE), _triton().knobs.nvidia.ptxas_blackwell.path
     try:
+        os.environ[_PTXAS_VARIABLE] = chosen
+        _forget_ptxas()
         yield
     finally:
-        os.environ.pop(_PTXAS_VARIABLE)
+        os.environ.pop(_PTXAS_VARIABLE, None)
         if before is not None:
             os.environ[_PTXAS_VARIABLE] = before
         _forget_ptxas()
@@ -296,8 +316,9 @@ def _interprets() -> bool:
 
 def _triton() -> Any:
     try:
-        import triton
-    except ImportError as error:
+        with uninterrupted():
+            import triton
+    except Exception as error:
         reason = f"the package triton (it comes with trellis-ops on Linux x86-64) cannot be imported: {error}"
         raise BackendUnavailableError(backend=name, reason=reason) from error
     return triton

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codegen import nvcc
-from codegen.backends import Resources, tvm_runtime
+from codegen.backends import Resources, thread_owners, tvm_runtime
 from codegen.backends.kernel_cache import Entry, entry
 from codegen.backends.source_module import module_of
 from codegen.backends.tvm_parser import quicken_parser
@@ -55,7 +55,10 @@ class TvmKernel:
 
     def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
         """Run `programs` independent programs on the threads of the schedule."""
-        if self.threads > 1:
+        if self.threads > 1 and not tvm_runtime.limit_workers(self.threads):
+            if thread_owners.lend(functools.partial(self, programs, *arguments)):
+                return
+            tvm_runtime.own_pool()
             tvm_runtime.limit_workers(self.threads)
         self.function(programs, *arguments)
 
@@ -68,7 +71,15 @@ def why_unavailable(device: Device) -> str | None:
         return f"TVM kernels run on CPU tensors in this version, not on {device.key()}"
     if device != cpu():
         return f"this machine is {cpu().key()}, not {device.key()}"
-    return None
+    return why_broken()
+
+
+def why_broken() -> str | None:
+    """What keeps the installed TVM from running kernels, in one sentence; None if nothing does, or it is not installed.
+
+    One that runs kernels may still be unable to compile any: kernels that were kept are found all the same.
+    """
+    return tvm_runtime.why_broken() if importlib.util.find_spec("tvm") is not None else None
 
 
 def kernel(template: str, spec: Spec, schedule: Schedule, device: Device) -> TvmKernel:
@@ -154,7 +165,7 @@ def toolchain() -> dict[str, str]:
         return {"apache-tvm": importlib.metadata.version("apache-tvm")}
     except importlib.metadata.PackageNotFoundError:
         # Built from source and put on the path.
-        return {"apache-tvm": str(_tvm().__version__)}
+        return {"apache-tvm": str(getattr(_compiler_or_fault()[0], "__version__", "unknown"))}
 
 
 def _require_available(device: Device) -> None:
@@ -170,7 +181,7 @@ def _identity(template: str, spec: Spec, schedule: Schedule, device: Device) -> 
     it is asked for code for this machine; and any change to the Python code of this package counts.
     """
     records = (repr(spec), repr(schedule), repr(device))
-    versions = (*toolchain().values(), importlib.metadata.version("apache-tvm-ffi"))
+    versions = (*toolchain().values(), str(tvm_runtime.load().__version__))
     machine = (platform.system(), platform.machine(), cpu_identity())
     return (*records, template_digest(folder_of(name, device), (template,)), _code_digest(), *versions, *machine)
 
@@ -192,7 +203,7 @@ def _loaded(place: Entry, template: str, schedule: Schedule) -> TvmKernel | None
         return None
     try:
         function = tvm_runtime.load().load_module(path)[template]
-    except (RuntimeError, AttributeError):
+    except (RuntimeError, AttributeError, OSError):
         return None  # Another system's libraries, say, in a folder that both share: it is made again.
     return TvmKernel(template, function, _threads(schedule), path)
 
@@ -201,7 +212,7 @@ def _compiled(place: Entry, source: Source, schedule: Schedule) -> TvmKernel:
     made = executable(source, cpu())
 
     def export(path: Path) -> None:
-        if _tvm().support.cc.get_cc() is None:
+        if compiler().support.cc.get_cc() is None:
             raise FileNotFoundError("there is no C compiler on the PATH to link them")
         made.export_library(str(path))
 
@@ -223,7 +234,7 @@ def executable(source: Source, device: Device, instruments: Sequence[Any] = ()) 
     Raises:
         CompileError: TVM refused the source.
     """
-    tvm = _tvm()
+    tvm = compiler()
     module = module_of(source, name)
     on_cuda = device.kind == "cuda"
     # CUDA kernels place every barrier and buffer themselves; the few passes of "tirx" leave both where they are.
@@ -237,7 +248,7 @@ def executable(source: Source, device: Device, instruments: Sequence[Any] = ()) 
 
 
 def _target(device: Device) -> Any:
-    tvm = _tvm()
+    tvm = compiler()
     if device.kind == "cuda":
         return tvm.target.Target({"kind": "cuda", "arch": device.arch}, host={"kind": "llvm"})
     if device.arch in _FOREIGN_TARGETS:
@@ -248,10 +259,25 @@ def _target(device: Device) -> Any:
     return tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "mattr": mattr})
 
 
-def _tvm() -> Any:
-    tvm_runtime.load()
-    with tvm_runtime.without_collection():
-        import tvm
+def compiler() -> Any:
+    """The package tvm, made faster.
 
-    quicken_parser()
-    return tvm
+    Raises:
+        BackendUnavailableError: it cannot be imported.
+    """
+    found, fault = _compiler_or_fault()
+    if found is None:
+        raise BackendUnavailableError(backend=name, reason=fault)
+    return found
+
+
+@functools.cache
+def _compiler_or_fault() -> tuple[Any, str]:
+    """The package tvm, or what keeps it from being imported: half an import later it would be something else."""
+    try:
+        found = tvm_runtime.compiler()
+        quicken_parser()
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".replace("\n", " ")
+        return None, f"the package tvm, which compiles, cannot be imported ({said}); install apache-tvm again"
+    return found, ""

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codegen.backends import tvm_runtime
-from codegen.backends.tvm import executable, name
+from codegen.backends.tvm import compiler, executable, name
 from codegen.cuda_launch import Argument, Extent, LaunchPlan, Size
 from codegen.device import Device
 from codegen.errors import CompileError
@@ -38,9 +37,7 @@ def lowered(source: Source, device: Device) -> Lowered:
     Raises:
         CompileError: TVM refused the source, or its host function does more than a plan can say.
     """
-    tvm_runtime.load()
-    import tvm
-
+    tvm = compiler()
     kept: list[Any] = []
 
     class Recorder:

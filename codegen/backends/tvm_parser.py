@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -30,9 +31,11 @@ def quicken_parser() -> None:
     from tvm.script.parser.core.evaluator import ExprEvaluator
     from tvm.script.parser.core.parser import ScriptMacro
 
-    ScriptMacro._find_parser_def = functools.update_wrapper(_find_parser, ScriptMacro._find_parser_def)
-    ScriptMacro.get_macro_def = _read_once(ScriptMacro.get_macro_def)
-    ExprEvaluator.eval = staticmethod(_at_once(ExprEvaluator.eval))
+    # Unwrapped, as an interruption may have come between the three.
+    find, definition, evaluate = ScriptMacro._find_parser_def, ScriptMacro.get_macro_def, ExprEvaluator.eval
+    ScriptMacro._find_parser_def = functools.update_wrapper(_find_parser, inspect.unwrap(find))
+    ScriptMacro.get_macro_def = _read_once(inspect.unwrap(definition))
+    ExprEvaluator.eval = staticmethod(_at_once(inspect.unwrap(evaluate)))
 
 
 def _find_parser(macro: Any) -> Any:

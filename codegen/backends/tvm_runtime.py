@@ -3,7 +3,7 @@
 What a call needs is a small library (`libtvm_runtime`) and the package tvm_ffi. The compiler, `import tvm`, takes a
 second to import and is left to those who compile.
 
-TVM keeps one pool of threads for each Python thread that calls it. How each is configured:
+TVM keeps one pool of threads for each thread that calls it; `thread_owners` keeps them few. How each is configured:
 
 - *No pinning.* Left alone, the first call binds the calling thread, and every thread that torch makes later, to the
   first cores: TVM_BIND_THREADS=0.
@@ -27,16 +27,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from codegen.backends import thread_owners
 from codegen.device import cpu
+from codegen.interruption import uninterrupted
 
 _ANY_CORES = 1
 """What TVM calls kBig: all cores, where they are alike; cores are not told apart, as nothing is bound."""
 
 
+_ASKED_EVERY = 16
+
+
 class _Workers(threading.local):
-    """The pool of the thread that looks: how many workers a kernel wakes, and whether it came through a fork."""
+    """The pool of the thread that looks.
+
+    Attributes:
+        count: how many workers a kernel wakes, itself included.
+        owns: whether it may have one.
+        asked: how often it would have liked to have one.
+        forked: whether it came through a fork.
+    """
 
     count = 0
+    owns = False
+    asked = 0
     forked = False
 
 
@@ -50,8 +64,8 @@ def without_collection() -> Iterator[None]:
     One of them takes twice as long as the rest of a first call that finds its kernel on the disk.
     """
     enabled = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if enabled:
@@ -65,9 +79,10 @@ def load() -> Any:
     Raises:
         ImportError: apache-tvm or apache-tvm-ffi is not installed.
         OSError: the runtime is there but cannot be loaded.
+        Exception: whatever else a broken package raises; `why_broken` says it in words.
     """
     configure_threads()
-    with without_collection():
+    with uninterrupted(), without_collection():
         import tvm_ffi
 
         library = _library()
@@ -80,6 +95,29 @@ def load() -> Any:
     return tvm_ffi
 
 
+@functools.cache
+def why_broken() -> str | None:
+    """What keeps TVM's runtime, where it is installed, from being loaded; None if it can be, and then it is."""
+    try:
+        load()
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".replace("\n", " ")
+        return f"TVM's runtime cannot be loaded ({said}); install apache-tvm and apache-tvm-ffi again"
+    return None
+
+
+def compiler() -> Any:
+    """The package tvm, which compiles.
+
+    Raises:
+        Exception: whatever a broken package raises.
+    """
+    load()
+    with uninterrupted(), without_collection():
+        import tvm
+    return tvm
+
+
 def configure_threads() -> None:
     """Set what the pools read when they are made, unless the user has set it."""
     os.environ.setdefault("TVM_BIND_THREADS", "0")
@@ -87,13 +125,32 @@ def configure_threads() -> None:
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "1000")
 
 
-def limit_workers(count: int) -> None:
-    """Let the kernels that this thread calls wake `count` threads, itself included, and no more."""
+def limit_workers(count: int) -> bool:
+    """Let the kernels that this thread calls wake `count` threads, itself included, and no more.
+
+    False if it has no pool and should have none now: its kernels are for `thread_owners.lend`.
+    """
     if count == _workers.count:
-        return
-    _workers.count = count
+        return True
     if not _workers.forked:
+        if not _workers.owns and not _may_own():
+            return False
         _configure()(_ANY_CORES, count)
+    _workers.count = count
+    return True
+
+
+def own_pool() -> None:
+    """Let the calling thread have a pool, whatever others have."""
+    _workers.owns = True
+
+
+def _may_own() -> bool:
+    _workers.asked += 1
+    # Asking costs as much as a short kernel, and the answer seldom changes.
+    if _workers.asked % _ASKED_EVERY == 1:
+        _workers.owns = thread_owners.may_own()
+    return _workers.owns
 
 
 @functools.cache
@@ -102,6 +159,7 @@ def _configure() -> Any:
 
 
 def _run_alone() -> None:
+    thread_owners.forget_threads()
     _workers.forked = True
     # One named core, of which nothing but the number is used, is how TVM is told to stay on the calling thread.
     _configure()(_ANY_CORES, 1, ["0"])

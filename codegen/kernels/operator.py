@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from codegen.backends import Kernel
 from codegen.device import Device
+from codegen.extent import MOST_SEGMENTS
 from codegen.kernels.launches import CHUNKS, GRADIENTS, MEMORIES, Launch, launches_for
 from codegen.kernels.sequences import Sequences
 from codegen.kernels.signatures import Argument, dtype_of, kernel_arguments
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 # In variant `pair` one of the two memories has nothing to do in the first and in the last segment: many segments waste
 # little time so, but each must be worth waking a thread for.
-_MOST_SEGMENTS = 32
 _SEGMENT_TOKENS = 128
 
 
@@ -119,7 +119,7 @@ class CompiledOperator:
             return sum(1 << place for place, name in enumerate(GRADIENTS) if name in wanted)
         if argument.name == "segments":
             tokens = sequences.most_chunks * self.spec.problem.chunk
-            return min(_MOST_SEGMENTS, max(2, tokens // _SEGMENT_TOKENS))
+            return min(MOST_SEGMENTS, max(2, tokens // _SEGMENT_TOKENS))
         dtype = getattr(torch, dtype_of(argument, self.spec, self.schedule))
         return like.new_empty([self._length(axis, like, sequences) for axis in argument.axes], dtype=dtype)
 

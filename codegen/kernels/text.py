@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codegen.device import Device
 from codegen.kernels.signatures import INPUT, Argument, dtype_of, kernel_arguments
 from codegen.schedule import Schedule
 from codegen.spec import Spec
@@ -12,11 +13,14 @@ _NAMES_TO_A_LINE = 4
 _CONSTANTS = {"slots": "M", "dim_k": "D_K", "dim_v": "D_V", "workers": "THREADS"}
 
 
-def of_kernel(kernel: str, spec: Spec, schedule: Schedule) -> dict[str, str]:
+def of_kernel(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
     """What a template of the schedule's backend writes about its kernel's arguments, by the names it knows it by."""
     if schedule.backend == "triton":
         return {"parameters": triton_parameters(kernel, spec, schedule)}
-    return {"parameters": tvm_parameters(kernel, spec, schedule), "buffers": tvm_buffers(kernel, spec, schedule)}
+    return {
+        "parameters": tvm_parameters(kernel, spec, schedule),
+        "buffers": tvm_buffers(kernel, spec, schedule, device),
+    }
 
 
 def triton_parameters(kernel: str, spec: Spec, schedule: Schedule) -> str:
@@ -36,18 +40,23 @@ def tvm_parameters(kernel: str, spec: Spec, schedule: Schedule) -> str:
     return _SEPARATOR_OF_TVM.join(f"{line}," for line in lines)
 
 
-def tvm_buffers(kernel: str, spec: Spec, schedule: Schedule) -> str:
+def tvm_buffers(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
     """The statements that give a TVM kernel's handles their shapes, of which unknown sizes are named first."""
     arguments = [argument for argument in kernel_arguments(kernel, spec, schedule) if argument.is_tensor]
     shapes = [[_extent(axis, spec, schedule) for axis in argument.axes] for argument in arguments]
     unknown = [size for size in dict.fromkeys(size for shape in shapes for size in shape) if size.islower()]
     lines = [
-        f"{', '.join(few)} = {', '.join('T.int32()' for _ in few)}"
+        f"{', '.join(few)} = {', '.join(_kind(size, device) for size in few)}"
         for few in (unknown[i : i + _NAMES_TO_A_LINE] for i in range(0, len(unknown), _NAMES_TO_A_LINE))
     ]
     for argument, shape in zip(arguments, shapes, strict=True):
         lines.append(_buffer(argument, shape, dtype_of(argument, spec, schedule)))
     return _SEPARATOR_OF_TVM.join(lines)
+
+
+def _kind(size: str, device: Device) -> str:
+    # On a CPU every offset has one of these as a factor, and is a number of 64 bits for it.
+    return "T.int64()" if device.kind == "cpu" and size in ("heads", "tiles") else "T.int32()"
 
 
 def _extent(axis: str, spec: Spec, schedule: Schedule) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from codegen import nvcc
+from codegen import nvcc, ownership
 from codegen.cuda_block import block_of
 from codegen.defaults import default
 from codegen.device import NAMED
@@ -155,6 +157,119 @@ def test_what_has_no_kernel_is_not_exported(tmp_path):
     spec = Spec(Rule(), Problem(direction="backward"))
     with pytest.raises(IllegalScheduleError):
         export(spec, default("tvm", spec, HOPPER), HOPPER, tmp_path)
+
+
+HOSTILE = ["../victim", "/victim", "a/b", "..", "a\\b", "a\0b", "a.b", "a\n", "", "a" * 200, "\u00e9", "-o"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("field", ["file", "arch"])
+def test_names_of_a_manifest_hold_nothing_but_letters_and_digits(prefill, tmp_path, field, name, monkeypatch):
+    manifest = read_manifest(prefill)
+    if field == "arch":
+        changes: dict[str, object] = {"arch": name}
+    else:
+        changes = {"parts": (msgspec.structs.replace(manifest.parts[0], file=name), *manifest.parts[1:])}
+    folder = changed(prefill, tmp_path, **changes)
+    for suffix in (".cu", ".cubin"):
+        (tmp_path / f"victim{suffix}").write_text("mine")
+    with pytest.raises(ExportError, match=r"matching regex|length <= 128|length >= "):
+        read_manifest(folder)
+    # What is there by such a name belongs to no earlier export.
+    monkeypatch.setattr(nvcc, "is_here", lambda: False)
+    spec = Spec(Rule(), Problem("trellis_step", chunk=1))
+    if (field, name) == ("file", "../victim"):
+        export(spec, default("tvm", spec, HOPPER), HOPPER, folder)
+    assert [(tmp_path / f"victim{suffix}").read_text() for suffix in (".cu", ".cubin")] == ["mine", "mine"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe", b"[" * 100_000, b"{" * 10, b"", b'{"version": 1}', b'{"version": ' + b"9" * 5_001 + b"}"],
+    ids=["no UTF-8", "nested", "half", "empty", "fields missing", "a long number"],
+)
+def test_a_damaged_manifest_is_refused(tmp_path, content):
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(ExportError, match=MANIFEST):
+        read_manifest(tmp_path)
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and permissions as POSIX has them")
+@pytest.mark.parametrize(
+    "make", [pipe, Path.mkdir, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "folder", "device"]
+)
+def test_what_is_no_file_is_refused_and_does_not_hang(prefill, tmp_path, make):
+    folder = changed(prefill, tmp_path)
+    part = read_manifest(folder).parts[0]
+    for name in (f"{part.file}.cubin", f"{part.file}.cu", MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+        make(folder / name)
+        with pytest.raises(ExportError, match=r"no regular file|can be written by everyone"):
+            image_of(folder, part, "sm_90") if name != MANIFEST else read_manifest(folder)
+
+
+def test_a_source_that_is_no_text_is_refused(prefill, tmp_path):
+    folder = changed(prefill, tmp_path)
+    part = read_manifest(folder).parts[0]
+    (folder / f"{part.file}.cu").write_bytes(b"\xff\xfe")
+    with pytest.raises(ExportError, match="not the source that the manifest describes"):
+        image_of(folder, part, "sm_90")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions as POSIX has them")
+def test_what_others_may_write_is_refused_and_whose_it_is_is_for_the_user_to_know(prefill, tmp_path):
+    folder = changed(prefill, tmp_path)
+    part = read_manifest(folder).parts[0]
+    (folder / f"{part.file}.cubin").write_bytes(b"machine code")
+    if os.geteuid() == 0:
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, 54_321, 54_321)
+    assert image_of(folder, part, "sm_90") == b"machine code"
+    for path in (folder / f"{part.file}.cubin", folder / f"{part.file}.cu", folder):
+        before = path.stat().st_mode
+        path.chmod(0o777)
+        with pytest.raises(ExportError, match=r"can be written by everyone.*chmod go-w"):
+            image_of(folder, part, "sm_90")
+        path.chmod(before)
+    folder.chmod(0o777)
+    with pytest.raises(ExportError, match="can be written by everyone"):
+        read_manifest(folder)
+
+
+def test_an_export_that_is_interrupted_leaves_the_one_before_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(nvcc, "is_here", lambda: False)
+    spec = Spec(Rule(), Problem("trellis_step", chunk=1))
+    before = export(spec, default("tvm", spec, HOPPER), HOPPER, tmp_path)
+    other = Spec(Rule(), Problem("trellis_step", chunk=1, dtype="float16"))
+    write = ownership.write_own
+
+    def interrupted(path: Path, content: bytes) -> None:
+        if path.name == MANIFEST:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("codegen.export.write_own", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(other, default("tvm", other, HOPPER), HOPPER, tmp_path)
+    assert read_manifest(tmp_path) == before
+    assert (tmp_path / f"{before.parts[0].file}.cu").exists()
+
+
+def test_a_link_in_place_of_a_file_is_replaced_and_its_target_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(nvcc, "is_here", lambda: False)
+    (tmp_path / "victim").write_text("mine")
+    spec = Spec(Rule(), Problem("trellis_step", chunk=1))
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / MANIFEST).symlink_to(tmp_path / "victim")
+    export(spec, default("tvm", spec, HOPPER), HOPPER, folder)
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert read_manifest(folder).spec == spec.key()
 
 
 def test_a_manifest_survives_the_file(prefill):

@@ -16,7 +16,8 @@ import pytest
 from codegen import render
 from codegen.backends import backend, kernel_cache
 from codegen.backends import tvm as tvm_backend
-from codegen.backends.kernel_cache import VARIABLE, KernelCacheWarning, entry, kernels_folder
+from codegen.backends.kernel_cache import _SEAL_BYTES as SEAL_BYTES
+from codegen.backends.kernel_cache import VARIABLE, KernelCacheWarning, entry, kernels_folder, seal
 from codegen.backends.tvm import TvmKernel
 from codegen.defaults import default
 from codegen.device import cpu
@@ -133,19 +134,20 @@ def test_an_entry_is_found_again():
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda content: b"",
-        lambda content: content[: len(content) // 2],
-        lambda content: content[:-1],
-        lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
-        lambda content: kernel_cache._seal(b""),
-        lambda content: b"no library" + kernel_cache._seal(b"no library"),
+        lambda content, name: b"",
+        lambda content, name: content[: len(content) // 2],
+        lambda content, name: content[:-1],
+        lambda content, name: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+        lambda content, name: seal(name, b"", None),
+        lambda content, name: b"no library" + seal(name, b"no library", None),
+        lambda content, name: content[:-SEAL_BYTES] + seal("another.so", content[:-SEAL_BYTES], None),
     ],
-    ids=["empty", "half", "last byte", "one bit", "sealed nothing", "sealed text"],
+    ids=["empty", "half", "last byte", "one bit", "sealed nothing", "sealed text", "another's name"],
 )
 def test_a_damaged_entry_is_made_again(damage, whole):
     kernels_folder().mkdir(parents=True)
     place = kernels_folder() / whole.name
-    place.write_bytes(damage(whole.read_bytes()))
+    place.write_bytes(damage(whole.read_bytes(), whole.name))
     made = kernel()
     check(made)
     assert made.library == place
@@ -237,7 +239,7 @@ def test_no_folder_at_all(tmp_path, monkeypatch):
     in_the_way = tmp_path / "file"
     in_the_way.write_text("no folder")
     monkeypatch.setenv("TRELLIS_OPS_CACHE", str(in_the_way))
-    render._folder_of_this_process.cache_clear()
+    render._say_not_kept.cache_clear()
     with pytest.warns(UserWarning) as said:
         check(kernel())
     assert {"generated sources", "compiled kernels"} == {" ".join(str(each.message).split()[:2]) for each in said}

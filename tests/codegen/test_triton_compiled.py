@@ -7,6 +7,7 @@ import os
 import re
 
 import pytest
+import torch
 
 from codegen.backends import backend
 from codegen.backends import triton as triton_backend
@@ -214,3 +215,16 @@ def test_every_kernel_is_covered():
         for kernel in kernels_of(variant, "triton")
     }
     assert covered == {path.name.removesuffix(".py.j2") for path in (TEMPLATES / "triton").glob("*.py.j2")}
+
+
+def test_a_kernel_for_amd_that_was_compiled_without_tensors_takes_no_long_ones():
+    """No GPU of AMD is here: its backend is asked what it would compile, and tensors have no data."""
+    from triton.backends.amd.compiler import HIPBackend
+    from triton.runtime.jit import MockTensor
+
+    short, long = (torch.empty(count, dtype=torch.int8, device="meta") for count in (2**31 - 1, 2**31))
+    assert "S" in HIPBackend.get_tensor_specialization(MockTensor(torch.float32), align=True)
+    for tensor in (short, long):
+        specialised = "S" in HIPBackend.get_tensor_specialization(tensor, align=True)
+        assert specialised is triton_backend.are_short((4, tensor), 2**31 - 1)
+    assert not triton_backend.are_short((short, long[1:]), 2**31 - 1)

@@ -10,7 +10,7 @@ import pytest
 
 from codegen.backends import backend, tvm_parser
 from codegen.backends.source_module import module_of
-from codegen.backends.tvm import _tvm
+from codegen.backends.tvm import compiler
 from codegen.defaults import default
 from codegen.device import NAMED, Device, cpu
 from codegen.errors import CompileError
@@ -21,7 +21,7 @@ from tests.kernel_cases import Case
 
 
 def test_the_methods_are_tvm_s_and_are_used():
-    _tvm()
+    compiler()
     from tvm.script.parser.core import evaluator, parser
     from tvm.tirx.script.parser import entry
 
@@ -37,7 +37,7 @@ def test_the_methods_are_tvm_s_and_are_used():
 
 
 def test_the_parser_at_work_is_found_in_the_frames():
-    _tvm()
+    compiler()
     from tvm.script.parser.core.parser import ScriptMacro
 
     class Macro:
@@ -67,7 +67,7 @@ def test_the_parser_at_work_is_found_in_the_frames():
 def test_kernels_are_what_tvm_alone_makes_of_their_sources(
     device, operator, direction, chunk, changes, tmp_path, monkeypatch
 ):
-    _tvm()
+    compiler()
     from tvm.ir import assert_structural_equal
     from tvm.script.parser.core.evaluator import ExprEvaluator
     from tvm.script.parser.core.parser import ScriptMacro
@@ -91,7 +91,7 @@ def test_kernels_are_what_tvm_alone_makes_of_their_sources(
 
 
 def test_what_tvmscript_means_by_itself_is_left_to_tvm():
-    _tvm()
+    compiler()
     from tvm.script.parser.core import doc
 
     def expression(text: str) -> object:
@@ -134,7 +134,7 @@ class Module:
 
 
 def module_in(text: str, path: Path) -> object:
-    _tvm()
+    compiler()
     path.write_text(text)
     case = Case("trellis_step")
     source = render("memory_step", case.spec, default("tvm", case.spec, cpu()), cpu())

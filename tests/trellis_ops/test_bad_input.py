@@ -117,7 +117,7 @@ def test_no_tokens():
         (torch.tensor([1, 10]), SequenceError, "start at 0: 1"),
         (torch.tensor([0, 9]), SequenceError, "T = 10: 9"),
         (torch.tensor([0, 7, 4, 10]), SequenceError, "7 to 4"),
-        (torch.tensor([0, 4, 4, 10]), SequenceError, "4 to 4"),
+        (torch.tensor([0, 4, 4, 3, 10]), SequenceError, "4 to 3"),
         (torch.tensor([[0, 10]]), SequenceError, "shape"),
         (torch.tensor([0]), SequenceError, "shape"),
         (torch.tensor([0.0, 10.0]), DtypeError, "float32"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import warnings
 
 import pytest
 import torch
 
 import trellis_ops
+from codegen import program, render
 from codegen.defaults import default
 from codegen.device import cpu
 from codegen.rule import Rule
@@ -155,3 +157,50 @@ def test_a_damaged_database_is_one_warning_and_the_default(store, content):
         explain(trellis_attention, *make_inputs(*SIZES).args, chunk_size=8)
     assert len(caught) == 1
     assert found.origin == "default schedule"
+
+
+@pytest.mark.parametrize(("name", "value"), [("tile_tokens", 16.0), ("threads", True), ("threads", 1.0)])
+def test_a_setting_of_another_type_is_no_setting(store, name, value):
+    written = record()
+    written.schedule[name] = value
+    assert written.schedule[name] in (1, 16), "it is equal to one that is legal"
+    store.commit(written)
+    found = ask()
+    assert found.origin == "default schedule"
+    assert any(f"{name}={value!r}" in note for note in found.notes), found.notes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trellis_attention(*make_inputs(*SIZES).args, chunk_size=8)
+
+
+@pytest.fixture
+def templates_that_refuse_one_thread(tmp_path, monkeypatch):
+    """A copy of the templates of which the fused kernel compiles for more than one thread only."""
+    copy = tmp_path / "templates"
+    shutil.copytree(render.TEMPLATES, copy)
+    path = copy / "tvm" / "trellis_fused.py.j2"
+    path.write_text("{% if schedule.threads == 1 %}{{ refused.here }}{% endif %}" + path.read_text())
+    caches = (render._environment, render.template_digest, program._build)
+    monkeypatch.setattr(render, "TEMPLATES", copy)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cache in caches:
+        cache.cache_clear()
+    trellis_ops.forget()
+
+
+def test_explain_says_what_ran_where_the_winner_does_not_compile(store, templates_that_refuse_one_thread):
+    store.commit(record())
+    assert ask().origin == "exact winner", "nothing was compiled yet"
+    inputs = make_inputs(*SIZES).args
+    with pytest.warns(UserWarning, match="does not compile, the default is used"):
+        y = trellis_attention(*inputs, chunk_size=8)[0]
+    assert_close(y, trellis_attention(*inputs, chunk_size=8, implementation="eager")[0], 1e-5)
+    found = ask()
+    assert (found.origin, found.record) == ("default schedule", None)
+    assert found.schedule == default("tvm", SPEC, cpu()).key() != record().schedule
+    assert any("does not compile here" in note and "refused" in note for note in found.notes), found.notes
+    trellis_ops.forget()
+    assert ask().origin == "exact winner", "after tuning it is tried again"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codegen.errors import SizeError
 from tests.trellis_ops.small_models import make_model, some_tokens, whole
+from trellis_ops.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -67,9 +68,36 @@ def test_a_stream_yields_the_tokens_of_generate_and_may_be_left() -> None:
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_k": 0}, "top_k=0"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"temperature": -5e-324}, "temperature=-5e-324"),
         ({"max_new_tokens": -1}, "max_new_tokens=-1"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens=2.0"),
     ],
 )
 def test_generation_options_out_of_range_are_refused(options: dict[str, Any], part: str) -> None:
     with pytest.raises(SizeError, match=part):
         make_model().generate(some_tokens(), **{"max_new_tokens": 3, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "part"), [({"temperature": "1"}, "'1'"), ({"top_k": 2.0}, "2.0"), ({"top_k": True}, "True")], ids=str
+)
+def test_generation_options_that_are_no_numbers_are_refused(options: dict[str, Any], part: str) -> None:
+    with pytest.raises(TypeError, match=part):
+        make_model().generate(some_tokens(), 3, **options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-300, 1e-45, 1e-40, 1.2e-38, 1e-30])
+def test_a_temperature_near_zero_takes_the_likeliest_token(temperature: float) -> None:
+    model, tokens = make_model(), some_tokens(length=5)
+    expected = model.generate(tokens, 8, temperature=0.0)
+    assert torch.equal(model.generate(tokens, 8, temperature=temperature), expected)
+    assert torch.equal(model.generate(tokens, 8, temperature=temperature, top_k=3), expected)
+
+
+@pytest.mark.parametrize("temperature", [1e30, 3.4e38, 1e39, 1.7e308])
+def test_a_huge_temperature_draws_any_token_of_the_likeliest(temperature: float) -> None:
+    logits, sampling = torch.tensor([[3.0, 1.0, 2.0, -1.0]]).expand(400, 4), Sampling(temperature, top_k=3)
+    counts = sampling.draw(logits).bincount(minlength=4)
+    assert counts[3] == 0 and counts[:3].min() > 80

@@ -22,7 +22,8 @@ from tuner.campaign import sanitizer
 from tuner.campaign.__main__ import main
 from tuner.campaign.correctness import kernels_to_check
 from tuner.campaign.exported import FOLDER
-from tuner.campaign.ledger import Entry, Ledger
+from tuner.campaign.findings import is_whole
+from tuner.campaign.ledger import Entry, Ledger, LedgerError
 from tuner.campaign.plan import Campaign
 from tuner.campaign.precision import precisions
 from tuner.campaign.tables import page
@@ -251,3 +252,42 @@ def test_without_guesses_that_are_worth_something_the_prepared_come_in_a_random_
     assert {schedule for schedule, _ in mixed[:3]} == set(schedules)
     assert mixed[3:] == left[3:]
     assert [schedule for schedule, _ in mixed[:3]] != schedules
+
+
+HOSTILE_LINES = [
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"stage": "measured", "name": "n", "state": "s", "ok": true, "values": ' + b'{"a":' * 100_000,
+    b'{"stage": "measured", "name": "n", "state": "s", "ok": true}',
+    b'{"stage": "measured", "name": "n", "state": "s", "ok": true, "values": {"seconds": "soon"}}',
+    b'{"stage": "measured", "name": "n", "state": "s", "ok": true, "values": {"seconds": -1}}',
+    b'{"stage": "tuned", "name": "n", "state": "s", "ok": true, "values": {"schedule": 3}}',
+    b'{"stage": "timed", "name": "n", "state": "s", "ok": true, "values": {"seconds": {"eager": 1.0}}}',
+    b'{"stage": "precision", "name": "n", "state": "s", "ok": false, "values": {}}',
+    b'{"stage": "tvm", "name": "n", "state": "s", "ok": true, "values": {"errors": [], "seconds": null}}',
+    b'{"stage": "tvm", "name": "n", "state": "s", "ok": true, "values": {"errors": {}, "seconds": 1e400}}',
+]
+
+
+def test_findings_that_nobody_made_are_passed_over(tmp_path):
+    path = tmp_path / "findings.jsonl"
+    Ledger(path).add(entry())
+    path.write_bytes(path.read_bytes() + b"\n".join(HOSTILE_LINES))
+    ledger = Ledger(path)
+    assert [len(ledger.of(stage)) for stage in ("correct", "measured", "tuned", "timed", "precision", "tvm")] == [
+        1,
+        *[0] * 5,
+    ]
+    assert page(ledger, "a device", [])
+
+
+def test_the_findings_that_are_kept_in_the_documents_are_whole():
+    for path in sorted((Path(__file__).parents[2] / "docs" / "measured").glob("nvidia-*.jsonl")):
+        lines = [msgspec.json.decode(line, type=Entry) for line in path.read_bytes().splitlines()]
+        assert all(is_whole(each.stage, each.ok, each.values) for each in lines), path
+
+
+def test_a_pipe_in_place_of_the_findings_hangs_nobody(tmp_path):
+    os.mkfifo(tmp_path / "findings.jsonl")
+    with pytest.raises(LedgerError, match="not a regular file; move it away"):
+        Ledger(tmp_path / "findings.jsonl")

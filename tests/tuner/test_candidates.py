@@ -135,6 +135,21 @@ def test_a_file_that_is_no_list_says_what_to_do(tmp_path):
         candidates.read(path)
     candidates.write([], path)
     assert candidates.read(path) == ()
+    assert (tmp_path / "broken.jsonl.unreadable-1").read_text() == '{"name": 3}\n'
+
+
+@pytest.mark.parametrize("content", [b"\xff\n", b"[" * 100_000, b'{"name": "' + b"9" * 5_001, b"7\n"])
+def test_a_hostile_list_is_refused(tmp_path, content):
+    path = tmp_path / "list.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(CandidateFileError, match="--offline"):
+        candidates.read(path)
+
+
+def test_a_pipe_in_place_of_a_list_hangs_nobody(tmp_path):
+    os.mkfifo(tmp_path / "list.jsonl")
+    with pytest.raises(CandidateFileError, match="not a regular file"):
+        candidates.read(tmp_path / "list.jsonl")
 
 
 def test_the_list_that_is_shipped_is_of_these_templates():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 
 from codegen.device import cpu
 from tests.tuner.conftest import STEP
@@ -66,6 +67,12 @@ def test_nothing_is_shipped_before_anything_is_tuned(tmp_path: Path, capsys):
         (["tune", "--only", "nothing"], 2, "lists prefill"),
         (["tune", "--backend", "triton"], 1, "nothing can be tuned on"),
         (["tune", "--storage", "nonsense"], 1, "cannot use the study storage nonsense"),
+        (
+            ["report", "--file", "/nowhere/report.html"],
+            1,
+            "write the report to /nowhere/report.html: No such file",
+        ),
+        (["report", "--file", "/proc"], 1, "name another place with --file"),
         (["show", "--device", "sm_1"], 1, "'sm_1' is no known device"),
         (["prune", "--device", "sm_1"], 1, "'sm_1' is no known device"),
     ],
@@ -75,6 +82,15 @@ def test_mistakes_are_said_in_a_line(capsys, arguments, code, said):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert said in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", ["show", "report", "ship", "tune", "slots", "regret"])
+def test_a_gpu_that_is_not_there_is_said_to_be_missing(capsys, command):
+    assert main([command, "--device", "cuda"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: no GPU was found for device 'cuda': ")
     assert "Traceback" not in error
 
 

@@ -95,6 +95,7 @@ def test_the_page_says_in_a_browser_what_the_database_says(page, browser, sessio
     ]
     shown = browser.execute_script(ROWS)
     assert [row.pop("source") for row in shown] == [each.layer for each in known]
+    assert [row.pop("effect") for row in shown] == ["yes"] * len(known)
     assert [{name: text if name == "spec" else float(text) for name, text in row.items()} for row in shown] == expected
     (front,) = browser.execute_script(FRONT)
     (row,) = session.store.recommendation(cpu().key()).front

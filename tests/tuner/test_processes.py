@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 
 from codegen.device import cpu
@@ -21,7 +23,8 @@ from tuner.owner import NAMELESS_FOR, SILENT_FOR, is_lost, this_process
 from tuner.pool import Workers
 from tuner.search import search
 from tuner.session import Session
-from tuner.studies import open_storage, release_lost_trials, take
+from tuner.studies import open_storage, outcomes, release_lost_trials, take
+from tuner.telling import ended, fail, is_given_up, release, tell
 from tuning_db import Store, default_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,13 +123,66 @@ def test_without_a_lock_a_trial_without_a_name_is_given_time():
 
 def test_a_trial_is_lost_when_its_process_is_gone():
     now = datetime.now()
-    host, process, started = this_process().split("|")
+    host, boot, namespace, process, started = this_process().split("|")
+    here = f"{host}|{boot}|{namespace}"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     assert not is_lost(this_process(), now, now)
-    assert is_lost(f"{host}|{dead.pid}|1", now, now)
-    assert is_lost(f"{host}|{process}|{started}0", now, now), "a process id that was given out again"
-    assert not is_lost(f"elsewhere|{process}|{started}", now - SILENT_FOR / 2, now)
-    assert is_lost(f"elsewhere|{process}|{started}", now - SILENT_FOR - timedelta(seconds=1), now)
+    assert is_lost(f"{here}|{dead.pid}|1", now, now)
+    assert is_lost(f"{here}|{process}|{started}0", now, now), "a process id that was given out again"
     assert not is_lost(None, now, now)
     assert is_lost(None, now - NAMELESS_FOR - timedelta(seconds=1), now)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_process_that_cannot_be_looked_up_from_here_is_given_time(place):
+    # Two containers of one host name: what runs under an id here says nothing about the other.
+    now, parts = datetime.now(), this_process().split("|")
+    parts[place], parts[3] = "another", "999999999"
+    owner = "|".join(parts)
+    assert not is_lost(owner, now - SILENT_FOR / 2, now)
+    assert is_lost(owner, now - SILENT_FOR - timedelta(seconds=1), now)
+    assert is_lost(owner, now + SILENT_FOR + timedelta(seconds=1), now), "a clock that is wrong makes nobody wait"
+    assert not is_lost(owner, now - timedelta(hours=9), now, beats=True), "in another time zone, and alive"
+
+
+@pytest.mark.parametrize("owner", ["", "x", "a|b|c", "a|b|c|d|e", "||||", "host|123|456", 7, [], {}, True])
+def test_an_owner_that_no_version_wrote_is_given_time(owner):
+    now = datetime.now()
+    assert not is_lost(owner, now, now)
+    assert is_lost(owner, now - SILENT_FOR - timedelta(seconds=1), now)
+
+
+def test_a_process_in_another_pid_namespace_of_this_host_is_not_taken_for_dead():
+    code = "from tuner.owner import this_process; print(this_process(), flush=True); input()"
+    command = ["unshare", "--fork", "--pid", "--mount-proc", sys.executable, "-c", code]
+    if shutil.which("unshare") is None or subprocess.run([*command[:4], "true"], check=False).returncode != 0:
+        pytest.skip("a PID namespace cannot be made here")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        owner, now = running.stdout.readline().strip(), datetime.now()
+        lost = is_lost(owner, now, now)
+        running.communicate("\n")
+    assert owner.split("|")[0] == this_process().split("|")[0], "it has this host's name"
+    assert not lost
+
+
+@pytest.mark.parametrize("moment", ["before", "between"])
+def test_what_is_said_of_a_trial_that_others_gave_up_is_dropped(tmp_path, moment):
+    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+
+    class GivenUpMeanwhile(dict):
+        def items(self):
+            yield "outcome", "ok"
+            fail(study, trial.number)
+
+    if moment == "before":
+        fail(study, trial.number)
+    assert not tell(study, trial, GivenUpMeanwhile() if moment == "between" else {"outcome": "ok"}, values=1.0)
+    assert is_given_up(study, trial)
+    release(study, trial)
+    fail(study, trial.number)
+    assert study.get_trials()[0].state is TrialState.FAIL
+    assert ended(study.get_trials()) == []
+    assert not outcomes(study.get_trials())

@@ -15,8 +15,9 @@ from codegen.rule import Rule
 from codegen.schedule import SCHEDULES, Schedule, from_settings, variants_of
 from codegen.spec import OPERATORS, Problem, Spec
 from tuner.errors import NoScheduleError
-from tuner.sampler import MOST_DEATHS, FreshSampler, release, untried
+from tuner.sampler import MOST_DEATHS, FreshSampler, untried
 from tuner.space import space_of
+from tuner.telling import release
 
 SPECS = [
     Spec(Rule(), Problem(operator, tokens=1 if "step" in operator else 256, chunk=1 if "step" in operator else chunk))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.legality import why_illegal
 from codegen.spec import OPERATORS, bucket
-from tuner.errors import WorkloadError
+from tuner.budget import parse_budget
+from tuner.errors import BudgetError, WorkloadError
 from tuner.workload import DEFAULT_FILE, load_workload, parse_spec
 
 
@@ -91,7 +93,55 @@ def test_a_broken_workload_file_is_named(tmp_path: Path, content):
 
 
 def test_a_workload_file_that_cannot_be_read_is_named_once(tmp_path: Path):
-    for path, said in ((tmp_path / "none.yaml", "the file does not exist"), (tmp_path, "Is a directory")):
+    for path, said in ((tmp_path / "none.yaml", "the file does not exist"), (tmp_path, "not a regular file")):
         with pytest.raises(WorkloadError) as error:
             load_workload(path, "cpu")
         assert str(error.value) == f"{path}: {said}"
+
+
+LONG = "9" * 5_001
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cpu: " + "[" * 100_000, "nested more than 16 deep"),
+        ("cpu: " + "{a: " * 100_000, "nested more than 16 deep"),
+        ("cpu:\n  " + "- " * 100_000 + "1", "nested more than 16 deep"),
+        (f"cpu:\n- {{name: a, tokens: {LONG}}}", "5001 digits"),
+        (f"cpu:\n- {{name: a, tokens: 0x{'f' * 6_000}}}", "tokens is out of range"),
+        ("cpu:\n- {name: a, tokens: 1" + "0" * 30 + "}", "tokens is out of range"),
+        ("cpu:\n- {name: 2026-99-99}", "month must be in 1..12"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\ncpu: *b", "Expected `object`, got `array`"),
+        ("cpu: &a [*a]", "Expected `object`, got `array`"),
+        ("? {a: b}\n: c", "unhashable key"),
+        ("cpu: !!python/object:os.system {}", "could not determine a constructor"),
+        ("#" * (2**20 + 1), "larger than"),
+    ],
+)
+def test_a_hostile_workload_is_refused_in_a_short_line(tmp_path: Path, text, said):
+    path = tmp_path / "workload.yaml"
+    path.write_text(text)
+    with pytest.raises(WorkloadError, match=said) as error:
+        load_workload(path, "cpu")
+    assert len(str(error.value)) < 1_000
+
+
+@pytest.mark.parametrize("text", [f"x: tokens={LONG}", f"x: phi_eps={LONG}", f"{LONG}: tokens=1", f"x: {LONG}=1"])
+def test_a_hostile_spec_is_refused_in_a_short_line(text):
+    with pytest.raises(WorkloadError) as error:
+        parse_spec(text)
+    assert len(str(error.value)) < 1_000
+
+
+@pytest.mark.parametrize("text", [LONG, LONG + "s"])
+def test_a_budget_without_end_is_refused_in_a_short_line(text):
+    with pytest.raises(BudgetError, match="is not one") as error:
+        parse_budget(text)
+    assert len(str(error.value)) < 300
+
+
+def test_a_pipe_in_place_of_a_workload_hangs_nobody(tmp_path: Path):
+    os.mkfifo(tmp_path / "workload.yaml")
+    with pytest.raises(WorkloadError, match="not a regular file"):
+        load_workload(tmp_path / "workload.yaml", "cpu")

@@ -214,7 +214,7 @@ def test_a_settled_file_is_read_once(store: Store, tmp_path: Path, monkeypatch: 
     os.utime(path, ns=(10**18, 10**18))
     opened: list[Path] = []
     read = layer.read
-    monkeypatch.setattr(layer, "read", lambda path, device: opened.append(path) or read(path, device))
+    monkeypatch.setattr(layer, "read", lambda path, device, **own: opened.append(path) or read(path, device, **own))
     for _ in range(3):
         assert store.lookup(**ASKED) is not None
     assert opened.count(path) == 1

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from codegen.errors import SizeError
 from trellis_ops.config import TrellisConfig
 
 TASKS = ("recall", "text")
+
+_COUNTS = {
+    "layers": (1, 2**12),
+    "heads": (1, 2**12),
+    "dim": (1, 2**12),
+    "vocab": (2, 2**16),
+    "steps": (1, 2**31 - 1),
+    "batch": (1, 2**16),
+    "seed": (-(2**63), 2**63 - 1),
+}
+"""The least and the most of each; what is missing here, the configuration of the model checks."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,10 @@ class Cell:
         pairs: numbers of pairs, in training and in measuring.
         text: digest of the text of the other task.
         steps, batch, learning_rate: of the training.
+
+    Raises:
+        SizeError: a number outside its range. TypeError: a value of another type. UnknownMapError, ValueError: an
+            unknown name.
     """
 
     task: str = "recall"
@@ -47,6 +64,21 @@ class Cell:
     steps: int = 300
     batch: int = 32
     learning_rate: float = 4e-3
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name, (least, most) in _COUNTS.items():
+            if not least <= getattr(self, name) <= most:
+                raise SizeError(name=name, value=getattr(self, name), expected=f"{least} to {most}")
+        for each in self.pairs:
+            if type(each) is not int or not 1 <= each <= self.vocab // 2:
+                expected = f"1 to {self.vocab // 2}, the keys of {self.vocab} tokens"
+                raise SizeError(name="pairs", value=repr(each), expected=expected)
+        if not 0.0 < self.learning_rate < math.inf:
+            raise SizeError(name="learning_rate", value=self.learning_rate, expected="a positive finite number")
+        if self.task not in TASKS:
+            raise ValueError(f"task={self.task!r} is not known; choose one of: {', '.join(TASKS)}")
+        self.config()
 
     def key(self) -> str:
         """Text by which a result is found again."""
@@ -99,9 +131,31 @@ class Result:
         """The result that `to_line` wrote.
 
         Raises:
-            ValueError, TypeError, KeyError: another line.
+            ValueError, TypeError, KeyError, AttributeError, RecursionError: another line.
         """
         content: dict[str, Any] = json.loads(line)
         cell = content.pop("cell")
         accuracy = {int(pairs): float(share) for pairs, share in content.pop("accuracy").items()}
-        return cls(cell=Cell(**{**cell, "pairs": tuple(cell["pairs"])}), accuracy=accuracy, **content)
+        result = cls(cell=Cell(**{**cell, "pairs": tuple(cell["pairs"])}), accuracy=accuracy, **content)
+        _check_types(result)
+        return result
+
+
+def _check_types(record: Cell | Result) -> None:
+    """Raise unless every field has a type that its annotation allows."""
+    for each in fields(record):
+        value = getattr(record, each.name)
+        allowed = _TYPES.get(str(each.type))
+        # An exact type: True is an int.
+        if allowed is not None and type(value) not in allowed:
+            raise TypeError(f"{each.name}={value!r:.80} is no {each.type}")
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int,),
+    "float": (float, int),
+    "float | None": (float, int, type(None)),
+    "tuple[int, ...]": (tuple,),
+}

@@ -12,12 +12,16 @@ from typing import Any
 
 from codegen.errors import TrellisError
 from codegen.rule import MAPS
+from trellis_ops import regular_file
 from trellis_ops.outer_gradient import OUTER_GRADIENTS
 from trellis_ops.recall import curve_page, grids, page, tables
 from trellis_ops.recall.cell import Cell, Result
 from trellis_ops.recall.ledger import Ledger
 from trellis_ops.recall.study import Progress, study
 from trellis_ops.train.curve import require_matplotlib
+from trellis_ops.train.exclusive import exclusive
+from trellis_ops.train.memory import memory_limits
+from trellis_ops.train.option_ranges import MOST_THREADS, at_least_zero, count
 
 _YES_NO = {"yes": True, "no": False}
 
@@ -29,17 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         require_matplotlib()
         cells = _cells(options)
-        ledger = Ledger(options.folder / f"{options.study}.jsonl")
-        ended = not cells or study(cells, ledger, options.text, _show, options.minutes, options.workers)
-        results = [each for each in ledger.results() if each.cell in set(cells)]
-        if results:
-            _write(options, cells, results, _command(words))
-        if not ended:
-            print(f"{len(results)} of {len(cells)} cells have a result; the same command goes on with the others")
+        with exclusive(options.folder, f"study-{options.study}"), memory_limits():
+            _study(options, cells, _command(words))
     except (TrellisError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; what was learned is kept, and the same command goes on from there")
+
+
+def _study(options: argparse.Namespace, cells: Sequence[Cell], command: str) -> None:
+    ledger = Ledger(options.folder / f"{options.study}.jsonl")
+    ended = not cells or study(cells, ledger, options.text, _show, options.minutes, options.workers)
+    known = set(cells)
+    results = [each for each in ledger.results() if each.cell in known]
+    if results:
+        _write(options, cells, results, command)
+    if not ended:
+        print(f"{len(results)} of {len(cells)} cells have a result; the same command goes on with the others")
 
 
 def _cells(options: argparse.Namespace) -> list[Cell]:
@@ -76,7 +86,7 @@ def _command(words: Sequence[str]) -> str:
 
 def _write(options: argparse.Namespace, cells: Sequence[Cell], results: Sequence[Result], command: str) -> None:
     folder: Path = options.folder
-    (folder / f"{options.study}.csv").write_text(tables.to_csv(results))
+    regular_file.write(folder / f"{options.study}.csv", tables.to_csv(results))
     if options.study == "ablation":
         path = options.page or folder / "learning.md"
         page.write_page(results, len(cells), path, command)
@@ -136,11 +146,12 @@ def _parser() -> argparse.ArgumentParser:
     texts = "pairs: accuracy against the number of pairs; ablation: what makes it learn (default: pairs)"
     parser.add_argument("study", nargs="?", choices=("pairs", "ablation"), default="pairs", help=texts)
     parser.add_argument("--folder", type=Path, required=True, help="where results, tables and pictures go")
-    parser.add_argument("--minutes", type=float, help="begin no model after so many")
-    parser.add_argument("--workers", type=int, help="models trained at once (default: one for each core)")
+    workers = "models trained at once (default: one for each core); 0 trains them in this process"
+    parser.add_argument("--minutes", type=at_least_zero, help="begin no model after so many")
+    parser.add_argument("--workers", type=count(0, MOST_THREADS), help=workers)
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="ablation: text to learn as well")
     changes = "ablation: leave out what changes more settings of the defaults than so many (default: leave out nothing)"
-    parser.add_argument("--changes", type=int, metavar="N", help=changes)
+    parser.add_argument("--changes", type=count(0, 100), metavar="N", help=changes)
     parser.add_argument("--page", type=Path, help="the Markdown file to write (default: in the folder)")
     axes = parser.add_argument_group("what varies", "Several values each; all combinations are trained.")
     for name, how in _AXES.items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from trellis_ops.recall.cell import Result
 from trellis_ops.recall.tables import differing, grouped, label
+from trellis_ops.regular_file import replaced
 from trellis_ops.train.curve import require_matplotlib
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def draw_lines(results: Sequence[Result], path: Path, name: Callable[[Result], s
             style = "--" if group[0].cell.phi == "identity" else "-"
             axes.plot(list(points), list(points.values()), marker=".", linestyle=style, label=text)
         _finish(axes, "pairs per slot" if per_slot else "pairs")
-    figure.savefig(path, dpi=120)
+    with replaced(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
 
 
 def _mean_points(results: Sequence[Result], per_slot: bool) -> Points:

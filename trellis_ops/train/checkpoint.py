@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codegen.errors import FileWriteError, TrellisError
 from trellis_ops.config import TrellisConfig
+from trellis_ops.content_digest import content_digest
+from trellis_ops.regular_file import open_to_read, replaced
 from trellis_ops.train.errors import CheckpointError, MissingPackageError
 from trellis_ops.train.objective import LanguageModel, build_model
 from trellis_ops.train.settings import Settings
 
-FORMAT = 1
-"""Raised when a file written before can no longer be read."""
+FORMAT = 2
+"""Since 2 there is a digest of the content; files of format 1 are read without one."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,18 @@ class Checkpoint:
 
 
 _GROUPS = ("weights", "optimizer", "carried", "random")
+_PLAIN = {"step": int, "config": dict, "settings": dict, "tokenizer": str, "text": str, "seconds": float}
+_TEXT, _DIGEST = "trellis_ops", "sha256"
+"""Names in the metadata of safetensors."""
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint so that `path` holds the old one or the new one, whenever the machine stops."""
+    """Write a checkpoint so that `path` holds the old one or the new one, whenever the machine stops.
+
+    Raises:
+        FileWriteError, IrregularFileError: it cannot be written; the old one stays.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: value for name, value in vars(checkpoint).items() if name not in _GROUPS}
@@ -64,16 +74,12 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         for group in _GROUPS
         for name, tensor in getattr(checkpoint, group).items()
     }
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    save_file(tensors, unfinished, metadata={"trellis_ops": json.dumps({"format": FORMAT, **plain})})
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    text = json.dumps({"format": FORMAT, **plain})
+    with replaced(path) as unfinished:
+        try:
+            save_file(tensors, unfinished, metadata={_TEXT: text, _DIGEST: content_digest(text, tensors)})
+        except SafetensorError as error:
+            raise FileWriteError(path=path, reason=error) from error
 
 
 def load(path: Path) -> Checkpoint:
@@ -81,22 +87,42 @@ def load(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: no checkpoint of this project, a damaged one, or one of another format.
+        IrregularFileError, OSError: no file that can be read.
     """
     from safetensors import SafetensorError, safe_open
 
+    # safetensors would wait for ever at a named pipe.
+    open_to_read(path).close()
     try:
         with safe_open(path, framework="pt") as file:
-            plain = json.loads((file.metadata() or {})["trellis_ops"])
+            metadata = file.metadata() or {}
+            text = metadata[_TEXT]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
+        plain = json.loads(text)
+        written = plain.pop("format", None)
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         problem = f"this is no checkpoint of this project, or a damaged one ({error}); move it away to start anew"
         raise CheckpointError(path=path, problem=problem) from error
-    written = plain.pop("format", None)
-    if written != FORMAT:
-        raise CheckpointError(path=path, problem=f"format {written}; this version reads format {FORMAT}")
+    if written not in (1, FORMAT):
+        raise CheckpointError(path=path, problem=f"format {written}; this version reads formats 1 and {FORMAT}")
+    if written == FORMAT and metadata.get(_DIGEST) != content_digest(text, tensors):
+        problem = "it is damaged, its digest is not that of its content"
+        raise CheckpointError(path=path, problem=f"{problem}; put a copy in its place, or give --fresh to start anew")
+    return _checkpoint(path, plain, tensors)
+
+
+def _checkpoint(path: Path, plain: dict[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
+    for name, kind in _PLAIN.items():
+        if type(plain.get(name)) is not kind:
+            problem = f"{name} is {plain.get(name)!r:.80}, expected {kind.__name__}; move it away to start anew"
+            raise CheckpointError(path=path, problem=problem)
+    if plain.keys() != _PLAIN.keys():
+        raise CheckpointError(path=path, problem=f"it holds {', '.join(plain.keys() - _PLAIN.keys())} besides a run")
     groups: dict[str, Any] = {group: {} for group in _GROUPS}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(":")
+        if group not in groups:
+            raise CheckpointError(path=path, problem=f"the tensor {name!r} belongs to no part of a run")
         groups[group][rest] = tensor
     return Checkpoint(**plain, **groups)
 
@@ -105,13 +131,33 @@ def load_model(path: Path) -> LanguageModel:
     """The model of a checkpoint, for generating text or for measuring; on the CPU.
 
     Raises:
-        CheckpointError: as `load`.
+        CheckpointError: as `load`, or weights that do not fit the configuration beside them.
     """
     checkpoint = load(path)
-    with torch.device("meta"):
-        model = build_model(TrellisConfig.from_dict(checkpoint.config), Settings(**checkpoint.settings))
+    try:
+        with torch.device("meta"):
+            model = build_model(TrellisConfig.from_dict(checkpoint.config), Settings(**checkpoint.settings))
+    except (TrellisError, TypeError, ValueError) as error:
+        raise CheckpointError(path=path, problem=f"its configuration or settings are unknown ({error})") from error
+    check_tensors(path, "weights", checkpoint.weights, model.state_dict())
     model.load_state_dict(checkpoint.weights, assign=True)
     return model
+
+
+def check_tensors(path: Path, group: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise unless `found` has the names, shapes and types of `expected`, which may be on another device.
+
+    Raises:
+        CheckpointError: with the first tensor that does not fit.
+    """
+    for name in sorted({*found, *expected}):
+        if name not in found or name not in expected:
+            problem = f"{group} {name} {'is missing' if name in expected else 'is not of this run'}"
+            raise CheckpointError(path=path, problem=problem)
+        mine, other = found[name], expected[name]
+        if mine.shape != other.shape or mine.dtype != other.dtype:
+            said, wanted = (f"{list(each.shape)} of {each.dtype}" for each in (mine, other))
+            raise CheckpointError(path=path, problem=f"{group} {name} is {said}, expected {wanted}")
 
 
 def random_states() -> dict[str, Tensor]:
@@ -123,7 +169,11 @@ def random_states() -> dict[str, Tensor]:
 
 
 def set_random_states(states: Mapping[str, Tensor]) -> None:
-    """Put the generators into `states`; a device that is not here is left out."""
+    """Put the generators into `states`; a device that is not here is left out.
+
+    Raises:
+        RuntimeError: what is no state of a generator.
+    """
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

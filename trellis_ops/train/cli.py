@@ -7,24 +7,29 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from codegen.errors import TrellisError
+from trellis_ops import regular_file
 from trellis_ops.config import TrellisConfig
 from trellis_ops.dispatch import device_of
+from trellis_ops.regular_file import regular_status, remove_unfinished
 from trellis_ops.train import checkpoint as checkpoints
 from trellis_ops.train import curve as curves
 from trellis_ops.train.allocator import keep_freed_memory
 from trellis_ops.train.checkpoint import Checkpoint
 from trellis_ops.train.curve import Curve
 from trellis_ops.train.errors import CheckpointError
+from trellis_ops.train.exclusive import exclusive
 from trellis_ops.train.lanes import Corpus, Lanes
 from trellis_ops.train.loop import Texts, Trainer, run
+from trellis_ops.train.memory import memory_limits
 from trellis_ops.train.options import config_of, parser, settings_of
 from trellis_ops.train.processes import Processes, joined
+from trellis_ops.train.resumable import check_resumable
 from trellis_ops.train.settings import Settings, differences
 from trellis_ops.train.summary import Summary
 from trellis_ops.train.text import Document, hold_out, read_documents
@@ -62,32 +67,68 @@ def train(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace, settings: Settings, processes: Processes) -> None:
     processes.check_batch(settings.batch)
+    documents = read_documents(options.data, options.suffix, options.exclude)
+    parts = hold_out(documents, settings.held_out)
+    with _holding(options.folder, processes), memory_limits():
+        _train_alone(options, settings, processes, len(documents), *parts)
+
+
+@contextlib.contextmanager
+def _holding(folder: Path, processes: Processes) -> Iterator[None]:
+    """The folder for these processes alone; the first one holds it for all."""
+    with contextlib.ExitStack() as held:
+        refusal: TrellisError | OSError | None = None
+        if processes.is_first:
+            try:
+                held.enter_context(exclusive(folder, "training"))
+            except (TrellisError, OSError) as error:
+                refusal = error
+        if processes.agree("refused" if refusal else ""):
+            # The first process says why.
+            raise refusal or SystemExit(1)
+        for name in _FILES:
+            regular_status(folder / name)
+            if processes.is_first:
+                remove_unfinished(folder / name)
+        yield
+
+
+def _train_alone(
+    options: argparse.Namespace,
+    settings: Settings,
+    processes: Processes,
+    documents: int,
+    fit: Sequence[Document],
+    held_out: Sequence[Document],
+) -> None:
     folder: Path = options.folder
     path = _checkpoint(options)
     before = checkpoints.load(path) if path.exists() and not options.fresh else None
     # Nobody may write the file while another process still looks whether it is there.
     processes.wait()
-    folder.mkdir(parents=True, exist_ok=True)
-    documents = read_documents(options.data, options.suffix, options.exclude)
-    fit, held_out = hold_out(documents, settings.held_out)
-    tokenizer = _tokenizer(settings, fit, before, processes)
+    tokenizer = _tokenizer(settings, fit, path, before, processes)
     texts = _texts(fit, held_out, tokenizer, settings)
     config = config_of(options, tokenizer.vocab_size).resolved(device_of(processes.device))
-    _check_same(path, before, config, settings, texts)
+    if before is not None:
+        _check_same(path, before, config, settings, texts)
+        check_resumable(path, before, config, settings)
     trainer = Trainer(config, settings, texts, processes, options.fsdp, before)
     if processes.is_first:
         sizes = [sum(len(each.text) for each in part) for part in (fit, held_out)]
         print(f"{settings.mixer}: {trainer.parameters:,} parameters on {processes.count} x {processes.device}")
-        print(f"{len(documents)} documents: {sizes[0]:,} bytes to fit, {sizes[1]:,} held out")
+        print(f"{documents} documents: {sizes[0]:,} bytes to fit, {sizes[1]:,} held out")
         if before is not None:
             print(f"going on after step {before.step} of {settings.steps}")
     with Curve(folder / "curve.csv", trainer.step) if processes.is_first else contextlib.nullcontext() as curve:
         bits = run(trainer, processes, curve, path, options.save_every)
     if processes.is_first:
         summary = Summary.of(trainer, bits, processes.count, options.data)
-        (folder / "summary.json").write_text(json.dumps(vars(summary), indent=1) + "\n")
+        regular_file.write(folder / "summary.json", json.dumps(vars(summary), indent=1) + "\n")
         curves.draw(curves.read(folder / "curve.csv"), folder / "curve.png", f"{summary.name}, seed {summary.seed}")
         print(f"held out: {bits:.4f} bits per byte after {trainer.step} steps in {trainer.seconds:.0f} s; see {folder}")
+
+
+_FILES = ("checkpoint.safetensors", "curve.csv", "curve.png", "summary.json")
 
 
 def _checkpoint(options: argparse.Namespace) -> Path:
@@ -106,12 +147,15 @@ def _interrupted(options: argparse.Namespace) -> str:
 
 
 def _tokenizer(
-    settings: Settings, fit: Sequence[Document], before: Checkpoint | None, processes: Processes
+    settings: Settings, fit: Sequence[Document], path: Path, before: Checkpoint | None, processes: Processes
 ) -> Tokenizer:
     if settings.tokenizer == "bytes":
         return ByteTokenizer()
     if before is not None:
-        return from_json(before.tokenizer)
+        try:
+            return from_json(before.tokenizer)
+        except ValueError as error:
+            raise CheckpointError(path=path, problem=f"its tokenizer is none of this project: {error}") from error
     learned = BpeTokenizer.train(fit, settings.vocab).to_json() if processes.is_first else ""
     return from_json(processes.agree(learned))
 
@@ -128,9 +172,7 @@ def _texts(fit: Sequence[Document], held_out: Sequence[Document], tokenizer: Tok
     )
 
 
-def _check_same(path: Path, before: Checkpoint | None, config: TrellisConfig, settings: Settings, texts: Texts) -> None:
-    if before is None:
-        return
+def _check_same(path: Path, before: Checkpoint, config: TrellisConfig, settings: Settings, texts: Texts) -> None:
     changed = differences(
         {**config.to_dict(), **settings.to_dict(), "text": texts.fingerprint},
         {**before.config, **before.settings, "text": before.text},

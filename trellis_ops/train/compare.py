@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import io
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
-from typing import Any
 
 from codegen.device import cpu
+from codegen.errors import TrellisError
+from trellis_ops.regular_file import open_to_append
+from trellis_ops.train.option_ranges import MOST_THREADS, count
 from trellis_ops.train.options import parser
 from trellis_ops.train.summary import Summary, table
 from trellis_ops.train.workers import pool
@@ -35,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [_run(options, name, seed) for name in MODELS for seed in range(options.seed, options.seed + options.seeds)]
     try:
         problems = _run_all(runs, options.workers or cpu().cores)
-    except OSError as error:
+    except (TrellisError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from the last checkpoints, where there are any")
-    done = [_summary(run.folder) for run in runs if run.folder not in problems]
+    done = [Summary.read(run.folder / "summary.json") for run in runs if run.folder not in problems]
     if done:
         print(f"\n{table(done)}")
     if problems:
@@ -58,11 +60,12 @@ def _run_all(runs: Sequence[Namespace], workers: int) -> Mapping[Path, str]:
         # One seed of each model after the other, so that a table of whole seeds is there early.
         order = sorted(runs, key=lambda run: run.seed)
         started = {executor.submit(_train, run): run.folder for run in order}
-        for count, future in enumerate(as_completed(started), start=1):
+        for ended, future in enumerate(as_completed(started), start=1):
             folder, problem = started[future], future.result()
             if problem:
                 problems[folder] = problem
-            print(f"{count} of {len(runs)}: {folder.name}: {problem or _said(_summary(folder))}", flush=True)
+            said = problem or _said(Summary.read(folder / "summary.json"))
+            print(f"{ended} of {len(runs)}: {folder.name}: {said}", flush=True)
     return problems
 
 
@@ -72,7 +75,12 @@ def _train(run: Namespace) -> str:
     from trellis_ops.train.cli import train
 
     run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (
+        open_to_append(run.folder / "log.txt") as file,
+        io.TextIOWrapper(io.BufferedWriter(file), "utf-8", "backslashreplace", line_buffering=True) as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
         try:
             train(run)
         except SystemExit as stopped:
@@ -84,11 +92,6 @@ def _said(summary: Summary) -> str:
     return f"{summary.bits_per_byte:.4f} bits per byte after {summary.steps} steps in {summary.seconds:.0f} s"
 
 
-def _summary(folder: Path) -> Summary:
-    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return Summary(**content)
-
-
 def _parser() -> argparse.ArgumentParser:
     options = parser()
     options.prog = "python -m trellis_ops.train.compare"
@@ -97,8 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         "a table. Every run has a folder in --folder. The same command again goes on where it was stopped."
     )
     group = options.add_argument_group("comparison")
-    group.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds of each, from --seed on (3)")
-    group.add_argument("--workers", type=int, help="runs at once, of one thread each (default: one for each core)")
+    group.add_argument("--seeds", type=count(1, 1000), default=3, metavar="N", help="seeds of each, from --seed on (3)")
+    group.add_argument(
+        "--workers", type=count(1, MOST_THREADS), help="runs at once, of one thread each (default: one for each core)"
+    )
     return options
 
 

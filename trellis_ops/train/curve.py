@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from trellis_ops.train.errors import MissingPackageError
+from trellis_ops import regular_file
+from trellis_ops.train.errors import CheckpointError, MissingPackageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,12 +54,9 @@ class Curve:
 
     def __init__(self, path: Path, step: int) -> None:
         rows = [row for row in read(path) if row.step <= step] if path.exists() and step else []
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        with unfinished.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(row.cells() for row in rows)])
-        unfinished.replace(path)
-        self._file = path.open("a", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
+        lines = [",".join(cells) for cells in (COLUMNS, *(row.cells() for row in rows))]
+        regular_file.write(path, "\n".join(lines) + "\n")
+        self._path, self._file = path, regular_file.open_to_append(path)
 
     def __enter__(self) -> Curve:
         return self
@@ -70,9 +67,8 @@ class Curve:
         self._file.close()
 
     def add(self, row: Row) -> None:
-        """Append a row."""
-        self._writer.writerow(row.cells())
-        self._file.flush()
+        """Append a row; raises FileWriteError."""
+        regular_file.append(self._file, self._path, (",".join(row.cells()) + "\n").encode())
 
     def keep(self) -> None:
         """Make sure that every row is on the disk, before a checkpoint says that its step is done."""
@@ -80,14 +76,25 @@ class Curve:
 
 
 def read(path: Path) -> list[Row]:
-    """The complete rows of a curve; the last one may have been cut off in the middle."""
+    """The complete rows of a curve; the last one may have been cut off in the middle.
+
+    Raises:
+        CheckpointError: another line that is no row. IrregularFileError, OSError: no file that can be read.
+    """
+    # What follows the last end of a line is a row that was cut off.
+    *lines, _ = regular_file.read_bytes(path).split(b"\n")
     rows = []
-    with path.open(newline="") as file:
-        for line in file:
-            cells = line.rstrip("\n").split(",")
-            if line.endswith("\n") and len(cells) == len(COLUMNS) and cells[0].isdigit():
-                numbers = [float(cell) if cell else None for cell in cells[2:]]
-                rows.append(Row(int(cells[0]), int(cells[1]), *numbers))  # type: ignore[arg-type]
+    for number, line in enumerate(lines, start=1):
+        try:
+            cells = line.decode("ascii").split(",")
+            if number == 1 and tuple(cells) == COLUMNS:
+                continue
+            step, epoch, *numbers, held_out = cells
+            rate, bits, norm = map(float, numbers)
+            rows.append(Row(int(step), int(epoch), rate, bits, norm, float(held_out) if held_out else None))
+        except ValueError as error:
+            problem = f"line {number} is no row of a curve ({error}); move the file away to go on with a new one"
+            raise CheckpointError(path=path, problem=problem) from error
     return rows
 
 
@@ -101,9 +108,8 @@ def draw(rows: list[Row], path: Path, title: str) -> None:
     axes.plot(list(measured), list(measured.values()), marker="o", label="held out")
     axes.grid(alpha=0.3)
     axes.legend()
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    figure.savefig(unfinished, format="png", dpi=120)
-    unfinished.replace(path)
+    with regular_file.replaced(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
 
 
 def require_matplotlib() -> type[Figure]:

@@ -17,6 +17,33 @@ class CheckpointError(TrellisError, RuntimeError):
     message = "{path}: {problem}"
 
 
+class FolderInUseError(TrellisError, RuntimeError):
+    """A folder in which another process works."""
+
+    message = "{folder} is in use by the {work} of {holder}; wait for it, end it, or name another folder"
+
+
+class ComputingDeviceError(TrellisError, ValueError):
+    """A device that there is not, or that training does not know."""
+
+    message = "device {name!r}: {problem}; give cpu, cuda, cuda:<number>, or auto for a GPU where there is one"
+
+
+class WorkerLostError(TrellisError, RuntimeError):
+    """A process of a pool that ended in the middle of its work."""
+
+    message = (
+        "a worker ended without a word, most often because memory ran out; what is done is kept. Run the same command "
+        "again, with fewer --workers or smaller sizes"
+    )
+
+
+class OutOfMemoryError(TrellisError, MemoryError):
+    """Tensors that did not fit into memory."""
+
+    message = "there is not enough memory ({reason}); make the model, --batch or --length smaller"
+
+
 class MissingPackageError(TrellisError, ImportError):
     """A package that only training needs."""
 

@@ -116,8 +116,9 @@ class Lanes:
             spare = self.steps * self._batch - len(windows)
             windows = torch.cat([windows, windows.new_zeros(spare, 3)])
         else:
-            # One stream of numbers per seed and epoch, far apart for neighbours.
-            generator = torch.Generator().manual_seed((self._seed * 1_000_003 + epoch) * 7_919 + 17)
+            # One stream of numbers per seed and epoch, far apart for neighbours; a generator takes 64 bits of a seed.
+            stream = ((self._seed * 1_000_003 + epoch) * 7_919 + 17) % 2**64
+            generator = torch.Generator().manual_seed(stream)
             order = torch.randperm(len(self._documents), generator=generator)
             windows = torch.cat([self._documents[i] for i in order.tolist()])
             turn = int(torch.randint(len(windows), (), generator=generator))

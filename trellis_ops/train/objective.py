@@ -57,7 +57,7 @@ class Objective(nn.Module):
             batch: windows; lanes marked fresh start from the model's first state.
             carried: what this returned for the window before; None starts all lanes.
         """
-        first = self._first(len(batch.fresh))
+        first = self.first(len(batch.fresh))
         begin = first if carried is None else _restart(batch.fresh, first, carried)
         with torch.autocast(batch.tokens.device.type, self.dtype, enabled=self.dtype is not None):
             logits, after = self._read(batch.tokens, begin)
@@ -65,7 +65,8 @@ class Objective(nn.Module):
         loss = F.cross_entropy(flat, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
         return loss, {name: tensor.detach() for name, tensor in after.items()}
 
-    def _first(self, lanes: int) -> Carried:
+    def first(self, lanes: int) -> Carried:
+        """What so many lanes start from."""
         if isinstance(self.model, SoftmaxLM):
             return self.model.first_state(lanes)
         return _tensors(self.model.first_state(lanes))

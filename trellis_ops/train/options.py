@@ -10,7 +10,8 @@ from typing import Any, Literal
 from codegen.rule import MAPS
 from trellis_ops.config import PRESETS, TrellisConfig
 from trellis_ops.outer_gradient import OUTER_GRADIENTS
-from trellis_ops.train.settings import MIXERS, PRECISIONS, Settings
+from trellis_ops.train.option_ranges import MOST_THREADS, count
+from trellis_ops.train.settings import MIXERS, MOST_STEPS, PRECISIONS, Settings
 from trellis_ops.train.text import EXCLUDED, SUFFIXES
 from trellis_ops.train.tokenizer import TOKENIZERS
 
@@ -26,9 +27,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("data", nargs="+", type=Path, help="files, and folders that are read recursively")
     options.add_argument("--folder", type=Path, required=True, help="where checkpoint, curve and summary go")
     options.add_argument("--fresh", action="store_true", help="start anew even if the folder holds a checkpoint")
-    options.add_argument("--save-every", metavar="STEPS", type=int, default=100, help="steps between checkpoints (100)")
+    options.add_argument(
+        "--save-every", metavar="STEPS", type=count(1, MOST_STEPS), default=100, help="steps between checkpoints (100)"
+    )
     options.add_argument("--device", default="auto", help="cpu or cuda (default: a GPU where there is one)")
-    options.add_argument("--threads", type=int, help="threads of torch (default: torch's choice)")
+    options.add_argument("--threads", type=count(1, MOST_THREADS), help="threads of torch (default: torch's choice)")
     options.add_argument("--fsdp", action="store_true", help="under torchrun: keep the model in pieces (FSDP2)")
     _text_options(options.add_argument_group("text"))
     _model_options(options.add_argument_group("model"))
@@ -103,4 +106,9 @@ def _run_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _count(text: str) -> int | Literal["auto"]:
-    return "auto" if text == "auto" else int(text)
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r:.80} is neither a whole number nor "auto"') from None

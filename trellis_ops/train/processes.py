@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from codegen.errors import SizeError
 from trellis_ops.ranks import agree_across_ranks
-from trellis_ops.train.errors import LaunchError
+from trellis_ops.train.errors import ComputingDeviceError, LaunchError
 from trellis_ops.train.objective import Carried, Objective
 
 
@@ -85,15 +85,18 @@ def joined(device: str) -> Iterator[Processes]:
 
     Args:
         device: "cpu", "cuda", or "auto" for a GPU where there is one; with torchrun, one GPU for each process.
+
+    Raises:
+        ComputingDeviceError: another device, or one that is not there.
     """
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
-        yield Processes(0, 1, torch.device(kind))
+    launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+    place = _place(device, int(os.environ.get("LOCAL_RANK", "0")) if launched else None)
+    if not launched:
+        yield Processes(0, 1, place)
         return
-    place = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
-    if kind == "cuda":
+    if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     agree_across_ranks()
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), place)
@@ -104,6 +107,26 @@ def joined(device: str) -> Iterator[Processes]:
         # lock while that ends can abort the process.
         gc.collect()
         dist.destroy_process_group()
+
+
+def _place(name: str, local_rank: int | None) -> torch.device:
+    """The device called `name`; with torchrun, the GPU of the process `local_rank`."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        place = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise ComputingDeviceError(name=name, problem="torch knows no such device") from error
+    if place.type not in ("cpu", "cuda"):
+        raise ComputingDeviceError(name=name, problem="training knows processors and GPUs only")
+    if place.type == "cpu":
+        return torch.device("cpu")
+    if local_rank is not None:
+        if place.index is not None:
+            raise ComputingDeviceError(name=name, problem="torchrun gives each process a GPU of its own")
+        place = torch.device("cuda", local_rank)
+    if (place.index or 0) >= gpus:
+        raise ComputingDeviceError(name=name, problem=f"{gpus} GPUs are visible to torch, and {place} is none of them")
+    return place
 
 
 def share_model(objective: Objective, processes: Processes, shard: bool) -> nn.Module:

@@ -15,7 +15,22 @@ MIXERS = ("trellis", "softmax")
 PRECISIONS = ("auto", "float32", "bfloat16")
 """The type of the products: "auto" is bfloat16 autocast on a GPU that has it, else float32."""
 
-_AT_LEAST = {"vocab": 257, "steps": 1, "batch": 1, "length": 1, "warmup": 1, "eval_every": 1, "eval_tokens": 1}
+MOST_STEPS = 2**31 - 1
+
+MOST_TOKENS = 2**24
+"""Of a step, over all processes; more would not fit into any memory with its logits."""
+
+_COUNTS = {
+    "vocab": (257, 2**20),
+    "steps": (1, MOST_STEPS),
+    "batch": (1, MOST_TOKENS),
+    "length": (1, MOST_TOKENS),
+    "warmup": (1, MOST_STEPS),
+    "eval_every": (1, MOST_STEPS),
+    "eval_tokens": (1, 2**63 - 1),
+    "seed": (-(2**63), 2**63 - 1),
+}
+"""The least and the most of each."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +82,20 @@ class Settings:
         for name, known in (("mixer", MIXERS), ("tokenizer", TOKENIZERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of: {', '.join(known)}")
-        for name, least in _AT_LEAST.items():
-            if getattr(self, name) < least:
-                raise SizeError(name=name, value=getattr(self, name), expected=f"at least {least}")
+        for name, (least, most) in _COUNTS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise SizeError(name=name, value=repr(value), expected=f"an int from {least} to {most}")
+        if self.batch * self.length > MOST_TOKENS:
+            value = f"{self.batch} * {self.length}"
+            raise SizeError(name="batch * length", value=value, expected=f"at most {MOST_TOKENS} tokens in a step")
         for name in ("learning_rate", "clip"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise SizeError(name=name, value=getattr(self, name), expected="a positive finite number")
+        if not 0.0 <= self.weight_decay < float("inf"):
+            raise SizeError(name="weight_decay", value=self.weight_decay, expected="a finite number of at least 0")
+        if not 0.0 <= self.final_rate <= 1.0:
+            raise SizeError(name="final_rate", value=self.final_rate, expected="a share from 0 to 1")
         if not 0.0 < self.held_out < 1.0:
             raise SizeError(name="held_out", value=self.held_out, expected="a share between 0 and 1, both excluded")
 

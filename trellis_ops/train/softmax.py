@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from trellis_ops.config import TrellisConfig
 from trellis_ops.model import SwiGLU, draw_maps
+from trellis_ops.state import state_dtype
+from trellis_ops.vocabulary import embedded
 
 Cache = tuple[Tensor, Tensor]
 """Keys `[B, H, context, D_k]` before they are rotated, and values `[B, H, context, D_v]`."""
@@ -84,7 +86,7 @@ class SoftmaxLM(nn.Module):
         """Logits `[B, T, vocab]` of tokens `[B, T]`, and what `state` is after them; it is left as it was."""
         length, known = tokens.shape[1], state["known"]
         visible = _visible(known, self.context, length)
-        x = self.embedding(tokens)
+        x = embedded(self.embedding, tokens)
         after = {"known": (known + length).clamp_max(self.context)}
         for index, block in enumerate(cast("list[SoftmaxBlock]", list(self.blocks))):
             cache = state[f"{index}.keys"], state[f"{index}.values"]
@@ -98,7 +100,7 @@ class SoftmaxLM(nn.Module):
         for index in range(config.layers):
             for name, width in (("keys", config.key_width), ("values", config.value_width)):
                 shape = (batch, config.heads, self.context, width // config.heads)
-                state[f"{index}.{name}"] = like.new_zeros(shape, dtype=torch.float32)
+                state[f"{index}.{name}"] = like.new_zeros(shape, dtype=state_dtype(like.dtype))
         return state
 
     def count_parameters(self) -> int:
@@ -115,7 +117,7 @@ def _visible(known: Tensor, context: int, length: int) -> Tensor:
 def _rotated(x: Tensor, first: int) -> Tensor:
     """Turn pairs of coordinates of x `[B, H, T, D]` by angles that grow with the place, counted from `first`."""
     half = x.shape[-1] // 2
-    rates = 10_000.0 ** -(torch.arange(half, device=x.device) / half)
+    rates = 10_000.0 ** -(torch.arange(half, device=x.device, dtype=state_dtype(x.dtype)) / half)
     angles = torch.arange(first, first + x.shape[2], device=x.device)[:, None] * rates
     cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]

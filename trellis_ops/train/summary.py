@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from codegen.errors import TrellisError
+from trellis_ops import regular_file
+from trellis_ops.train.errors import CheckpointError
 
 if TYPE_CHECKING:
     from trellis_ops.train.loop import Trainer
@@ -59,6 +64,26 @@ class Summary:
             sources=", ".join(map(str, sources)),
         )
 
+    @classmethod
+    def read(cls, path: Path) -> Summary:
+        """The summary in `path`.
+
+        Raises:
+            CheckpointError: another file, or a damaged one. IrregularFileError, OSError: none that can be read.
+        """
+        try:
+            content = json.loads(regular_file.read_bytes(path))
+            summary = cls(**content)
+        except (ValueError, TypeError, RecursionError) as error:
+            problem = f"this is no summary of a run ({error}); run the same command of training again to write it anew"
+            raise CheckpointError(path=path, problem=problem) from error
+        for field in fields(cls):
+            value = getattr(summary, field.name)
+            if type(value).__name__ != field.type and not (field.type == "float" and type(value) is int):
+                problem = f"{field.name} is {value!r:.80}, expected {field.type}"
+                raise CheckpointError(path=path, problem=problem)
+        return summary
+
     def text_name(self) -> str:
         """The text as one reads it; the fingerprint tells apart what one name held at two times."""
         return f"{self.sources} ({self.text[:8]})" if self.text else "a text that is not on record"
@@ -96,8 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folders", nargs="+", type=Path, help="folders that training wrote")
     files = [folder / "summary.json" for folder in parser.parse_args(arguments).folders]
-    done = [Summary(**json.loads(file.read_text())) for file in files if file.exists()]
-    print(table(done))
+    try:
+        print(table([Summary.read(file) for file in files if file.exists()]))
+    except (TrellisError, OSError) as error:
+        sys.exit(f"error: {error}")
     for file in files:
         if not file.exists():
             print(f"not done: {file.parent}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trellis_ops import regular_file
 from trellis_ops.train.errors import TextError
 
 SUFFIXES = (".txt", ".md", ".rst", ".py")
@@ -43,12 +44,13 @@ def read_documents(
         excluded: names of folders that are not descended into.
 
     Raises:
-        FileNotFoundError: a path that is not there. TextError: nothing of two bytes or more was found.
+        FileNotFoundError: a path that is not there. IrregularFileError: one that is neither a file nor a folder.
+        TextError: nothing of two bytes or more was found.
     """
     documents = []
     for path in paths:
         for file in _files(path, tuple(suffixes), set(excluded)):
-            text = file.read_bytes()
+            text = regular_file.read_bytes(file)
             if len(text) >= 2:
                 documents.append(Document(str(file), text))
     if not documents:
@@ -86,7 +88,7 @@ def hold_out(documents: Sequence[Document], share: float) -> tuple[list[Document
 def _files(path: Path, suffixes: tuple[str, ...], excluded: set[str]) -> Iterator[Path]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; name files or folders of text")
-    if path.is_file():
+    if not path.is_dir():
         yield path
         return
     for folder, folders, names in os.walk(path):

@@ -89,8 +89,22 @@ class BpeTokenizer:
 
 
 def from_json(text: str) -> Tokenizer:
-    """The tokenizer whose `to_json` gave `text`."""
-    return BpeTokenizer(_library().Tokenizer.from_str(text)) if text else ByteTokenizer()
+    """The tokenizer whose `to_json` gave `text`.
+
+    Raises:
+        ValueError: another text.
+    """
+    if not text:
+        return ByteTokenizer()
+    try:
+        encoder = _library().Tokenizer.from_str(text)
+    except MissingPackageError:
+        raise
+    except Exception as error:  # The package raises nothing more precise.
+        raise ValueError(f"the package tokenizers cannot read it ({error})") from error
+    if sorted(encoder.get_vocab().values()) != list(range(encoder.get_vocab_size())):
+        raise ValueError("its tokens are not numbered from 0 on")
+    return BpeTokenizer(encoder)
 
 
 def _decoded(text: bytes) -> str:

@@ -8,20 +8,29 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
+
+from trellis_ops.train.errors import WorkerLostError
 
 
 @contextlib.contextmanager
 def pool(count: int) -> Iterator[ProcessPoolExecutor]:
-    """`count` processes of one thread each; what stops the block stops them in the middle of their work."""
+    """`count` processes of one thread each; what stops the block stops them in the middle of their work.
+
+    Raises:
+        WorkerLostError: one of them ended without a result.
+    """
     # Spawned: a forked child would hang in the thread pool of a compiled kernel.
     with ProcessPoolExecutor(count, get_context("spawn"), _begin) as executor:
         try:
             yield executor
-        except BaseException:
+        except BaseException as error:
             # The pool would wait for them.
             for child in active_children():
                 child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise WorkerLostError from error
             raise
 
 

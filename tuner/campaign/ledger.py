@@ -8,7 +8,18 @@ from typing import Any
 
 import msgspec
 
+from codegen.errors import TrellisError
+from tuner.campaign.findings import is_whole
 from tuning_db import utc_now
+from tuning_db.regular_file import UNREADABLE, read_regular
+
+MAX_BYTES = 64 * 2**20
+
+
+class LedgerError(TrellisError, OSError):
+    """A file of findings that cannot be read."""
+
+    message = "{path} cannot be read as findings: {problem}; move it away, or name another place with --folder"
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,21 +45,25 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Ledger:
-    """The entries of the file at `path`; a line that a killed run left half written is passed over.
+    """The entries of the file at `path`; a line that a killed run left half written, or that is none, is passed over.
 
     Args:
         path: made with its folder at the first entry.
+
+    Raises:
+        LedgerError: what is there is no file that can be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._entries: dict[tuple[str, str, str], Entry] = {}
-        for line in path.read_bytes().splitlines() if path.exists() else ():
+        for line in _lines(path):
             try:
                 entry = msgspec.json.decode(line, type=Entry)
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 continue  # Its work is done again.
-            self._entries[entry.stage, entry.name, entry.state] = entry
+            if is_whole(entry.stage, entry.ok, entry.values):
+                self._entries[entry.stage, entry.name, entry.state] = entry
 
     def find(self, stage: str, name: str, state: str) -> Entry | None:
         """The finding, if it was made with this state."""
@@ -74,3 +89,15 @@ class Ledger:
         """The entries of a stage, the last of each name."""
         last = {entry.name: entry for entry in self._entries.values() if entry.stage == stage}
         return list(last.values())
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        data = read_regular(path, MAX_BYTES)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise LedgerError(path=path, problem=error.strerror or error) from error
+    if len(data) > MAX_BYTES:
+        raise LedgerError(path=path, problem=f"it is larger than {MAX_BYTES} bytes")
+    return data.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from codegen.errors import FileWriteError
+from tests.trellis_ops.limited_files import limited_files
 from tests.trellis_ops.train.commands import ROOT, TEXT, environment
 from trellis_ops.recall import grids
 from trellis_ops.recall.cell import Cell, Result
@@ -22,6 +25,7 @@ from trellis_ops.recall.page import beyond, fits, write_page
 from trellis_ops.recall.pages import MARK
 from trellis_ops.recall.tables import curve_table
 from trellis_ops.train.errors import CheckpointError
+from trellis_ops.train.exclusive import exclusive
 
 pytestmark = pytest.mark.usefixtures("eager")
 SMALL = Cell(layers=1, heads=2, dim=16, vocab=16, pairs=(4,), slots=16, chunk=4, batch=32, steps=3)
@@ -104,9 +108,120 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     assert Cell(seed=1) in ledger and Cell(seed=2) not in ledger
     ledger.add(Result(Cell(seed=2)))
     assert len(Ledger(path).results()) == 3
-    path.write_text('{"cell": {}}\n')
-    with pytest.raises(CheckpointError, match="line 1 is no result"):
+
+
+def test_a_last_line_without_its_end_is_kept_if_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    lines = [Result(Cell(seed=seed), {4: 0.5}).to_line() for seed in range(2)]
+    path.write_text("\n".join(lines))
+    assert len(Ledger(path).results()) == 2
+    Ledger(path).add(Result(Cell(seed=2)))
+    assert path.read_text().splitlines()[:2] == lines and len(Ledger(path).results()) == 3
+
+
+def test_a_result_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    Ledger(path).add(Result(Cell()))
+    before = path.read_bytes()
+    ledger = Ledger(path)
+    with limited_files(len(before) + 20), pytest.raises(FileWriteError, match=r"results.jsonl: File too large"):
+        ledger.add(Result(Cell(seed=1)))
+    assert path.read_bytes() == before and Cell(seed=1) not in ledger
+    ledger.add(Result(Cell(seed=2)))
+    assert len(Ledger(path).results()) == 2
+
+
+WHOLE = json.loads(Result(Cell(), {4: 0.5}).to_line())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b'{"cell": {}}',
+        b"[]",
+        b"\xff",
+        b"[" * 10_000,
+        *(
+            json.dumps({**WHOLE, **change}).encode()
+            for change in (
+                {"accuracy": []},
+                {"seconds": "1"},
+                {"diverged": 1},
+                *({"cell": {**WHOLE["cell"], **cell}} for cell in ({"slots": "8"}, {"steps": True}, {"phi": "relu"})),
+            )
+        ),
+    ],
+    ids=lambda line: line[:20].decode(errors="replace"),
+)
+def test_a_line_that_is_no_result_is_named_and_stays(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(json.dumps(WHOLE).encode() + b"\n" + line + b"\n")
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"results.jsonl: line 2 is no result of this version"):
         Ledger(path)
+    assert path.read_bytes() == before
+
+
+def test_one_process_at_a_time_works_on_a_study(tmp_path: Path) -> None:
+    command = [*ABLATION, "--folder", str(tmp_path), "--minutes", "0", "--workers", "0"]
+    with exclusive(tmp_path, "study-ablation"):
+        with pytest.raises(SystemExit, match=f"in use by the study-ablation of process {os.getpid()} on"):
+            main(command)
+        main([*SIZES, "--folder", str(tmp_path), "--minutes", "0", "--workers", "0"])
+    main(command)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    axes = ["--slots", "2", "--chunk", "4", "--phi", "identity", "--workers", "0", "--steps", "1"]
+    command = [*SIZES, *axes, "--folder", str(tmp_path)]
+    main(command)
+    for name in ("pairs.jsonl", "pairs.csv", "pairs.md", "pairs.png"):
+        (tmp_path / name).rename(tmp_path / "away")
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(SystemExit, match=f"{name} is a named pipe, not a regular file"):
+            main(command)
+        (tmp_path / "away").replace(tmp_path / name)
+
+
+def test_a_page_of_a_person_is_not_written_over(tmp_path: Path) -> None:
+    axes = ["--slots", "2", "--chunk", "4", "--phi", "identity", "--workers", "0", "--steps", "1"]
+    page = tmp_path / "README.md"
+    for content in (b"# Mine\n", b"\xff"):
+        page.write_bytes(content)
+        with pytest.raises(SystemExit, match="name another page"):
+            main([*SIZES, *axes, "--folder", str(tmp_path), "--page", str(page)])
+        assert page.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "option", ["--minutes=nan", "--minutes=-1", "--workers=-1", "--workers=100000", "--changes=-1"]
+)
+def test_numbers_out_of_range_are_refused_by_the_parser(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*ABLATION, "--folder", str(tmp_path), option])
+    assert f"error: argument {option.partition('=')[0]}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("study", ["pairs", "ablation"])
+def test_numbers_out_of_range_are_refused_before_anything_is_trained(study: str, tmp_path: Path) -> None:
+    big = "1" + "0" * 30
+    for option in (
+        *(f"--{name}={value}" for name in ("layers", "heads", "dim", "vocab", "batch") for value in ("0", "-1", big)),
+        *(f"--{name}={value}" for name in ("steps", "slots", "chunk", "pairs") for value in ("0", "-1", big)),
+        *(f"--{name}={value}" for name in ("phi-eps", "init-gamma") for value in ("nan", "inf", "-1", "0")),
+        *(f"--learning-rate={value}" for value in ("nan", "inf", "-1", "0")),
+        f"--seed={2**63}",
+        "--pairs=9",
+    ):
+        name = {"slots": "num_slots", "chunk": "chunk_size"}.get(
+            option[2:].partition("=")[0], option[2:].partition("=")[0]
+        )
+        with pytest.raises(SystemExit, match=f"error: {name.replace('-', '_')}=.* is out of range; expected "):
+            main([study, *SIZES, "--folder", str(tmp_path / "study"), "--workers", "0", option])
+    assert not (tmp_path / "study").exists()
 
 
 def alive_in_group(group: int) -> bool:

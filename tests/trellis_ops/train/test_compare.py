@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from codegen.errors import IrregularFileError
 from tests.trellis_ops.train.commands import SMALL, TEXT
-from trellis_ops.train.compare import main
+from trellis_ops.train.compare import _train, main
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -39,3 +42,9 @@ def test_three_models_are_one_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     assert "trellis-4: error: " in printed and "it is from another run (steps=4 now, 3 before)" in printed
     assert "\n| softmax attention | " in printed and "\n| phi" not in printed
+
+
+def test_a_pipe_in_the_place_of_a_log_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log.txt")
+    with pytest.raises(IrregularFileError, match=r"log.txt is a named pipe"):
+        _train(Namespace(folder=tmp_path))

@@ -1,0 +1,411 @@
+"""Maps as TVM code for CPUs: Python functions that emit sweeps over rows; numbers are those of docs/backward.md.
+
+One text serves a tile, with tokens in the lanes, and one token, with slots in the lanes: how a row is walked is for the
+object `walk` of templates/tvm/walks.j2 to say. Sums and scalars live in vectors of WIDTH lanes, named as in the
+program.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from codegen.maps.derive import Write, pullback_of, value_of, write_of
+from codegen.maps.expression import Expr
+from codegen.maps.masks import masked_names
+from codegen.maps.printer import Printer
+from codegen.maps.program import Program, program, used
+from codegen.maps.registry import find
+from codegen.maps.sweeps import Sweep, early_scalars, is_long, sweeps
+
+_RESERVED = (
+    *("T", "M", "D_K", "D_V", "WIDTH", "TILE", "C", "Z", "A", "U", "X", "Y", "b", "m", "t", "l", "g", "walk", "add"),
+    *("features", "stats", "kept", "first", "bar_z", "bar_alpha", "scaled", "eps", "zeros", "real", "exp", "sigmoid"),
+)
+
+_FUNCTIONS: Mapping[str, Callable[..., str]] = {
+    "exp": lambda x: f"exp({x})",
+    "log": lambda x: f"T.log({x})",
+    "sigmoid": lambda x: f"sigmoid({x})",
+    "tanh": lambda x: f"tanh_of({x})",
+    "sqrt": lambda x: f"T.sqrt({x})",
+    "rsqrt": lambda x: f"T.float32(1) / T.sqrt({x})",
+    "abs": lambda x: f"T.abs({x})",
+    "sign": lambda x: f"sign_of({x})",
+    "max": lambda x, y: f"T.max({x}, {y})",
+    "min": lambda x, y: f"T.min({x}, {y})",
+    "where": lambda condition, x, y: f"T.Select({condition}, {x}, {y})",
+    "power": lambda x, exponent: f"exp({exponent} * T.log({x}))",
+}
+
+
+def number(x: float) -> str:
+    """A constant of float32."""
+    return f"T.float32({int(x) if x == int(x) and abs(x) < 1e6 else repr(x)})"
+
+
+@dataclass
+class _Places:
+    """Where the rows and scalars of a function lie, as texts over m, t and l."""
+
+    rows: dict[str, str]
+    scalars: dict[str, str] = field(default_factory=dict)
+    width: str = "features"
+    eps: str = "eps"
+
+    def text(self, x: Expr) -> str:
+        """An expression of the program."""
+        printer = Printer(
+            _FUNCTIONS, self._leaf, number, f"T.float32({self.width})", f"T.float32({self.eps})", "T.float32(0) - "
+        )
+        return printer(x)
+
+    def _leaf(self, x: Expr) -> str:
+        name = str(x.value)
+        return self.rows.get(name, name) if x.op == "input" else self.scalars.get(name, f"{name}[l]")
+
+
+@dataclass(frozen=True)
+class _Function:
+    """What a function over one vector b of rows is made of.
+
+    Attributes:
+        made: the program.
+        places: of its inputs, and of scalars that are known before.
+        parts: its sweeps.
+        keep: the place of a row that a sweep stores.
+        results: statements of the last sweep.
+        begin: statements that every sweep, or if the first says so only that, begins with.
+        after: lines that follow a sweep.
+    """
+
+    made: Program
+    places: _Places
+    parts: tuple[Sweep, ...]
+    keep: Callable[[str], str]
+    results: Callable[[_Places], list[str]]
+    begin: tuple[str, ...] = ()
+    after: Callable[[Sweep], list[str]] = lambda part: []
+
+    def lines(self) -> list[str]:
+        """Its body."""
+        masked = masked_names(self.made, ("z", "a", "bar"), results=False)
+        vectors = [each.name for part in self.parts for each in (*part.reductions, *part.scalars)]
+        lines = [f"{', '.join(vectors)}{',' if len(vectors) == 1 else ''} = zeros({len(vectors)})"] if vectors else []
+        for each in early_scalars(self.made):
+            self.places.scalars.setdefault(each.name, f"({self.places.text(each.value)})")
+        long = sorted({each.name for part in self.parts for each in part.rows if is_long(each.value)})
+        lines += [f"{', '.join(long)}{',' if len(long) == 1 else ''} = registers({len(long)})"] if long else []
+        for place, part in enumerate(self.parts):
+            lines += self._sweep(place, part, masked)
+        return lines
+
+    def _sweep(self, place: int, part: Sweep, masked: Collection[str]) -> list[str]:
+        name = f"sweep_{place + 1}" if len(self.parts) > 1 else "sweep"
+        body = [*self.begin] if place == 0 else []
+        body += _statements(part, self.places, self.keep, masked)
+        body += self.results(self.places) if part is self.parts[-1] else []
+        self.places.rows.update({each: self.keep(each) for each in part.stored})
+        maxima = [each.name for each in part.reductions if each.value.op == "max"]
+        sums = [each.name for each in part.reductions if each.value.op != "max"]
+        lines = ["", f"def {name}(m, t, l, real):", *(f"    {line}" for line in body), ""]
+        lines += [f"fill({each}, LOWEST)" for each in maxima]
+        lines.append(f"walk.sweep(b, {self.places.width}, {name})")
+        lines += [f"walk.{kind}({', '.join(names)})" for kind, names in (("highest", maxima), ("total", sums)) if names]
+        return lines + _scalars(part, self.places) + self.after(part)
+
+
+def _statements(part: Sweep, places: _Places, keep: Callable[[str], str], masked: Collection[str]) -> list[str]:
+    """What a sweep does with each number: values, then sums, then what is stored, in place of an input last of all."""
+    lines, stores = list[str](), list[tuple[str, str]]()
+    for each in part.rows:
+        text = places.text(each.value)
+        if is_long(each.value):
+            lines.append(f"T.buffer_store({each.name}, {text}, [l])")
+            text = f"{each.name}[l]"
+        if each.name in masked:
+            text = f"real({text})"
+        if is_long(each.value) and each.name not in masked:
+            places.rows[each.name] = text
+        else:
+            name = f"{each.name}_inside" if is_long(each.value) else each.name
+            lines.append(f"{name} = {text}")
+            places.rows[each.name] = text = name
+        if each.name in part.stored:
+            stores.append((keep(each.name), text))
+    for each in part.reductions:
+        text = places.text(each.value.args[0])
+        if each.value.op == "max":
+            lines.append(f"T.buffer_store({each.name}, T.max({each.name}[l], real({text}, LOWEST)), [l])")
+        else:
+            lines.append(f"add({each.name}, l, {f'real({text})' if each.name in masked else text})")
+    for place, text in sorted(stores, key=lambda store: store[0] == places.rows["z"]):
+        lines.append(_store(place, text))
+    return lines
+
+
+def _store(place: str, text: str) -> str:
+    buffer, _, index = place.partition("[")
+    return f"T.buffer_store({buffer}, {text}, [{index})"
+
+
+def _scalars(part: Sweep, places: _Places) -> list[str]:
+    """What follows from the sums of a sweep, one number for each lane."""
+    means = [each.name for each in part.reductions if each.value.op == "mean"]
+    body = [f"T.buffer_store({each}, {each}[l] * T.float32(1 / {places.width}), [l])" for each in means]
+    body += [f"T.buffer_store({each.name}, {places.text(each.value)}, [l])" for each in part.scalars]
+    if not body:
+        return []
+    return ["", "def of_lane(t, l):", *(f"    {line}" for line in body), "", "walk.each_lane(b, of_lane)"]
+
+
+def _written(head: str, says: str, lines: Iterable[str], before: Iterable[str] = ()) -> str:
+    """The text of a function whose body is that of every vector b of a walk."""
+    setup = "".join(f"    {line}\n" for line in before)
+    body = "".join(f"        {line}".rstrip() + "\n" for line in lines)
+    return f'def {head}:\n    """{says}"""\n{setup}\n    def of_vector(b):\n{body}\n    walk.each_vector(of_vector)\n'
+
+
+def identifier(of: str) -> str:
+    """What generated code calls a map."""
+    return find(of).key.replace("@", "_")
+
+
+def apply(of: str) -> str:
+    """A function apply_<map>(walk, X, features, eps): X <- y of X."""
+    made = program({"y": value_of(find(of).expression)}, _RESERVED, early=True)
+    parts = sweeps(made)
+    rows, setup = _kept_in(made, parts, ["X[m, t]"])
+    places = _Places({"z": "X[m, t]"})
+    body = _Function(made, places, parts, rows.__getitem__, lambda p: [_store("X[m, t]", p.text(made.outputs["y"]))])
+    head = f"apply_{identifier(of)}(walk, X, features, eps)"
+    return _written(head, f"X <- {find(of).name} of X.", [*setup, *body.lines()])
+
+
+def codes(of: str) -> str:
+    """A function codes(walk, Z, A, U): U <- u of Z and A; overwrites Z."""
+    made = program({"u": _write(of).u}, _RESERVED, early=True)
+    parts = sweeps(made)
+    rows, setup = _kept_in(made, parts, ["Z[m, t]", "U[m, t]"])
+    places = _Places({"z": "Z[m, t]", "a": "A[m, t]"}, width="M", eps="PHI_EPS")
+    body = _Function(made, places, parts, rows.__getitem__, lambda p: [_store("U[m, t]", p.text(made.outputs["u"]))])
+    return _written("codes(walk, Z, A, U)", _says(of), [*setup, *body.lines()])
+
+
+def _write(of: str) -> Write:
+    return write_of(find(of).expression, find(of).is_loss)
+
+
+def _says(of: str) -> str:
+    if find(of).is_loss:
+        return f"U <- the gradient at Z of the loss {find(of).name} of Z and A."
+    return f"U <- J^T (phi(Z) - A), phi = {find(of).name}, J its Jacobian at Z."
+
+
+def _kept_in(made: Program, parts: Iterable[Sweep], buffers: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Places of the rows that sweeps store: the buffers, the first once its z is not needed, then more of their own."""
+    parts = tuple(parts)
+    stored = [name for part in parts for name in part.stored]
+    z_is_needed_late = any("z" in each.uses for part in parts[1:] for each in part.rows) or any(
+        "z" in used(x)
+        for x in (*made.outputs.values(), *(each.value for part in parts[1:] for each in part.reductions))
+    )
+    free = buffers[1:] if z_is_needed_late and len(parts) > 1 else buffers
+    own = [f"kept_{i}" for i in range(len(stored) - len(free))]
+    setup = [f"{name} = walk.scratch({'M' if len(buffers) > 1 else 'features'})" for name in own]
+    return dict(zip(stored, [*free, *(f"{name}[m, l]" for name in own)], strict=False)), setup
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a write or readout keeps of a token for the reverse pass.
+
+    Attributes:
+        rows: names of rows, in the buffer `kept`, one below the other.
+        scalars: names of scalars, in rows of `stats`.
+    """
+
+    rows: tuple[str, ...]
+    scalars: tuple[str, ...]
+
+    def row(self, name: str, features: str) -> str:
+        """The place of a row."""
+        place = self.rows.index(name)
+        return f"kept[{f'{place} * {features} + ' if place else ''}m, t]"
+
+    def scalar_places(self) -> dict[str, str]:
+        """The places of the scalars."""
+        return {name: f"stats[{place}, t]" for place, name in enumerate(self.scalars)}
+
+
+@functools.cache
+def _forth_and_back(
+    outputs: tuple[tuple[str, Expr], ...], back: tuple[str, ...], early: bool
+) -> tuple[Program, Program, Kept]:
+    """The program of what comes first, that of the outputs named `back`, and what the first keeps for the second."""
+    made = program(dict(outputs), _RESERVED, early)
+    late = set(map(str, {"bar"}))
+    for each in made.definitions:
+        if each.uses & late:
+            late.add(each.name)
+    before = tuple(each for each in made.definitions if each.name not in late)
+    first = Program(before, {name: x for name, x in made.outputs.items() if name not in back})
+    second = Program(made.definitions, {name: x for name, x in made.outputs.items() if name in back})
+    rows = tuple(each.name for each in before if each.row and is_long(each.value))
+    known = {*rows, *(each.name for each in before if not each.row)}
+    needed = _needed(second, known)
+    scalars = tuple(each.name for each in before if not each.row and each.name in needed and each.uses)
+    return first, second, Kept(rows, scalars)
+
+
+def _needed(made: Program, known: Collection[str]) -> set[str]:
+    """The names that its outputs are computed from, down to what is known."""
+    found = set().union(*(used(x) for x in made.outputs.values()))
+    for each in reversed(made.definitions):
+        if each.name in found and each.name not in known:
+            found |= each.uses
+    return found
+
+
+def apply_and_pull(of: str) -> str:
+    """Functions apply_<map>, which keeps what pull_<map> needs: bar X <- J^T bar X (B14)."""
+    expression = find(of).expression
+    outputs = (("y", value_of(expression)), ("bar_z", pullback_of(expression)))
+    forth, back, kept = _forth_and_back(outputs, ("bar_z",), False)
+    y = forth.outputs["y"]
+    inputs = {"z": "X[m, t]", "bar": "bar[m, t]"} | {name: kept.row(name, "features") for name in kept.rows}
+    eps = "READOUT_EPS"
+    apply_ = _Function(
+        *(forth, _Places({"z": "X[m, t]"}, eps=eps), sweeps(forth, keep=kept.rows)),
+        keep=lambda name: kept.row(name, "features"),
+        results=lambda p: [_store("Y[m, t]", p.text(y))],
+        after=lambda part: _keep_scalars(part, kept),
+    )
+    found = {str(y.value): "Y[m, t]"} if y.op == "input" and y.value != "z" else {}
+    given = (*kept.rows, *found)
+    pull = _Function(
+        *(back, _Places(inputs | found, kept.scalar_places(), eps=eps), sweeps(back, (*given, *_before(forth)), ())),
+        keep=str,
+        results=lambda p: [_store("bar[m, t]", p.text(back.outputs["bar_z"]))],
+    )
+    name = identifier(of)
+    walk = ("walk = LANES",)
+    return "\n\n".join(
+        (
+            _written(f"apply_{name}(X, Y, kept, stats, features)", f"Y <- {find(of).name} of X.", apply_.lines(), walk),
+            _written(f"pull_{name}(X, Y, kept, stats, features, bar)", "bar X <- J^T bar X (B14).", pull.lines(), walk),
+        )
+    )
+
+
+def write_and_push(of: str, bilevel: bool) -> str:
+    """Functions write_codes, U and -gamma U from Z, and push_codes, bar z (B9) and bar alpha (B8) from Y.
+
+    bar U is -gamma times Y; `first` says that bar alpha is set, not added to.
+    """
+    forth, back, kept = _write_forth_and_back(of, bilevel)
+    inputs = {"z": "Z[m, t]", "a": "A[m, t]"}
+    write = _Function(
+        *(forth, _Places(dict(inputs), width="M", eps="PHI_EPS"), sweeps(forth, keep=kept.rows)),
+        keep=lambda name: kept.row(name, "M"),
+        results=lambda p: [
+            _store("U[m, t]", p.text(forth.outputs["u"])),
+            "T.buffer_store(scaled, U[m, t] * (T.float32(0) - g[t]), [m, t])",
+        ],
+        after=lambda part: _keep_scalars(part, kept),
+    )
+    parts = sweeps(back, (*kept.rows, *_before(forth)), ())
+    bar, begin = "bar", "bar = Y[m, t] * (T.float32(0) - g[t])"
+    if len(parts) > 1:
+        bar, begin = "Y[m, t]", "T.buffer_store(Y, Y[m, t] * (T.float32(0) - g[t]), [m, t])"
+    rows = inputs | {"bar": bar} | {name: kept.row(name, "M") for name in kept.rows}
+
+    def results(places: _Places) -> list[str]:
+        of_alpha = places.text(back.outputs["bar_a"])
+        lines = [
+            f"bar_a = {of_alpha}",
+            "T.buffer_store(bar_alpha, bar_a if first else bar_alpha[m, t] + bar_a, [m, t])",
+        ]
+        return [*([_store("bar_z[m, t]", places.text(back.outputs["bar_z"]))] if bilevel else []), *lines]
+
+    push = _Function(
+        *(back, _Places(rows, kept.scalar_places(), "M", "PHI_EPS"), parts), keep=str, results=results, begin=(begin,)
+    )
+    numbers = "bar z (B9) and bar alpha (B8)" if bilevel else "bar alpha (B8), with z held constant"
+    return "\n\n".join(
+        (
+            _written("write_codes(walk, Z, A, U, scaled, kept, stats, g)", _says(of), write.lines()),
+            _written(
+                "push_codes(walk, Z, A, kept, stats, g, Y, bar_z, bar_alpha, first)",
+                f"{numbers} from Y, of which bar U is -gamma times; `first` says that bar alpha is set, not added to.",
+                push.lines(),
+            ),
+        )
+    )
+
+
+def _write_forth_and_back(of: str, bilevel: bool) -> tuple[Program, Program, Kept]:
+    write = _write(of)
+    outputs = (("u", write.u), *((("bar_z", write.bar_z),) if bilevel else ()), ("bar_a", write.bar_a))
+    return _forth_and_back(outputs, ("bar_z", "bar_a"), True)
+
+
+def _before(forth: Program) -> set[str]:
+    """The scalars that what came first has computed."""
+    return {each.name for each in forth.definitions if not each.row and each.uses}
+
+
+def _keep_scalars(part: Sweep, kept: Kept) -> list[str]:
+    names = [each.name for each in (*part.reductions, *part.scalars) if each.name in kept.scalars]
+    stores = [f"T.buffer_store(stats, {name}[l], [{kept.scalars.index(name)}, t])" for name in names]
+    if not stores:
+        return []
+    return ["", "def of_token(t, l):", *(f"    {line}" for line in stores), "", "walk.each_token(b, of_token)"]
+
+
+def _all_kept(phi: str, applied: Iterable[str], bilevel: bool) -> list[Kept]:
+    found = [_write_forth_and_back(phi, bilevel)[2]]
+    for of in applied:
+        expression = find(of).expression
+        outputs = (("y", value_of(expression)), ("bar_z", pullback_of(expression)))
+        found.append(_forth_and_back(outputs, ("bar_z",), False)[2])
+    return found
+
+
+def stats_rows(phi: str, applied: Iterable[str], bilevel: bool) -> int:
+    """How many numbers of a token the write and the readouts keep at most."""
+    return max(1, *(len(kept.scalars) for kept in _all_kept(phi, applied, bilevel)))
+
+
+def kept_rows(phi: str, applied: Iterable[str], bilevel: bool) -> int:
+    """How many rows of a token the write and the readouts keep at most."""
+    return max(1, *(len(kept.rows) for kept in _all_kept(phi, applied, bilevel)))
+
+
+def helpers_of(phi: str, applied: Iterable[str]) -> str:
+    """Functions of one number that those of the maps named call, beside exp."""
+    text = codes(phi) + write_and_push(phi, True) + "".join(apply(of) + apply_and_pull(of) for of in applied)
+    found = [each for name, each in _HELPERS.items() if f"{name}(" in text]
+    return "".join(f"{each}\n\n" for each in found)
+
+
+_HELPERS = {
+    "sigmoid": """def sigmoid(x):
+    return T.float32(1) / (T.float32(1) + exp(T.float32(0) - x))
+""",
+    "tanh_of": '''def tanh_of(x):
+    """tanh(x), near 0 by its series: the quotient would lose its digits there."""
+    square, weight = x * x, exp(T.abs(x) * T.float32(-2))
+    far = (T.float32(1) - weight) / (T.float32(1) + weight)
+    series = T.float32(62 / 2835)
+    for c in (-17 / 315, 2 / 15, -1 / 3, 1.0):
+        series = series * square + T.float32(c)
+    return T.Select(T.abs(x) < T.float32(0.3), x * series, T.Select(x < T.float32(0), T.float32(0) - far, far))
+''',
+    "sign_of": '''def sign_of(x):
+    """-1, 0 or 1."""
+    above, below = (T.Select(each > T.float32(0), T.float32(1), T.float32(0)) for each in (x, T.float32(0) - x))
+    return above - below
+''',
+}

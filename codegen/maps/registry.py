@@ -1,0 +1,172 @@
+"""The maps and inner losses that rules can name: five that come along, and what users define."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable
+
+from codegen.errors import MapTextError, UnknownMapError
+from codegen.maps.expression import Expr, input_row, of, total
+from codegen.maps.functions import l2_norm, layer_norm, silu, softmax
+from codegen.maps.text import parsed, text
+
+_DEFINITION = re.compile(r"\s*(?P<name>[A-Za-z]\w*)\s*\(\s*z\s*(?P<target>,\s*a\s*)?\)\s*=(?P<text>[^=].*)", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z]\w*")
+
+
+class Map(str):
+    """A map phi(z), or an inner loss of z and its target a: a text that says all of it.
+
+    It goes wherever the name of a map goes. The text of one that comes along is its name; that of another is its
+    definition, such as "cubic(z) = z ** 3", from which any process makes the same map again.
+
+    Attributes:
+        name: what it is called.
+        expression: y = phi(z), or the loss.
+        is_loss: which of the two.
+    """
+
+    name: str
+    expression: Expr
+    is_loss: bool
+
+    def __new__(cls, name: str, expression: Expr, is_loss: bool = False, built_in: bool = False) -> Map:
+        """See `define` and `define_loss`."""
+        definition = f"{name}({'z, a' if is_loss else 'z'}) = {text(expression)}"
+        made = super().__new__(cls, name if built_in else definition)
+        made.name, made.expression, made.is_loss = name, expression, is_loss
+        return made
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (find, (str(self),))
+
+    @property
+    def formula(self) -> str:
+        """The text of its expression."""
+        return text(self.expression)
+
+    @property
+    def key(self) -> str:
+        """Its name, and unless it comes along a digest of its formula: equal formulas give equal keys anywhere."""
+        if self == self.name:
+            return self.name
+        return f"{self.name}@{hashlib.sha256(self.formula.encode()).hexdigest()[:10]}"
+
+
+def _built_in(name: str, expression: Expr) -> Map:
+    return Map(name, expression, built_in=True)
+
+
+_Z = input_row("z")
+
+MAPS: dict[str, Map] = {
+    made.name: made
+    for made in (
+        _built_in("identity", _Z),
+        _built_in("silu", silu(_Z)),
+        _built_in("ln_silu", layer_norm(silu(_Z))),
+        _built_in("l2_silu", l2_norm(silu(_Z))),
+        _built_in("softmax", softmax(_Z)),
+    )
+}
+"""Every map that comes along, by name. A map acts on the last axis; `eps` is the rule's `phi_eps` or `READOUT_EPS`."""
+
+_DEFINED: dict[str, Map] = {}
+_TAKEN = "a map that comes along has this name"
+
+
+def define(name: str, formula: Callable[[Expr], Expr]) -> Map:
+    """A map from its formula, known by its name from now on.
+
+    Args:
+        name: a Python identifier that no map which comes along has; a later map of that name takes its place.
+        formula: y of z, a row, by the functions of `codegen.maps`.
+
+    Raises:
+        MapTextError: the name is none, or the formula gives no row.
+
+    Example:
+        >>> from codegen.maps import define, tanh
+        >>> define("gelu_tanh", lambda z: 0.5 * z * (1 + tanh(0.7978845608 * (z + 0.044715 * z**3)))).name
+        'gelu_tanh'
+    """
+    y = of(formula(_Z))
+    if not y.row:
+        raise MapTextError(text=name, reason=f"its formula {y!r} is one number, and must be one for each slot")
+    return _registered(name, y, is_loss=False)
+
+
+def define_loss(name: str, formula: Callable[[Expr, Expr], Expr]) -> Map:
+    """An inner loss from its formula, to be given as phi: u is its gradient at z.
+
+    Args:
+        name: as in `define`.
+        formula: the loss of z and of its target a; a row is summed.
+
+    Raises:
+        MapTextError: the name is none.
+
+    Example:
+        >>> from codegen.maps import abs, define_loss, where
+        >>> huber = define_loss("huber", lambda z, a: where(abs(z - a) <= 1, 0.5 * (z - a) ** 2, abs(z - a) - 0.5))
+        >>> huber.is_loss
+        True
+    """
+    loss = of(formula(_Z, input_row("a")))
+    return _registered(name, total(loss) if loss.row else loss, is_loss=True)
+
+
+def _registered(name: str, expression: Expr, is_loss: bool) -> Map:
+    if _NAME.fullmatch(name) is None or name in MAPS:
+        raise MapTextError(text=name, reason=_TAKEN if name in MAPS else "a name is a letter, then letters and digits")
+    made = Map(name, expression, is_loss)
+    for each in (name, str(made), made.key):
+        _DEFINED[each] = made
+    return made
+
+
+def find(name: str | Map) -> Map:
+    """The map of that name, definition or key.
+
+    Raises:
+        MapTextError: it looks like a definition and is none.
+        KeyError: nothing has that name or key in this process.
+    """
+    if isinstance(name, Map):
+        return name
+    found = MAPS.get(name) or _DEFINED.get(name)
+    if found is not None:
+        return found
+    definition = _DEFINITION.fullmatch(name)
+    if definition is None:
+        raise KeyError(name)
+    is_loss = definition["target"] is not None
+    expression = parsed(definition["text"], ("z", "a") if is_loss else ("z",))
+    if not is_loss and not expression.row:
+        raise MapTextError(text=name, reason="it gives one number, and must give one for each slot")
+    if is_loss and expression.row:
+        expression = total(expression)
+    made = Map(definition["name"], expression, is_loss)
+    if definition["name"] not in MAPS:
+        made = _registered(definition["name"], expression, is_loss)
+        _DEFINED[name] = made
+        return made
+    raise MapTextError(text=name, reason=_TAKEN)
+
+
+def named_map(role: str, name: object) -> Map:
+    """The map that a rule has in a role.
+
+    Raises:
+        UnknownMapError: nothing has that name, or a loss is to read.
+    """
+    found = None
+    if isinstance(name, str | Map):
+        with contextlib.suppress(KeyError):
+            found = find(name)
+    if found is None or (found.is_loss and role != "phi"):
+        known = [*MAPS, *(each for each, made in _DEFINED.items() if each == made.name and not made.is_loss)]
+        raise UnknownMapError(role=role, name=name, known=", ".join(known)) from None
+    return found

@@ -1,0 +1,222 @@
+"""Ctrl-C at any step of a first call: the next call is as if there had been none."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from codegen.backends import tvm_parser, tvm_runtime
+from codegen.backends.kernel_cache import entry, kernels_folder
+from codegen.backends.source_module import module_of
+from codegen.backends.tvm import compiler
+from codegen.interruption import uninterrupted
+from codegen.render import Source
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C as POSIX has it")
+
+
+def press() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+CALL = """
+import os, signal, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+from tests.inputs import make_inputs
+from tests.relative_error import assert_close
+from trellis_ops import trellis_attention
+
+where, presses = sys.argv[1], int(sys.argv[2])
+inputs = make_inputs(1, 5, 2, 4, 4, 4)
+expected, _ = trellis_attention(*inputs.args, chunk_size=1, implementation="eager")
+
+class Press:
+    # Presses Ctrl-C when a module is looked for, which is in the middle of whatever imports it.
+    def find_spec(self, name, path=None, target=None):
+        global presses
+        if name == where and presses:
+            presses -= 1
+            os.kill(os.getpid(), signal.SIGINT)
+        return None
+
+sys.meta_path.insert(0, Press())
+stopped = 0
+for _ in range(3):
+    try:
+        y, _ = trellis_attention(*inputs.args, chunk_size=1, implementation="tvm")
+    except KeyboardInterrupt:
+        stopped += 1
+assert_close(y, expected, 1e-5)
+print(stopped)
+"""
+
+
+@pytest.mark.parametrize("where", ["tvm_ffi.module", "tvm.relax", "jinja2.lexer"])
+def test_an_import_that_is_interrupted_does_not_break_the_next_call(where, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", CALL, where, "1"],
+        cwd=ROOT,
+        env={**os.environ, "TRELLIS_OPS_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1\n"
+
+
+def test_a_source_that_is_interrupted_is_run_again(tmp_path):
+    let = tmp_path / "let"
+    text = f"""
+import os, signal
+if not os.path.exists({str(let)!r}):
+    os.kill(os.getpid(), signal.SIGINT)
+Module = 1
+"""
+    path = tmp_path / "interrupted_source.py"
+    path.write_text(text)
+    source = Source("kernel", text, path, "0")
+    with pytest.raises(KeyboardInterrupt):
+        module_of(source, "tvm")
+    assert "trellis_generated_interrupted_source" not in sys.modules
+    let.touch()
+    assert module_of(source, "tvm").Module == 1
+
+
+def test_ctrl_c_is_answered_at_the_end():
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with uninterrupted():
+            press()
+            press()
+            done.append("the rest")
+        done.append("what comes after")
+    assert done == ["the rest"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with uninterrupted():
+        done.append("no Ctrl-C, no interruption")
+
+
+def test_an_error_is_not_hidden_by_ctrl_c():
+    with pytest.raises(KeyboardInterrupt) as caught, uninterrupted():
+        press()
+        raise ValueError("first")
+    assert isinstance(caught.value.__context__, ValueError)
+
+
+def test_a_process_that_ignores_ctrl_c_and_other_threads_are_left_alone():
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with uninterrupted():
+            press()
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    failed = []
+
+    def work() -> None:
+        try:
+            with uninterrupted():
+                assert signal.getsignal(signal.SIGINT) is handler
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert failed == []
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRELLIS_OPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_lock_is_free_after_an_interruption_though_its_traceback_lives(cache):
+    place = entry("kernel", ("a",))
+    with pytest.raises(KeyboardInterrupt) as kept, place.locked():
+        press()
+    assert kept.value.__traceback__ is not None
+    (lock,) = (kernels_folder() / "locks").iterdir()
+    with lock.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_another_process_waits_for_the_lock(cache):
+    place = entry("kernel", ("a",))
+    order: list[str] = []
+
+    def work() -> None:
+        with place.locked():
+            order.append("second")
+
+    thread = threading.Thread(target=work)
+    with place.locked():
+        thread.start()
+        thread.join(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_a_kernel_that_is_interrupted_while_it_is_kept_leaves_nothing(cache):
+    place = entry("kernel", ("a",))
+
+    def export(path: Path) -> None:
+        path.write_bytes(b"half")
+        press()
+
+    with pytest.raises(KeyboardInterrupt):
+        place.store(export)
+    assert list(kernels_folder().iterdir()) == []
+    assert [path.name for path in cache.iterdir()] == ["cache"]
+    assert place.store(lambda path: path.write_bytes(b"whole") and None) == place.find()
+
+
+def test_a_parser_that_was_made_faster_in_part_is_not_made_so_twice():
+    compiler()
+    from tvm.script.parser.core.evaluator import ExprEvaluator
+    from tvm.script.parser.core.parser import ScriptMacro
+
+    tvm_parser.quicken_parser.cache_clear()
+    tvm_parser.quicken_parser()
+    for made in (ExprEvaluator.eval, ScriptMacro.get_macro_def, ScriptMacro._find_parser_def):
+        assert made.__wrapped__ is inspect.unwrap(made)
+
+
+def test_workers_are_those_of_the_last_number_that_was_not_interrupted(monkeypatch):
+    number = tvm_runtime.load().get_global_func("runtime.NumThreads")
+    tvm_runtime.limit_workers(1)
+    configure = tvm_runtime._configure()
+
+    def interrupted(*arguments: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tvm_runtime, "_configure", lambda: interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tvm_runtime.limit_workers(2)
+    assert tvm_runtime._configure() is configure
+    tvm_runtime.limit_workers(2)
+    assert number() == min(2, int(os.environ["TVM_NUM_THREADS"]))
+
+
+def test_garbage_is_collected_again_after_an_interruption():
+    with pytest.raises(KeyboardInterrupt), tvm_runtime.without_collection():
+        press()
+    assert gc.isenabled()

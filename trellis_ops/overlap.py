@@ -1,0 +1,72 @@
+"""Whether the memories of a step lie apart: it writes both states, and implementations write them in different orders.
+
+A tensor is the bytes at `data_ptr + sum_i n_i stride_i` for 0 <= n_i < size_i, so whether two of them meet is whether
+a bounded sum of strides equals their distance. States that share one storage, side by side, do not meet.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from codegen.errors import OverlapError
+
+Term = tuple[int, int, int]
+"""A stride in bytes, and the least and the most times that it may be taken."""
+
+
+def check_apart(S_k: Tensor, S_v: Tensor, G_k: Tensor | None, G_v: Tensor | None) -> None:
+    """Raise unless a step can write S_k and S_v one after the other, whatever it reads meanwhile.
+
+    Args:
+        S_k, S_v: the states that the step moves.
+        G_k, G_v: the states that z is taken at; None if they are the same.
+
+    Raises:
+        OverlapError: a state meets itself, the other one, or one that z is taken at.
+    """
+    if not S_k.data_ptr():
+        return  # Meta tensors lie nowhere.
+    states = {"state's S_k": S_k, "state's S_v": S_v}
+    kept = {"gradient_state's S_k": G_k, "gradient_state's S_v": G_v}
+    for name, state in states.items():
+        if _meets_itself(state):
+            raise OverlapError(name=name, other="itself", advice="pass a copy, as .contiguous() makes one")
+    if _meet(S_k, S_v):
+        raise OverlapError(name="state's S_v", other="state's S_k", advice="pass a copy, as .clone() makes one")
+    for name, start in kept.items():
+        for other, state in states.items():
+            if start is not None and _meet(start, state):
+                advice = "clone the states at the start of a chunk, or pass None for the exact recurrence"
+                raise OverlapError(name=name, other=other, advice=advice)
+
+
+def _meet(one: Tensor, other: Tensor) -> bool:
+    bounds = {1: [1 - one.element_size(), other.element_size() - 1]}
+    for tensor, side, sign in ((one, 1, 1), (other, 0, -1)):
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+            bounds.setdefault(stride * tensor.element_size(), [0, 0])[side] += sign * (size - 1)
+    terms = sorted(((stride, least, most) for stride, (least, most) in bounds.items() if stride), reverse=True)
+    return _reaches(other.data_ptr() - one.data_ptr(), terms)
+
+
+def _meets_itself(tensor: Tensor) -> bool:
+    if tensor.is_contiguous():
+        return False
+    sizes = [(stride, size - 1) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+    falling = sorted(sizes, reverse=True)
+    for place, (stride, most) in enumerate(falling):
+        smaller = [(step, -count, count) for step, count in falling[place + 1 :]]
+        if stride == 0 or _reaches(0, [(stride, 1, most), *smaller]):
+            return True
+    return False
+
+
+def _reaches(distance: int, terms: list[Term]) -> bool:
+    """Whether a sum of strides, each taken a number of times within its bounds, is `distance`; strides fall."""
+    if not terms:
+        return distance == 0
+    (stride, least, most), *rest = terms
+    below = sum(step * count for step, count, _ in rest)
+    above = sum(step * count for step, _, count in rest)
+    first, last = max(least, -((above - distance) // stride)), min(most, (distance - below) // stride)
+    return any(_reaches(distance - times * stride, rest) for times in range(first, last + 1))
