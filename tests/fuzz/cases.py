@@ -12,6 +12,9 @@ from tests.fuzz.layouts import LAYOUTS, VIEWS
 INPUTS = ("q", "k", "v", "alpha", "log_beta", "gamma")
 STATES = ("S_k", "S_v")
 
+FEWEST_TOKENS = 1
+"""Of a packed sequence. The operators refuse empty ones; once they allow them, 0."""
+
 _INF = float("inf")
 _LOG_BETAS = (-0.02, 0.0, -1e-8, -5.0, -80.0, -_INF, -1.0, -20.0, -120.0, -1e-30)
 _GAMMAS = (0.1, 0.0, 1.0, 1e-6, 8.0, 1e-30, 0.03)
@@ -37,7 +40,6 @@ class Case:
         wanted: the inputs whose gradients are compared.
         cotangents: which of the outputs have one: "y", "states" or "both".
         aliased: of a chunked step, whether its gradient states are its states.
-        threads: how many torch may use.
         autocast: whether the call is made under autocast to bfloat16.
     """
 
@@ -55,7 +57,6 @@ class Case:
     wanted: tuple[str, ...] = ()
     cotangents: str = "both"
     aliased: str = "no"
-    threads: int = 1
     autocast: bool = False
 
 
@@ -65,7 +66,7 @@ def cases(draw: st.DrawFn, kernel: Kernel, most_tokens: int = 90) -> Case:
     problem = kernel.spec.problem
     step = problem.operator.startswith("trellis_step")
     packed = problem.operator == "trellis_attention" and draw(st.booleans())
-    lengths = (1,) * draw(st.integers(1, 4)) if step else _lengths(draw, problem.chunk, packed, most_tokens, kernel)
+    lengths = (1,) * draw(st.integers(1, 4)) if step else _lengths(draw, problem.chunk, packed, most_tokens)
     layouts = [draw(_layout(LAYOUTS)) for _ in INPUTS]
     layouts += [draw(_layout(VIEWS if step else LAYOUTS)) for _ in STATES]
     state = draw(st.sampled_from(_STATE_SCALES))
@@ -84,22 +85,19 @@ def cases(draw: st.DrawFn, kernel: Kernel, most_tokens: int = 90) -> Case:
         wanted=_wanted(draw, kernel, state),
         cotangents=draw(st.sampled_from(("both", "y", "states"))),
         aliased=draw(st.sampled_from(("no", "no", "both", "first", "views"))) if step else "no",
-        threads=draw(st.sampled_from((1, 2))),
-        autocast=kernel.schedule is None and problem.dtype == "bfloat16" and draw(st.booleans()),
+        autocast=problem.dtype == "bfloat16" and draw(st.booleans()),
     )
 
 
-def _lengths(draw: st.DrawFn, chunk: int, packed: bool, most: int, kernel: Kernel) -> tuple[int, ...]:
+def _lengths(draw: st.DrawFn, chunk: int, packed: bool, most: int) -> tuple[int, ...]:
     near = [n for n in (1, chunk - 1, chunk, chunk + 1, 2 * chunk, 2 * chunk + 1) if 1 <= n <= most // 2]
     length = st.sampled_from(near) | st.integers(1, most // 2)
     if not packed:
         each = draw(length)
         return (each,) * draw(st.integers(1, max(1, min(3, most // each))))
-    # Public operators refuse empty sequences.
-    least = 1 if kernel.schedule is None else 0
     lengths, left = [], most
     for _ in range(draw(st.integers(1, 5))):
-        lengths.append(min(draw(length | st.just(least)), left))
+        lengths.append(min(draw(length | st.just(FEWEST_TOKENS)), left))
         left -= lengths[-1]
         if left < 1:
             break
@@ -123,7 +121,7 @@ def _wanted(draw: st.DrawFn, kernel: Kernel, state: float | None) -> tuple[str, 
             return ()
         names = [*INPUTS, *(() if state is None else STATES)]
         return tuple(draw(st.lists(st.sampled_from(names), min_size=1, unique=True).map(sorted)))
-    if kernel.schedule is not None or draw(st.booleans()):
+    if draw(st.booleans()):
         return ()
     if problem.operator == "memory_update":
         names = ["k", "alpha", "log_beta", "gamma", *(() if state is None else ("S_k",))]

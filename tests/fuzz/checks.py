@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import assume
 from torch import Tensor
 
 from tests.fuzz.cases import STATES, Case
@@ -30,8 +29,8 @@ def check(case: Case) -> None:
     torch.set_num_threads(1)  # The oracle's operations are too small for two. `run` has those of the case.
     call = make(case)
     right = expected(case, call)
-    # What overflows in float32 has no right value there.
-    assume(all(float(x.abs().max()) < _LARGEST for x in right.values() if x.numel()))
+    if any(float(x.abs().max()) > _LARGEST for x in right.values() if x.numel()):
+        return  # What overflows in float32 has no right value there.
     first = _run_watched(case, call)
     wrong = _wrong(case, call, first, right)
     assert not wrong, "; ".join(wrong)

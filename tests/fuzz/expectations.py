@@ -51,9 +51,7 @@ def _gradients(
     return {f"bar_{name}": gradient for name, gradient in zip(case.wanted, found, strict=True)}
 
 
-def _outputs(
-    case: Case, t: dict[str, Tensor], offsets: Tensor | None, dtype: torch.dtype
-) -> dict[str, Tensor]:
+def _outputs(case: Case, t: dict[str, Tensor], offsets: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
     spec = case.kernel.spec
     operator, chunk = spec.problem.operator, spec.problem.chunk
     if operator == "trellis_attention":

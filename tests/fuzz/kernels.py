@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import random
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+from codegen.backends import backend
 from codegen.defaults import default
 from codegen.device import cpu
 from codegen.legality import why_illegal
+from codegen.program import operator_digest
 from codegen.rule import MAPS, STEP_SIZES, Rule
 from codegen.schedule import SCHEDULES, Schedule, TritonSchedule, TvmSchedule, variants_of
 from codegen.spec import DTYPES, Problem, Spec
+from tests.winner_record import winner_record
+from trellis_ops import forget
+from tuning_db import Record, default_store
+from tuning_db.errors import FOLDER_VARIABLE
 
 # Names of the generated cases, so that a printed one can be pasted into Python.
-__all__ = ["Kernel", "Problem", "Rule", "Spec", "TritonSchedule", "TvmSchedule", "draw_kernel", "draw_kernels"]
+__all__ = [
+    "Kernel",
+    "Problem",
+    "Rule",
+    "Spec",
+    "TritonSchedule",
+    "TvmSchedule",
+    "chosen",
+    "draw_kernel",
+    "draw_kernels",
+]
 
 KINDS = (
     ("trellis_attention", "forward"),
@@ -27,6 +48,8 @@ KINDS = (
 )
 """Operators and directions that have kernels."""
 
+_MOST_TOKENS_BITS, _MOST_PROGRAMS_BITS = 7, 4
+
 _DIMS = (1, 2, 3, 5, 7, 8, 12, 15, 16, 17, 20, 24, 31, 32, 33, 40, 60, 64, 65, 100)
 _LARGE_DIMS = (127, 128, 200, 255, 256)
 _CHUNKS = (1, 1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 20, 31, 32, 33, 48, 64, 65, 100, 128, 1000, 2**20)
@@ -39,14 +62,16 @@ class Kernel:
     """One thing to compile and call often.
 
     Attributes:
-        spec: its B, T and H are those of the default schedule's choice; every call has its own.
-        schedule: None calls the public operator, which chooses; else this one runs, through `trellis_ops.launch`.
+        spec: what is computed; its B, T and H are 1, for every call has its own.
+        schedule: what the database says is fastest; None leaves the choice to the operator.
         backend: "tvm" or "triton".
+        threads: how many torch may use; those of the schedule, which has no more.
     """
 
     spec: Spec
     schedule: Schedule | None
     backend: str = "tvm"
+    threads: int = 1
 
 
 def draw_kernels(seed: int, kinds: tuple[tuple[str, str], ...], backend: str = "tvm") -> list[Kernel]:
@@ -58,7 +83,42 @@ def draw_kernels(seed: int, kinds: tuple[tuple[str, str], ...], backend: str = "
 def draw_kernel(drawn: random.Random, kind: tuple[str, str], backend: str, own_choice: bool) -> Kernel:
     """A random spec of `kind`, with a random legal schedule unless the operator is to choose."""
     spec = _draw_spec(drawn, *kind)
-    return Kernel(spec, None if own_choice else _draw_schedule(drawn, spec, backend), backend)
+    if own_choice:
+        return Kernel(spec, None, backend, drawn.choice((1, 2)))
+    schedule = _draw_schedule(drawn, spec, backend)
+    return Kernel(spec, schedule, backend, schedule.threads if isinstance(schedule, TvmSchedule) else 1)
+
+
+@contextlib.contextmanager
+def chosen(kernel: Kernel) -> Iterator[None]:
+    """Within it the operators find the schedule of `kernel` as the winner of all its shape buckets, and no other."""
+    before = os.environ.get(FOLDER_VARIABLE)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[FOLDER_VARIABLE] = folder
+        forget()
+        if kernel.schedule is not None:
+            default_store().put(_winners(kernel.spec, kernel.schedule, kernel.backend))
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[FOLDER_VARIABLE]
+            else:
+                os.environ[FOLDER_VARIABLE] = before
+            forget()
+
+
+def _winners(spec: Spec, schedule: Schedule, backend_name: str) -> list[Record]:
+    sizes = itertools.product(range(_MOST_TOKENS_BITS + 1), range(_MOST_PROGRAMS_BITS + 1))
+    changes = {
+        "backend": backend_name,
+        "template_digest": operator_digest(spec.problem, backend_name),
+        "toolchain": backend(backend_name).toolchain(),
+    }
+    return [
+        winner_record(replace(spec, problem=replace(spec.problem, tokens=1 << t, heads=1 << h)), schedule, **changes)
+        for t, h in sizes
+    ]
 
 
 def _draw_spec(drawn: random.Random, operator: str, direction: str) -> Spec:

@@ -61,8 +61,7 @@ def _part_of_tokens(x: Tensor) -> Tensor:
 def _odd_unit_strides(x: Tensor) -> Tensor:
     """Axes of length one with strides that mean nothing; torch calls it contiguous."""
     strides = [
-        1_000_003 if size == 1 else stride
-        for size, stride in zip(x.shape, x.contiguous().stride(), strict=True)
+        1_000_003 if size == 1 else stride for size, stride in zip(x.shape, x.contiguous().stride(), strict=True)
     ]
     return x.contiguous().as_strided(x.shape, strides)
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.fuzz.cases import Case, cases
 from tests.fuzz.checks import check
-from tests.fuzz.kernels import KINDS, Kernel, draw_kernel
+from tests.fuzz.kernels import KINDS, Kernel, chosen, draw_kernel
 from tuning_db import TuningDatabaseWarning
 
 FOLDER = Path(".hypothesis") / "fuzz"
@@ -32,9 +32,11 @@ from math import inf
 
 from tests.fuzz.cases import Case
 from tests.fuzz.checks import check
-from tests.fuzz.kernels import Kernel, Problem, Rule, Spec, TritonSchedule, TvmSchedule
+from tests.fuzz.kernels import Kernel, Problem, Rule, Spec, TritonSchedule, TvmSchedule, chosen
 
-check({case!r})
+case = {case!r}
+with chosen(case.kernel):
+    check(case)
 """
 
 # With the phase that explains, a failure takes several times as long as without.
@@ -76,7 +78,8 @@ def run_round(first_seed: int, number: int, examples: int) -> str | None:
         check(case)
 
     try:
-        every_case_is_right()
+        with chosen(kernel):
+            every_case_is_right()
     except Exception as error:
         reason = "".join(traceback.format_exception_only(error)).strip().partition("\n")[0]
         assert last is not None

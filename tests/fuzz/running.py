@@ -1,4 +1,4 @@
-"""A case as the project computes it: by the public operators, or with a schedule by what they launch."""
+"""A case as the project computes it: by the public operators."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codegen.device import cpu
-from codegen.program import build
-from tests.fuzz.cases import INPUTS, STATES, Case
+from tests.fuzz.cases import INPUTS, Case
 from tests.fuzz.tensors import Call
-from trellis_ops import launch, memory_readout, memory_update, trellis_attention, trellis_step
+from trellis_ops import memory_readout, memory_update, trellis_attention, trellis_step
 
 Results = dict[str, Tensor]
 
@@ -21,13 +19,13 @@ Results = dict[str, Tensor]
 def run(case: Case, call: Call) -> Results:
     """Outputs by name, and the wanted gradients as "bar_" and the name of the input; memory starts as NaN."""
     with _surroundings(case):
-        return _by_operator(case, call) if case.kernel.schedule is None else _by_launch(case, call)
+        return _results(case, call)
 
 
 @contextlib.contextmanager
 def _surroundings(case: Case) -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(case.threads)
+    torch.set_num_threads(case.kernel.threads)
     torch.use_deterministic_algorithms(True)
     try:
         with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
@@ -37,7 +35,7 @@ def _surroundings(case: Case) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _by_operator(case: Case, call: Call) -> Results:
+def _results(case: Case, call: Call) -> Results:
     t = dict(call.tensors)
     for name in case.wanted:
         t[name] = t[name].detach().requires_grad_()
@@ -45,13 +43,17 @@ def _by_operator(case: Case, call: Call) -> Results:
     if not case.wanted:
         return outputs
     pairs = [(outputs[name], bar) for name, bar in call.bars.items() if bar is not None and outputs[name].requires_grad]
-    gradients = torch.autograd.grad(
-        [output for output, _ in pairs],
-        [t[name] for name in case.wanted],
-        [bar for _, bar in pairs],
-        allow_unused=True,
-        materialize_grads=True,
-    ) if pairs else [torch.zeros_like(t[name]) for name in case.wanted]
+    gradients = (
+        torch.autograd.grad(
+            [output for output, _ in pairs],
+            [t[name] for name in case.wanted],
+            [bar for _, bar in pairs],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        if pairs
+        else [torch.zeros_like(t[name]) for name in case.wanted]
+    )
     found = {name: output.detach() for name, output in outputs.items()}
     return found | {f"bar_{name}": gradient for name, gradient in zip(case.wanted, gradients, strict=True)}
 
@@ -85,43 +87,4 @@ def _operator(case: Case, t: dict[str, Tensor], offsets: Tensor | None) -> Resul
     y = trellis_step(
         *(t[name] for name in INPUTS), (t["S_k"], t["S_v"]), **maps, **common, gradient_state=gradient_state
     )
-    return {"y": y, "S_k": t["S_k"], "S_v": t["S_v"]}
-
-
-def _by_launch(case: Case, call: Call) -> Results:
-    t, problem = call.tensors, case.kernel.spec.problem
-    program = build(case.kernel.spec, case.kernel.schedule, cpu())
-    count, length = len(case.lengths), case.lengths[0]
-
-    def sequences(chunk: int) -> Any:
-        if call.offsets is not None:
-            return launch.packed_sequences(call.offsets, sum(case.lengths), chunk)
-        return launch.even_sequences(count, length, chunk, torch.device("cpu"))
-
-    tokens, states = [t[name] for name in INPUTS], [t.get(name) for name in STATES]
-    if problem.direction != "forward":
-        order = sequences(program.segment_tokens)
-        y, s_k, s_v, *kept = launch.attention_kept(program, *tokens, *states, order)
-        outputs = {"y": y, "S_k": s_k, "S_v": s_v}
-        bars = [
-            torch.zeros_like(outputs[name]) if bar is None else bar for name, bar in call.bars.items()
-        ]
-        # None of the states' gradients is asked for where there are no states, as autograd does not.
-        wanted = [number for number, name in enumerate((*INPUTS, *STATES)) if name in case.wanted]
-        gradients = launch.attention_backward(program, tokens, kept, bars, order, wanted)
-        names = [(*INPUTS, *STATES)[number] for number in wanted]
-        return outputs | {f"bar_{name}": gradient for name, gradient in zip(names, gradients, strict=True)}
-    if problem.operator == "trellis_attention":
-        y, s_k, s_v = launch.attention(program, *tokens, *states, sequences(problem.chunk))
-        return {"y": y, "S_k": s_k, "S_v": s_v}
-    if problem.operator == "memory_update":
-        memory = (t["k"], t["alpha"], t["log_beta"], t["gamma"], t.get("S_k"))
-        chunk_states, codes, state = launch.update(program, *memory, sequences(problem.chunk))
-        return {"chunk_states": chunk_states, "codes": codes, "S": state}
-    if problem.operator.startswith("memory_readout"):
-        tensors = [t[name] for name in ("read", "k", "chunk_states", "codes", "log_beta", "gamma")]
-        transpose = problem.operator.endswith("transposed")
-        return {"y": launch.readout(program, *tensors, transpose, sequences(problem.chunk))}
-    gradient_state = (t["G_k"], t["G_v"]) if "G_k" in t else None
-    y = launch.step(program, *tokens, *states, gradient_state, sequences(1))
     return {"y": y, "S_k": t["S_k"], "S_v": t["S_v"]}
