@@ -23,6 +23,7 @@ from codegen.errors import TemplateError, UnknownKernelError
 from codegen.rule import READOUT_EPS
 from codegen.schedule import VECTORS_PER_ROW, Schedule, TvmSchedule
 from codegen.spec import Spec, next_power_of_two
+from codegen.whole_imports import whole_imports
 
 if TYPE_CHECKING:
     import jinja2
@@ -63,7 +64,8 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
         UnknownKernelError: no template has that name.
         TemplateError: the template does not render; the message names the file and line.
     """
-    import jinja2
+    with whole_imports():
+        import jinja2
 
     _require_kernel(kernel)
     name = f"{folder_of(schedule.backend, device)}/{kernel}.py.j2"

@@ -21,6 +21,7 @@ CODEGEN_ORDER = (
     "cuda_block",
     "defaults",
     "legality",
+    "whole_imports",
     "render",
     "nvcc",
     "cuda_launch",

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from codegen.errors import SizeError
 from codegen.render import cache_folder
+from codegen.whole_imports import whole_imports
 
 VARIABLE = "TRELLIS_OPS_CACHE_MEGABYTES"
 DEFAULT_MEGABYTES = 256.0
@@ -87,7 +88,8 @@ class Entry:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Alone with this entry, as far as other processes are concerned; without a lock where none can be had."""
-        from filelock import FileLock
+        with whole_imports():
+            from filelock import FileLock
 
         # A few locks for all entries, so that they need not be cleared away.
         lock = FileLock(self.path.parent / "locks" / f"{self.path.stem[-2:]}.lock", timeout=_PATIENCE_SECONDS)

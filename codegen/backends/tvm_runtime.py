@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from codegen.device import cpu
+from codegen.whole_imports import whole_imports
 
 _ANY_CORES = 1
 """What TVM calls kBig: all cores, where they are alike; cores are not told apart, as nothing is bound."""
@@ -47,12 +48,13 @@ _workers = _Workers()
 def without_collection() -> Iterator[None]:
     """Import without collecting garbage: what TVM makes starts collections that walk over all of torch.
 
-    One of them takes twice as long as the rest of a first call that finds its kernel on the disk.
+    One of them takes twice as long as the rest of a first call that finds its kernel on the disk. Forks wait.
     """
     enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with whole_imports():
+            yield
     finally:
         if enabled:
             gc.enable()
