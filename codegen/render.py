@@ -22,12 +22,12 @@ from codegen.cache_folder import cache_folder, is_shared, say_exposed
 from codegen.cuda_block import Block, block_of
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError
-from codegen.interruption import uninterrupted
 from codegen.ownership import make_own, read_own, write_own
 from codegen.process_folder import process_folder
 from codegen.rule import READOUT_EPS
 from codegen.schedule import VECTORS_PER_ROW, Schedule, TvmSchedule
 from codegen.spec import Spec, next_power_of_two
+from codegen.whole_imports import whole_imports
 
 if TYPE_CHECKING:
     import jinja2
@@ -71,7 +71,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
         UnknownKernelError: no template has that name.
         TemplateError: the template does not render; the message names the file and line.
     """
-    with uninterrupted():
+    with whole_imports():
         import jinja2
 
     _require_kernel(kernel)

@@ -28,6 +28,7 @@ CODEGEN_ORDER = (
     "cuda_block",
     "defaults",
     "legality",
+    "whole_imports",
     "render",
     "nvcc",
     "cuda_launch",
