@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from codegen.maps.derive import Write, pullback_of, value_of, write_of
-from codegen.maps.expression import Expr
+from codegen.maps.expression import Expr, eps, nodes
 from codegen.maps.masks import masked_names
 from codegen.maps.printer import Printer
 from codegen.maps.program import Program, program, used
@@ -172,6 +172,16 @@ def identifier(of: str) -> str:
     return find(of).key.replace("@", "_")
 
 
+def reads_eps(of: str) -> bool:
+    """Whether a map has an epsilon."""
+    return eps in nodes(find(of).expression)
+
+
+def any_reads_eps(several: Iterable[str]) -> bool:
+    """Whether one of some maps has an epsilon."""
+    return any(map(reads_eps, several))
+
+
 def apply(of: str) -> str:
     """A function apply_<map>(walk, X, features, eps): X <- y of X."""
     made = program({"y": value_of(find(of).expression)}, _RESERVED, early=True)
@@ -275,17 +285,21 @@ def apply_and_pull(of: str) -> str:
     forth, back, kept = _forth_and_back(outputs, ("bar_z",), False)
     y = forth.outputs["y"]
     inputs = {"z": "X[m, t]", "bar": "bar[m, t]"} | {name: kept.row(name, "features") for name in kept.rows}
-    eps = "READOUT_EPS"
+    epsilon = "READOUT_EPS"
     apply_ = _Function(
-        *(forth, _Places({"z": "X[m, t]"}, eps=eps), sweeps(forth, keep=kept.rows)),
+        *(forth, _Places({"z": "X[m, t]"}, eps=epsilon), sweeps(forth, keep=kept.rows)),
         keep=lambda name: kept.row(name, "features"),
         results=lambda p: [_store("Y[m, t]", p.text(y))],
         after=lambda part: _keep_scalars(part, kept),
     )
     found = {str(y.value): "Y[m, t]"} if y.op == "input" and y.value != "z" else {}
-    given = (*kept.rows, *found)
+    known = (*kept.rows, *found, *_before(forth))
     pull = _Function(
-        *(back, _Places(inputs | found, kept.scalar_places(), eps=eps), sweeps(back, (*given, *_before(forth)), ())),
+        *(
+            back,
+            _Places(inputs | found, kept.scalar_places(), eps=epsilon),
+            sweeps(back, known, ()),
+        ),
         keep=str,
         results=lambda p: [_store("bar[m, t]", p.text(back.outputs["bar_z"]))],
     )
