@@ -38,7 +38,7 @@ KERNELS = (
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
-_EMITTERS = {"triton": "emit_triton", "tvm": "emit_tvm"}
+_EMITTERS = {"triton": "emit_triton", "tvm": "emit_tvm", "tvm_cuda": "emit_tvm_cuda"}
 """The module of codegen.maps that writes what the templates of a folder call `derived`."""
 
 _REFERENCE = re.compile(r"""\{%[-+]?\s*(?:import|from|include|extends)\s+["']([^"']+)["']""")
