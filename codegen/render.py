@@ -40,8 +40,9 @@ KERNELS = (
 """Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+MAPS = Path(__file__).resolve().parent / "maps"
 
-_EMITTERS = {"triton": "emit_triton", "tvm": "emit_tvm"}
+_EMITTERS = {"triton": "emit_triton", "tvm": "emit_tvm", "tvm_cuda": "emit_tvm_cuda"}
 """The module of codegen.maps that writes what the templates of a folder call `derived`."""
 
 _REFERENCE = re.compile(r"""\{%[-+]?\s*(?:import|from|include|extends)\s+["']([^"']+)["']""")
@@ -120,7 +121,10 @@ def _block(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[
 
 @functools.cache
 def template_digest(folder: str, kernels: tuple[str, ...]) -> str:
-    """Digest of the templates of `kernels` and of all that they import; part of a tuning record's identity."""
+    """Digest of the templates of `kernels`, of all that they import, and of the Python that writes their maps.
+
+    It is part of a tuning record's identity.
+    """
     names: set[str] = set()
     waiting = [f"{folder}/{kernel}.py.j2" for kernel in kernels]
     while waiting:
@@ -128,8 +132,15 @@ def template_digest(folder: str, kernels: tuple[str, ...]) -> str:
         if name not in names:
             names.add(name)
             waiting += _referenced(name)
-    content = b"\0".join(name.encode() + b"\0" + (TEMPLATES / name).read_bytes() for name in sorted(names))
+    files = [TEMPLATES / name for name in sorted(names)] + _emitters(folder)
+    content = b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _emitters(folder: str) -> list[Path]:
+    """What writes maps for a folder of templates: codegen.maps, but what writes for other languages."""
+    mine = {"emit_tvm", "emit_tvm_cuda"} if folder.startswith("tvm") else {_EMITTERS[folder]}
+    return [each for each in sorted(MAPS.glob("*.py")) if not each.name.startswith("emit_") or each.stem in mine]
 
 
 def _referenced(name: str) -> list[str]:

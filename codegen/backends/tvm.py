@@ -189,7 +189,7 @@ def _identity(template: str, spec: Spec, schedule: Schedule, device: Device) -> 
 @functools.cache
 def _code_digest() -> str:
     package = Path(__file__).resolve().parent.parent
-    files = sorted([*package.glob("*.py"), *package.glob("backends/*.py")])
+    files = sorted([*package.glob("*.py"), *package.glob("backends/*.py"), *package.glob("maps/*.py")])
     return hashlib.sha256(b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)).hexdigest()
 
 
