@@ -22,13 +22,13 @@ from codegen.cache_folder import cache_folder, is_shared, say_exposed
 from codegen.cuda_block import Block, block_of
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError
-from codegen.interruption import uninterrupted
 from codegen.kernels import signatures, text
 from codegen.ownership import make_own, read_own, write_own
 from codegen.process_folder import process_folder
 from codegen.rule import READOUT_EPS
 from codegen.schedule import VECTORS_PER_ROW, Schedule, TvmSchedule
 from codegen.spec import Spec, next_power_of_two
+from codegen.whole_imports import whole_imports
 
 if TYPE_CHECKING:
     import jinja2
@@ -38,8 +38,9 @@ KERNELS = tuple(signatures.KERNELS)
 
 PACKAGE = Path(__file__).resolve().parent
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+MAPS = Path(__file__).resolve().parent / "maps"
 
-_EMITTERS = {"triton": "emit_triton", "tvm": "emit_tvm"}
+_EMITTERS = {"triton": "emit_triton", "tvm": "emit_tvm", "tvm_cuda": "emit_tvm_cuda"}
 """The module of codegen.maps that writes what the templates of a folder call `derived`."""
 
 _REFERENCE = re.compile(r"""\{%[-+]?\s*(?:import|from|include|extends)\s+["']([^"']+)["']""")
@@ -69,7 +70,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
         UnknownKernelError: no template has that name.
         TemplateError: the template does not render; the message names the file and line.
     """
-    with uninterrupted():
+    with whole_imports():
         import jinja2
 
     _require_kernel(kernel)
@@ -117,16 +118,16 @@ def _block(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[
     return {"block": block_of(kernel, spec.problem, schedule)}
 
 
-EMITTERS = (
-    *("kernels/launches.py", "kernels/signatures.py", "kernels/text.py", "cuda_block.py", "rule.py"),
-    *sorted(f"maps/{path.name}" for path in (PACKAGE / "maps").glob("*.py")),
-)
-"""Python that decides what a rendered kernel says, or which kernels are launched; part of every digest."""
+EMITTERS = ("kernels/launches.py", "kernels/signatures.py", "kernels/text.py", "cuda_block.py", "rule.py")
+"""Python that decides what a rendered kernel says, or which kernels are launched, besides what writes maps."""
 
 
 @functools.cache
 def template_digest(folder: str, kernels: tuple[str, ...]) -> str:
-    """Digest of the templates of `kernels`, of all that they import, and of `EMITTERS`; part of a record's identity."""
+    """Digest of the templates of `kernels`, of all that they import, and of the Python that writes parts of them.
+
+    It is part of a tuning record's identity.
+    """
     names: set[str] = set()
     waiting = [f"{folder}/{kernel}.py.j2" for kernel in kernels]
     while waiting:
@@ -134,9 +135,16 @@ def template_digest(folder: str, kernels: tuple[str, ...]) -> str:
         if name not in names:
             names.add(name)
             waiting += _referenced(name)
-    files = [(name, TEMPLATES / name) for name in sorted(names)] + [(name, PACKAGE / name) for name in EMITTERS]
-    content = b"\0".join(name.encode() + b"\0" + path.read_bytes() for name, path in files)
+    files = [TEMPLATES / name for name in sorted(names)] + _emitters(folder)
+    content = b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _emitters(folder: str) -> list[Path]:
+    """`EMITTERS`, and what writes maps for a folder of templates: codegen.maps, but what writes for other languages."""
+    mine = {"emit_tvm", "emit_tvm_cuda"} if folder.startswith("tvm") else {_EMITTERS[folder]}
+    of_maps = [each for each in sorted(MAPS.glob("*.py")) if not each.name.startswith("emit_") or each.stem in mine]
+    return [PACKAGE / name for name in EMITTERS] + of_maps
 
 
 def _referenced(name: str) -> list[str]:

@@ -31,6 +31,7 @@ CODEGEN_ORDER = (
     "kernels.signatures",
     "kernels.table",
     "kernels.text",
+    "whole_imports",
     "render",
     "nvcc",
     "cuda_launch",

@@ -30,6 +30,24 @@ _UPDATE_TENSORS = "Tensor w, Tensor alpha, Tensor log_beta, Tensor gamma, Tensor
 _UPDATE_SETTINGS = "str phi, float phi_eps, int chunk_size, str? implementation"
 _READOUT_TENSORS = "Tensor read, Tensor w, Tensor chunk_states, Tensor codes, Tensor log_beta, Tensor gamma"
 _READOUT_SETTINGS = "int chunk_size, bool transpose, str? implementation"
+# G_k and G_v are only read, and yet declared as written: Inductor takes a copy of a graph input for the input itself,
+# though an operator writes it. Seen with torch 2.13 (`remove_noop_ops` in torch/_inductor/fx_passes/post_grad.py), and
+# reported of 2.14 as pytorch/pytorch#198131 and #198031. This gives y = x + 2 s and g = 2 s, not x + s and s:
+#
+#     @torch.library.custom_op("demo::move", mutates_args=("s",))
+#     def move(x: Tensor, s: Tensor, g: Tensor) -> Tensor:
+#         s.mul_(2.0)
+#         return x + g
+#
+#     move.register_fake(lambda x, s, g: torch.empty_like(x))
+#
+#     @torch.compile
+#     def f(x, s, g):
+#         assert s.shape[0] == 4  # makes s the first input, so that its new value is stored before g reads the old one
+#         g.copy_(s)
+#         return move(x, s, g)  # runs as move(x, s, s)
+#
+# Two arguments that are both written it never gives the same memory, and stores each from what the operator left.
 _STEP_SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor log_beta, Tensor gamma, Tensor(a!) S_k, Tensor(b!) S_v,"
     " Tensor(c!)? G_k, Tensor(d!)? G_v, str phi, str link, str out, float phi_eps, str? implementation) -> Tensor"

@@ -53,7 +53,8 @@ def trellis_attention(
     at most 1024 tokens), which keep the states at the starts of chunks, or of every n-th, else by eager PyTorch, which
     keeps nothing and computes the states again.
     What needs no gradient costs none. Under torch.autocast q, k, v and alpha are cast to its type; gates, states and
-    all arithmetic stay float32.
+    all arithmetic stay float32. Where a transform of torch.func differentiates it (grad, vjp, jacrev, also under vmap)
+    it runs on eager PyTorch; forward mode (jvp, jacfwd, dual numbers) is refused unless "eager" is asked for.
 
     Args:
         q, k: `[B, T, H, D_k]`, float32, bfloat16 or float16 (float64: eager only). Any strides.
@@ -80,6 +81,7 @@ def trellis_attention(
         TypeError: None in place of a tensor, or what is no number, flag or pair in place of one.
         MemoryRoomError: results and buffers that do not fit into the memory that is there.
         ImplementationError: `implementation` is unknown or cannot run this call.
+        TransformError: a transform of torch.func differentiates a kernel, or forward mode anything but "eager".
 
     Example:
         >>> B, T, H, D, M = 1, 128, 2, 32, 16
@@ -225,14 +227,16 @@ def trellis_step(
         gamma: `[H]` or `[B, H]`.
         state: S_k `[B, H, M, D_k]` and S_v `[B, H, M, D_v]`, float32; they hold the new state afterwards.
         phi, link, out, phi_eps, implementation: as in `trellis_attention`.
-        gradient_state: the states that z is taken at: those at the start of the chunk, kept by the caller until it
-            ends. None takes the current state: the exact recurrence (C = 1).
+        gradient_state: the states that z is taken at: those at the start of the chunk, copied by the caller and kept
+            until it ends. None, or `state` itself, takes the current state: the exact recurrence (C = 1).
 
     Returns:
         y `[B, H, D_v]` in the type of q.
 
     Raises:
         GradientError: a gradient is wanted; a step overwrites what the backward would need.
+        OverlapError: a state shares memory with itself, with the other one, or with one of `gradient_state`.
+        TransformError: a transform of torch.func, or forward-mode differentiation.
         As `trellis_attention` otherwise.
     """
     q, k, v, alpha, log_beta, gamma = autocast.lower((q, k, v, alpha), (log_beta, gamma))

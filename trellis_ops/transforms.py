@@ -68,15 +68,17 @@ def refuse(name: str, tensors: Tensors) -> None:
 def _kinds(tensors: Tensors) -> tuple[str, ...]:
     """The transforms that see one of these tensors, such as "Grad"; dual numbers count as "Jvp"."""
     if torch.compiler.is_compiling() or any(isinstance(t, Tensor) and is_functorch_wrapped_tensor(t) for t in tensors):
-        around: tuple[str, ...] = _kinds_around()
-        return around
+        return _kinds_around()
     return ("Jvp",) if has_tangent(tensors) else ()
 
 
-# torch.compile enters the transforms that it traces, but does not trace what asks for them.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _kinds_around() -> tuple[str, ...]:
     return tuple(interpreter.key().name for interpreter in get_interpreter_stack() or ())
+
+
+# torch.compile enters the transforms that it traces, but does not trace what asks for them. This is what
+# `torch.compiler.assume_constant_result` does, which imports a compiler.
+_kinds_around._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def attention(

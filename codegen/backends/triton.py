@@ -21,11 +21,11 @@ from codegen.backends import Resources, triton_descriptors
 from codegen.backends.source_module import module_of
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, CompileError
-from codegen.interruption import uninterrupted
 from codegen.kernels.signatures import dtype_of, kernel_arguments
 from codegen.render import Source, render
 from codegen.schedule import Schedule, TritonSchedule
 from codegen.spec import Spec
+from codegen.whole_imports import whole_imports
 
 name = "triton"
 
@@ -316,7 +316,7 @@ def _interprets() -> bool:
 
 def _triton() -> Any:
     try:
-        with uninterrupted():
+        with whole_imports():
             import triton
     except Exception as error:
         reason = f"the package triton (it comes with trellis-ops on Linux x86-64) cannot be imported: {error}"

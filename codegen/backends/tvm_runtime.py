@@ -29,7 +29,7 @@ from typing import Any
 
 from codegen.backends import thread_owners
 from codegen.device import cpu
-from codegen.interruption import uninterrupted
+from codegen.whole_imports import whole_imports
 
 _ANY_CORES = 1
 """What TVM calls kBig: all cores, where they are alike; cores are not told apart, as nothing is bound."""
@@ -82,7 +82,7 @@ def load() -> Any:
         Exception: whatever else a broken package raises; `why_broken` says it in words.
     """
     configure_threads()
-    with uninterrupted(), without_collection():
+    with whole_imports(), without_collection():
         import tvm_ffi
 
         library = _library()
@@ -113,7 +113,7 @@ def compiler() -> Any:
         Exception: whatever a broken package raises.
     """
     load()
-    with uninterrupted(), without_collection():
+    with whole_imports(), without_collection():
         import tvm
     return tvm
 

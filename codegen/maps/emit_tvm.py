@@ -8,23 +8,23 @@ program.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from codegen.maps.derive import Write, pullback_of, value_of, write_of
-from codegen.maps.expression import Expr
+from codegen.maps.expression import Expr, eps, nodes
 from codegen.maps.masks import masked_names
 from codegen.maps.printer import Printer
 from codegen.maps.program import Program, program, used
 from codegen.maps.registry import find
 from codegen.maps.sweeps import Sweep, early_scalars, is_long, sweeps
 
-_RESERVED = (
+RESERVED = (
     *("T", "M", "D_K", "D_V", "WIDTH", "TILE", "C", "Z", "A", "U", "X", "Y", "b", "m", "t", "l", "g", "walk", "add"),
     *("features", "stats", "kept", "first", "bar_z", "bar_alpha", "scaled", "eps", "zeros", "real", "exp", "sigmoid"),
 )
 
-_FUNCTIONS: Mapping[str, Callable[..., str]] = {
+FUNCTIONS: Mapping[str, Callable[..., str]] = {
     "exp": lambda x: f"exp({x})",
     "log": lambda x: f"T.log({x})",
     "sigmoid": lambda x: f"sigmoid({x})",
@@ -46,24 +46,34 @@ def number(x: float) -> str:
 
 
 @dataclass
-class _Places:
-    """Where the rows and scalars of a function lie, as texts over m, t and l."""
+class Places:
+    """Where the rows and scalars of a function lie, as texts over m, t and l.
+
+    Attributes:
+        rows: places of inputs, and of rows that were stored or are being computed.
+        scalars: places of scalars that are no vectors of their own.
+        width, eps: texts of the two symbols.
+        lane: the index of a scalar in its vector.
+        functions: how functions are written.
+    """
 
     rows: dict[str, str]
     scalars: dict[str, str] = field(default_factory=dict)
     width: str = "features"
     eps: str = "eps"
+    lane: str = "l"
+    functions: Mapping[str, Callable[..., str]] = field(default_factory=lambda: FUNCTIONS)
 
     def text(self, x: Expr) -> str:
         """An expression of the program."""
         printer = Printer(
-            _FUNCTIONS, self._leaf, number, f"T.float32({self.width})", f"T.float32({self.eps})", "T.float32(0) - "
+            self.functions, self._leaf, number, f"T.float32({self.width})", f"T.float32({self.eps})", "T.float32(0) - "
         )
         return printer(x)
 
     def _leaf(self, x: Expr) -> str:
         name = str(x.value)
-        return self.rows.get(name, name) if x.op == "input" else self.scalars.get(name, f"{name}[l]")
+        return self.rows.get(name, name) if x.op == "input" else self.scalars.get(name, f"{name}[{self.lane}]")
 
 
 @dataclass(frozen=True)
@@ -81,10 +91,10 @@ class _Function:
     """
 
     made: Program
-    places: _Places
+    places: Places
     parts: tuple[Sweep, ...]
     keep: Callable[[str], str]
-    results: Callable[[_Places], list[str]]
+    results: Callable[[Places], list[str]]
     begin: tuple[str, ...] = ()
     after: Callable[[Sweep], list[str]] = lambda part: []
 
@@ -104,7 +114,7 @@ class _Function:
     def _sweep(self, place: int, part: Sweep, masked: Collection[str]) -> list[str]:
         name = f"sweep_{place + 1}" if len(self.parts) > 1 else "sweep"
         body = [*self.begin] if place == 0 else []
-        body += _statements(part, self.places, self.keep, masked)
+        body += statements(part, self.places, self.keep, masked)
         body += self.results(self.places) if part is self.parts[-1] else []
         self.places.rows.update({each: self.keep(each) for each in part.stored})
         maxima = [each.name for each in part.reductions if each.value.op == "max"]
@@ -116,41 +126,42 @@ class _Function:
         return lines + _scalars(part, self.places) + self.after(part)
 
 
-def _statements(part: Sweep, places: _Places, keep: Callable[[str], str], masked: Collection[str]) -> list[str]:
+def statements(part: Sweep, places: Places, keep: Callable[[str], str], masked: Collection[str]) -> list[str]:
     """What a sweep does with each number: values, then sums, then what is stored, in place of an input last of all."""
-    lines, stores = list[str](), list[tuple[str, str]]()
+    lines, stores, lane = list[str](), list[tuple[str, str]](), places.lane
     for each in part.rows:
         text = places.text(each.value)
         if is_long(each.value):
-            lines.append(f"T.buffer_store({each.name}, {text}, [l])")
-            text = f"{each.name}[l]"
+            lines.append(f"T.buffer_store({each.name}, {text}, [{lane}])")
+            text = f"{each.name}[{lane}]"
         if each.name in masked:
             text = f"real({text})"
-        if is_long(each.value) and each.name not in masked:
-            places.rows[each.name] = text
-        else:
+        if not is_long(each.value) or each.name in masked:
             name = f"{each.name}_inside" if is_long(each.value) else each.name
             lines.append(f"{name} = {text}")
-            places.rows[each.name] = text = name
+            text = name
+        places.rows[each.name] = text
         if each.name in part.stored:
             stores.append((keep(each.name), text))
     for each in part.reductions:
         text = places.text(each.value.args[0])
         if each.value.op == "max":
-            lines.append(f"T.buffer_store({each.name}, T.max({each.name}[l], real({text}, LOWEST)), [l])")
+            text = f"real({text}, LOWEST)" if lane == "l" else text
+            lines.append(f"T.buffer_store({each.name}, T.max({each.name}[{lane}], {text}), [{lane}])")
         else:
-            lines.append(f"add({each.name}, l, {f'real({text})' if each.name in masked else text})")
-    for place, text in sorted(stores, key=lambda store: store[0] == places.rows["z"]):
-        lines.append(_store(place, text))
+            lines.append(f"add({each.name}, {lane}, {f'real({text})' if each.name in masked else text})")
+    for place, text in sorted(stores, key=lambda each: each[0] == places.rows["z"]):
+        lines.append(store(place, text))
     return lines
 
 
-def _store(place: str, text: str) -> str:
+def store(place: str, text: str) -> str:
+    """The statement that stores a value at a place such as U[m, t]."""
     buffer, _, index = place.partition("[")
     return f"T.buffer_store({buffer}, {text}, [{index})"
 
 
-def _scalars(part: Sweep, places: _Places) -> list[str]:
+def _scalars(part: Sweep, places: Places) -> list[str]:
     """What follows from the sums of a sweep, one number for each lane."""
     means = [each.name for each in part.reductions if each.value.op == "mean"]
     body = [f"T.buffer_store({each}, {each}[l] * T.float32(1 / {places.width}), [l])" for each in means]
@@ -172,46 +183,61 @@ def identifier(of: str) -> str:
     return find(of).key.replace("@", "_")
 
 
+def reads_eps(of: str) -> bool:
+    """Whether a map has an epsilon."""
+    return eps in nodes(find(of).expression)
+
+
+def any_reads_eps(several: Iterable[str]) -> bool:
+    """Whether one of some maps has an epsilon."""
+    return any(map(reads_eps, several))
+
+
 def apply(of: str) -> str:
     """A function apply_<map>(walk, X, features, eps): X <- y of X."""
-    made = program({"y": value_of(find(of).expression)}, _RESERVED, early=True)
+    made = program({"y": value_of(find(of).expression)}, RESERVED, early=True)
     parts = sweeps(made)
     rows, setup = _kept_in(made, parts, ["X[m, t]"])
-    places = _Places({"z": "X[m, t]"})
-    body = _Function(made, places, parts, rows.__getitem__, lambda p: [_store("X[m, t]", p.text(made.outputs["y"]))])
+    places = Places({"z": "X[m, t]"})
+    body = _Function(made, places, parts, rows.__getitem__, lambda p: [store("X[m, t]", p.text(made.outputs["y"]))])
     head = f"apply_{identifier(of)}(walk, X, features, eps)"
     return _written(head, f"X <- {find(of).name} of X.", [*setup, *body.lines()])
 
 
 def codes(of: str) -> str:
     """A function codes(walk, Z, A, U): U <- u of Z and A; overwrites Z."""
-    made = program({"u": _write(of).u}, _RESERVED, early=True)
+    made = program({"u": write(of).u}, RESERVED, early=True)
     parts = sweeps(made)
     rows, setup = _kept_in(made, parts, ["Z[m, t]", "U[m, t]"])
-    places = _Places({"z": "Z[m, t]", "a": "A[m, t]"}, width="M", eps="PHI_EPS")
-    body = _Function(made, places, parts, rows.__getitem__, lambda p: [_store("U[m, t]", p.text(made.outputs["u"]))])
-    return _written("codes(walk, Z, A, U)", _says(of), [*setup, *body.lines()])
+    places = Places({"z": "Z[m, t]", "a": "A[m, t]"}, width="M", eps="PHI_EPS")
+    body = _Function(made, places, parts, rows.__getitem__, lambda p: [store("U[m, t]", p.text(made.outputs["u"]))])
+    return _written("codes(walk, Z, A, U)", says(of), [*setup, *body.lines()])
 
 
-def _write(of: str) -> Write:
+def write(of: str) -> Write:
+    """What is derived of a map or loss for its write."""
     return write_of(find(of).expression, find(of).is_loss)
 
 
-def _says(of: str) -> str:
+def says(of: str) -> str:
+    """What a function that computes codes does, in words."""
     if find(of).is_loss:
         return f"U <- the gradient at Z of the loss {find(of).name} of Z and A."
     return f"U <- J^T (phi(Z) - A), phi = {find(of).name}, J its Jacobian at Z."
 
 
-def _kept_in(made: Program, parts: Iterable[Sweep], buffers: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Places of the rows that sweeps store: the buffers, the first once its z is not needed, then more of their own."""
-    parts = tuple(parts)
+def replaces_z(made: Program, parts: Sequence[Sweep]) -> bool:
+    """Whether the first row that a sweep stores can take the place of z, which no later one reads."""
+    place = next((place for place, part in enumerate(parts) if part.stored), len(parts) - 1)
+    late = [each for part in parts[place + 1 :] for each in (*part.rows, *part.reductions)]
+    results = made.outputs.values() if place < len(parts) - 1 else ()
+    return "z" not in set().union(*(each.uses for each in late), *(used(x) for x in results))
+
+
+def _kept_in(made: Program, parts: Sequence[Sweep], buffers: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Places of the rows that sweeps store: the buffers, the first where z is not needed late, and more."""
     stored = [name for part in parts for name in part.stored]
-    z_is_needed_late = any("z" in each.uses for part in parts[1:] for each in part.rows) or any(
-        "z" in used(x)
-        for x in (*made.outputs.values(), *(each.value for part in parts[1:] for each in part.reductions))
-    )
-    free = buffers[1:] if z_is_needed_late and len(parts) > 1 else buffers
+    free = buffers if replaces_z(made, parts) else buffers[1:]
     own = [f"kept_{i}" for i in range(len(stored) - len(free))]
     setup = [f"{name} = walk.scratch({'M' if len(buffers) > 1 else 'features'})" for name in own]
     return dict(zip(stored, [*free, *(f"{name}[m, l]" for name in own)], strict=False)), setup
@@ -244,7 +270,7 @@ def _forth_and_back(
     outputs: tuple[tuple[str, Expr], ...], back: tuple[str, ...], early: bool
 ) -> tuple[Program, Program, Kept]:
     """The program of what comes first, that of the outputs named `back`, and what the first keeps for the second."""
-    made = program(dict(outputs), _RESERVED, early)
+    made = program(dict(outputs), RESERVED, early)
     late = set(map(str, {"bar"}))
     for each in made.definitions:
         if each.uses & late:
@@ -275,19 +301,23 @@ def apply_and_pull(of: str) -> str:
     forth, back, kept = _forth_and_back(outputs, ("bar_z",), False)
     y = forth.outputs["y"]
     inputs = {"z": "X[m, t]", "bar": "bar[m, t]"} | {name: kept.row(name, "features") for name in kept.rows}
-    eps = "READOUT_EPS"
+    epsilon = "READOUT_EPS"
     apply_ = _Function(
-        *(forth, _Places({"z": "X[m, t]"}, eps=eps), sweeps(forth, keep=kept.rows)),
+        *(forth, Places({"z": "X[m, t]"}, eps=epsilon), sweeps(forth, keep=kept.rows)),
         keep=lambda name: kept.row(name, "features"),
-        results=lambda p: [_store("Y[m, t]", p.text(y))],
+        results=lambda p: [store("Y[m, t]", p.text(y))],
         after=lambda part: _keep_scalars(part, kept),
     )
     found = {str(y.value): "Y[m, t]"} if y.op == "input" and y.value != "z" else {}
-    given = (*kept.rows, *found)
+    known = (*kept.rows, *found, *_before(forth))
     pull = _Function(
-        *(back, _Places(inputs | found, kept.scalar_places(), eps=eps), sweeps(back, (*given, *_before(forth)), ())),
+        *(
+            back,
+            Places(inputs | found, kept.scalar_places(), eps=epsilon),
+            sweeps(back, known, ()),
+        ),
         keep=str,
-        results=lambda p: [_store("bar[m, t]", p.text(back.outputs["bar_z"]))],
+        results=lambda p: [store("bar[m, t]", p.text(back.outputs["bar_z"]))],
     )
     name = identifier(of)
     walk = ("walk = LANES",)
@@ -307,10 +337,10 @@ def write_and_push(of: str, bilevel: bool) -> str:
     forth, back, kept = _write_forth_and_back(of, bilevel)
     inputs = {"z": "Z[m, t]", "a": "A[m, t]"}
     write = _Function(
-        *(forth, _Places(dict(inputs), width="M", eps="PHI_EPS"), sweeps(forth, keep=kept.rows)),
+        *(forth, Places(dict(inputs), width="M", eps="PHI_EPS"), sweeps(forth, keep=kept.rows)),
         keep=lambda name: kept.row(name, "M"),
         results=lambda p: [
-            _store("U[m, t]", p.text(forth.outputs["u"])),
+            store("U[m, t]", p.text(forth.outputs["u"])),
             "T.buffer_store(scaled, U[m, t] * (T.float32(0) - g[t]), [m, t])",
         ],
         after=lambda part: _keep_scalars(part, kept),
@@ -321,21 +351,21 @@ def write_and_push(of: str, bilevel: bool) -> str:
         bar, begin = "Y[m, t]", "T.buffer_store(Y, Y[m, t] * (T.float32(0) - g[t]), [m, t])"
     rows = inputs | {"bar": bar} | {name: kept.row(name, "M") for name in kept.rows}
 
-    def results(places: _Places) -> list[str]:
+    def results(places: Places) -> list[str]:
         of_alpha = places.text(back.outputs["bar_a"])
         lines = [
             f"bar_a = {of_alpha}",
             "T.buffer_store(bar_alpha, bar_a if first else bar_alpha[m, t] + bar_a, [m, t])",
         ]
-        return [*([_store("bar_z[m, t]", places.text(back.outputs["bar_z"]))] if bilevel else []), *lines]
+        return [*([store("bar_z[m, t]", places.text(back.outputs["bar_z"]))] if bilevel else []), *lines]
 
     push = _Function(
-        *(back, _Places(rows, kept.scalar_places(), "M", "PHI_EPS"), parts), keep=str, results=results, begin=(begin,)
+        *(back, Places(rows, kept.scalar_places(), "M", "PHI_EPS"), parts), keep=str, results=results, begin=(begin,)
     )
     numbers = "bar z (B9) and bar alpha (B8)" if bilevel else "bar alpha (B8), with z held constant"
     return "\n\n".join(
         (
-            _written("write_codes(walk, Z, A, U, scaled, kept, stats, g)", _says(of), write.lines()),
+            _written("write_codes(walk, Z, A, U, scaled, kept, stats, g)", says(of), write.lines()),
             _written(
                 "push_codes(walk, Z, A, kept, stats, g, Y, bar_z, bar_alpha, first)",
                 f"{numbers} from Y, of which bar U is -gamma times; `first` says that bar alpha is set, not added to.",
@@ -346,8 +376,8 @@ def write_and_push(of: str, bilevel: bool) -> str:
 
 
 def _write_forth_and_back(of: str, bilevel: bool) -> tuple[Program, Program, Kept]:
-    write = _write(of)
-    outputs = (("u", write.u), *((("bar_z", write.bar_z),) if bilevel else ()), ("bar_a", write.bar_a))
+    derived = write(of)
+    outputs = (("u", derived.u), *((("bar_z", derived.bar_z),) if bilevel else ()), ("bar_a", derived.bar_a))
     return _forth_and_back(outputs, ("bar_z", "bar_a"), True)
 
 
@@ -386,11 +416,11 @@ def kept_rows(phi: str, applied: Iterable[str], bilevel: bool) -> int:
 def helpers_of(phi: str, applied: Iterable[str]) -> str:
     """Functions of one number that those of the maps named call, beside exp."""
     text = codes(phi) + write_and_push(phi, True) + "".join(apply(of) + apply_and_pull(of) for of in applied)
-    found = [each for name, each in _HELPERS.items() if f"{name}(" in text]
+    found = [each for name, each in HELPERS.items() if f"{name}(" in text]
     return "".join(f"{each}\n\n" for each in found)
 
 
-_HELPERS = {
+HELPERS = {
     "sigmoid": """def sigmoid(x):
     return T.float32(1) / (T.float32(1) + exp(T.float32(0) - x))
 """,

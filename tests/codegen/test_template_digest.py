@@ -63,6 +63,29 @@ def test_a_change_counts_where_it_is_imported(name, counts, templates):
     assert (template_digest("tvm", ("memory_step",)) != before) is counts
 
 
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("derive.py", True),
+        ("registry.py", True),
+        ("emit_tvm.py", True),
+        ("emit_triton.py", False),
+        ("emit_torch.py", False),
+    ],
+)
+def test_a_change_of_what_writes_maps_counts_for_its_backend(name, counts, tmp_path, monkeypatch):
+    copy = tmp_path / "maps"
+    shutil.copytree(render.MAPS, copy)
+    monkeypatch.setattr(render, "MAPS", copy)
+    template_digest.cache_clear()
+    before = template_digest("tvm", ("memory_step",))
+    with (copy / name).open("a") as file:
+        file.write("# a remark\n")
+    template_digest.cache_clear()
+    assert (template_digest("tvm", ("memory_step",)) != before) is counts
+    template_digest.cache_clear()
+
+
 def test_a_template_that_does_not_parse_has_a_digest(templates):
     before = template_digest("tvm", ("memory_step",))
     (templates / "tvm" / "row.j2").write_text("{% if %}")

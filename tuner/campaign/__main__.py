@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interruptible(), Workers() as workers:
             return _run(options, workers)
-    except (TrellisError, TuningDatabaseError) as error:
+    except (TrellisError, TuningDatabaseError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _FAILED
     except KeyboardInterrupt:

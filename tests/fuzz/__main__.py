@@ -1,0 +1,62 @@
+"""Fuzz until the time is over: what `make fuzz` runs.
+
+Rounds run in processes of their own, so that a kernel which ends its process is one more thing found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import time
+
+from tests.fuzz.rounds import FOLDER
+
+_ROUNDS_OF_A_PROCESS = 8
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    first_seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    print(f"Seed {first_seed}; the same rounds again: python -m tests.fuzz --seed {first_seed}", flush=True)
+    end, number, ended = time.monotonic() + 60 * options.minutes, options.first, []
+    try:
+        while time.monotonic() < end and number < options.first + options.rounds:
+            count = min(_ROUNDS_OF_A_PROCESS, options.first + options.rounds - number)
+            left = (end - time.monotonic()) / 60
+            arguments = [first_seed, number, count, options.examples, left]
+            command = [sys.executable, "-m", "tests.fuzz.rounds", *map(str, arguments)]
+            child = subprocess.Popen(command)
+            status = child.wait()
+            if status not in (0, 1):
+                ended.append(_kept(child.pid, first_seed, number))
+                print(f"rounds {number} to {number + count - 1}: ended by status {status}: {ended[-1]}", flush=True)
+            number += count
+    except KeyboardInterrupt:
+        print("Interrupted.")
+    found = sorted(FOLDER.glob(f"{first_seed}-*.py"))
+    print(f"{number - options.first} rounds, {len(found)} found: {', '.join(map(str, found)) or 'nothing'}")
+    return int(bool(found))
+
+
+def _kept(process: int, first_seed: int, number: int) -> str:
+    """The case that ended a process, under a name that stays."""
+    running = FOLDER / f"running-{process}.py"
+    if not running.exists():
+        return "between two rounds"
+    return str(running.rename(FOLDER / f"{first_seed}-{number}-ended.py"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="of all rounds (default: a fresh one)")
+    parser.add_argument("--first", type=int, default=0, metavar="ROUND", help="round to begin with")
+    parser.add_argument("--rounds", type=int, default=10**9, help="at most so many")
+    parser.add_argument("--examples", type=int, default=60, help="calls of each kernel (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What a kernel is called with: sizes, values, layouts and wanted gradients, as plain data that prints as Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+from tests.fuzz.kernels import Kernel
+from tests.fuzz.layouts import LAYOUTS, VIEWS
+
+INPUTS = ("q", "k", "v", "alpha", "log_beta", "gamma")
+STATES = ("S_k", "S_v")
+
+FEWEST_TOKENS = 1
+"""Of a packed sequence. The operators refuse empty ones; once they allow them, 0."""
+
+_INF = float("inf")
+_LOG_BETAS = (-0.02, 0.0, -1e-8, -5.0, -80.0, -_INF, -1.0, -20.0, -120.0, -1e-30)
+_GAMMAS = (0.1, 0.0, 1.0, 1e-6, 8.0, 1e-30, 0.03)
+_SCALES = (1.0, 1.0, 0.0, 1e-3, 10.0)
+_STATE_SCALES = (1.0, None, 0.0, 1e-7, 100.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one kernel.
+
+    Attributes:
+        kernel: what is called.
+        lengths: tokens of each sequence; equal unless packed.
+        packed: whether the sequences lie one after another in B = 1.
+        heads: H.
+        seed: of all numbers.
+        log_betas, gammas: each token, or head, has one of these.
+        scales: of the rows of q, of k and v, and of alpha; 1 is what a model has.
+        state: scale of the initial states; None gives none.
+        layouts: of q, k, v, alpha, log_beta, gamma and of each state, in turn.
+        gate_type: type of log_beta and gamma.
+        wanted: the inputs whose gradients are compared.
+        cotangents: which of the outputs have one: "y", "states" or "both".
+        aliased: of a chunked step, whether its gradient states are its states.
+        autocast: whether the call is made under autocast to bfloat16.
+    """
+
+    kernel: Kernel
+    lengths: tuple[int, ...] = (5,)
+    packed: bool = False
+    heads: int = 1
+    seed: int = 0
+    log_betas: tuple[float, ...] = (-0.02,)
+    gammas: tuple[float, ...] = (0.1,)
+    scales: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    state: float | None = 1.0
+    layouts: tuple[str, ...] = ("contiguous",) * 8
+    gate_type: str = "float32"
+    wanted: tuple[str, ...] = ()
+    cotangents: str = "both"
+    aliased: str = "no"
+    autocast: bool = False
+
+
+@st.composite
+def cases(draw: st.DrawFn, kernel: Kernel, most_tokens: int = 90) -> Case:
+    """Cases of `kernel`, with at most so many tokens in all sequences together."""
+    problem = kernel.spec.problem
+    step = problem.operator.startswith("trellis_step")
+    packed = problem.operator == "trellis_attention" and draw(st.booleans())
+    lengths = (1,) * draw(st.integers(1, 4)) if step else _lengths(draw, problem.chunk, packed, most_tokens)
+    layouts = [draw(_layout(LAYOUTS)) for _ in INPUTS]
+    layouts += [draw(_layout(VIEWS if step else LAYOUTS)) for _ in STATES]
+    state = draw(st.sampled_from(_STATE_SCALES))
+    return Case(
+        kernel,
+        lengths,
+        packed,
+        heads=draw(st.integers(1, 3)),
+        seed=draw(st.integers(0, 2**16)),
+        log_betas=tuple(draw(st.lists(_ends(_LOG_BETAS, -6.0, 0.0), min_size=1, max_size=3))),
+        gammas=tuple(draw(st.lists(_ends(_GAMMAS, 0.0, 2.0), min_size=1, max_size=2))),
+        scales=tuple(draw(st.sampled_from(_SCALES)) for _ in range(3)),
+        state=1.0 if step and state is None else state,
+        layouts=tuple(layouts),
+        gate_type=draw(st.sampled_from(("float32",) * 4 + ("float64", "bfloat16", "float16"))),
+        wanted=_wanted(draw, kernel, state),
+        cotangents=draw(st.sampled_from(("both", "y", "states"))),
+        aliased=draw(st.sampled_from(("no", "no", "both", "first", "views"))) if step else "no",
+        autocast=problem.dtype == "bfloat16" and draw(st.booleans()),
+    )
+
+
+def _lengths(draw: st.DrawFn, chunk: int, packed: bool, most: int) -> tuple[int, ...]:
+    near = [n for n in (1, chunk - 1, chunk, chunk + 1, 2 * chunk, 2 * chunk + 1) if 1 <= n <= most // 2]
+    length = st.sampled_from(near) | st.integers(1, most // 2)
+    if not packed:
+        each = draw(length)
+        return (each,) * draw(st.integers(1, max(1, min(3, most // each))))
+    lengths, left = [], most
+    for _ in range(draw(st.integers(1, 5))):
+        lengths.append(min(draw(length | st.just(FEWEST_TOKENS)), left))
+        left -= lengths[-1]
+        if left < 1:
+            break
+    return tuple(lengths) if sum(lengths) else (1,)
+
+
+def _ends(values: tuple[float, ...], least: float, most: float) -> st.SearchStrategy[float]:
+    return st.sampled_from(values) | st.floats(least, most, width=32, allow_subnormal=False)
+
+
+def _layout(layouts: dict[str, object]) -> st.SearchStrategy[str]:
+    return st.just("contiguous") | st.sampled_from(list(layouts))
+
+
+def _wanted(draw: st.DrawFn, kernel: Kernel, state: float | None) -> tuple[str, ...]:
+    problem = kernel.spec.problem
+    if problem.operator.startswith("trellis_step"):
+        return ()
+    if problem.operator == "trellis_attention":
+        if problem.direction == "forward":
+            return ()
+        names = [*INPUTS, *(() if state is None else STATES)]
+        return tuple(draw(st.lists(st.sampled_from(names), min_size=1, unique=True).map(sorted)))
+    if draw(st.booleans()):
+        return ()
+    if problem.operator == "memory_update":
+        names = ["k", "alpha", "log_beta", "gamma", *(() if state is None else ("S_k",))]
+    else:
+        names = ["read", "k", "chunk_states", "codes", "log_beta", "gamma"]
+    return tuple(draw(st.lists(st.sampled_from(names), min_size=1, unique=True).map(sorted)))

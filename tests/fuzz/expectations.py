@@ -1,0 +1,82 @@
+"""A case as the oracle computes it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tests.fuzz.cases import INPUTS, Case
+from tests.fuzz.tensors import Call
+from trellis_ops import reference
+
+
+def expected(case: Case, call: Call, dtype: torch.dtype = torch.float64, noise: float = 0.0) -> dict[str, Tensor]:
+    """What `running.run` should give.
+
+    Args:
+        case, call: what is called.
+        dtype: of all arithmetic; float32 shows how much any computation of that precision may lose.
+        noise: relative size of a perturbation of all inputs, which shows the same.
+    """
+    t = {name: x.detach().to(dtype).contiguous().clone() for name, x in call.tensors.items()}
+    if case.autocast:
+        for name in ("q", "k", "v", "alpha", "read"):
+            if name in t:
+                t[name] = call.tensors[name].detach().bfloat16().to(dtype)
+    if noise:
+        generator = torch.Generator().manual_seed(case.seed + 1)
+        for x in t.values():
+            x.mul_(1.0 + noise * torch.randn(x.shape, generator=generator, dtype=dtype))
+    for name in case.wanted:
+        t[name].requires_grad_()
+    with torch.enable_grad():
+        outputs = _outputs(case, t, call.offsets, dtype)
+        gradients = _gradients(case, t, outputs, call.bars, dtype) if case.wanted else {}
+    return {name: output.detach() for name, output in outputs.items()} | gradients
+
+
+def _gradients(
+    case: Case, t: dict[str, Tensor], outputs: dict[str, Tensor], bars: dict[str, Tensor | None], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    pairs = [(outputs[name], bar) for name, bar in bars.items() if bar is not None and outputs[name].requires_grad]
+    if not pairs:
+        return {f"bar_{name}": torch.zeros_like(t[name]) for name in case.wanted}
+    found = torch.autograd.grad(
+        [output for output, _ in pairs],
+        [t[name] for name in case.wanted],
+        [bar.to(dtype) for _, bar in pairs],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return {f"bar_{name}": gradient for name, gradient in zip(case.wanted, found, strict=True)}
+
+
+def _outputs(case: Case, t: dict[str, Tensor], offsets: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    spec = case.kernel.spec
+    operator, chunk = spec.problem.operator, spec.problem.chunk
+    if operator == "trellis_attention":
+        y, (s_k, s_v) = reference.attention(
+            *(t[name] for name in INPUTS),
+            rule=spec.rule,
+            chunk_size=chunk,
+            initial_state=(t["S_k"], t["S_v"]) if "S_k" in t else None,
+            cu_seqlens=offsets,
+            outer_gradient="first_order" if spec.problem.direction == "backward_first_order" else "bilevel",
+            dtype=dtype,
+        )
+        return {"y": y, "S_k": s_k, "S_v": s_v}
+    if operator == "memory_update":
+        memory = (t["k"], t["alpha"], t["log_beta"], t["gamma"])
+        options = {"rule": spec.rule, "chunk_size": chunk, "initial_state": t.get("S_k"), "dtype": dtype}
+        chunk_states, codes, state = reference.update(*memory, **options)
+        return {"chunk_states": chunk_states, "codes": codes, "S": state}
+    if operator.startswith("memory_readout"):
+        tensors = (t[name] for name in ("read", "k", "chunk_states", "codes", "log_beta", "gamma"))
+        transpose = operator.endswith("transposed")
+        return {"y": reference.readout(*tensors, chunk_size=chunk, transpose=transpose, dtype=dtype)}
+    gradient_state = (t["G_k"], t["G_v"]) if "G_k" in t else None
+    state = (t["S_k"], t["S_v"])
+    y, (s_k, s_v) = reference.step(
+        *(t[name] for name in INPUTS), state, rule=spec.rule, gradient_state=gradient_state, dtype=dtype
+    )
+    return {"y": y, "S_k": s_k, "S_v": s_v}

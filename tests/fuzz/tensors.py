@@ -1,0 +1,137 @@
+"""The tensors of a case."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.fuzz.cases import INPUTS, STATES, Case
+from tests.fuzz.layouts import LAYOUTS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Call:
+    """Inputs as a user has them, in their layouts.
+
+    Attributes:
+        tensors: by the names of the equations; of the readouts also `read`, `chunk_states` and `codes`, of a step
+            `G_k` and `G_v` where it is chunked. A step has no axis of tokens.
+        bars: cotangents by the name of the output, None where there is none.
+        offsets: `[N + 1]` of packed sequences, else None.
+    """
+
+    tensors: dict[str, Tensor]
+    bars: dict[str, Tensor | None]
+    offsets: Tensor | None
+
+
+def make(case: Case) -> Call:
+    """The inputs of `case`, the same every time."""
+    generator = torch.Generator().manual_seed(case.seed)
+    tensors = _values(case, generator)
+    for name, layout in zip((*INPUTS, *STATES), case.layouts, strict=True):
+        if name in tensors:
+            tensors[name] = LAYOUTS[layout](tensors[name])
+    for name, like in (("read", "q"), ("chunk_states", "S_k"), ("codes", "alpha")):
+        if name in tensors:
+            tensors[name] = LAYOUTS[case.layouts[(*INPUTS, *STATES).index(like)]](tensors[name])
+    if "G_k" in tensors:
+        _alias(case.aliased, tensors)
+    offsets = None
+    if case.packed:
+        kind = torch.int64 if case.seed % 2 else torch.int32
+        offsets = torch.tensor([*itertools.accumulate(case.lengths, initial=0)], dtype=kind)
+    return Call(tensors, _bars(case, generator), offsets)
+
+
+def _values(case: Case, generator: torch.Generator) -> dict[str, Tensor]:
+    problem, step_size = case.kernel.spec.problem, case.kernel.spec.rule.step_size
+    step = problem.operator.startswith("trellis_step")
+    shape = (1, sum(case.lengths)) if case.packed else (len(case.lengths), case.lengths[0])
+    shape = (len(case.lengths), case.heads) if step else (*shape, case.heads)
+    dtype, gate_type = DTYPES[problem.dtype], DTYPES[case.gate_type]
+    of_q, of_w, of_alpha = case.scales
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator)
+
+    def one_of(values: tuple[float, ...], sizes: tuple[int, ...]) -> Tensor:
+        chosen = torch.randint(len(values), sizes, generator=generator)
+        return torch.tensor(values, dtype=torch.float32)[chosen].to(gate_type)
+
+    made = {
+        "q": (of_q * F.normalize(normal(*shape, problem.dim_k), dim=-1)).to(dtype),
+        "k": (of_w * F.normalize(normal(*shape, problem.dim_k), dim=-1)).to(dtype),
+        "v": (of_w * F.normalize(normal(*shape, problem.dim_v), dim=-1)).to(dtype),
+        "alpha": (of_alpha * normal(*shape, problem.slots)).to(dtype),
+        "log_beta": one_of(case.log_betas, shape),
+        "gamma": one_of(case.gammas, shape[-1:] if step_size == "head" else shape),
+    }
+    memory = (len(case.lengths), case.heads, problem.slots)
+
+    def states(scale: float, *first: int) -> tuple[Tensor, Tensor]:
+        of_k, of_v = (normal(*first, dim) / math.sqrt(dim) for dim in (problem.dim_k, problem.dim_v))
+        return scale * of_k, scale * of_v
+
+    if case.state is not None:
+        made["S_k"], made["S_v"] = states(case.state, *memory)
+    if problem.operator == "trellis_step_chunked":
+        made["G_k"], made["G_v"] = states(1.0, *memory)
+    if problem.operator.startswith("memory_readout"):
+        transposed = problem.operator.endswith("transposed")
+        made["read"] = (normal(*shape, problem.slots).to(dtype) * of_q) if transposed else made["q"]
+        chunks = -(-case.lengths[0] // problem.chunk)
+        made["codes"] = of_alpha * normal(*shape, problem.slots)
+        scale = 1.0 if case.state is None else case.state
+        made["chunk_states"], _ = states(scale, shape[0], chunks, case.heads, problem.slots)
+    return made
+
+
+def _alias(aliased: str, tensors: dict[str, Tensor]) -> None:
+    """Gradient states that are the states, or views of them, or one of them."""
+    if aliased in ("both", "first"):
+        tensors["G_k"] = tensors["S_k"]
+    if aliased == "both":
+        tensors["G_v"] = tensors["S_v"]
+    if aliased == "views":
+        tensors["G_k"], tensors["G_v"] = tensors["S_k"][:], tensors["S_v"][:]
+
+
+def _bars(case: Case, generator: torch.Generator) -> dict[str, Tensor | None]:
+    """Cotangents; for every other seed expanded from one row, as those of a sum are.
+
+    Not from one number, which softmax and ln_silu have no gradient for but rounding.
+    """
+    problem = case.kernel.spec.problem
+    operator, dtype = problem.operator, DTYPES[problem.dtype]
+    tokens = (1, sum(case.lengths)) if case.packed else (len(case.lengths), case.lengths[0])
+    tokens, memory = (*tokens, case.heads), (len(case.lengths), case.heads, problem.slots)
+
+    def bar(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
+        if case.seed % 2:
+            return torch.randn(shape[-1], generator=generator).to(kind).expand(shape)
+        return torch.randn(*shape, generator=generator).to(kind)
+
+    of_y, of_states = case.cotangents != "states", case.cotangents != "y"
+    if operator == "trellis_attention":
+        return {
+            "y": bar(*tokens, problem.dim_v, kind=dtype) if of_y else None,
+            "S_k": bar(*memory, problem.dim_k) if of_states else None,
+            "S_v": bar(*memory, problem.dim_v) if of_states else None,
+        }
+    if operator == "memory_update":
+        chunks = -(-case.lengths[0] // problem.chunk)
+        return {
+            "chunk_states": bar(tokens[0], chunks, case.heads, problem.slots, problem.dim_k) if of_y else None,
+            "codes": bar(*tokens, problem.slots) if of_y else None,
+            "S": bar(*memory, problem.dim_k) if of_states else None,
+        }
+    width = problem.slots if operator == "memory_readout" else problem.dim_k
+    return {"y": bar(*tokens, width, kind=dtype)}

@@ -1,0 +1,120 @@
+"""A minute of fuzzing with fixed seeds; `make fuzz` goes on with fresh ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+
+from codegen.rule import Rule
+from codegen.spec import Problem, Spec
+from tests.fuzz import checks
+from tests.fuzz.cases import INPUTS, Case, cases
+from tests.fuzz.kernels import KINDS, Kernel, chosen, draw_kernels
+from tests.fuzz.layouts import LAYOUTS, VIEWS
+from tests.fuzz.rounds import write_script
+from tests.fuzz.tensors import make
+from trellis_ops import explain, trellis_step
+
+SEED = 2512
+FORWARD = [kind for kind in KINDS if kind[1] == "forward"]
+KERNELS = draw_kernels(SEED, (*KINDS, *FORWARD))
+
+SPEC = Spec(Rule("silu", "identity", "identity"), Problem("trellis_step", 1, 1, 1, 5, 3, 4, 1))
+SMALL = Case(Kernel(SPEC, None), lengths=(1, 1), heads=2)
+
+
+@pytest.fixture(autouse=True)
+def torch_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=[f"{n}-{kernel.spec.key()}" for n, kernel in enumerate(KERNELS)])
+def test_random_calls(kernel):
+    @settings(
+        derandomize=True,
+        max_examples=20 if kernel.spec.problem.direction == "forward" else 10,
+        database=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases(kernel))
+    def every_case_is_right(case: Case) -> None:
+        checks.check(case)
+
+    with chosen(kernel):
+        every_case_is_right()
+
+
+@pytest.mark.parametrize("name", ["y", "S_k", "S_v"])
+def test_a_wrong_value_is_found(name, monkeypatch):
+    def wrong_in_one_place(case, call):
+        results = {each: x.clone() for each, x in run(case, call).items()}
+        results[name].view(-1)[-1] += 1e-3
+        return results
+
+    run = checks.run
+    checks.check(SMALL)
+    monkeypatch.setattr(checks, "run", wrong_in_one_place)
+    with pytest.raises(AssertionError, match=f"{name}: relative error"):
+        checks.check(SMALL)
+
+
+def test_a_write_beside_a_state_is_found(monkeypatch):
+    def trespasses(case, call):
+        results = run(case, call)
+        call.tensors["S_k"].as_strided((1,), (1,), 0).zero_()
+        return results
+
+    run = checks.run
+    case = dataclasses.replace(SMALL, layouts=("contiguous",) * 6 + ("sliced", "contiguous"))
+    checks.check(case)
+    monkeypatch.setattr(checks, "run", trespasses)
+    with pytest.raises(AssertionError, match="beside S_k"):
+        checks.check(case)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_keeps_the_shape_and_a_view_the_values(name):
+    for shape in ((2, 3, 4, 5), (2, 3), (1, 1, 1), (4,)):
+        x = torch.randn(shape)
+        held = LAYOUTS[name](x.clone())
+        assert held.shape == x.shape and held.dtype == x.dtype
+        if name in VIEWS:
+            assert torch.equal(held, x)
+
+
+def test_a_printed_case_runs_again(tmp_path):
+    case = dataclasses.replace(SMALL, log_betas=(float("-inf"),))
+    path = tmp_path / "case.py"
+    write_script(path, case, "as in a round")
+    assert runpy.run_path(str(path))["case"] == case
+
+
+def test_the_same_case_has_the_same_tensors():
+    one, other = make(SMALL), make(SMALL)
+    assert all(torch.equal(x, other.tensors[name]) for name, x in one.tensors.items())
+
+
+def test_a_schedule_that_was_drawn_is_the_one_that_runs():
+    kernel = next(
+        kernel for kernel in KERNELS if kernel.schedule is not None and "step" in kernel.spec.problem.operator
+    )
+    case = Case(kernel, lengths=(1,), heads=2)
+    t = make(case).tensors
+    rule = kernel.spec.rule
+    with chosen(kernel):
+        torch.set_num_threads(kernel.threads)
+        found = explain(
+            trellis_step,
+            *(t[name] for name in INPUTS),
+            (t["S_k"], t["S_v"]),
+            **{"phi": rule.phi, "link": rule.link, "out": rule.out, "phi_eps": rule.phi_eps},
+            gradient_state=(t["G_k"], t["G_v"]) if "G_k" in t else None,
+        )
+    assert found.schedule == kernel.schedule.key()

@@ -1,0 +1,1 @@
+"""Operators under threads, forks, interruptions and a hundred thousand calls."""
