@@ -12,7 +12,7 @@ import msgspec.yaml
 from codegen.errors import TrellisError
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
-from tuner.errors import WorkloadError
+from tuner.errors import MissingPackageError, WorkloadError
 
 DEFAULT_FILE = Path(__file__).with_name("workload.yaml")
 """The workload of `make tune`."""
@@ -45,9 +45,12 @@ def load_workload(path: Path, kind: str) -> tuple[NamedSpec, ...]:
 
     Raises:
         WorkloadError: the file cannot be read, or an entry is wrong; the message names the file and the entry.
+        MissingPackageError: PyYAML is not installed.
     """
     try:
         content = msgspec.yaml.decode(path.read_bytes())
+    except ImportError as error:
+        raise MissingPackageError(package="PyYAML") from error
     except FileNotFoundError as error:
         raise WorkloadError(source=path, problem="the file does not exist") from error
     except OSError as error:
