@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.legality import why_illegal
 from codegen.spec import OPERATORS, bucket
-from tuner.errors import WorkloadError
+from tuner.errors import MissingPackageError, WorkloadError
 from tuner.workload import DEFAULT_FILE, load_workload, parse_spec
 
 
@@ -95,3 +96,9 @@ def test_a_workload_file_that_cannot_be_read_is_named_once(tmp_path: Path):
         with pytest.raises(WorkloadError) as error:
             load_workload(path, "cpu")
         assert str(error.value) == f"{path}: {said}"
+
+
+def test_without_yaml_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingPackageError, match=r"'PyYAML' is missing; install the extra: .*'trellis-ops\[tune\]'"):
+        load_workload(DEFAULT_FILE, "cpu")
