@@ -52,7 +52,14 @@ MAY_IMPORT = {
     "codegen": {"codegen"},
     "tuning_db": {"tuning_db"},
     "trellis_ops": {"trellis_ops", "codegen", "tuning_db"},
-    "tuner": {"tuner", "trellis_ops.reference", "trellis_ops.eager", "codegen", "tuning_db"},
+    "tuner": {
+        "tuner",
+        "trellis_ops.reference",
+        "trellis_ops.eager",
+        "trellis_ops.own_packages",
+        "codegen",
+        "tuning_db",
+    },
 }
 
 LIBRARIES = {"tuning_db": {"msgspec", "filelock", "platformdirs"}}

@@ -5,6 +5,13 @@ Importing reads the machine and the tuning database's index; it compiles nothing
 
 from __future__ import annotations
 
+from trellis_ops.idle_threads import shorten_spinning
+from trellis_ops.own_packages import require_own
+
+# Before torch and the other packages are imported by what follows.
+shorten_spinning()
+require_own("codegen", "tuning_db")
+
 from trellis_ops.dispatch import Selection, selection
 from trellis_ops.explanation import Explanation, explain
 from trellis_ops.ops import memory_readout, memory_update, trellis_attention, trellis_step
@@ -23,5 +30,8 @@ __all__ = [
     "trellis_attention",
     "trellis_step",
 ]
+
+DISTRIBUTION = "trellis-ops"
+"""What a package of the same name from elsewhere lacks; `trellis_ops.own_packages` looks for it."""
 
 selection()

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import sys
 
-from tuner.cli import main
+EXTRA = ("optuna", "packaging", "plotly", "rich", "scipy", "sqlalchemy", "yaml")
+"""What the extra `tune` installs, by the names that are imported."""
 
 
 def run() -> int:
     """Run the command line; the exit code."""
-    return main(sys.argv[1:])
+    # Here, as processes that compile import this module and need none of it.
+    from trellis_ops.own_packages import require_own
+
+    require_own("tuner")
+    try:
+        from tuner.cli import main
+
+        return main(sys.argv[1:])
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
+            raise
+        from tuner.errors import MissingPackageError
+
+        print(f"error: {MissingPackageError(package=package)}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

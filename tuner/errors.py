@@ -11,6 +11,12 @@ class WorkloadError(TrellisError, ValueError):
     message = "{source}: {problem}"
 
 
+class MissingPackageError(TrellisError, ImportError):
+    """A package that only tuning needs."""
+
+    message = "the package {package!r} is missing; install the extra: pip install 'trellis-ops[tune]'"
+
+
 class BudgetError(TrellisError, ValueError):
     """A budget that is neither seconds nor a number of trials."""
 

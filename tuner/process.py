@@ -8,17 +8,16 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from codegen import render
 from tuner.limits import Limits, peak_bytes
 from tuner.messages import Done, Failed, GoOn, Phase, Ready, Setup, Task
+from tuner.own_process import own_process
 from tuner.storage_variable import STORAGE_VARIABLE
 from tuner.worker_process import PREFIX
 from tuning_db import Outcome, shortened
@@ -29,7 +28,6 @@ LONGEST_LOOK = 0.5
 START_SECONDS = 120.0
 """A worker that is not ready after this long never will be."""
 
-_ROOT = Path(__file__).resolve().parent.parent
 _GIVEN = "given a task"
 _SAID = 300
 _LEAVE_SECONDS = 5.0
@@ -74,16 +72,15 @@ class WorkerProcess:
         self._elapsed, self._looked = 0.0, time.monotonic()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self.connection, other = multiprocessing.Pipe()
-        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tuner.worker_process", str(other.fileno())],
+                own_process("tuner.worker_process", str(other.fileno())),
                 pass_fds=(other.fileno(),),
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
-                env={**(environment or {}), **_for_workers(os.environ), "PYTHONPATH": path},
+                env={**(environment or {}), **_for_workers(os.environ)},
             )
         with contextlib.suppress(OSError):  # It has ended already, which the next look shows.
             self.connection.send(Setup(os.getpid(), self.templates, limits))

@@ -8,12 +8,11 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 import msgspec.yaml
-import yaml
 
 from codegen.errors import TrellisError
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
-from tuner.errors import WorkloadError
+from tuner.errors import MissingPackageError, WorkloadError
 from tuning_db import shortened
 from tuning_db.regular_file import UNREADABLE, read_regular
 
@@ -23,7 +22,6 @@ DEFAULT_FILE = Path(__file__).with_name("workload.yaml")
 MAX_BYTES = 2**20
 MAX_DEPTH = 16
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SAID, _ECHO, _MOST = 500, 120, 2**40
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
@@ -54,9 +52,12 @@ def load_workload(path: Path, kind: str) -> tuple[NamedSpec, ...]:
 
     Raises:
         WorkloadError: the file cannot be read, or an entry is wrong; the message names the file and the entry.
+        MissingPackageError: PyYAML is not installed.
     """
     try:
         content = _decoded(read_regular(path, MAX_BYTES))
+    except ImportError as error:
+        raise MissingPackageError(package="PyYAML") from error
     except FileNotFoundError as error:
         raise WorkloadError(source=path, problem="the file does not exist") from error
     except OSError as error:
@@ -78,12 +79,15 @@ def _decoded(data: bytes) -> object:
 
     Raises:
         ValueError, msgspec.MsgspecError: it is too large, nested too deeply, or no YAML.
+        ImportError: PyYAML is not installed.
     """
+    import yaml
+
     if len(data) > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES} bytes")
     depth = 0
     try:
-        for event in yaml.parse(data, Loader=_LOADER):
+        for event in yaml.parse(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise ValueError(f"it is nested more than {MAX_DEPTH} deep; a workload is two deep")

@@ -17,6 +17,9 @@ from tuning_db.record import SCHEMA, Identity, Outcome, Record
 from tuning_db.store import SHIPPED, Match, NearMiss, Store, default_store
 from tuning_db.warning import TuningDatabaseWarning
 
+DISTRIBUTION = "trellis-ops"
+"""What a package of the same name from elsewhere lacks; `trellis_ops.own_packages` looks for it."""
+
 __all__ = [
     "FOLDER_VARIABLE",
     "FRONT_HEADS",

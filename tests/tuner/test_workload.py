@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from codegen.device import NAMED, cpu
 from codegen.legality import why_illegal
 from codegen.spec import OPERATORS, bucket
 from tuner.budget import parse_budget
-from tuner.errors import BudgetError, WorkloadError
+from tuner.errors import BudgetError, MissingPackageError, WorkloadError
 from tuner.workload import DEFAULT_FILE, load_workload, parse_spec
 
 
@@ -145,3 +146,9 @@ def test_a_pipe_in_place_of_a_workload_hangs_nobody(tmp_path: Path):
     os.mkfifo(tmp_path / "workload.yaml")
     with pytest.raises(WorkloadError, match="not a regular file"):
         load_workload(tmp_path / "workload.yaml", "cpu")
+
+
+def test_without_yaml_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingPackageError, match=r"'PyYAML' is missing; install the extra: .*'trellis-ops\[tune\]'"):
+        load_workload(DEFAULT_FILE, "cpu")

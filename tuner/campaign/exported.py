@@ -28,6 +28,7 @@ from tuner.check import check
 from tuner.inputs import timing_inputs
 from tuner.launch import bind
 from tuner.measure import measure
+from tuner.own_process import own_process
 from tuner.worker import Ready, rotated
 from tuning_db import Outcome, shortened
 
@@ -177,7 +178,7 @@ def state_of_export(folder: Path) -> str:
 
 def _reported(left: list[Path], patience: float) -> Generator[Found, None, str | None]:
     """What one process finds, each taken from `left`; returns why it ended before it had begun with the next, if so."""
-    command = [sys.executable, "-m", "tuner.campaign.exported", *map(str, left)]
+    command = own_process("tuner.campaign.exported", *map(str, left))
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert process.stdout is not None

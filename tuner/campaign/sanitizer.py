@@ -25,6 +25,7 @@ from tuner.campaign.correctness import kernels_to_check
 from tuner.campaign.exported import exports_for, state_of_export
 from tuner.campaign.ledger import Entry
 from tuner.campaign.plan import Campaign
+from tuner.own_process import own_process
 
 TOOLS = ("memcheck", "racecheck")
 _NAME = "compute-sanitizer"
@@ -113,7 +114,7 @@ def _examined_in_time(campaign: Campaign, group: Sequence[Case]) -> list[Entry]:
 def examined(group: Sequence[Case], timeout: float) -> tuple[bool | None, str]:
     """Whether the tool finds nothing wrong with kernels, None if it was not ready in time; and what it said last."""
     programs = msgspec.json.encode([case.program for case in group]).decode()
-    python = [sys.executable, "-m", "tuner.campaign.sanitizer", programs]
+    python = own_process("tuner.campaign.sanitizer", programs)
     command = [_NAME, "--tool", group[0].tool, "--error-exitcode", "9", *python]
     # Torch's caching allocator would hide what lies beyond a tensor.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

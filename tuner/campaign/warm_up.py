@@ -22,6 +22,7 @@ from codegen.device import Device
 from codegen.spec import Spec, spec_of_key
 from tuner.inputs import torch_device
 from tuner.neighbours import COMPILE_LONG, fla_call
+from tuner.own_process import own_process
 from tuner.side_by_side import COMPILED, compiled_call, compiled_spec
 from tuner.workload import NamedSpec
 
@@ -29,7 +30,6 @@ NEIGHBOURS, BY_TORCH = "neighbours", "by torch"
 KINDS = {NEIGHBOURS: COMPILE_LONG, BY_TORCH: (COMPILED,)}
 """The rivals that each process runs, one after another."""
 
-_ROOT = Path(__file__).resolve().parents[2]
 _LOOK_SECONDS = 0.2
 _LAST_WORDS_SECONDS = 2.0
 
@@ -51,7 +51,7 @@ class WarmUp:
             return
         log.parent.mkdir(parents=True, exist_ok=True)
         for kind in KINDS:
-            command = [sys.executable, "-m", "tuner.campaign.warm_up", kind, *(each.spec.key() for each in workload)]
+            command = own_process("tuner.campaign.warm_up", kind, *(each.spec.key() for each in workload))
             with log.open("a") as said:
                 self.start(kind, command, said)
 
@@ -67,7 +67,7 @@ class WarmUp:
     def start(self, kind: str, command: Sequence[str], said: IO[str]) -> None:
         """Start the process of a kind, in a session of its own, and listen to it."""
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdout=pipe, stderr=said, text=True, cwd=_ROOT, start_new_session=True)
+        process = subprocess.Popen(command, stdout=pipe, stderr=said, text=True, start_new_session=True)
         self._processes[kind] = process
         self._listeners[kind] = threading.Thread(target=self.listen, args=(process,), daemon=True)
         self._listeners[kind].start()
