@@ -42,16 +42,23 @@ def poisoned(shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def run_backward(
-    program: Program, case: Case, inputs: Inputs, wanted: tuple[str, ...] = GRADIENTS
+    program: Program,
+    case: Case,
+    inputs: Inputs,
+    wanted: tuple[str, ...] = GRADIENTS,
+    bars: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, ...]:
-    """y, then the gradients in the order of `NAMES`, gamma's summed where it was given per head."""
+    """y, then the gradients in the order of `NAMES`, gamma's summed where it was given per head.
+
+    `bars` are cotangents of y and of the final states, if not those of `cotangents`.
+    """
     tokens = tuple(rows(x) for x in inputs.args)
     states = [s.clone() for s in inputs.initial_state]
     sequences = sequences_of(case.lengths, program.segment_tokens)
     kept = tuple(poisoned(torch.Size((sequences.chunks, *s.shape[1:]))) for s in states)
     y = poisoned(tokens[2].shape, tokens[2].dtype)
     program.attention_kept(*tokens, *states, sequences, kept, y)
-    bar_y, *bar_states = cotangents(case, inputs)
+    bar_y, *bar_states = (x.clone() for x in bars or cotangents(case, inputs))
     bar_tokens = (*(poisoned(x.shape, x.dtype) for x in tokens[:5]), poisoned(tokens[4].shape))
     program.backward(tokens, kept, rows(bar_y), tuple(bar_states), sequences, bar_tokens, wanted)
     bar_gamma = bar_tokens[5].sum(dim=0) if inputs.gamma.dim() == 1 else bar_tokens[5]

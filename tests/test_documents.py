@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "templates/README.md", "tuning_db/winners/README.md")
 DOCUMENTS += ("docs/performance.md", "docs/scaling.md", "docs/learning.md", "docs/recall.md", "docs/beyond.md")
-DOCUMENTS += ("docs/tuning.md", "docs/backward.md")
+DOCUMENTS += ("docs/tuning.md", "docs/backward.md", "docs/non-finite.md")
 TEXTS = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 EVERYTHING = "\n".join(TEXTS.values())
 
