@@ -43,9 +43,16 @@ def poisoned(shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def run_backward(
-    operator: CompiledOperator, case: Case, inputs: Inputs, wanted: tuple[str, ...] = GRADIENTS
+    operator: CompiledOperator,
+    case: Case,
+    inputs: Inputs,
+    wanted: tuple[str, ...] = GRADIENTS,
+    given: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, ...]:
-    """y, then the gradients in the order of `NAMES`, gamma's summed where it was given per head."""
+    """y, then the gradients in the order of `NAMES`, gamma's summed where it was given per head.
+
+    `given` are cotangents of y and of the final states, if not those of `cotangents`.
+    """
     names = ("q", "k", "v", "alpha", "log_beta", "gamma")
     tensors = {name: rows(x) for name, x in zip(names, inputs.args, strict=True)}
     bars = {f"bar_{name}": poisoned(tensors[name].shape, tensors[name].dtype) for name in names}
@@ -56,7 +63,7 @@ def run_backward(
     y = poisoned(tensors["v"].shape, tensors["v"].dtype)
     tensors |= {**states, **kept, "y": y}
     operator.forward(tensors, sequences)
-    bar_y, *bar_states = cotangents(case, inputs)
+    bar_y, *bar_states = (x.clone() for x in given or cotangents(case, inputs))
     bars |= {"bar_y": rows(bar_y), "bar_S_k": bar_states[0], "bar_S_v": bar_states[1]}
     operator.backward(tensors | bars, sequences, wanted)
     if inputs.gamma.dim() == 1:

@@ -24,6 +24,9 @@
 
 using std::max;
 using std::min;
+// CUDA's of two floats: where one is NaN it is the other.
+static float max(float x, float y) { return std::fmax(x, y); }
+static float min(float x, float y) { return std::fmin(x, y); }
 using half = _Float16;
 
 struct Index {

@@ -17,7 +17,7 @@ from codegen.kernels.table import arguments_table, tensors_table
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "templates/README.md", "tuning_db/winners/README.md")
 DOCUMENTS += ("docs/performance.md", "docs/scaling.md", "docs/learning.md", "docs/recall.md", "docs/beyond.md")
-DOCUMENTS += ("docs/tuning.md", "docs/backward.md", "docs/trust.md")
+DOCUMENTS += ("docs/tuning.md", "docs/backward.md", "docs/trust.md", "docs/non-finite.md")
 TEXTS = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 EVERYTHING = "\n".join(TEXTS.values())
 

@@ -33,8 +33,9 @@ _FUNCTIONS: Mapping[str, Callable[..., str]] = {
     "rsqrt": lambda x: f"1 / tl.sqrt({x})",
     "abs": lambda x: f"tl.abs({x})",
     "sign": lambda x: f"(tl.where({x} > 0, 1.0, 0.0) - tl.where({x} < 0, 1.0, 0.0))",
-    "max": lambda x, y: f"tl.maximum({x}, {y})",
-    "min": lambda x, y: f"tl.minimum({x}, {y})",
+    # Left alone, both drop a NaN.
+    "max": lambda x, y: f"tl.maximum({x}, {y}, propagate_nan=tl.PropagateNan.ALL)",
+    "min": lambda x, y: f"tl.minimum({x}, {y}, propagate_nan=tl.PropagateNan.ALL)",
     "where": lambda condition, x, y: f"tl.where({condition}, {x}, {y})",
     "power": lambda x, exponent: f"tl.exp2({exponent} * tl.log2({x}))",
 }

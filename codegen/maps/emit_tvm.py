@@ -24,6 +24,28 @@ RESERVED = (
     *("features", "stats", "kept", "first", "bar_z", "bar_alpha", "scaled", "eps", "zeros", "real", "exp", "sigmoid"),
 )
 
+
+def _is_constant(text: str) -> bool:
+    return text.startswith("T.float32(") and text.endswith(")") and text.count("(") == 1
+
+
+def _extreme(function: str, x: str, y: str) -> str:
+    """max or min that keeps NaN: for numbers that do not compare, TVM's are their second argument."""
+    if _is_constant(y):
+        return f"T.{function}({y}, {x})"
+    return f"T.{function}({x}, {y})" if _is_constant(x) else selected(function, x, y)
+
+
+def selected(function: str, x: str, y: str) -> str:
+    """max or min that keeps NaN, by comparing."""
+    sign = ">" if function == "max" else "<"
+    if _is_constant(y):
+        x, y = y, x
+    if _is_constant(x):
+        return f"T.Select({x} {sign} {y}, {x}, {y})"
+    return f"T.Select({x} {sign} {y}, {x}, T.Select({y} {sign}= {x}, {y}, {x} + {y}))"
+
+
 FUNCTIONS: Mapping[str, Callable[..., str]] = {
     "exp": lambda x: f"exp({x})",
     "log": lambda x: f"T.log({x})",
@@ -33,8 +55,8 @@ FUNCTIONS: Mapping[str, Callable[..., str]] = {
     "rsqrt": lambda x: f"T.float32(1) / T.sqrt({x})",
     "abs": lambda x: f"T.abs({x})",
     "sign": lambda x: f"sign_of({x})",
-    "max": lambda x, y: f"T.max({x}, {y})",
-    "min": lambda x, y: f"T.min({x}, {y})",
+    "max": lambda x, y: _extreme("max", x, y),
+    "min": lambda x, y: _extreme("min", x, y),
     "where": lambda condition, x, y: f"T.Select({condition}, {x}, {y})",
     "power": lambda x, exponent: f"exp({exponent} * T.log({x}))",
 }

@@ -7,7 +7,7 @@ read; a sweep with more sums is made in several.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from codegen.maps.derive import value_of
@@ -20,6 +20,7 @@ from codegen.maps.emit_tvm import (
     reads_eps,
     replaces_z,
     says,
+    selected,
     statements,
     store,
     write,
@@ -33,7 +34,14 @@ __all__ = ["apply", "codes", "functions_of", "identifier", "reads_eps"]
 _TOGETHER = 2
 """Sums of one sweep: half of the rows of `sums`."""
 
-_FUNCTIONS = {**FUNCTIONS, "exp": lambda x: f"T.exp({x})", "tanh": lambda x: f"T.tanh({x})"}
+_FUNCTIONS: Mapping[str, Callable[..., str]] = {
+    **FUNCTIONS,
+    "exp": lambda x: f"T.exp({x})",
+    "tanh": lambda x: f"T.tanh({x})",
+    # CUDA's own drop a NaN, whichever argument it is.
+    "max": lambda x, y: selected("max", x, y),
+    "min": lambda x, y: selected("min", x, y),
+}
 
 
 def apply(of: str) -> str:

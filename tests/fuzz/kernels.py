@@ -10,11 +10,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from codegen.program import operator_digest
-
 from codegen.backends import backend
 from codegen.defaults import default
 from codegen.device import cpu
+from codegen.kernels.build import operator_digest
 from codegen.legality import why_illegal
 from codegen.rule import MAPS, STEP_SIZES, Rule
 from codegen.schedule import SCHEDULES, Schedule, TritonSchedule, TvmSchedule, variants_of
