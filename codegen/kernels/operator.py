@@ -106,13 +106,15 @@ class CompiledOperator:
                 continue
             for name, argument in arguments:
                 if name not in buffers:
-                    buffers[name] = self._made(argument, tensors["log_beta"], sequences, wanted)
+                    buffers[name] = self._made(
+                        argument, launch.spec_of(self.spec), tensors["log_beta"], sequences, wanted
+                    )
             kernel(grids.get(launch.grid, programs), *[buffers[name] for name, _ in arguments])
 
     def _made(
-        self, argument: Argument, like: torch.Tensor, sequences: Sequences, wanted: frozenset[str]
+        self, argument: Argument, spec: Spec, like: torch.Tensor, sequences: Sequences, wanted: frozenset[str]
     ) -> torch.Tensor | int:
-        """What no caller gives: a number, or memory that one kernel leaves for itself or for the next."""
+        """What no caller gives: a number, or memory that one kernel, made for `spec`, leaves for itself or the next."""
         import torch
 
         if argument.name == "wanted":
@@ -120,18 +122,18 @@ class CompiledOperator:
         if argument.name == "segments":
             tokens = sequences.most_chunks * self.spec.problem.chunk
             return min(MOST_SEGMENTS, max(2, tokens // _SEGMENT_TOKENS))
-        dtype = getattr(torch, dtype_of(argument, self.spec, self.schedule))
-        return like.new_empty([self._length(axis, like, sequences) for axis in argument.axes], dtype=dtype)
+        dtype = getattr(torch, dtype_of(argument, spec, self.schedule))
+        return like.new_empty([self._length(axis, spec, like, sequences) for axis in argument.axes], dtype=dtype)
 
-    def _length(self, axis: str, like: torch.Tensor, sequences: Sequences) -> int:
+    def _length(self, axis: str, spec: Spec, like: torch.Tensor, sequences: Sequences) -> int:
         tokens, heads = like.shape
         if axis.startswith("padded_"):
             unit = self.schedule.row_unit
-            return -(-int(getattr(self.spec.problem, axis.removeprefix("padded_"))) // unit) * unit
+            return -(-int(getattr(spec.problem, axis.removeprefix("padded_"))) // unit) * unit
         if axis in ("slots", "dim_k", "dim_v"):
-            return int(getattr(self.spec.problem, axis))
+            return int(getattr(spec.problem, axis))
         if axis == "tiles":
-            return segment_tiles(self.spec, self.schedule, tokens)
+            return segment_tiles(spec, self.schedule, tokens)
         if axis == "workers":
             return self.schedule.workers(sequences.count * heads)
         return {"tokens": tokens, "heads": heads, "sequences": sequences.count, "chunks": sequences.chunks}[axis]

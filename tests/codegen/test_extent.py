@@ -127,7 +127,8 @@ def test_a_backward_allocates_what_was_foretold(where, dtype, changes, link):
         y, *states, kept_k, kept_v = launch.attention_kept(program, *x.args, *x.initial_state, sequences)
     assert allocations.bytes == sum(forward_bytes(program.spec, program.schedule, extent).values())
     with Allocations() as allocations:
-        launch.attention_backward(program, x.args, (kept_k, kept_v), (y, *states), sequences, range(8))
+        given = dict(zip(("q", "k", "v", "alpha", "log_beta", "gamma"), x.args, strict=True))
+        launch.attention_backward(program, given, (kept_k, kept_v), (y, *states), sequences, (*given, "S_k", "S_v"))
     assert allocations.bytes == sum(reverse_bytes(program.spec, program.schedule, extent).values())
 
 

@@ -33,6 +33,9 @@ def program_of(operator: str, chunk: int, **changes: object) -> CompiledOperator
     return build(spec, schedule if variant is None else dataclasses.replace(schedule, variant=variant), cpu())
 
 
+NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma")
+
+
 def empty(*shape: int) -> Tensor:
     """Memory that nothing has touched."""
     try:
@@ -48,14 +51,19 @@ def far(x: Tensor, rows: int) -> Tensor:
     return whole
 
 
-def inputs() -> tuple[list[Tensor], list[Tensor]]:
+def inputs() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """q, k, v, alpha, log_beta and gamma of one sequence and head, its rows flattened; its two states."""
     given = make_inputs(1, TOKENS, 1, SIZE, SIZE, SIZE)
-    return [x if x.dim() == 1 else x.flatten(0, 1) for x in given.args], list(given.initial_state)
+    rows = {name: x if x.dim() == 1 else x.flatten(0, 1) for name, x in zip(NAMES, given.args, strict=True)}
+    return rows, dict(zip(("S_k", "S_v"), given.initial_state, strict=True))
 
 
-def far_inputs(rows: list[Tensor]) -> list[Tensor]:
-    return [x if x.dim() == 1 else far(x, FAR) for x in rows]
+def far_inputs(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x if x.dim() == 1 else far(x, FAR) for name, x in rows.items()}
+
+
+def copies(states: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: state.clone() for name, state in states.items()}
 
 
 def sequences(first: int, chunks: int, first_chunk: int = 0) -> Sequences:
@@ -68,30 +76,33 @@ def test_tokens_of_attention(variant: str, chunk: int) -> None:
     program = program_of("trellis_attention", chunk, variant=variant, tokens=TOKENS)
     assert program.schedule.variant == variant
     (rows, states), chunks = inputs(), -(-TOKENS // chunk)
-    moved = [s.clone() for s in states]
+    moved = copies(states)
     y, far_y = torch.empty(TOKENS, 1, SIZE), empty(FAR + TOKENS, 1, SIZE)
-    program.attention(*rows, *states, sequences(0, chunks), y)
-    program.attention(*far_inputs(rows), *moved, sequences(FAR, chunks), far_y)
+    program.forward(rows | states | {"y": y}, sequences(0, chunks))
+    program.forward(far_inputs(rows) | moved | {"y": far_y}, sequences(FAR, chunks))
     assert torch.equal(far_y[FAR:], y)
-    assert all(torch.equal(a, b) for a, b in zip(moved, states, strict=True))
+    assert all(torch.equal(moved[name], state) for name, state in states.items())
 
 
 def test_chunk_states_of_an_update_and_of_its_readout() -> None:
     update, readout = program_of("memory_update", 1), program_of("memory_readout", 1)
-    (q, k, _, alpha, *gates), (state, _) = inputs()
+    rows, states = inputs()
+    of_update = {"w": rows["k"], **{name: rows[name] for name in ("alpha", "log_beta", "gamma")}}
+    of_readout = {"w": rows["k"], **{name: rows[name] for name in ("log_beta", "gamma")}}
     near, distant = sequences(0, TOKENS), sequences(FAR, TOKENS, FAR_STATES)
     chunk_states, codes = torch.empty(TOKENS, 1, SIZE, SIZE), torch.empty(TOKENS, 1, SIZE)
-    update.update(k, alpha, *gates, state.clone(), near, chunk_states, codes)
+    kept = {"chunk_states": chunk_states, "codes": codes}
+    update.forward(of_update | kept | {"S": states["S_k"].clone()}, near)
     y = torch.empty(TOKENS, 1, SIZE)
-    readout.readout(q, k, chunk_states, codes, *gates, near, y)
+    readout.forward(of_readout | kept | {"read": rows["q"], "y": y}, near)
 
     far_states, far_codes = empty(FAR_STATES + TOKENS, 1, SIZE, SIZE), empty(FAR + TOKENS, 1, SIZE)
-    far_k, far_alpha, *far_gates = far_inputs([k, alpha, *gates])
-    update.update(far_k, far_alpha, *far_gates, state.clone(), distant, far_states, far_codes)
+    far_kept = {"chunk_states": far_states, "codes": far_codes}
+    update.forward(far_inputs(of_update) | far_kept | {"S": states["S_k"].clone()}, distant)
     assert torch.equal(far_states[FAR_STATES:], chunk_states)
     assert torch.equal(far_codes[FAR:], codes)
     far_y = empty(FAR + TOKENS, 1, SIZE)
-    readout.readout(far(q, FAR), far_k, far_states, far_codes, *far_gates, distant, far_y)
+    readout.forward(far_inputs(of_readout) | far_kept | {"read": far(rows["q"], FAR), "y": far_y}, distant)
     assert torch.equal(far_y[FAR:], y)
 
 
@@ -100,14 +111,18 @@ def test_tokens_and_kept_states_of_a_backward() -> None:
     rows, states = inputs()
     chunks = -(-TOKENS // program.segment_tokens)
 
-    def run(rows: list[Tensor], where: Sequences, tokens: int, kept_rows: int) -> tuple[Tensor, ...]:
-        moved = [s.clone() for s in states]
-        kept = tuple(empty(kept_rows, 1, SIZE, SIZE) for _ in range(2))
-        y, bars = empty(tokens, 1, SIZE), [empty(tokens, *x.shape[1:]) for x in (*rows[:5], rows[4])]
-        program.attention_kept(*rows, *moved, where, kept, y)
-        bar_states = (torch.ones_like(states[0]), torch.ones_like(states[1]))
-        program.backward(tuple(rows), kept, y, bar_states, where, tuple(bars))
-        return (*(x[-TOKENS:] for x in (y, *bars)), *(x[-chunks:] for x in kept), *bar_states)
+    def run(rows: dict[str, Tensor], where: Sequences, tokens: int, kept_rows: int) -> tuple[Tensor, ...]:
+        kept = {f"chunk_states_{w}": empty(kept_rows, 1, SIZE, SIZE) for w in "kv"}
+        bars = {
+            f"bar_{name}": empty(tokens, *(rows[name] if name != "gamma" else rows["log_beta"]).shape[1:])
+            for name in rows
+        }
+        tensors = rows | copies(states) | kept | {"y": empty(tokens, 1, SIZE)}
+        program.forward(tensors, where)
+        bar_states = {f"bar_{name}": torch.ones_like(state) for name, state in states.items()}
+        program.backward(tensors | bars | bar_states | {"bar_y": tensors["y"]}, where)
+        of_tokens = (x[-TOKENS:] for x in (tensors["y"], *bars.values()))
+        return (*of_tokens, *(x[-chunks:] for x in kept.values()), *bar_states.values())
 
     expected = run(rows, sequences(0, chunks), TOKENS, chunks)
     found = run(far_inputs(rows), sequences(FAR, chunks, FAR_STATES), FAR + TOKENS, FAR_STATES + chunks)
