@@ -25,6 +25,23 @@ _SEGMENT_TOKENS = 128
 
 
 @dataclass(frozen=True)
+class Step:
+    """One launch of an operator.
+
+    Attributes:
+        launch: as its variant has it.
+        kernel: compiled.
+        spec: that the kernel was rendered for.
+        arguments: of the kernel in order, each with the name of its buffer.
+    """
+
+    launch: Launch
+    kernel: Kernel
+    spec: Spec
+    arguments: tuple[tuple[str, Argument], ...]
+
+
+@dataclass(frozen=True)
 class CompiledOperator:
     """The kernels of one operator.
 
@@ -81,13 +98,14 @@ class CompiledOperator:
         return self.spec.problem.chunk if self.spec.problem.direction == "forward" else self.segment_tokens
 
     @functools.cached_property
-    def launches(self) -> tuple[tuple[Launch, Kernel, tuple[tuple[str, Argument], ...]], ...]:
-        """Each launch with its kernel, and its arguments with the names of their buffers."""
+    def steps(self) -> tuple[Step, ...]:
+        """The launches in order."""
         found = []
         for launch, kernel in zip(launches_for(self.spec, self.schedule), self.kernels, strict=True):
-            arguments = kernel_arguments(launch.kernel, launch.spec_of(self.spec), self.schedule)
+            spec = launch.spec_of(self.spec)
+            arguments = kernel_arguments(launch.kernel, spec, self.schedule)
             named = tuple((launch.buffer_of(argument.name), argument) for argument in arguments)
-            found.append((launch, kernel, named))
+            found.append(Step(launch, kernel, spec, named))
         return tuple(found)
 
     def _run(
@@ -101,15 +119,14 @@ class CompiledOperator:
         }
         programs = sequences.count * tensors["log_beta"].shape[1]
         grids = {CHUNKS: programs * sequences.most_chunks, MEMORIES: 2 * programs}
-        for launch, kernel, arguments in self.launches:
+        for step in self.steps:
+            launch = step.launch
             if launch.reverse is not reverse or (launch.gradients and not launch.gradients & wanted):
                 continue
-            for name, argument in arguments:
+            for name, argument in step.arguments:
                 if name not in buffers:
-                    buffers[name] = self._made(
-                        argument, launch.spec_of(self.spec), tensors["log_beta"], sequences, wanted
-                    )
-            kernel(grids.get(launch.grid, programs), *[buffers[name] for name, _ in arguments])
+                    buffers[name] = self._made(argument, step.spec, tensors["log_beta"], sequences, wanted)
+            step.kernel(grids.get(launch.grid, programs), *[buffers[name] for name, _ in step.arguments])
 
     def _made(
         self, argument: Argument, spec: Spec, like: torch.Tensor, sequences: Sequences, wanted: frozenset[str]

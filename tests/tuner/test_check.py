@@ -46,7 +46,7 @@ class Tampered:
 
 
 def names_of(operator: CompiledOperator, launch: int) -> tuple[str, ...]:
-    return tuple(name for name, _ in operator.launches[launch][2])
+    return tuple(name for name, _ in operator.steps[launch].arguments)
 
 
 def tampered(spec: Spec, tamper: Any, launch: int = 0) -> CompiledOperator:
