@@ -78,7 +78,11 @@ def test_a_wrong_order_of_parameters_is_found_on_an_emulated_gpu(exports, tmp_pa
 
 
 @NO_GPU
-def test_without_a_gpu_every_export_is_a_finding_that_says_so(exports):
+def test_without_a_gpu_every_export_is_a_finding_that_says_so(exports, tmp_path, monkeypatch):
+    # The folder where it is started has another tuner.
+    (tmp_path / "tuner").mkdir()
+    (tmp_path / "tuner" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
     found = list(examine_all(exports_in(exports)))
     assert [(each.name, each.ok) for each in found] == [("one", False), ("two", False)]
     assert all("torch sees no GPU" in each.text for each in found)
@@ -118,7 +122,7 @@ def line(found: Found) -> str:
 
 def test_a_process_that_dies_is_a_finding_and_the_others_go_on(as_process):
     right = [line(Found(name, True, "right")) for name in ("one", "three")]
-    as_process(f'case "$3" in one) {right[0]}; echo bad access >&2; kill -9 $$;; two) exit 7;; *) {right[1]};; esac')
+    as_process(f'case "$4" in one) {right[0]}; echo bad access >&2; kill -9 $$;; two) exit 7;; *) {right[1]};; esac')
     found = list(examine_all([Path("one"), Path("two"), Path("three")]))
     assert [(each.name, each.ok) for each in found] == [("one", True), ("two", False), ("three", True)]
     assert found[1].text.startswith("its process ended with -9: bad access")
@@ -126,7 +130,7 @@ def test_a_process_that_dies_is_a_finding_and_the_others_go_on(as_process):
 
 def test_after_a_wrong_answer_another_process_goes_on(as_process, tmp_path):
     bad, good = (line(Found(name, name == "two", "")) for name in ("one", "two"))
-    as_process(f'echo "$3" >> {tmp_path}/begun; case "$3" in one) {bad}; sleep 60;; *) {good};; esac')
+    as_process(f'echo "$4" >> {tmp_path}/begun; case "$4" in one) {bad}; sleep 60;; *) {good};; esac')
     assert [each.ok for each in examine_all([Path("one"), Path("two")])] == [False, True]
     assert (tmp_path / "begun").read_text().split() == ["one", "two"]
 
