@@ -14,8 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "templates/README.md", "tuning_db/winners/README.md")
-DOCUMENTS += ("docs/performance.md", "docs/scaling.md", "docs/learning.md", "docs/recall.md", "docs/beyond.md")
-DOCUMENTS += ("docs/tuning.md", "docs/backward.md")
+DOCUMENTS += tuple(sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 TEXTS = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 EVERYTHING = "\n".join(TEXTS.values())
 
@@ -140,8 +139,8 @@ def test_every_environment_variable_is_read_and_documented() -> None:
     tests = [path.read_text() for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
     read = set(re.findall(r'"(TRELLIS_OPS_[A-Z_]+|TVM_[A-Z_]+)"', "\n".join(sources)))
     assert {"TRELLIS_OPS_CACHE", "TRELLIS_OPS_IMPLEMENTATION"} <= read
-    assert [name for name in sorted(read) if f"| `{name}` |" not in TEXTS["README.md"]] == []
-    listed = re.findall(r"^\| `([A-Z_]+)` \|", TEXTS["README.md"], re.MULTILINE)
+    assert [name for name in sorted(read) if f"| `{name}` |" not in TEXTS["docs/configuration.md"]] == []
+    listed = re.findall(r"^\| `([A-Z_]+)` \|", TEXTS["docs/configuration.md"], re.MULTILINE)
     named = {*listed, *re.findall(r"\b(?:TRELLIS_OPS|TRITON|TVM|GOMP)_[A-Z_]+\b", EVERYTHING)}
     assert [name for name in sorted(named) if f'"{name}"' not in "\n".join([*sources, *tests])] == []
 
@@ -156,6 +155,12 @@ def test_every_dotted_name_exists() -> None:
             if not hasattr(found, part):
                 importlib.import_module(".".join(parts[:depth]))
             found = getattr(found, part)
+
+
+def test_readme_is_short_and_begins_with_an_example() -> None:
+    lines = TEXTS["README.md"].splitlines()
+    assert len(lines) <= 150
+    assert "```python" in lines[:30]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
