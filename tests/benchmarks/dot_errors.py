@@ -111,11 +111,11 @@ def print_hard() -> None:
             print(f"| {slots} | {dim} | {precision} | {' | '.join(cells)} |", flush=True)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """One row per write map, type of the inputs, direction and precision; or the rows of --hard."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.dot_errors", description=__doc__)
     parser.add_argument("--hard", action="store_true", help="on the hard inputs of the check instead")
-    if parser.parse_args().hard:
+    if parser.parse_args(arguments).hard:
         print_hard()
         return
     print("| phi | inputs | direction | dots | furthest off | error | allowed |")

@@ -28,12 +28,12 @@ def measured(named: NamedSpec, ledger: Ledger, device: Device) -> Iterator[tuple
             yield schedule, entry.values["seconds"]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """One row per spec."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.guesses", description=__doc__)
     parser.add_argument("findings", type=Path, help="findings.jsonl of a campaign")
     parser.add_argument("--arch", choices=sorted(NAMED), default="sm_90", help="of its GPU (default %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     ledger, device = Ledger(options.findings), NAMED[options.arch]
     print("| spec | schedules | rank correlation | fastest of the first five, to the fastest |\n|---|---|---|---|")
     for named in load_workload(DEFAULT_FILE, device.kind):
