@@ -13,6 +13,7 @@ from typing import Any
 
 from codegen.maps.derive import pullback_of, value_of, write_of
 from codegen.maps.expression import Expr
+from codegen.maps.folding import folded
 from codegen.maps.masks import masked_names
 from codegen.maps.printer import Printer
 from codegen.maps.program import Definition, Program, program
@@ -156,9 +157,10 @@ def _function(
     for name, value in made.outputs.items():
         text = _real(_shaped(value, printer), axis) if name in masked else _shaped(value, printer)
         if len(made.outputs) > 1:
-            lines.append(f"{name} = {text}  # {_NUMBERS[name]}")
+            lines += [f"# {_NUMBERS[name]}", f"{name} = {text}"]
         results.append(name if len(made.outputs) > 1 else text)
-    body = "".join(f"    {line}\n" for line in [f'"""{says}"""', *lines, f"return {', '.join(results)}"])
+    lines = [f'"""{says}"""', *lines, f"return {', '.join(results)}"]
+    body = "".join(f"    {part}\n" for line in lines for part in folded(line, 4))
     return f"{_HEAD}def {head}:\n{body}"
 
 

@@ -8,11 +8,13 @@ program.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from codegen.maps.derive import Write, pullback_of, value_of, write_of
 from codegen.maps.expression import Expr, eps, nodes
+from codegen.maps.folding import folded
 from codegen.maps.masks import masked_names
 from codegen.maps.printer import Printer
 from codegen.maps.program import Program, program, used
@@ -141,7 +143,7 @@ class _Function:
         self.places.rows.update({each: self.keep(each) for each in part.stored})
         maxima = [each.name for each in part.reductions if each.value.op == "max"]
         sums = [each.name for each in part.reductions if each.value.op != "max"]
-        lines = ["", f"def {name}(m, t, l, real):", *(f"    {line}" for line in body), ""]
+        lines = ["", f"def {name}(m, t, l, real):", *_indented(body), ""]
         lines += [f"fill({each}, LOWEST)" for each in maxima]
         lines.append(f"walk.sweep(b, {self.places.width}, {name})")
         lines += [f"walk.{kind}({', '.join(names)})" for kind, names in (("highest", maxima), ("total", sums)) if names]
@@ -190,7 +192,12 @@ def _scalars(part: Sweep, places: Places) -> list[str]:
     body += [f"T.buffer_store({each.name}, {places.text(each.value)}, [l])" for each in part.scalars]
     if not body:
         return []
-    return ["", "def of_lane(t, l):", *(f"    {line}" for line in body), "", "walk.each_lane(b, of_lane)"]
+    return ["", "def of_lane(t, l):", *_indented(body), "", "walk.each_lane(b, of_lane)"]
+
+
+def _indented(lines: Iterable[str]) -> list[str]:
+    """The body of a function inside of that over one vector."""
+    return [f"    {part}" for line in lines for part in folded(line, 12)]
 
 
 def _written(head: str, says: str, lines: Iterable[str], before: Iterable[str] = ()) -> str:
@@ -390,7 +397,7 @@ def write_and_push(of: str, bilevel: bool) -> str:
             _written("write_codes(walk, Z, A, U, scaled, kept, stats, g)", says(of), write.lines()),
             _written(
                 "push_codes(walk, Z, A, kept, stats, g, Y, bar_z, bar_alpha, first)",
-                f"{numbers} from Y, of which bar U is -gamma times; `first` says that bar alpha is set, not added to.",
+                f"{numbers}; bar U is -gamma Y, and `first` sets bar alpha.",
                 push.lines(),
             ),
         )
@@ -413,7 +420,7 @@ def _keep_scalars(part: Sweep, kept: Kept) -> list[str]:
     stores = [f"T.buffer_store(stats, {name}[l], [{kept.scalars.index(name)}, t])" for name in names]
     if not stores:
         return []
-    return ["", "def of_token(t, l):", *(f"    {line}" for line in stores), "", "walk.each_token(b, of_token)"]
+    return ["", "def of_token(t, l):", *_indented(stores), "", "walk.each_token(b, of_token)"]
 
 
 def _all_kept(phi: str, applied: Iterable[str], bilevel: bool) -> list[Kept]:
@@ -435,9 +442,23 @@ def kept_rows(phi: str, applied: Iterable[str], bilevel: bool) -> int:
     return max(1, *(len(kept.rows) for kept in _all_kept(phi, applied, bilevel)))
 
 
-def helpers_of(phi: str, applied: Iterable[str]) -> str:
+def _text(phi: str, applied: Iterable[str], backward: bool) -> str:
+    if backward:
+        return write_and_push(phi, True) + "".join(apply_and_pull(of) for of in applied if of != "identity")
+    return codes(phi) + "".join(apply(of) for of in applied if of != "identity")
+
+
+def used_by(phi: str, applied: Iterable[str], backward: bool) -> set[str]:
+    """What the functions of the maps named use of templates/tvm/walks.j2."""
+    text = _text(phi, applied, backward)
+    found = {name for name in ("LOWEST", "fill", "zeros", "registers", "add") if re.search(rf"\b{name}\b", text)}
+    found |= {"zeros", "add"} if backward else set()
+    return found | ({"registers"} if "zeros" in found else set())
+
+
+def helpers_of(phi: str, applied: Iterable[str], backward: bool) -> str:
     """Functions of one number that those of the maps named call, beside exp."""
-    text = codes(phi) + write_and_push(phi, True) + "".join(apply(of) + apply_and_pull(of) for of in applied)
+    text = _text(phi, applied, backward)
     found = [each for name, each in HELPERS.items() if f"{name}(" in text]
     return "".join(f"{each}\n\n" for each in found)
 

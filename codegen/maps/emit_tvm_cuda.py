@@ -25,6 +25,7 @@ from codegen.maps.emit_tvm import (
     store,
     write,
 )
+from codegen.maps.folding import folded
 from codegen.maps.program import Program, program
 from codegen.maps.registry import find
 from codegen.maps.sweeps import Sweep, early_scalars, is_long, sweeps
@@ -98,8 +99,14 @@ def _function(head: str, says_what: str, made: Program, places: Places) -> str:
             continue
         (result,) = made.outputs.values()
         lines.append(f"        {store(place, places.text(result))}")
-    body = "".join(f"    {line}\n" for line in lines)
+    body = "".join(f"{part}\n" for line in lines for part in _fitting(f"    {line}"))
     return f'def {head}:\n    """{says_what}"""\n{body}'
+
+
+def _fitting(line: str) -> list[str]:
+    text = line.lstrip()
+    indent = len(line) - len(text)
+    return [" " * indent + part for part in folded(text, indent)] if text.startswith("T.") or " = " in text else [line]
 
 
 def _split(parts: Sequence[Sweep]) -> list[Sweep]:
