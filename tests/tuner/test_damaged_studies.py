@@ -174,7 +174,7 @@ def plant(path: Path, names: Iterable[str]) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("planted", groups(), ids=lambda names: "; ".join(names))
+@pytest.mark.parametrize("planted", list(groups()), ids=lambda names: "; ".join(names))
 @pytest.mark.filterwarnings("ignore:study .* of this storage is damaged")
 def test_a_row_that_nobody_wrote_stops_nothing(searched_before, tmp_path, planted):
     path = tmp_path / "studies.db"
