@@ -14,7 +14,7 @@ from torch import Tensor
 from codegen.kernels.sequences import Sequences
 from codegen.rule import Rule
 from trellis_ops import arguments, autocast, backward, batching, eager, gradients, launch, overlap, quick_step, values
-from trellis_ops.plan import Plan, plan
+from trellis_ops.plan import QUICK_PLANS, Plan, plan
 
 ATTENTION_NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v", "cu_seqlens")
 """The tensors of `trellis_attention`, in the order of its schema."""
@@ -364,10 +364,14 @@ def run_step(
     tensors, settings = (q, k, v, alpha, log_beta, gamma, S_k, S_v, G_k, G_v), (phi, link, out, phi_eps)
     key = quick_step.key_of(tensors, settings, implementation)
     gradient_state = None if G_k is None or G_v is None else (G_k, G_v)
-    quick = quick_step.known(key)
+    try:
+        quick = QUICK_PLANS.get(key)
+    except TypeError:
+        # A list where a name belongs, say, cannot be a part of a key; the long way says so.
+        key = quick = None
     if quick is not None:
         try:
-            y = quick_step.step(quick, v, q, k, v, alpha, log_beta, gamma, S_k, S_v, *(gradient_state or ()))
+            y = quick_step.step(quick, q, k, v, alpha, log_beta, gamma, S_k, S_v, *(gradient_state or ()))
         except RuntimeError:
             # Bad input has a better reason. A kernel that has begun must not run again: it has moved states.
             step_request(*tensors, *settings)

@@ -36,52 +36,52 @@ def key_of(
     return (shapes, q.dtype, g_k is None, g_v is None, settings, implementation, torch.get_num_threads())
 
 
-def known(key: Hashable | None) -> Plan | None:
-    """The plan whose kernel a call with this key may be given to as it is."""
-    try:
-        return plan.QUICK_PLANS.get(key)
-    except TypeError:
-        return None  # A list where a name belongs, say, cannot be a part of a key; the long way says so.
-
-
-def step(found: Plan, v: Tensor, *tensors: Tensor) -> Tensor | None:
+def step(
+    found: Plan,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    log_beta: Tensor,
+    gamma: Tensor,
+    S_k: Tensor,
+    S_v: Tensor,
+    *starts: Tensor,
+) -> Tensor | None:
     """y `[B, H, D_v]`, the states moved in place; None, and nothing written, if sizes, types or memory are refused.
 
     Args:
-        found: what `known` says.
-        v: what y is like.
-        tensors: q, k, v, alpha, log_beta, gamma, S_k, S_v, and where the caller keeps them apart G_k, G_v.
+        found: what `plan.QUICK_PLANS` has for the call's key.
+        starts: G_k and G_v, where the caller keeps them apart.
 
     Raises:
         RuntimeError: TVM knows nothing of a tensor's device or type, or the kernel has begun.
     """
     assert found.program is not None
-    states = tensors[6:8]
+    y = torch.empty_like(v)
     try:
         # The kernel takes contiguous states only, so that where they begin tells whether they meet.
-        (bytes_k, bytes_v), at_k, at_v = found.state_bytes, tensors[6].data_ptr(), tensors[7].data_ptr()
-        if -bytes_v < at_v - at_k < bytes_k or (len(tensors) > 8 and _meet(at_k, at_v, found, *tensors[8:])):
+        (bytes_k, bytes_v), at_k, at_v = found.state_bytes, S_k.data_ptr(), S_v.data_ptr()
+        if -bytes_v < at_v - at_k < bytes_k:
             return None
-        y = torch.empty_like(v)
-        found.program.kernels[0](found.heads, *tensors, found.sequences.cu_seqlens, y)
+        if starts:
+            start_k, start_v = starts[0].data_ptr(), starts[1].data_ptr()
+            if (
+                -bytes_k < start_k - at_k < bytes_k
+                or -bytes_v < start_v - at_v < bytes_v
+                or -bytes_k < start_k - at_v < bytes_v
+                or -bytes_v < start_v - at_k < bytes_k
+            ):
+                return None
+        sequences = found.sequences.cu_seqlens
+        found.program.kernels[0](found.heads, q, k, v, alpha, log_beta, gamma, S_k, S_v, *starts, sequences, y)
     except (AttributeError, ValueError, TypeError):
         return None
     except BaseException:
-        _increment_version(states)
+        _increment_version((S_k, S_v))
         raise
-    _increment_version(states)
+    _increment_version((S_k, S_v))
     return y
-
-
-def _meet(at_k: int, at_v: int, found: Plan, G_k: Tensor, G_v: Tensor) -> bool:
-    """Whether states that z is taken at meet those at `at_k` and `at_v`."""
-    (bytes_k, bytes_v), start_k, start_v = found.state_bytes, G_k.data_ptr(), G_v.data_ptr()
-    return (
-        -bytes_k < start_k - at_k < bytes_k
-        or -bytes_v < start_v - at_v < bytes_v
-        or -bytes_k < start_k - at_v < bytes_v
-        or -bytes_v < start_v - at_k < bytes_k
-    )
 
 
 def remember(key: Hashable | None, found: Plan, refused: bool) -> None:

@@ -116,8 +116,6 @@ def check_state(
     """
     if not isinstance(state, TrellisState) or not all(isinstance(each, LayerState) for each in state.layers):
         raise TypeError(f"state is {type(state).__name__}, but must be a TrellisState of LayerStates")
-    if type(state.position) is not int:
-        raise TypeError(f"state.position is {state.position!r}, but must be an int")
     if len(state.layers) != layers:
         raise SizeError(name="number of layers in state", value=len(state.layers), expected=str(layers))
     whole_number("state.position", state.position, chunk - 1, " in this model", least=0)

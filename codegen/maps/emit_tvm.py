@@ -79,6 +79,7 @@ class Places:
         width, eps: texts of the two symbols.
         lane: the index of a scalar in its vector.
         functions: how functions are written.
+        means: the rows that scalars are the means of, by name.
     """
 
     rows: dict[str, str]
@@ -87,6 +88,7 @@ class Places:
     eps: str = "eps"
     lane: str = "l"
     functions: Mapping[str, Callable[..., str]] = field(default_factory=lambda: FUNCTIONS)
+    means: dict[str, str] = field(default_factory=dict)
 
     def text(self, x: Expr) -> str:
         """An expression of the program."""
@@ -94,6 +96,18 @@ class Places:
             self.functions, self._leaf, number, f"T.float32({self.width})", f"T.float32({self.eps})", "T.float32(0) - "
         )
         return printer(x)
+
+    def centred(self, x: Expr) -> str | None:
+        """The text of a row minus its mean; None if x is something else."""
+        if x.op != "add" or len(x.args) != 2:
+            return None
+        minus, row = x.args
+        if minus.op != "mul" or len(minus.args) != 2 or minus.args[0].value != -1 or row.op != "input":
+            return None
+        mean = minus.args[1]
+        if self.means.get(str(mean.value)) != str(row.value):
+            return None
+        return f"minus_mean({self.text(row)}, {self.text(mean)}, {self.width})"
 
     def _leaf(self, x: Expr) -> str:
         name = str(x.value)
@@ -154,7 +168,7 @@ def statements(part: Sweep, places: Places, keep: Callable[[str], str], masked: 
     """What a sweep does with each number: values, then sums, then what is stored, in place of an input last of all."""
     lines, stores, lane = list[str](), list[tuple[str, str]](), places.lane
     for each in part.rows:
-        text = places.text(each.value)
+        text = places.centred(each.value) or places.text(each.value)
         if is_long(each.value):
             lines.append(f"T.buffer_store({each.name}, {text}, [{lane}])")
             text = f"{each.name}[{lane}]"
@@ -169,6 +183,8 @@ def statements(part: Sweep, places: Places, keep: Callable[[str], str], masked: 
             stores.append((keep(each.name), text))
     for each in part.reductions:
         text = places.text(each.value.args[0])
+        if each.value.op == "mean":
+            places.means[each.name] = str(each.value.args[0].value)
         if each.value.op == "max":
             text = f"real({text}, LOWEST)" if lane == "l" else text
             lines.append(f"T.buffer_store({each.name}, T.max({each.name}[{lane}], {text}), [{lane}])")
@@ -464,6 +480,10 @@ def helpers_of(phi: str, applied: Iterable[str], backward: bool) -> str:
 
 
 HELPERS = {
+    "minus_mean": '''def minus_mean(x, mean, width):
+    """x - mean, exactly 0 in a row of one number: a product in x, added without rounding, would leave its rounding."""
+    return T.float32(0) if width == 1 else x - mean
+''',
     "sigmoid": """def sigmoid(x):
     return T.float32(1) / (T.float32(1) + exp(T.float32(0) - x))
 """,

@@ -13,6 +13,7 @@ from codegen.backends import backend, triton_descriptors
 from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.kernels.build import parts
+from codegen.kernels.signatures import kernel_arguments
 from codegen.legality import why_illegal
 from codegen.render import Source, render
 from codegen.rule import Rule
@@ -110,16 +111,17 @@ def test_illegal_schedules_say_why(sizes, settings, arch, reason):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "places"), [("trellis_fused", (0, 1, 2, 3)), ("memory_update", (0, 1)), ("memory_readout", (0, 1, 5))]
+    ("kernel", "operator", "names"),
+    [
+        ("trellis_fused", "trellis_attention", ["q", "k", "v", "alpha"]),
+        ("memory_update", "memory_update", ["w", "alpha"]),
+        ("memory_readout", "memory_readout", ["read", "w", "codes"]),
+    ],
 )
-def test_what_is_described_is_what_a_kernel_reads(kernel, places):
-    arguments = {
-        "trellis_fused": ["q_ptr", "k_ptr", "v_ptr", "alpha_ptr", "log_beta_ptr", "gamma_ptr", "S_k_ptr", "y_ptr"],
-        "memory_update": ["w_ptr", "alpha_ptr", "log_beta_ptr", "gamma_ptr", "S_ptr", "chunk_states_ptr", "codes_ptr"],
-        "memory_readout": ["read_ptr", "w_ptr", "log_beta_ptr", "gamma_ptr", "chunk_states_ptr", "codes_ptr", "y_ptr"],
-    }[kernel]
+def test_what_is_described_is_what_a_kernel_reads(kernel, operator, names):
+    arguments = kernel_arguments(kernel, spec_of(operator=operator), FUSED)
     source = Source(kernel, "tl.make_tensor_descriptor(", Path("kernel.py"), "digest")
-    assert triton_descriptors.described(source, arguments) == places
+    assert [arguments[place].name for place in triton_descriptors.described(source, arguments)] == names
     assert triton_descriptors.described(dataclasses.replace(source, text="tl.load("), arguments) == ()
 
 

@@ -284,9 +284,8 @@ def test_products_sum_in_vectors_that_processors_have(operator, dim):
 def test_a_source_that_does_not_parse_is_a_compile_error(tmp_path):
     spec = Case().spec
     schedule = default("tvm", spec, cpu())
-    path = tmp_path / "broken.py"
-    path.write_text("from tvm.script import tirx as T\nthis is not Python\n")
-    source = dataclasses.replace(render("trellis_fused", spec, schedule, cpu()), path=path)
+    text = "from tvm.script import tirx as T\nthis is not Python\n"
+    source = dataclasses.replace(render("trellis_fused", spec, schedule, cpu()), text=text, path=tmp_path / "broken.py")
     with pytest.raises(CompileError, match=r"broken\.py"):
         backend("tvm").compile(source, spec, schedule, cpu())
 

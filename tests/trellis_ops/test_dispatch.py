@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import trellis_ops
-from codegen import program, render
+from codegen import render
 from codegen.defaults import default
 from codegen.device import cpu
+from codegen.kernels import build as builder
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tests.inputs import make_inputs
@@ -180,7 +181,7 @@ def templates_that_refuse_one_thread(tmp_path, monkeypatch):
     shutil.copytree(render.TEMPLATES, copy)
     path = copy / "tvm" / "trellis_fused.py.j2"
     path.write_text("{% if schedule.threads == 1 %}{{ refused.here }}{% endif %}" + path.read_text())
-    caches = (render._environment, render.template_digest, program._build)
+    caches = (render._environment, render.template_digest, builder._build)
     monkeypatch.setattr(render, "TEMPLATES", copy)
     for cache in caches:
         cache.cache_clear()
