@@ -175,8 +175,7 @@ def test_a_source_that_does_not_compile(broken, reason, tmp_path):
     ((source, part),) = sources(spec_of("trellis_step", dim_v=40), schedule, device)
     assert broken in source.text
     path = tmp_path / f"broken_{abs(hash(reason))}.py"
-    path.write_text(source.text.replace(broken, reason))
-    bad = dataclasses.replace(source, path=path)
+    bad = dataclasses.replace(source, path=path, text=source.text.replace(broken, reason))
     with pytest.raises(CompileError, match=str(path)):
         backend("triton").inspect(bad, part, schedule, device)
 

@@ -95,13 +95,9 @@ def _values(case: Case, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def _alias(aliased: str, tensors: dict[str, Tensor]) -> None:
-    """Gradient states that are the states, or views of them, or one of them."""
-    if aliased in ("both", "first"):
-        tensors["G_k"] = tensors["S_k"]
+    """Gradient states that are the states, which is the exact recurrence; what shares memory otherwise is refused."""
     if aliased == "both":
-        tensors["G_v"] = tensors["S_v"]
-    if aliased == "views":
-        tensors["G_k"], tensors["G_v"] = tensors["S_k"][:], tensors["S_v"][:]
+        tensors["G_k"], tensors["G_v"] = tensors["S_k"], tensors["S_v"]
 
 
 def _bars(case: Case, generator: torch.Generator) -> dict[str, Tensor | None]:

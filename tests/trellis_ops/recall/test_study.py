@@ -210,7 +210,8 @@ def test_numbers_out_of_range_are_refused_before_anything_is_trained(study: str,
     big = "1" + "0" * 30
     for option in (
         *(f"--{name}={value}" for name in ("layers", "heads", "dim", "vocab", "batch") for value in ("0", "-1", big)),
-        *(f"--{name}={value}" for name in ("steps", "slots", "chunk", "pairs") for value in ("0", "-1", big)),
+        *(f"--{name}={value}" for name in ("steps", "slots", "pairs") for value in ("0", "-1", big)),
+        *(f"--chunk={value}" for value in ("0", "-1")),
         *(f"--{name}={value}" for name in ("phi-eps", "init-gamma") for value in ("nan", "inf", "-1", "0")),
         *(f"--learning-rate={value}" for value in ("nan", "inf", "-1", "0")),
         f"--seed={2**63}",
