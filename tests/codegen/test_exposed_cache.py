@@ -227,7 +227,7 @@ READ_ONLY = """
 import os, sys, warnings
 warnings.simplefilter("error")
 import torch, trellis_ops, numpy
-from codegen import program
+from codegen.kernels import build as builder
 from tuning_db import TuningDatabaseWarning
 warnings.simplefilter("ignore", TuningDatabaseWarning)
 from tests.inputs import make_inputs
@@ -244,7 +244,7 @@ before = sorted(os.listdir(folder))
 os.setgroups([])
 os.setresgid(54321, 54321, 54321)
 os.setresuid(54321, 54321, 54321)
-program._build.cache_clear()
+builder._build.cache_clear()
 trellis_ops.forget()
 compilers = [name for name in list(sys.modules) if name.startswith(("jinja2", "tvm."))]
 for name in compilers:
