@@ -152,6 +152,7 @@ def test_a_pipe_in_place_of_a_list_hangs_nobody(tmp_path):
         candidates.read(tmp_path / "list.jsonl")
 
 
+@pytest.mark.skipif(not candidates.path_for(HOPPER).exists(), reason="none is shipped: make gpu-prepare writes one")
 def test_the_list_that_is_shipped_is_of_these_templates():
     listed = candidates.read(candidates.path_for(HOPPER))
     workload = {each.name: each.spec.key() for each in load_workload(DEFAULT_FILE, "cuda")}

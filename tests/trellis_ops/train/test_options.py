@@ -132,9 +132,7 @@ def test_step_sizes_begin_where_the_configuration_says_at_both_ends() -> None:
         torch.testing.assert_close(found, torch.full((1,), gamma), rtol=1e-5, atol=0.0)
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"layers": 10**6}, {"width": 2**21}, {"mlp_ratio": 1e30}, {"vocab_size": 2**40}]
-)
+@pytest.mark.parametrize("sizes", [{"layers": 10**6}, {"width": 2**21}, {"mlp_ratio": 1e30}, {"vocab_size": 2**40}])
 def test_sizes_that_nothing_could_hold_are_refused(sizes: dict[str, Any]) -> None:
     with pytest.raises(SizeError, match=f"{next(iter(sizes))}="):
         TrellisConfig(**sizes)
