@@ -48,6 +48,16 @@ def sources(spec: Spec, schedule: TritonSchedule, device: Device) -> list[tuple[
     return [(render(kernel, part, schedule, device), part) for kernel, part in parts(spec, schedule)]
 
 
+def test_nan_passes_the_floor_of_a_norm():
+    """The interpreter's maximum keeps NaN either way, a GPU's only where it is told to; 1e-12 is 0f2B8CBCCC."""
+    rule = Rule("l2_silu", link="l2_silu", out="l2_silu")
+    spec, schedule, device = Spec(rule, spec_of("trellis_step").problem), schedule_of("recurrent"), named("sm_90")
+    ((source, part),) = sources(spec, schedule, device)
+    floors = re.findall(r"(max[.\w]*)\s.*0f2B8CBCCC", backend("triton").inspect(source, part, schedule, device)["ptx"])
+    assert floors
+    assert set(floors) == {"max.NaN.f32"}
+
+
 @pytest.mark.parametrize(("operator", "variant"), PARTS)
 def test_every_kernel_compiles_for_sm_90(operator, variant):
     spec, schedule, device = spec_of(operator), schedule_of(variant), named("sm_90")
