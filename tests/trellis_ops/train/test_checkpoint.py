@@ -34,8 +34,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text and a run of it that is done."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_bytes(TEXT)
-    os.environ["TRELLIS_OPS_IMPLEMENTATION"] = "eager"
-    cli.main([str(folder / "text.txt"), "--folder", str(folder / "run"), *SMALL, "--steps", "2"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRELLIS_OPS_IMPLEMENTATION", "eager")
+        cli.main([str(folder / "text.txt"), "--folder", str(folder / "run"), *SMALL, "--steps", "2"])
     return folder
 
 
