@@ -114,7 +114,7 @@ def _add_rule(show: argparse.ArgumentParser) -> None:
     show.add_argument("--link", choices=MAPS, default=rule.link, help="map between the passes (default: %(default)s)")
     show.add_argument("--out", choices=MAPS, default=rule.out, help="map of the last readout (default: %(default)s)")
     show.add_argument(
-        "--step-size", choices=STEP_SIZES, default=rule.step_size, help="gamma per (default: %(default)s)"
+        "--step-size", choices=STEP_SIZES, default=rule.step_size, help="step_size per (default: %(default)s)"
     )
 
 

@@ -170,8 +170,8 @@ def reverse_bytes(spec: Spec, schedule: Schedule | None, extent: Extent, float64
     tokens = extent.tokens * extent.heads
     dims = problem.dim_k + problem.dim_v
     made = {
-        "gradients of q, k, v and alpha": tokens * (dims + problem.dim_k + problem.slots) * wide,
-        "gradients of log_beta and gamma": 2 * tokens * state,
+        "gradients of q, k, v and target": tokens * (dims + problem.dim_k + problem.slots) * wide,
+        "gradients of log_decay and step_size": 2 * tokens * state,
         "gradients of states": extent.sequences * extent.heads * problem.slots * dims * state,
     }
     if isinstance(schedule, TvmSchedule):

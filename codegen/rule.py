@@ -3,8 +3,8 @@
 Source: TRELLIS, arXiv 2512.23852, sections 3 and 3.2. Per head and token, with write vector w (k, then v):
 
     z_t = S_{t'} w_t
-    u_t = J_phi(z_t)^T (phi(z_t) - alpha_t)
-    S_t = beta_t S_{t-1} - gamma_t u_t w_t^T
+    u_t = J_phi(z_t)^T (phi(z_t) - target_t)
+    S_t = beta_t S_{t-1} - step_size_t u_t w_t^T
 
 and r_t = link(S_k q_t), y_t = out(S_v^T r_t). Changing a rule changes the result; changing a schedule never does.
 """
@@ -24,7 +24,7 @@ READOUT_EPS = 1e-6
 """Epsilon of ln_silu where it is used as `link` or `out`; as `phi` it is the rule's `phi_eps`."""
 
 STEP_SIZES = ("head", "token")
-"""gamma is `[H]` ("head") or `[B, T, H]` ("token")."""
+"""step_size is `[H]` ("head") or `[B, T, H]` ("token")."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Rule:
     """What one two-pass memory computes (arXiv 2512.23852, section 3.2).
 
     Attributes:
-        phi: write map, the one the inner loss is taken through; or that loss itself, of z and alpha.
+        phi: write map, the one the inner loss is taken through; or that loss itself, of z and target.
         link: map between the two passes (the paper's f).
         out: map of the final readout.
 
@@ -40,7 +40,7 @@ class Rule:
             such as "cubic(z) = z ** 3"; it is kept as a name in `MAPS` or as a definition.
 
         phi_eps: epsilon inside ln_silu when it is `phi`; a positive number that float32 holds.
-        step_size: "head" for gamma `[H]`, "token" for gamma `[B, T, H]`.
+        step_size: "head" for step_size `[H]`, "token" for step_size `[B, T, H]`.
 
     Raises:
         UnknownMapError: a name that no map has, a loss that is to read, or a step size outside `STEP_SIZES`.

@@ -54,7 +54,7 @@ class Problem:
         dim_v: D_v, the width of v and y; for a single memory, equal to `dim_k`.
         slots: M.
         chunk: C; 1 is the exact recurrence.
-        dtype: type of q, k, v, alpha and y; states and gates are float32.
+        dtype: type of q, k, v, target and y; states and gates are float32.
         direction: one of `DIRECTIONS`.
 
     Raises:
@@ -145,7 +145,7 @@ def bucket(spec: Spec) -> Spec:
     """The representative of all specs that one tuned schedule serves.
 
     T is rounded up to a power of two; so is B x H, the number of independent programs, which is all that B and H
-    decide about speed. `phi_eps` and the layout of gamma do not change what is fast and are set to their defaults.
+    decide about speed. `phi_eps` and the layout of step_size do not change what is fast and are set to their defaults.
 
     Example:
         >>> bucket(Spec(Rule(phi_eps=1e-2), Problem(batch=3, heads=4, tokens=1000))).problem.key()

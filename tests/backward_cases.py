@@ -17,7 +17,7 @@ from tests.programs import sequences_of
 from tests.relative_error import TOLERANCE, assert_close
 from trellis_ops import reference
 
-NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
+NAMES = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
 DIRECTIONS = {"bilevel": "backward", "first_order": "backward_first_order"}
 
 
@@ -49,28 +49,28 @@ def run_backward(
     wanted: tuple[str, ...] = GRADIENTS,
     given: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, ...]:
-    """y, then the gradients in the order of `NAMES`, gamma's summed where it was given per head.
+    """y, then the gradients in the order of `NAMES`, step_size's summed where it was given per head.
 
     `given` are cotangents of y and of the final states, if not those of `cotangents`.
     """
-    names = ("q", "k", "v", "alpha", "log_beta", "gamma")
+    names = ("q", "k", "v", "target", "log_decay", "step_size")
     tensors = {name: rows(x) for name, x in zip(names, inputs.args, strict=True)}
-    bars = {f"bar_{name}": poisoned(tensors[name].shape, tensors[name].dtype) for name in names}
-    bars["bar_gamma"] = poisoned(tensors["log_beta"].shape)
+    incoming = {f"d{name}": poisoned(tensors[name].shape, tensors[name].dtype) for name in names}
+    incoming["dstep_size"] = poisoned(tensors["log_decay"].shape)
     states = {f"S_{w}": s.clone() for w, s in zip("kv", inputs.initial_state, strict=True)}
     sequences = sequences_of(case.lengths, operator.segment_tokens)
     kept = {f"chunk_states_{w}": poisoned(torch.Size((sequences.chunks, *states[f"S_{w}"].shape[1:]))) for w in "kv"}
     y = poisoned(tensors["v"].shape, tensors["v"].dtype)
     tensors |= {**states, **kept, "y": y}
     operator.forward(tensors, sequences)
-    bar_y, *bar_states = (x.clone() for x in given or cotangents(case, inputs))
-    bars |= {"bar_y": rows(bar_y), "bar_S_k": bar_states[0], "bar_S_v": bar_states[1]}
-    operator.backward(tensors | bars, sequences, wanted)
-    if inputs.gamma.dim() == 1:
-        bars["bar_gamma"] = bars["bar_gamma"].sum(dim=0)
-    found = (y, *(bars[f"bar_{name}"] for name in names))
+    dy, *dstates = (x.clone() for x in given or cotangents(case, inputs))
+    incoming |= {"dy": rows(dy), "dS_k": dstates[0], "dS_v": dstates[1]}
+    operator.backward(tensors | incoming, sequences, wanted)
+    if inputs.step_size.dim() == 1:
+        incoming["dstep_size"] = incoming["dstep_size"].sum(dim=0)
+    found = (y, *(incoming[f"d{name}"] for name in names))
     like = (inputs.v, *inputs.args)
-    return *(x.view(given.shape) for x, given in zip(found, like, strict=True)), *bar_states
+    return *(x.view(given.shape) for x, given in zip(found, like, strict=True)), *dstates
 
 
 def expected_backward(case: Case, inputs: Inputs, outer_gradient: str = "bilevel") -> tuple[Tensor, ...]:
@@ -85,8 +85,8 @@ def expected_backward(case: Case, inputs: Inputs, outer_gradient: str = "bilevel
         cu_seqlens=offsets,
         outer_gradient=outer_gradient,
     )
-    bars = [x.double() for x in cotangents(case, inputs)]
-    return y, *torch.autograd.grad((y, *states), leaves.tensors, bars)
+    incoming = [x.double() for x in cotangents(case, inputs)]
+    return y, *torch.autograd.grad((y, *states), leaves.tensors, incoming)
 
 
 def check_backward(

@@ -18,14 +18,14 @@ class Inputs:
     q: Tensor
     k: Tensor
     v: Tensor
-    alpha: Tensor
-    log_beta: Tensor
-    gamma: Tensor
+    target: Tensor
+    log_decay: Tensor
+    step_size: Tensor
     initial_state: tuple[Tensor, Tensor] | None
 
     @property
     def args(self) -> tuple[Tensor, ...]:
-        return (self.q, self.k, self.v, self.alpha, self.log_beta, self.gamma)
+        return (self.q, self.k, self.v, self.target, self.log_decay, self.step_size)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -70,11 +70,12 @@ def make_inputs(
     step_size: str = "head",
     state: str | None = "random",
     sequences: int | None = None,
-    log_beta: float | None = None,
+    log_decay: float | None = None,
 ) -> Inputs:
     """Inputs of a scale that a model would have; the same values, rounded, for every dtype.
 
-    q, k, v have norm 1; alpha is normal; beta is a sigmoid around 0.95 unless `log_beta` fixes it; gamma is around 0.1.
+    q, k, v have norm 1; target is normal; beta is a sigmoid around 0.95 unless `log_decay` fixes it; step sizes are
+    around 0.1.
     A random state is normal with deviation 1 / sqrt(D): from a zero state ("zero", or None for none at all) the first
     writes of ln_silu are hundreds of times larger than the rest and amplify rounding. `sequences` is the number of
     states if it is not `batch` (packed sequences).
@@ -86,12 +87,12 @@ def make_inputs(
 
     q, k = (F.normalize(normal(batch, tokens, heads, dim_k), dim=-1) for _ in range(2))
     v = F.normalize(normal(batch, tokens, heads, dim_v), dim=-1)
-    alpha = normal(batch, tokens, heads, slots)
+    target = normal(batch, tokens, heads, slots)
     gate = F.logsigmoid(3 + normal(batch, tokens, heads))
-    gates = gate if log_beta is None else torch.full_like(gate, log_beta)
-    gamma_shape = (heads,) if step_size == "head" else (batch, tokens, heads)
-    gamma = 0.1 * torch.exp(0.3 * normal(*gamma_shape))
+    gates = gate if log_decay is None else torch.full_like(gate, log_decay)
+    step_size_shape = (heads,) if step_size == "head" else (batch, tokens, heads)
+    step_size = 0.1 * torch.exp(0.3 * normal(*step_size_shape))
     states = [normal(batch if sequences is None else sequences, heads, slots, dim) / dim**0.5 for dim in (dim_k, dim_v)]
     if state == "zero":
         states = [torch.zeros_like(s) for s in states]
-    return Inputs(q, k, v, alpha, gates, gamma, None if state is None else tuple(states)).to(dtype)
+    return Inputs(q, k, v, target, gates, step_size, None if state is None else tuple(states)).to(dtype)

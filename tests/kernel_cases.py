@@ -45,7 +45,7 @@ class Case:
         batch, tokens = (1, sum(self.lengths)) if self.packed else (len(self.lengths), self.lengths[0])
         sizes = (batch, tokens, self.heads, self.dim_k, self.dim_v, self.slots)
         full = make_inputs(*sizes, sequences=len(self.lengths), step_size=self.rule.step_size, **options)
-        return dataclasses.replace(full.to(DTYPES[self.dtype]), log_beta=full.log_beta, gamma=full.gamma)
+        return dataclasses.replace(full.to(DTYPES[self.dtype]), log_decay=full.log_decay, step_size=full.step_size)
 
 
 Build = Callable[[Spec], CompiledOperator]
@@ -70,7 +70,7 @@ def check_attention(build: Build, case: Case, inputs: Inputs | None = None, of_s
 
 def check_update(build: Build, case: Case, of_states: float = FLOAT32) -> None:
     inputs = case.inputs()
-    memory = (inputs.k, inputs.alpha, inputs.log_beta, inputs.gamma)
+    memory = (inputs.k, inputs.target, inputs.log_decay, inputs.step_size)
     expected = reference.update(*memory, rule=case.rule, chunk_size=case.chunk, initial_state=inputs.initial_state[0])
     for name, one, other in zip(
         ("chunk_states", "codes", "S"), run_update(build(case.spec), inputs), expected, strict=True
@@ -80,11 +80,11 @@ def check_update(build: Build, case: Case, of_states: float = FLOAT32) -> None:
 
 def check_readout(build: Build, case: Case) -> None:
     inputs = case.inputs()
-    gates = (inputs.log_beta, inputs.gamma)
-    states, codes, _ = reference.update(inputs.k, inputs.alpha, *gates, rule=case.rule, chunk_size=case.chunk)
+    gates = (inputs.log_decay, inputs.step_size)
+    states, codes, _ = reference.update(inputs.k, inputs.target, *gates, rule=case.rule, chunk_size=case.chunk)
     states, codes = states.float(), codes.float()
     transpose = case.operator == "memory_readout_transposed"
-    read = inputs.alpha if transpose else inputs.q
+    read = inputs.target if transpose else inputs.q
     expected = reference.readout(read, inputs.k, states, codes, *gates, chunk_size=case.chunk, transpose=transpose)
     actual = run_readout(build(case.spec), read, inputs, states, codes)
     assert_close(actual, expected, TOLERANCE[DTYPES[case.dtype]], "y")

@@ -30,7 +30,7 @@ SEQUENCE, HEAD, TOKEN = 1, 1, 8
 LENGTHS = (5, 21, 9)
 """Of packed sequences; a batch has as many of the poisoned one's length."""
 
-_OF_TOKENS = ("q", "k", "v", "alpha", "log_beta", "gamma")
+_OF_TOKENS = ("q", "k", "v", "target", "log_decay", "step_size")
 _STATES = ("S_k", "S_v")
 
 
@@ -65,21 +65,21 @@ def check_update(build: Build, case: Case, names: Names = None) -> None:
         return dict(zip(results, run_update(program, _inputs(given)), strict=True))
 
     def oracle(given: Tensors) -> Tensors:
-        memory = (given[name] for name in ("k", "alpha", "log_beta", "gamma"))
+        memory = (given[name] for name in ("k", "target", "log_decay", "step_size"))
         options = {"chunk_size": case.chunk, "initial_state": given["S_k"]}
         return dict(zip(results, reference.update(*memory, rule=case.rule, **options), strict=True))
 
-    _check(case, run, oracle, _tensors(case.inputs()), names or ("k", "alpha", "log_beta", "gamma", "S_k"))
+    _check(case, run, oracle, _tensors(case.inputs()), names or ("k", "target", "log_decay", "step_size", "S_k"))
 
 
 def check_readout(build: Build, case: Case, names: Names = None) -> None:
     program, tensors = build(case.spec), _tensors(case.inputs())
     transpose = case.operator == "memory_readout_transposed"
-    gates, options = ("log_beta", "gamma"), {"chunk_size": case.chunk}
-    memory = (tensors[name] for name in ("k", "alpha", *gates))
+    gates, options = ("log_decay", "step_size"), {"chunk_size": case.chunk}
+    memory = (tensors[name] for name in ("k", "target", *gates))
     states, codes, _ = reference.update(*memory, rule=case.rule, initial_state=tensors["S_k"], **options)
     tensors |= {"chunk_states": states.float(), "codes": codes.float()}
-    read = "alpha" if transpose else "q"
+    read = "target" if transpose else "q"
 
     def run(given: Tensors) -> Tensors:
         return {"y": run_readout(program, given[read], _inputs(given), given["chunk_states"], given["codes"])}
@@ -114,19 +114,21 @@ def check_step(build: Build, case: Case, names: Names = None) -> None:
 
 def check_backward(build: Build, case: Case, outer_gradient: str = "bilevel", names: Names = None) -> None:
     program, inputs = build(backward_spec(case, outer_gradient)), case.inputs()
-    bars = ("bar_y", "bar_S_k", "bar_S_v")
-    tensors = _tensors(inputs) | dict(zip(bars, cotangents(case, inputs), strict=True))
+    incoming = ("dy", "dS_k", "dS_v")
+    tensors = _tensors(inputs) | dict(zip(incoming, cotangents(case, inputs), strict=True))
 
     def run(given: Tensors) -> Tensors:
-        found = run_backward(program, case, _inputs(given), GRADIENTS, tuple(given[name] for name in bars))
+        found = run_backward(program, case, _inputs(given), GRADIENTS, tuple(given[name] for name in incoming))
         return dict(zip(("y", *NAMES), found, strict=True))
 
     def oracle(given: Tensors) -> Tensors:
         leaves = _inputs(given).to(torch.float64).leaves()
         options = {"chunk_size": case.chunk, "initial_state": leaves.initial_state, "outer_gradient": outer_gradient}
         y, states = reference.attention(*leaves.args, rule=case.rule, **options)
-        given_bars = [given[name].double() for name in bars]
-        return {"y": y} | dict(zip(NAMES, torch.autograd.grad((y, *states), leaves.tensors, given_bars), strict=True))
+        incoming_given = [given[name].double() for name in incoming]
+        return {"y": y} | dict(
+            zip(NAMES, torch.autograd.grad((y, *states), leaves.tensors, incoming_given), strict=True)
+        )
 
     _check(case, run, oracle, tensors, names)
 
@@ -146,14 +148,14 @@ def _check(case: Case, run: Run, oracle: Run, tensors: Tensors, names: Names) ->
             assert torch.equal(_others(case, key, x), _others(case, key, clean[key])), f"{what}: another head shows it"
             hidden = own.isfinite() & ~wanted.isfinite()
             assert not hidden.any(), f"{what}: {int(hidden.sum())} of {hidden.numel()} are finite"
-            # The gradient of a head's gamma is the sum over all sequences, which the oracle here has not seen.
+            # The gradient of a head's step_size is the sum over all sequences, which the oracle here has not seen.
             if value == -INF and x.dim() > 1:
                 assert_close(own, wanted, 10 * TOLERANCE[torch.float32], what)
 
 
 def _poisons(names: tuple[str, ...]) -> list[tuple[str, float]]:
     """Tensors, and what one number of each is; that log beta is -inf forgets everything, and is legal."""
-    infinite = (("k", INF), ("log_beta", INF), ("log_beta", -INF), ("gamma", INF))
+    infinite = (("k", INF), ("log_decay", INF), ("log_decay", -INF), ("step_size", INF))
     return [*((name, NAN) for name in names), *(each for each in infinite if each[0] in names)]
 
 
@@ -165,7 +167,7 @@ def _poisoned(case: Case, name: str, x: Tensor, value: float) -> Tensor:
 
 
 def _is_state(name: str) -> bool:
-    return name.removeprefix("bar_")[:2] in ("S_", "G_")
+    return name.removeprefix("d")[:2] in ("S_", "G_")
 
 
 def _own(case: Case, name: str, x: Tensor, alone: bool = False) -> Tensor:

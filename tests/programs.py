@@ -35,8 +35,8 @@ def run_update(operator: CompiledOperator, inputs: Inputs) -> tuple[Tensor, Tens
     (state, _), (batch, tokens) = _copies(inputs.initial_state), inputs.k.shape[:2]
     sequences = sequences_of([tokens] * batch, operator.spec.problem.chunk)
     chunk_states = _poisoned((batch, sequences.most_chunks, *state.shape[1:]), torch.float32)
-    codes = _poisoned(inputs.alpha.shape, torch.float32)
-    tensors = _rows(w=inputs.k, alpha=inputs.alpha, log_beta=inputs.log_beta, gamma=inputs.gamma)
+    codes = _poisoned(inputs.target.shape, torch.float32)
+    tensors = _rows(w=inputs.k, target=inputs.target, log_decay=inputs.log_decay, step_size=inputs.step_size)
     tensors |= {"S": state, "chunk_states": chunk_states.flatten(0, 1), "codes": codes.flatten(0, 1)}
     operator.forward(tensors, sequences)
     return chunk_states, codes, state
@@ -48,9 +48,9 @@ def run_readout(
     """The readout of the memory that k was written to; chunk_states and codes as `run_update` returns them."""
     batch, tokens = inputs.k.shape[:2]
     transposed = operator.spec.problem.operator == "memory_readout_transposed"
-    y = _poisoned((inputs.k if transposed else inputs.alpha).shape, read.dtype)
+    y = _poisoned((inputs.k if transposed else inputs.target).shape, read.dtype)
     tensors = _rows(read=read, w=inputs.k, chunk_states=chunk_states, codes=codes)
-    tensors |= _rows(log_beta=inputs.log_beta, gamma=inputs.gamma) | {"y": y.flatten(0, 1)}
+    tensors |= _rows(log_decay=inputs.log_decay, step_size=inputs.step_size) | {"y": y.flatten(0, 1)}
     operator.forward(tensors, sequences_of([tokens] * batch, operator.spec.problem.chunk))
     return y
 
@@ -58,7 +58,7 @@ def run_readout(
 def run_step(operator: CompiledOperator, inputs: Inputs, gradient_state: States | None) -> tuple[Tensor, States]:
     """y `[B, H, D_v]` of the first token of each of B sequences, and the states after it."""
     states = _copies(inputs.initial_state)
-    names = ("q", "k", "v", "alpha", "log_beta", "gamma")
+    names = ("q", "k", "v", "target", "log_decay", "step_size")
     tensors = {name: x.contiguous() for name, x in zip(names, inputs.token(0), strict=True)}
     y = _poisoned(tensors["v"].shape, tensors["v"].dtype)
     tensors |= {"S_k": states[0], "S_v": states[1], "y": y}
@@ -69,7 +69,7 @@ def run_step(operator: CompiledOperator, inputs: Inputs, gradient_state: States 
 
 
 def _named(inputs: Inputs, states: States) -> dict[str, Tensor]:
-    names = ("q", "k", "v", "alpha", "log_beta", "gamma")
+    names = ("q", "k", "v", "target", "log_decay", "step_size")
     return _rows(**dict(zip(names, inputs.args, strict=True))) | {"S_k": states[0], "S_v": states[1]}
 
 

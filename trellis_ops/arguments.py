@@ -103,9 +103,9 @@ def attention_request(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     initial_state: tuple[Tensor | None, Tensor | None],
     cu_seqlens: Tensor | None,
     rule: Rule,
@@ -118,7 +118,7 @@ def attention_request(
         ShapeError, DtypeError, DeviceMismatchError, SequenceError, SizeError, ValueError: as their names say.
         TypeError: None, or what is no tensor, in place of a tensor.
     """
-    _given(q=q, k=k, v=v, alpha=alpha, log_beta=log_beta, gamma=gamma)
+    _given(q=q, k=k, v=v, target=target, log_decay=log_decay, step_size=step_size)
     is_first_order(outer_gradient)
     _rank("q", q, 4, "[B, T, H, D_k]")
     batch, tokens, heads, dim_k = q.shape
@@ -126,14 +126,14 @@ def attention_request(
         raise SizeError(name="T", value=tokens, expected="at least 1 token (q has no tokens)")
     _shape("k", k, (batch, tokens, heads, dim_k), "[B, T, H, D_k] like q")
     _rank("v", v, 4, "[B, T, H, D_v]")
-    dim_v, slots = v.shape[-1], alpha.shape[-1] if alpha.ndim == 4 else 0
+    dim_v, slots = v.shape[-1], target.shape[-1] if target.ndim == 4 else 0
     _shape("v", v, (batch, tokens, heads, dim_v), "[B, T, H, D_v] with B, T, H of q")
-    _rank("alpha", alpha, 4, "[B, T, H, M]")
-    _shape("alpha", alpha, (batch, tokens, heads, slots), "[B, T, H, M] with B, T, H of q")
-    _gates(log_beta, gamma, (batch, tokens, heads), "[B, T, H]", q)
+    _rank("target", target, 4, "[B, T, H, M]")
+    _shape("target", target, (batch, tokens, heads, slots), "[B, T, H, M] with B, T, H of q")
+    _gates(log_decay, step_size, (batch, tokens, heads), "[B, T, H]", q)
     _sizes(dim_k=dim_k, dim_v=dim_v, slots=slots, batch=batch, heads=heads)
     chunk = effective_chunk(whole_number("chunk_size", chunk_size), tokens)
-    _same(q, k=k, v=v, alpha=alpha)
+    _same(q, k=k, v=v, target=target)
     packed = None if cu_seqlens is None else _offsets(cu_seqlens, q)
     sequences = batch if packed is None else packed
     _both_or_none("initial_state", initial_state)
@@ -143,36 +143,36 @@ def attention_request(
     problem = Problem(
         "trellis_attention", batch, tokens, heads, dim_k, dim_v, slots, chunk, DTYPES.get(q.dtype, "float32")
     )
-    return Request(Spec(_with_step_size(rule, gamma), problem), q.device, q.dtype == torch.float64, packed)
+    return Request(Spec(_with_step_size(rule, step_size), problem), q.device, q.dtype == torch.float64, packed)
 
 
 def update_request(
     w: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     initial_state: Tensor | None,
     rule: Rule,
     chunk_size: int,
 ) -> Request:
     """Check the arguments of `memory_update`; raises as `attention_request`."""
-    _given(w=w, alpha=alpha, log_beta=log_beta, gamma=gamma)
+    _given(w=w, target=target, log_decay=log_decay, step_size=step_size)
     _rank("w", w, 4, "[B, T, H, D]")
     batch, tokens, heads, dim = w.shape
     if tokens < 1:
         raise SizeError(name="T", value=tokens, expected="at least 1 token (w has no tokens)")
-    _rank("alpha", alpha, 4, "[B, T, H, M]")
-    slots = alpha.shape[-1]
-    _shape("alpha", alpha, (batch, tokens, heads, slots), "[B, T, H, M] with B, T, H of w")
-    _gates(log_beta, gamma, (batch, tokens, heads), "[B, T, H]", w)
+    _rank("target", target, 4, "[B, T, H, M]")
+    slots = target.shape[-1]
+    _shape("target", target, (batch, tokens, heads, slots), "[B, T, H, M] with B, T, H of w")
+    _gates(log_decay, step_size, (batch, tokens, heads), "[B, T, H]", w)
     _sizes(dim_k=dim, slots=slots, batch=batch, heads=heads)
     chunk = effective_chunk(whole_number("chunk_size", chunk_size), tokens)
-    _same(w, alpha=alpha)
+    _same(w, target=target)
     if initial_state is not None:
         _given(initial_state=initial_state)
         _state("initial_state", initial_state, (batch, heads, slots, dim), w)
     problem = Problem("memory_update", batch, tokens, heads, dim, dim, slots, chunk, DTYPES.get(w.dtype, "float32"))
-    return Request(Spec(_with_step_size(rule, gamma), problem), w.device, w.dtype == torch.float64)
+    return Request(Spec(_with_step_size(rule, step_size), problem), w.device, w.dtype == torch.float64)
 
 
 def readout_request(
@@ -180,13 +180,13 @@ def readout_request(
     w: Tensor,
     chunk_states: Tensor,
     codes: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     chunk_size: int,
     transpose: bool,
 ) -> Request:
     """Check the arguments of `memory_readout`; raises as `attention_request`."""
-    _given(read=read, w=w, chunk_states=chunk_states, codes=codes, log_beta=log_beta, gamma=gamma)
+    _given(read=read, w=w, chunk_states=chunk_states, codes=codes, log_decay=log_decay, step_size=step_size)
     _rank("w", w, 4, "[B, T, H, D]")
     batch, tokens, heads, dim = w.shape
     if tokens < 1:
@@ -198,53 +198,53 @@ def readout_request(
     width, letter = (slots, "M") if transpose else (dim, "D")
     _shape("read", read, (batch, tokens, heads, width), f"[B, T, H, {letter}] with B, T, H of w")
     _same(w, read=read)
-    _gates(log_beta, gamma, (batch, tokens, heads), "[B, T, H]", w)
+    _gates(log_decay, step_size, (batch, tokens, heads), "[B, T, H]", w)
     chunk = effective_chunk(whole_number("chunk_size", chunk_size), tokens)
     chunks = -(-tokens // chunk)
     _state("codes", codes, (batch, tokens, heads, slots), w)
     _state("chunk_states", chunk_states, (batch, chunks, heads, slots, dim), w)
     operator = "memory_readout_transposed" if transpose else "memory_readout"
     problem = Problem(operator, batch, tokens, heads, dim, dim, slots, chunk, DTYPES.get(w.dtype, "float32"))
-    return Request(Spec(_with_step_size(Rule(), gamma), problem), w.device, w.dtype == torch.float64)
+    return Request(Spec(_with_step_size(Rule(), step_size), problem), w.device, w.dtype == torch.float64)
 
 
 def step_request(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     state: Pair,
     gradient_state: tuple[Tensor | None, Tensor | None],
     rule: Rule,
 ) -> Request:
     """Check the arguments of `trellis_step`; raises as `attention_request`."""
     s_k, s_v = state
-    _given(q=q, k=k, v=v, alpha=alpha, log_beta=log_beta, gamma=gamma, S_k=s_k, S_v=s_v)
+    _given(q=q, k=k, v=v, target=target, log_decay=log_decay, step_size=step_size, S_k=s_k, S_v=s_v)
     _both_or_none("gradient_state", gradient_state)
     _rank("q", q, 3, "[B, H, D_k]")
     batch, heads, dim_k = q.shape
     _shape("k", k, (batch, heads, dim_k), "[B, H, D_k] like q")
     _rank("v", v, 3, "[B, H, D_v]")
-    _rank("alpha", alpha, 3, "[B, H, M]")
-    dim_v, slots = v.shape[-1], alpha.shape[-1]
+    _rank("target", target, 3, "[B, H, M]")
+    dim_v, slots = v.shape[-1], target.shape[-1]
     _shape("v", v, (batch, heads, dim_v), "[B, H, D_v] with B, H of q")
-    _shape("alpha", alpha, (batch, heads, slots), "[B, H, M] with B, H of q")
-    _gates(log_beta, gamma, (batch, heads), "[B, H]", q)
+    _shape("target", target, (batch, heads, slots), "[B, H, M] with B, H of q")
+    _gates(log_decay, step_size, (batch, heads), "[B, H]", q)
     _sizes(dim_k=dim_k, dim_v=dim_v, slots=slots, batch=batch, heads=heads)
-    _same(q, k=k, v=v, alpha=alpha)
+    _same(q, k=k, v=v, target=target)
     for name, pair in (("state", state), ("gradient_state", gradient_state)):
         for part, tensor, dim in (("S_k", pair[0], dim_k), ("S_v", pair[1], dim_v)):
             if tensor is not None:
                 _state(f"{name}'s {part}", tensor, (batch, heads, slots, dim), q)
     operator = "trellis_step" if gradient_state[0] is None else "trellis_step_chunked"
     problem = Problem(operator, batch, 1, heads, dim_k, dim_v, slots, 1, DTYPES.get(q.dtype, "float32"))
-    return Request(Spec(_with_step_size(rule, gamma), problem), q.device, q.dtype == torch.float64)
+    return Request(Spec(_with_step_size(rule, step_size), problem), q.device, q.dtype == torch.float64)
 
 
-def _with_step_size(rule: Rule, gamma: Tensor) -> Rule:
-    step_size = "head" if gamma.ndim == 1 else "token"
+def _with_step_size(rule: Rule, step_size: Tensor) -> Rule:
+    step_size = "head" if step_size.ndim == 1 else "token"
     return Rule(rule.phi, rule.link, rule.out, rule.phi_eps, step_size)
 
 
@@ -290,11 +290,11 @@ def _same(first: Tensor, **others: Tensor) -> None:
             raise DeviceMismatchError(name=name, device=tensor.device, expected=first.device)
 
 
-def _gates(log_beta: Tensor, gamma: Tensor, shape: tuple[int, ...], letters: str, like: Tensor) -> None:
-    _shape("log_beta", log_beta, shape, letters)
-    if gamma.shape != shape and gamma.shape != shape[-1:]:
-        raise ShapeError(name="gamma", shape=tuple(gamma.shape), expected=f"[H] or {letters}, here {shape}")
-    for name, tensor in (("log_beta", log_beta), ("gamma", gamma)):
+def _gates(log_decay: Tensor, step_size: Tensor, shape: tuple[int, ...], letters: str, like: Tensor) -> None:
+    _shape("log_decay", log_decay, shape, letters)
+    if step_size.shape != shape and step_size.shape != shape[-1:]:
+        raise ShapeError(name="step_size", shape=tuple(step_size.shape), expected=f"[H] or {letters}, here {shape}")
+    for name, tensor in (("log_decay", log_decay), ("step_size", step_size)):
         if not tensor.dtype.is_floating_point:
             raise DtypeError(name=name, dtype=tensor.dtype, expected="a floating-point type, best float32")
         if tensor.device != like.device:

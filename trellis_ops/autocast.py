@@ -1,4 +1,4 @@
-"""The operators under torch.autocast: its type for q, k, v and alpha, float32 for gates, states and all arithmetic.
+"""The operators under torch.autocast: its type for q, k, v and target, float32 for gates, states and all arithmetic.
 
 Autocast would otherwise lower the products inside an eager operator, and with them its states.
 """

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LOWEST_LOG_BETA = -1e3
+_LOWEST_LOG_DECAY = -1e3
 """exp of it is zero in float64; a log of -inf would turn the differences of its sums into NaN."""
 
 
@@ -51,17 +51,17 @@ class Decay(NamedTuple):
     whole: Tensor
 
 
-def decay(log_beta: Tensor, dtype: torch.dtype) -> Decay:
-    """The decay inside every chunk of log_beta `[..., C]`, in `dtype`.
+def decay(log_decay: Tensor, dtype: torch.dtype) -> Decay:
+    """The decay inside every chunk of log_decay `[..., C]`, in `dtype`.
 
     The sums are float64: after strong forgetting they are large, and Omega needs their small differences.
     """
-    total = log_beta.to(torch.float64).clamp_min(_LOWEST_LOG_BETA).cumsum(dim=-1).unsqueeze(-1)
-    chunk = log_beta.shape[-1]
+    total = log_decay.to(torch.float64).clamp_min(_LOWEST_LOG_DECAY).cumsum(dim=-1).unsqueeze(-1)
+    chunk = log_decay.shape[-1]
     # Masked before the exponential: above the diagonal it may overflow, and inf * 0 is NaN. On the diagonal L_j - L_j
     # is constant; its gradients would cancel, but for a rounding larger than the others after strong forgetting.
-    future = torch.full((chunk, chunk), float("-inf"), dtype=dtype, device=log_beta.device).triu(1)
-    past = torch.ones(chunk, chunk, dtype=torch.bool, device=log_beta.device).tril(-1)
+    future = torch.full((chunk, chunk), float("-inf"), dtype=dtype, device=log_decay.device).triu(1)
+    past = torch.ones(chunk, chunk, dtype=torch.bool, device=log_decay.device).tril(-1)
     between = torch.where(past, (total - total.mT).to(dtype), future).exp()
     since_start = total.exp().to(dtype)
     return Decay(between, since_start, between[..., -1:, :].mT, since_start[..., -1:, :])

@@ -30,7 +30,7 @@ _COUNTS = {"vocab_size": 2**24, "layers": 2**12, "width": 2**20, "heads": 2**16,
 """The most of each: far above any model that was made, and below what Python would build for hours."""
 
 _MOST_MLP_WIDTH = 2**24
-_POSITIVE = ("phi_eps", "mlp_ratio", "norm_eps", "init_gamma")
+_POSITIVE = ("phi_eps", "mlp_ratio", "norm_eps", "init_step_size")
 
 
 class MissingRecommendationWarning(UserWarning):
@@ -60,7 +60,7 @@ class TrellisConfig:
             bytes per sequence; with neither it takes the knee. See `trellis_ops.recommended`.
         phi, link, out, phi_eps: see `codegen.rule.Rule`.
         outer_gradient: "bilevel" trains through z, "first_order" takes it for a constant; the forward is the same.
-        step_size: "head" for one learned gamma per head, "token" for one per head and token.
+        step_size: "head" for one learned step size per head, "token" for one per head and token.
         learned_state: whether the state that a sequence starts from is a parameter, drawn from N(0, 1/D), or zero.
         normalize_qkv: whether q, k and v have unit length per head.
         decode: "chunked" keeps the chunk-start states beside the current ones until the chunk ends, so that decoding
@@ -68,8 +68,8 @@ class TrellisConfig:
         conv_width: tokens that the causal convolutions of q and k see, the current one included.
         mlp_ratio: hidden width of the SwiGLU over `width`, rounded up to a multiple of 64, at least 64.
         norm_eps: epsilon of every RMSNorm.
-        init_beta: forget gate at the start of training, between 0 and 1.
-        init_gamma: step size at the start of training.
+        init_decay: forget gate at the start of training, between 0 and 1.
+        init_step_size: step size at the start of training.
 
     Raises:
         SizeError: a number outside its range. UnknownMapError: an unknown map, step size or way to decode.
@@ -102,8 +102,8 @@ class TrellisConfig:
     conv_width: int = 4
     mlp_ratio: float = 8 / 3
     norm_eps: float = 1e-6
-    init_beta: float = 0.99
-    init_gamma: float = 0.1
+    init_decay: float = 0.99
+    init_step_size: float = 0.1
 
     def __post_init__(self) -> None:
         Rule(self.phi, self.link, self.out, self.phi_eps, self.step_size)
@@ -126,13 +126,15 @@ class TrellisConfig:
         if self.state_budget_bytes is not None:
             self._make_int("state_budget_bytes")
         limits = ("latency_budget_us",) if self.latency_budget_us is not None else ()
-        for name in (*_POSITIVE, "init_beta", *limits):
+        for name in (*_POSITIVE, "init_decay", *limits):
             object.__setattr__(self, name, positive_number(name, getattr(self, name)))
         if self.mlp_ratio * self.width > _MOST_MLP_WIDTH:
             expected = f"at most {_MOST_MLP_WIDTH // self.width} for width={self.width}"
             raise SizeError(name="mlp_ratio", value=self.mlp_ratio, expected=expected)
-        if not self.init_beta < 1.0:
-            raise SizeError(name="init_beta", value=self.init_beta, expected="a number between 0 and 1, both excluded")
+        if not self.init_decay < 1.0:
+            raise SizeError(
+                name="init_decay", value=self.init_decay, expected="a number between 0 and 1, both excluded"
+            )
 
     def _make_int(self, name: str, most: int | None = None, also: str = "") -> None:
         object.__setattr__(self, name, whole_number(name, getattr(self, name), most, also))

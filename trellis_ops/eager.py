@@ -42,9 +42,9 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     *,
     rule: Rule,
     chunk_size: int,
@@ -57,9 +57,9 @@ def attention(
     Args:
         q, k: `[B, T, H, D_k]`.
         v: `[B, T, H, D_v]`.
-        alpha: `[B, T, H, M]`, the target that both memories share.
-        log_beta: `[B, T, H]`, log of the forget gate; -inf forgets everything.
-        gamma: `[H]` or `[B, T, H]`, the step size.
+        target: `[B, T, H, M]`, the target that both memories share.
+        log_decay: `[B, T, H]`, log of the forget gate; -inf forgets everything.
+        step_size: `[H]` or `[B, T, H]`, the step size.
         rule: the maps.
         chunk_size: C; z is taken at the state at the start of the token's chunk. 1 is the exact recurrence.
         initial_state: S_k `[B, H, M, D_k]` and S_v `[B, H, M, D_v]`, zero if None; `[N, H, M, D]` when packed.
@@ -74,7 +74,7 @@ def attention(
         ValueError: an unknown `outer_gradient`.
     """
     first_order = is_first_order(outer_gradient)
-    tokens = Tokens(q, k, v, alpha, log_beta, gamma.expand(log_beta.shape))
+    tokens = Tokens(q, k, v, target, log_decay, step_size.expand(log_decay.shape))
     if cu_seqlens is None:
         states = first_states(tokens, initial_state, sequences=q.shape[0])
         return _run(tokens, states, rule, chunk_size, first_order)
@@ -98,7 +98,7 @@ def first_states(tokens: Tokens, initial_state: States | None, sequences: int) -
     dtype = accumulation_dtype(tokens.q)
     if initial_state is not None:
         return initial_state[0].to(dtype), initial_state[1].to(dtype)
-    heads, slots = tokens.alpha.shape[-2:]
+    heads, slots = tokens.target.shape[-2:]
     return (
         tokens.q.new_zeros(sequences, heads, slots, tokens.q.shape[-1], dtype=dtype),
         tokens.q.new_zeros(sequences, heads, slots, tokens.v.shape[-1], dtype=dtype),
@@ -134,7 +134,7 @@ def _segment(
     """y `[B x H, N, C, D_v]` of a few chunks, and the states after them."""
     dtype = states[0].dtype
     split = tokens.each(lambda x: chunks.split(x.to(dtype), chunk))
-    decay = chunks.decay(chunks.pack(split.log_beta), dtype)
+    decay = chunks.decay(chunks.pack(split.log_decay), dtype)
     starts, codes, scaled, finals = evolve(split, decay, states, rule, first_order)
     o = _read(chunks.pack(split.q), scaled[0], codes[0], starts[0].mT, decay)
     y = _read(apply_map(rule.link, o), codes[1], scaled[1], starts[1], decay)
@@ -154,43 +154,43 @@ def evolve(
     Returns:
         Four pairs: chunk-start states `[B x H, N, M, D]`, codes `[B x H, N, C, M]`, gamma w, the last states.
     """
-    alpha, gamma = chunks.pack(split.alpha), chunks.pack(split.gamma).unsqueeze(-1)
+    target, step_size = chunks.pack(split.target), chunks.pack(split.step_size).unsqueeze(-1)
     side_by_side = ((split.k, split.v),) if split.k.shape == split.v.shape else ((split.k,), (split.v,))
     found: tuple[list[Tensor], ...] = ([], [], [], [])
     for writes in side_by_side:
         count, first = len(writes), len(found[0])
         state = torch.cat(states[first : first + count]) if count > 1 else states[first]
-        results = _evolve(chunks.pack(*writes), alpha, gamma, decay, state, rule, first_order)
+        results = _evolve(chunks.pack(*writes), target, step_size, decay, state, rule, first_order)
         for memory, result in zip(found, results, strict=True):
             memory.extend(result.chunk(count))
     return found
 
 
 def _evolve(
-    w: Tensor, alpha: Tensor, gamma: Tensor, decay: Decay, state: Tensor, rule: Rule, first_order: bool
+    w: Tensor, target: Tensor, step_size: Tensor, decay: Decay, state: Tensor, rule: Rule, first_order: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run P memories side by side through the chunks.
 
     Args:
         w: `[P x B x H, N, C, D]`.
-        alpha: `[B x H, N, C, M]`.
-        gamma: `[B x H, N, C, 1]`.
+        target: `[B x H, N, C, M]`.
+        step_size: `[B x H, N, C, 1]`.
         state: `[P x B x H, M, D]`.
 
     Returns:
         The chunk-start states `[P x B x H, N, M, D]`, the codes `[P x B x H, N, C, M]`, gamma w, the last state.
     """
-    memories = (-1, *alpha.shape[:1])
-    scaled = (torch.unflatten(w, 0, memories) * gamma).flatten(0, 1)
-    faded = (torch.unflatten(w, 0, memories) * (gamma * decay.until_end)).flatten(0, 1)
-    whole = decay.whole.repeat(w.shape[0] // alpha.shape[0], 1, 1, 1)
+    memories = (-1, *target.shape[:1])
+    scaled = (torch.unflatten(w, 0, memories) * step_size).flatten(0, 1)
+    faded = (torch.unflatten(w, 0, memories) * (step_size * decay.until_end)).flatten(0, 1)
+    whole = decay.whole.repeat(w.shape[0] // target.shape[0], 1, 1, 1)
     write = _write_token if w.shape[2] == 1 else _write_chunk
     starts, codes = [], []
-    for w_n, faded_n, alpha_n, whole_n in zip(*(x.unbind(1) for x in (w, faded, alpha, whole)), strict=True):
+    for w_n, faded_n, target_n, whole_n in zip(*(x.unbind(1) for x in (w, faded, target, whole)), strict=True):
         starts.append(state)
         z = torch.bmm(w_n, state.mT)
         z = torch.unflatten(z.detach() if first_order else z, 0, memories)
-        u = inner_gradient(rule.phi, z, alpha_n, rule.phi_eps).flatten(0, 1)
+        u = inner_gradient(rule.phi, z, target_n, rule.phi_eps).flatten(0, 1)
         codes.append(u)
         state = write(whole_n * state, u.mT, faded_n)
     return torch.stack(starts, dim=1), torch.stack(codes, dim=1), scaled, state
@@ -217,9 +217,9 @@ def _read(read: Tensor, keys: Tensor, values: Tensor, starts: Tensor, decay: Dec
 
 def update(
     w: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     *,
     rule: Rule,
     chunk_size: int,
@@ -229,7 +229,7 @@ def update(
 
     Args:
         w: `[B, T, H, D]`, the write vectors: k for the first memory, v for the second.
-        alpha, log_beta, gamma, rule, chunk_size: as in `attention`.
+        target, log_decay, step_size, rule, chunk_size: as in `attention`.
         initial_state: `[B, H, M, D]`, zero if None.
 
     Returns:
@@ -240,13 +240,13 @@ def update(
     dtype = accumulation_dtype(w)
     chunk = min(chunk_size, length)
     if initial_state is None:
-        initial_state = w.new_zeros(batch, heads, alpha.shape[-1], dim, dtype=dtype)
-    w, alpha, log_beta, gamma = (
-        chunks.pack(chunks.split(x.to(dtype), chunk)) for x in (w, alpha, log_beta, gamma.expand(log_beta.shape))
+        initial_state = w.new_zeros(batch, heads, target.shape[-1], dim, dtype=dtype)
+    w, target, log_decay, step_size = (
+        chunks.pack(chunks.split(x.to(dtype), chunk)) for x in (w, target, log_decay, step_size.expand(log_decay.shape))
     )
-    decay = chunks.decay(log_beta, dtype)
+    decay = chunks.decay(log_decay, dtype)
     state = initial_state.to(dtype).flatten(0, 1)
-    starts, codes, _, final = _evolve(w, alpha, gamma.unsqueeze(-1), decay, state, rule, first_order=False)
+    starts, codes, _, final = _evolve(w, target, step_size.unsqueeze(-1), decay, state, rule, first_order=False)
     codes = chunks.merge(codes, batch).flatten(1, 2)[:, :length]
     return (
         torch.unflatten(starts, 0, (batch, heads)).transpose(1, 2).contiguous(),
@@ -260,8 +260,8 @@ def readout(
     w: Tensor,
     chunk_states: Tensor,
     codes: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     *,
     chunk_size: int,
     transpose: bool = False,
@@ -272,7 +272,7 @@ def readout(
         read: q `[B, T, H, D]`, or with `transpose` r `[B, T, H, M]`.
         w: `[B, T, H, D]`, the write vectors that `update` was given.
         chunk_states, codes: the first two results of `update`.
-        log_beta, gamma, chunk_size: as in `attention`.
+        log_decay, step_size, chunk_size: as in `attention`.
         transpose: read S_t^T r_t instead of S_t q_t.
 
     Returns:
@@ -281,11 +281,11 @@ def readout(
     batch, length = read.shape[:2]
     dtype = accumulation_dtype(w)
     chunk = min(chunk_size, length)
-    x, scaled, codes, log_beta = (
-        chunks.pack(chunks.split(x.to(dtype), chunk)) for x in (read, w * gamma.unsqueeze(-1), codes, log_beta)
+    x, scaled, codes, log_decay = (
+        chunks.pack(chunks.split(x.to(dtype), chunk)) for x in (read, w * step_size.unsqueeze(-1), codes, log_decay)
     )
     starts = chunk_states.to(dtype).transpose(1, 2).flatten(0, 1)
-    decay = chunks.decay(log_beta, dtype)
+    decay = chunks.decay(log_decay, dtype)
     y = _read(x, codes, scaled, starts, decay) if transpose else _read(x, scaled, codes, starts.mT, decay)
     return chunks.merge(y.to(read.dtype), batch).flatten(1, 2)[:, :length].contiguous()
 
@@ -295,9 +295,9 @@ def step(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     state: States,
     *,
     rule: Rule,
@@ -308,9 +308,9 @@ def step(
     Args:
         q, k: `[B, H, D_k]`.
         v: `[B, H, D_v]`.
-        alpha: `[B, H, M]`.
-        log_beta: `[B, H]`.
-        gamma: `[H]` or `[B, H]`.
+        target: `[B, H, M]`.
+        log_decay: `[B, H]`.
+        step_size: `[H]` or `[B, H]`.
         state: S_k `[B, H, M, D_k]` and S_v `[B, H, M, D_v]`, float32 (or float64); any strides that do not overlap.
         rule: the maps.
         gradient_state: the states that z is taken at, the chunk's first ones; None is `state`, the exact recurrence.
@@ -319,13 +319,13 @@ def step(
         y `[B, H, D_v]` in the type of q.
     """
     dtype = state[0].dtype
-    alpha = alpha.to(dtype)
-    beta = log_beta.to(dtype).exp()[..., None, None]
-    gamma = gamma.to(dtype).unsqueeze(-1)
+    target = target.to(dtype)
+    beta = log_decay.to(dtype).exp()[..., None, None]
+    step_size = step_size.to(dtype).unsqueeze(-1)
     for memory, start, x in zip(state, gradient_state or state, (k, v), strict=True):
         w = x.to(dtype)
         z = _product(w, start.mT)
-        u = inner_gradient(rule.phi, z, alpha, rule.phi_eps) * gamma
+        u = inner_gradient(rule.phi, z, target, rule.phi_eps) * step_size
         memory.mul_(beta).addcmul_(u.unsqueeze(-1), w.unsqueeze(-2), value=-1)
     s_k, s_v = state
     r = apply_map(rule.link, _product(q.to(dtype), s_k.mT))

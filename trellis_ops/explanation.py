@@ -57,7 +57,7 @@ def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         What the call itself would raise for bad arguments.
 
     Example:
-        >>> print(explain(trellis_attention, q, k, v, alpha, log_beta, gamma, chunk_size=16))  # doctest: +SKIP
+        >>> print(explain(trellis_attention, q, k, v, target, log_decay, step_size, chunk_size=16))  # doctest: +SKIP
     """
     call = inspect.signature(operator).bind(*args, **kwargs)
     call.apply_defaults()

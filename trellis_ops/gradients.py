@@ -34,11 +34,11 @@ def differentiate(
     with _autograd(), torch.enable_grad():
         leaves = [None if x is None else x.detach().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
         outputs = forward(*leaves)
-        pairs = [(out, bar) for out, bar in zip(outputs, cotangents, strict=True) if out.requires_grad]
+        pairs = [(out, cotangent) for out, cotangent in zip(outputs, cotangents, strict=True) if out.requires_grad]
         gradients = torch.autograd.grad(
             [out for out, _ in pairs],
             [leaf for i, leaf in enumerate(leaves) if leaf is not None and i in wanted],
-            [bar for _, bar in pairs],
+            [cotangent for _, cotangent in pairs],
             materialize_grads=True,
         )
     # Copied apart: gradients of stacked tensors share one storage, and an operator must not return overlapping tensors.
@@ -71,7 +71,7 @@ def register(
     count = tensors.count(",") + 1
     saved = count + kept
     more = "".join(f"Tensor kept_{i}, " for i in range(kept))
-    bars = ", ".join(f"Tensor bar_{i}" for i in range(outputs))
+    incoming = ", ".join(f"Tensor d{i}" for i in range(outputs))
 
     def backward_of(*arguments: Any) -> list[Tensor]:
         cotangents, wanted = arguments[:outputs], arguments[outputs]
@@ -83,7 +83,7 @@ def register(
         f"trellis_ops::{name}_backward",
         backward_of,
         mutates_args=(),
-        schema=f"({bars}, int[] wanted, {tensors}, {more}{settings}) -> Tensor[]",
+        schema=f"({incoming}, int[] wanted, {tensors}, {more}{settings}) -> Tensor[]",
     )
 
     @operator.register_fake
@@ -94,7 +94,7 @@ def register(
     batching.map_by_calls(operator)
     public = {"attention": "trellis_attention", "attention_kept": "trellis_attention"}.get(name, f"memory_{name}")
 
-    def refuse(ctx: Any, *bars: Any) -> tuple[Any, ...]:
+    def refuse(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
         advice = 'take second derivatives by torch.func, of a call with implementation="eager"'
         raise GradientError(name=f"the gradient of {public}", advice=advice)
 
@@ -110,11 +110,11 @@ def register(
 
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         wanted = [i for i in range(count) if ctx.needs_input_grad[i]]
-        bars = [
-            torch.zeros(shape, dtype=dtype, device=device) if bar is None else bar
-            for bar, (shape, dtype, device) in zip(cotangents[:outputs], ctx.outputs, strict=True)
+        incoming = [
+            torch.zeros(shape, dtype=dtype, device=device) if cotangent is None else cotangent
+            for cotangent, (shape, dtype, device) in zip(cotangents[:outputs], ctx.outputs, strict=True)
         ]
-        gradients = iter(operator(*bars, wanted, *ctx.saved_tensors, *ctx.settings))
+        gradients = iter(operator(*incoming, wanted, *ctx.saved_tensors, *ctx.settings))
         return (*(next(gradients) if i in wanted else None for i in range(count)), *(None for _ in ctx.settings))
 
     torch.library.register_autograd(f"trellis_ops::{name}", backward, setup_context=setup_context)

@@ -32,8 +32,8 @@ def run(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         y, s_k, s_v = operators.run_attention(*call)
         return y, s_k, s_v, s_k.new_empty((0, *s_k.shape[1:])), s_v.new_empty((0, *s_v.shape[1:]))
     sequences = operators.attention_sequences(found, *tensors)
-    q, k, v, alpha, log_beta, gamma, s_k, s_v, _ = tensors
-    return launch.attention_kept(found.program, q, k, v, alpha, log_beta, gamma, s_k, s_v, sequences)
+    q, k, v, target, log_decay, step_size, s_k, s_v, _ = tensors
+    return launch.attention_kept(found.program, q, k, v, target, log_decay, step_size, s_k, s_v, sequences)
 
 
 attention = custom_op(

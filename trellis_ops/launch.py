@@ -16,7 +16,7 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
 from trellis_ops.tokens import States
 
-_TOKENS = ("q", "k", "v", "alpha", "log_beta", "gamma")
+_TOKENS = ("q", "k", "v", "target", "log_decay", "step_size")
 _GRADIENT_OF = {"S_k": "states", "S_v": "states"}
 
 
@@ -25,16 +25,16 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S_k: Tensor | None,
     S_v: Tensor | None,
     sequences: Sequences,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y `[B, T, H, D_v]` and the final states of both memories."""
-    tensors = _tokens(q, k, v, alpha, log_beta, gamma)
-    s_k, s_v = _first_state(S_k, sequences, alpha, k), _first_state(S_v, sequences, alpha, v)
+    tensors = _tokens(q, k, v, target, log_decay, step_size)
+    s_k, s_v = _first_state(S_k, sequences, target, k), _first_state(S_v, sequences, target, v)
     y = torch.empty_like(tensors["v"])
     operator.forward(tensors | {"S_k": s_k, "S_v": s_v, "y": y}, sequences)
     return y.view_as(v), s_k, s_v
@@ -45,9 +45,9 @@ def attention_kept(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S_k: Tensor | None,
     S_v: Tensor | None,
     sequences: Sequences,
@@ -57,8 +57,8 @@ def attention_kept(
     Args:
         sequences: with chunks of `operator.segment_tokens`.
     """
-    tensors = _tokens(q, k, v, alpha, log_beta, gamma)
-    s_k, s_v = _first_state(S_k, sequences, alpha, k), _first_state(S_v, sequences, alpha, v)
+    tensors = _tokens(q, k, v, target, log_decay, step_size)
+    s_k, s_v = _first_state(S_k, sequences, target, k), _first_state(S_v, sequences, target, v)
     kept_k, kept_v = (s.new_empty((sequences.chunks, *s.shape[1:])) for s in (s_k, s_v))
     y = torch.empty_like(tensors["v"])
     written = {"S_k": s_k, "S_v": s_v, "chunk_states_k": kept_k, "chunk_states_v": kept_v, "y": y}
@@ -77,47 +77,53 @@ def attention_backward(
     """The wanted gradients by the names of the inputs, each in the shape and type of its input.
 
     Args:
-        inputs: q, k, v, alpha, log_beta and gamma, as `attention_kept` was given.
+        inputs: q, k, v, target, log_decay and step_size, as `attention_kept` was given.
         kept: its last two results.
         cotangents: of y and of the final states.
         sequences: as it was given.
         wanted: names of the inputs whose gradients are computed, S_k and S_v for the initial states.
     """
     of_tokens = {
-        name: torch.empty_like(inputs[name], memory_format=torch.contiguous_format) for name in ("q", "k", "v", "alpha")
+        name: torch.empty_like(inputs[name], memory_format=torch.contiguous_format)
+        for name in ("q", "k", "v", "target")
     }
     of_gates = {
-        name: torch.empty(inputs["log_beta"].shape, dtype=torch.float32, device=inputs["q"].device)
-        for name in ("log_beta", "gamma")
+        name: torch.empty(inputs["log_decay"].shape, dtype=torch.float32, device=inputs["q"].device)
+        for name in ("log_decay", "step_size")
     }
-    bar_y, *of_states = cotangents
-    bar_s_k, bar_s_v = (x.clone(memory_format=torch.contiguous_format) for x in of_states)
+    dy, *of_states = cotangents
+    ds_k, ds_v = (x.clone(memory_format=torch.contiguous_format) for x in of_states)
     tensors = _tokens(**{name: inputs[name] for name in _TOKENS})
-    tensors |= {"chunk_states_k": kept[0], "chunk_states_v": kept[1], "bar_y": _rows(bar_y)}
-    tensors |= {"bar_S_k": bar_s_k, "bar_S_v": bar_s_v}
-    tensors |= {f"bar_{name}": _rows(x) for name, x in (of_tokens | of_gates).items()}
+    tensors |= {"chunk_states_k": kept[0], "chunk_states_v": kept[1], "dy": _rows(dy)}
+    tensors |= {"dS_k": ds_k, "dS_v": ds_v}
+    tensors |= {f"d{name}": _rows(x) for name, x in (of_tokens | of_gates).items()}
     operator.backward(tensors, sequences, tuple(dict.fromkeys(_GRADIENT_OF.get(name, name) for name in wanted)))
-    if "gamma" in wanted and inputs["gamma"].ndim == 1:
-        of_gates["gamma"] = of_gates["gamma"].sum(dim=(0, 1))
+    if "step_size" in wanted and inputs["step_size"].ndim == 1:
+        of_gates["step_size"] = of_gates["step_size"].sum(dim=(0, 1))
     found = of_tokens | {name: x.to(inputs[name].dtype) for name, x in of_gates.items() if name in wanted}
-    found |= {"S_k": bar_s_k, "S_v": bar_s_v}
+    found |= {"S_k": ds_k, "S_v": ds_v}
     return {name: found[name] for name in wanted}
 
 
 def update(
     operator: CompiledOperator,
     w: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S: Tensor | None,
     sequences: Sequences,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """chunk_states `[B, N, H, M, D]`, codes `[B, T, H, M]` and the final state, all float32."""
     batch, tokens, heads, dim = w.shape
-    slots = alpha.shape[-1]
-    state = _first_state(S, sequences, alpha, w)
-    tensors = {"w": _rows(w), "alpha": _rows(alpha), "log_beta": _rows(_float32(log_beta)), "gamma": _gamma(gamma)}
+    slots = target.shape[-1]
+    state = _first_state(S, sequences, target, w)
+    tensors = {
+        "w": _rows(w),
+        "target": _rows(target),
+        "log_decay": _rows(_float32(log_decay)),
+        "step_size": _step_size(step_size),
+    }
     tensors["S"] = state
     tensors["chunk_states"] = chunk_states = state.new_empty((sequences.chunks, heads, slots, dim))
     tensors["codes"] = codes = state.new_empty((batch * tokens, heads, slots))
@@ -131,15 +137,15 @@ def readout(
     w: Tensor,
     chunk_states: Tensor,
     codes: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     transpose: bool,
     sequences: Sequences,
 ) -> Tensor:
     """S_t q_t `[B, T, H, M]`, or S_t^T r_t `[B, T, H, D]`, in the type of `read`."""
     y = read.new_empty((*w.shape[:3], w.shape[3] if transpose else codes.shape[3]))
     tensors = {"read": _rows(read), "w": _rows(w), "chunk_states": _rows(chunk_states), "codes": _rows(codes)}
-    tensors |= {"log_beta": _rows(_float32(log_beta)), "gamma": _gamma(gamma), "y": y.flatten(0, 1)}
+    tensors |= {"log_decay": _rows(_float32(log_decay)), "step_size": _step_size(step_size), "y": y.flatten(0, 1)}
     operator.forward(tensors, sequences)
     return y
 
@@ -149,9 +155,9 @@ def step(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S_k: Tensor,
     S_v: Tensor,
     gradient_state: States | None,
@@ -159,8 +165,8 @@ def step(
 ) -> Tensor:
     """y `[B, H, D_v]`; S_k and S_v move in place."""
     s_k, s_v = S_k.contiguous(), S_v.contiguous()
-    tensors = {"q": q.contiguous(), "k": k.contiguous(), "v": v.contiguous(), "alpha": alpha.contiguous()}
-    tensors |= {"log_beta": _float32(log_beta).contiguous(), "gamma": _float32(gamma).contiguous()}
+    tensors = {"q": q.contiguous(), "k": k.contiguous(), "v": v.contiguous(), "target": target.contiguous()}
+    tensors |= {"log_decay": _float32(log_decay).contiguous(), "step_size": _float32(step_size).contiguous()}
     if gradient_state is not None:
         tensors |= {"G_k": gradient_state[0].contiguous(), "G_v": gradient_state[1].contiguous()}
     y = torch.empty_like(tensors["v"])
@@ -200,15 +206,15 @@ def even_sequences(batch: int, tokens: int, chunk_size: int, device: torch.devic
     return Sequences(numbers * tokens, numbers * chunks, batch * chunks, chunks)
 
 
-def _tokens(q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, log_beta: Tensor, gamma: Tensor) -> dict[str, Tensor]:
+def _tokens(q: Tensor, k: Tensor, v: Tensor, target: Tensor, log_decay: Tensor, step_size: Tensor) -> dict[str, Tensor]:
     """The inputs of attention by name, flattened over tokens."""
     return {
         "q": _rows(q),
         "k": _rows(k),
         "v": _rows(v),
-        "alpha": _rows(alpha),
-        "log_beta": _rows(_float32(log_beta)),
-        "gamma": _gamma(gamma),
+        "target": _rows(target),
+        "log_decay": _rows(_float32(log_decay)),
+        "step_size": _step_size(step_size),
     }
 
 
@@ -216,15 +222,15 @@ def _rows(x: Tensor) -> Tensor:
     return x.contiguous().flatten(0, 1)
 
 
-def _gamma(gamma: Tensor) -> Tensor:
-    return _float32(gamma).contiguous() if gamma.ndim == 1 else _rows(_float32(gamma))
+def _step_size(step_size: Tensor) -> Tensor:
+    return _float32(step_size).contiguous() if step_size.ndim == 1 else _rows(_float32(step_size))
 
 
 def _float32(x: Tensor) -> Tensor:
     return x if x.dtype is torch.float32 else x.float()
 
 
-def _first_state(given: Tensor | None, sequences: Sequences, alpha: Tensor, w: Tensor) -> Tensor:
+def _first_state(given: Tensor | None, sequences: Sequences, target: Tensor, w: Tensor) -> Tensor:
     if given is None:
-        return w.new_zeros((sequences.count, *alpha.shape[2:], w.shape[3]), dtype=torch.float32)
+        return w.new_zeros((sequences.count, *target.shape[2:], w.shape[3]), dtype=torch.float32)
     return given.clone() if given.is_contiguous() else given.contiguous()

@@ -23,38 +23,38 @@ def apply_map(name: str, x: Tensor, eps: float = READOUT_EPS) -> Tensor:
     return y
 
 
-def inner_gradient(name: str, z: Tensor, alpha: Tensor, eps: float) -> Tensor:
+def inner_gradient(name: str, z: Tensor, target: Tensor, eps: float) -> Tensor:
     """u = J_phi(z)^T (phi(z) - alpha), or the gradient at z of a loss.
 
     Args:
         name: what a rule calls phi.
         z: `[..., M]`.
-        alpha: the targets, broadcast against z.
+        target: the targets, broadcast against z.
         eps: `Rule.phi_eps`.
 
     Returns:
         u, shaped as z.
     """
-    u: Tensor = (_FUSED_GRADIENTS.get(name) or _generated(name, "write_gradient"))(z, alpha, eps)
+    u: Tensor = (_FUSED_GRADIENTS.get(name) or _generated(name, "write_gradient"))(z, target, eps)
     return u
 
 
-def pull_back(name: str, x: Tensor, bar: Tensor) -> Tensor:
-    """J(x)^T bar of the map that a rule calls `name`, as `link` or `out` (B14); x and bar are `[..., M]`."""
-    pulled: Tensor = _generated(name, "pull_back")(x, bar, READOUT_EPS)
+def pull_back(name: str, x: Tensor, cotangent: Tensor) -> Tensor:
+    """J(x)^T cotangent of the map that a rule calls `name`, as `link` or `out` (B14); both are `[..., M]`."""
+    pulled: Tensor = _generated(name, "pull_back")(x, cotangent, READOUT_EPS)
     return pulled
 
 
-def prepare_write(name: str, z: Tensor, alpha: Tensor, eps: float) -> tuple[Tensor, ...]:
+def prepare_write(name: str, z: Tensor, target: Tensor, eps: float) -> tuple[Tensor, ...]:
     """What `push_write` needs of a write, whichever cotangent comes; arguments as in `inner_gradient`."""
-    parts: tuple[Tensor, ...] = _generated(name, "prepare_write")(z, alpha, eps)
+    parts: tuple[Tensor, ...] = _generated(name, "prepare_write")(z, target, eps)
     return parts
 
 
-def push_write(name: str, parts: tuple[Tensor, ...], bar_u: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The cotangents of z and alpha, of a write that `prepare_write` saw (B8, B9)."""
-    bar_z, bar_alpha = _generated(name, "push_write")(parts, bar_u, eps)
-    return bar_z, bar_alpha
+def push_write(name: str, parts: tuple[Tensor, ...], du: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The cotangents of z and target, of a write that `prepare_write` saw (B8, B9)."""
+    dz, dtarget = _generated(name, "push_write")(parts, du, eps)
+    return dz, dtarget
 
 
 def _generated(name: str, function: str) -> Callable[..., Any]:
@@ -69,13 +69,13 @@ def _ln_silu(x: Tensor, eps: float) -> Tensor:
     return F.layer_norm(F.silu(x), x.shape[-1:], eps=eps)
 
 
-def _ln_silu_gradient(z: Tensor, alpha: Tensor, eps: float) -> Tensor:
+def _ln_silu_gradient(z: Tensor, target: Tensor, eps: float) -> Tensor:
     sigma = torch.sigmoid(z)
     s = z * sigma
     shape = list(s.shape[-1:])
     y, mean, rstd = torch.native_layer_norm(s, shape, None, None, eps)
     backward = torch.ops.aten.native_layer_norm_backward
-    e: Tensor = backward(y - alpha, s, shape, mean, rstd, None, None, [True, False, False])[0]
+    e: Tensor = backward(y - target, s, shape, mean, rstd, None, None, [True, False, False])[0]
     # silu' = sigma + s (1 - sigma). ATen's silu_backward would do, but cannot be differentiated again.
     return e * torch.lerp(s, s.new_ones(()), sigma)
 

@@ -1,7 +1,7 @@
 """The token mixer of a block: projections, short convolutions, the two-pass memory, norm, gate and output map.
 
 Source: arXiv 2512.23852, figure 1. q and k come from one shared linear map followed by a short causal depthwise
-convolution each; v, alpha and beta have linear maps of their own and no convolution.
+convolution each; v, target and decay have linear maps of their own and no convolution.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class TrellisMixer(nn.Module):
         self.conv_q = nn.Parameter(torch.empty(config.key_width, config.conv_width))
         self.conv_k = nn.Parameter(torch.empty(config.key_width, config.conv_width))
         self.to_v = nn.Linear(width, config.value_width, bias=False)
-        self.to_alpha = nn.Linear(width, heads * config.slots, bias=False)
-        self.to_beta = nn.Linear(width, heads)
-        self.to_gamma = nn.Linear(width, heads, bias=False) if config.step_size == "token" else None
-        self.gamma = nn.Parameter(torch.empty(heads))
+        self.to_target = nn.Linear(width, heads * config.slots, bias=False)
+        self.to_decay = nn.Linear(width, heads)
+        self.to_step_size = nn.Linear(width, heads, bias=False) if config.step_size == "token" else None
+        self.step_size = nn.Parameter(torch.empty(heads))
         self.to_gate = nn.Linear(width, config.value_width, bias=False)
         self.norm = nn.RMSNorm(self.dim_v, eps=config.norm_eps)
         self.to_out = nn.Linear(config.value_width, width, bias=False)
@@ -58,10 +58,10 @@ class TrellisMixer(nn.Module):
         for taps in (self.conv_q, self.conv_k):
             bound = self.config.conv_width**-0.5
             taps.uniform_(-bound, bound)
-        self.to_beta.bias.fill_(math.log(self.config.init_beta / (1.0 - self.config.init_beta)))
-        gamma = self.config.init_gamma
+        self.to_decay.bias.fill_(math.log(self.config.init_decay / (1.0 - self.config.init_decay)))
+        step_size = self.config.init_step_size
         # The inverse of softplus; far above 1 it is gamma itself, whose exponential is no float64.
-        self.gamma.fill_(gamma if gamma > 40.0 else math.log(math.expm1(gamma)))
+        self.step_size.fill_(step_size if step_size > 40.0 else math.log(math.expm1(step_size)))
         self.norm.weight.fill_(1.0)
         for first in (self.first_k, self.first_v):
             if first is not None:
@@ -121,12 +121,14 @@ class TrellisMixer(nn.Module):
         v = self._heads(self.to_v(x))
         if self.config.normalize_qkv:
             q, k, v = (F.normalize(each, dim=-1, eps=self.config.norm_eps) for each in (q, k, v))
-        alpha = self._heads(self.to_alpha(x))
+        target = self._heads(self.to_target(x))
         # A forget gate near 1 loses its meaning in half precision.
-        log_beta = F.logsigmoid(_wide(self.to_beta(x)))
-        step = _wide(self.gamma) if self.to_gamma is None else _wide(self.to_gamma(x)) + _wide(self.gamma)
+        log_decay = F.logsigmoid(_wide(self.to_decay(x)))
+        step = (
+            _wide(self.step_size) if self.to_step_size is None else _wide(self.to_step_size(x)) + _wide(self.step_size)
+        )
         # Under autocast the convolution and the normalisation may widen some of these; the operators want one type.
-        return Tokens(q.to(alpha.dtype), k.to(alpha.dtype), v.to(alpha.dtype), alpha, log_beta, F.softplus(step))
+        return Tokens(q.to(target.dtype), k.to(target.dtype), v.to(target.dtype), target, log_decay, F.softplus(step))
 
     def _carry(self, tokens: Tokens, state: LayerState, position: int) -> Tensor:
         """Read and write all tokens, moving `state`; y `[B, T, H, D_v]`.
@@ -187,7 +189,7 @@ class TrellisMixer(nn.Module):
 
 
 def _each(tokens: Tokens, index: int | slice) -> Tokens:
-    """The tokens at `index`; a gamma `[H]` holds for all of them."""
+    """The tokens at `index`; a step_size `[H]` holds for all of them."""
     return tokens.each(lambda x: x if x.ndim == 1 else x[:, index])
 
 

@@ -16,19 +16,19 @@ from codegen.rule import Rule
 from trellis_ops import arguments, autocast, backward, batching, eager, gradients, launch, overlap, quick_step, values
 from trellis_ops.plan import QUICK_PLANS, Plan, plan
 
-ATTENTION_NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v", "cu_seqlens")
+ATTENTION_NAMES = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v", "cu_seqlens")
 """The tensors of `trellis_attention`, in the order of its schema."""
 
 ATTENTION_TENSORS = (
-    "Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor log_beta, Tensor gamma,"
+    "Tensor q, Tensor k, Tensor v, Tensor target, Tensor log_decay, Tensor step_size,"
     " Tensor? S_k, Tensor? S_v, Tensor? cu_seqlens"
 )
 ATTENTION_SETTINGS = (
     "str phi, str link, str out, float phi_eps, int chunk_size, str outer_gradient, str? implementation"
 )
-_UPDATE_TENSORS = "Tensor w, Tensor alpha, Tensor log_beta, Tensor gamma, Tensor? S"
+_UPDATE_TENSORS = "Tensor w, Tensor target, Tensor log_decay, Tensor step_size, Tensor? S"
 _UPDATE_SETTINGS = "str phi, float phi_eps, int chunk_size, str? implementation"
-_READOUT_TENSORS = "Tensor read, Tensor w, Tensor chunk_states, Tensor codes, Tensor log_beta, Tensor gamma"
+_READOUT_TENSORS = "Tensor read, Tensor w, Tensor chunk_states, Tensor codes, Tensor log_decay, Tensor step_size"
 _READOUT_SETTINGS = "int chunk_size, bool transpose, str? implementation"
 # G_k and G_v are only read, and yet declared as written: Inductor takes a copy of a graph input for the input itself,
 # though an operator writes it. Seen with torch 2.13 (`remove_noop_ops` in torch/_inductor/fx_passes/post_grad.py), and
@@ -49,7 +49,7 @@ _READOUT_SETTINGS = "int chunk_size, bool transpose, str? implementation"
 #
 # Two arguments that are both written it never gives the same memory, and stores each from what the operator left.
 _STEP_SCHEMA = (
-    "(Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor log_beta, Tensor gamma, Tensor(a!) S_k, Tensor(b!) S_v,"
+    "(Tensor q, Tensor k, Tensor v, Tensor target, Tensor log_decay, Tensor step_size, Tensor(a!) S_k, Tensor(b!) S_v,"
     " Tensor(c!)? G_k, Tensor(d!)? G_v, str phi, str link, str out, float phi_eps, str? implementation) -> Tensor"
 )
 
@@ -58,9 +58,9 @@ def run_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S_k: Tensor | None,
     S_v: Tensor | None,
     cu_seqlens: Tensor | None,
@@ -73,7 +73,7 @@ def run_attention(
     implementation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y `[B, T, H, D_v]` and the final states, by whichever implementation the plan says."""
-    tensors = (q, k, v, alpha, log_beta, gamma, S_k, S_v, cu_seqlens)
+    tensors = (q, k, v, target, log_decay, step_size, S_k, S_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
     found = plan(attention_request, tensors, settings, implementation)
     sequences = attention_sequences(found, *tensors)
@@ -81,7 +81,7 @@ def run_attention(
         with autocast.off(q.device):
             y, s_k, s_v = _eager_attention(*settings)(*tensors)
         return y, s_k, s_v
-    return launch.attention(found.program, q, k, v, alpha, log_beta, gamma, S_k, S_v, sequences)
+    return launch.attention(found.program, q, k, v, target, log_decay, step_size, S_k, S_v, sequences)
 
 
 def attention_sequences(
@@ -89,9 +89,9 @@ def attention_sequences(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S_k: Tensor | None,
     S_v: Tensor | None,
     cu_seqlens: Tensor | None,
@@ -102,7 +102,7 @@ def attention_sequences(
         values.check_offsets(cu_seqlens, q.shape[1], stall=found.checks_values)
         sequences = launch.packed_sequences(cu_seqlens, q.shape[1], found.chunk_tokens)
     if found.checks_values:
-        values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v)
+        values.check_values(log_decay, step_size, q=q, k=k, v=v, target=target, S_k=S_k, S_v=S_v)
     return sequences
 
 
@@ -110,9 +110,9 @@ def attention_request(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S_k: Tensor | None,
     S_v: Tensor | None,
     cu_seqlens: Tensor | None,
@@ -126,7 +126,7 @@ def attention_request(
     """The checked call of `trellis_attention`."""
     rule = Rule(phi, link, out, phi_eps)
     return arguments.attention_request(
-        q, k, v, alpha, log_beta, gamma, (S_k, S_v), cu_seqlens, rule, chunk_size, outer_gradient
+        q, k, v, target, log_decay, step_size, (S_k, S_v), cu_seqlens, rule, chunk_size, outer_gradient
     )
 
 
@@ -142,10 +142,10 @@ attention = torch.library.custom_op(
 def fake_attention(*call: object) -> tuple[Tensor, Tensor, Tensor]:
     """y and the final states, without data."""
     request = attention_request(*call[:-1])  # type: ignore[arg-type]
-    q, _, v, alpha, *_, cu_seqlens = (x for x in call[:9])
-    assert isinstance(q, Tensor) and isinstance(v, Tensor) and isinstance(alpha, Tensor)
+    q, _, v, target, *_, cu_seqlens = (x for x in call[:9])
+    assert isinstance(q, Tensor) and isinstance(v, Tensor) and isinstance(target, Tensor)
     sequences = cu_seqlens.shape[0] - 1 if isinstance(cu_seqlens, Tensor) else q.shape[0]
-    shape, dtype = (sequences, *alpha.shape[2:]), _state_dtype(request)
+    shape, dtype = (sequences, *target.shape[2:]), _state_dtype(request)
     return (
         v.new_empty(v.shape),
         q.new_empty((*shape, q.shape[-1]), dtype=dtype),
@@ -168,15 +168,15 @@ def _eager_attention(
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        alpha: Tensor,
-        log_beta: Tensor,
-        gamma: Tensor,
+        target: Tensor,
+        log_decay: Tensor,
+        step_size: Tensor,
         S_k: Tensor | None,
         S_v: Tensor | None,
         cu_seqlens: Tensor | None,
     ) -> tuple[Tensor, ...]:
         y, states = eager.attention(
-            *(q, k, v, alpha, log_beta, gamma),
+            *(q, k, v, target, log_decay, step_size),
             rule=rule,
             chunk_size=chunk_size,
             initial_state=None if S_k is None or S_v is None else (S_k, S_v),
@@ -213,9 +213,9 @@ gradients.register("attention", ATTENTION_TENSORS, ATTENTION_SETTINGS, _attentio
 
 def run_update(
     w: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S: Tensor | None,
     phi: str,
     phi_eps: float,
@@ -223,10 +223,10 @@ def run_update(
     implementation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """chunk_states, codes and the final state, by whichever implementation the plan says."""
-    tensors, settings = (w, alpha, log_beta, gamma, S), (phi, phi_eps, chunk_size)
+    tensors, settings = (w, target, log_decay, step_size, S), (phi, phi_eps, chunk_size)
     found = plan(update_request, tensors, settings, implementation)
     if found.checks_values:
-        values.check_values(log_beta, gamma, w=w, alpha=alpha, S=S)
+        values.check_values(log_decay, step_size, w=w, target=target, S=S)
     if found.program is None:
         with autocast.off(w.device):
             chunk_states, codes, state = _eager_update(*settings)(*tensors)
@@ -236,16 +236,16 @@ def run_update(
 
 def update_request(
     w: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S: Tensor | None,
     phi: str,
     phi_eps: float,
     chunk_size: int,
 ) -> arguments.Request:
     """The checked call of `memory_update`."""
-    return arguments.update_request(w, alpha, log_beta, gamma, S, Rule(phi, phi_eps=phi_eps), chunk_size)
+    return arguments.update_request(w, target, log_decay, step_size, S, Rule(phi, phi_eps=phi_eps), chunk_size)
 
 
 update = torch.library.custom_op(
@@ -258,11 +258,11 @@ update = torch.library.custom_op(
 
 @update.register_fake
 def _(
-    w: Tensor, alpha: Tensor, log_beta: Tensor, gamma: Tensor, S: Tensor | None, *settings: object
+    w: Tensor, target: Tensor, log_decay: Tensor, step_size: Tensor, S: Tensor | None, *settings: object
 ) -> tuple[Tensor, Tensor, Tensor]:
-    request = update_request(w, alpha, log_beta, gamma, S, *settings[:-1])  # type: ignore[arg-type]
+    request = update_request(w, target, log_decay, step_size, S, *settings[:-1])  # type: ignore[arg-type]
     batch, tokens, heads, dim = w.shape
-    slots, dtype, chunk_size = alpha.shape[-1], _state_dtype(request), request.spec.problem.chunk
+    slots, dtype, chunk_size = target.shape[-1], _state_dtype(request), request.spec.problem.chunk
     chunks = (tokens + chunk_size - 1) // chunk_size
     return (
         w.new_empty((batch, chunks, heads, slots, dim), dtype=dtype),
@@ -275,9 +275,9 @@ def _eager_update(phi: str, phi_eps: float, chunk_size: int, implementation: str
     rule = Rule(phi, phi_eps=phi_eps)
 
     def forward(
-        w: Tensor, alpha: Tensor, log_beta: Tensor, gamma: Tensor, S: Tensor | None
+        w: Tensor, target: Tensor, log_decay: Tensor, step_size: Tensor, S: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return eager.update(w, alpha, log_beta, gamma, rule=rule, chunk_size=chunk_size, initial_state=S)
+        return eager.update(w, target, log_decay, step_size, rule=rule, chunk_size=chunk_size, initial_state=S)
 
     return forward
 
@@ -291,17 +291,17 @@ def run_readout(
     w: Tensor,
     chunk_states: Tensor,
     codes: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     chunk_size: int,
     transpose: bool,
     implementation: str | None,
 ) -> Tensor:
     """S_t q_t or S_t^T r_t, by whichever implementation the plan says."""
-    tensors, settings = (read, w, chunk_states, codes, log_beta, gamma), (chunk_size, transpose)
+    tensors, settings = (read, w, chunk_states, codes, log_decay, step_size), (chunk_size, transpose)
     found = plan(arguments.readout_request, tensors, settings, implementation)
     if found.checks_values:
-        values.check_values(log_beta, gamma, read=read, w=w, chunk_states=chunk_states, codes=codes)
+        values.check_values(log_decay, step_size, read=read, w=w, chunk_states=chunk_states, codes=codes)
     if found.program is None:
         with autocast.off(read.device):
             return eager.readout(*tensors, chunk_size=chunk_size, transpose=transpose)
@@ -322,13 +322,13 @@ def _(
     w: Tensor,
     chunk_states: Tensor,
     codes: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     chunk_size: int,
     transpose: bool,
     implementation: str | None,
 ) -> Tensor:
-    arguments.readout_request(read, w, chunk_states, codes, log_beta, gamma, chunk_size, transpose)
+    arguments.readout_request(read, w, chunk_states, codes, log_decay, step_size, chunk_size, transpose)
     return read.new_empty((*w.shape[:3], w.shape[-1] if transpose else codes.shape[-1]))
 
 
@@ -347,9 +347,9 @@ def run_step(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S_k: Tensor,
     S_v: Tensor,
     G_k: Tensor | None,
@@ -361,7 +361,7 @@ def run_step(
     implementation: str | None,
 ) -> Tensor:
     """y `[B, H, D_v]`, by whichever implementation the plan says; S_k and S_v move in place."""
-    tensors, settings = (q, k, v, alpha, log_beta, gamma, S_k, S_v, G_k, G_v), (phi, link, out, phi_eps)
+    tensors, settings = (q, k, v, target, log_decay, step_size, S_k, S_v, G_k, G_v), (phi, link, out, phi_eps)
     key = quick_step.key_of(tensors, settings, implementation)
     gradient_state = None if G_k is None or G_v is None else (G_k, G_v)
     try:
@@ -371,7 +371,7 @@ def run_step(
         key = quick = None
     if quick is not None:
         try:
-            y = quick_step.step(quick, q, k, v, alpha, log_beta, gamma, S_k, S_v, *(gradient_state or ()))
+            y = quick_step.step(quick, q, k, v, target, log_decay, step_size, S_k, S_v, *(gradient_state or ()))
         except RuntimeError:
             # Bad input has a better reason. A kernel that has begun must not run again: it has moved states.
             step_request(*tensors, *settings)
@@ -381,12 +381,12 @@ def run_step(
     found = plan(step_request, tensors, settings, implementation)
     overlap.check_apart(S_k, S_v, G_k, G_v)
     if found.checks_values:
-        values.check_values(log_beta, gamma, q=q, k=k, v=v, alpha=alpha, S_k=S_k, S_v=S_v, G_k=G_k, G_v=G_v)
+        values.check_values(log_decay, step_size, q=q, k=k, v=v, target=target, S_k=S_k, S_v=S_v, G_k=G_k, G_v=G_v)
     if found.program is None:
         state, rule = (S_k, S_v), Rule(*settings)
         with autocast.off(q.device):
-            return eager.step(q, k, v, alpha, log_beta, gamma, state, rule=rule, gradient_state=gradient_state)
-    y = launch.step(found.program, q, k, v, alpha, log_beta, gamma, S_k, S_v, gradient_state, found.sequences)
+            return eager.step(q, k, v, target, log_decay, step_size, state, rule=rule, gradient_state=gradient_state)
+    y = launch.step(found.program, q, k, v, target, log_decay, step_size, S_k, S_v, gradient_state, found.sequences)
     quick_step.remember(key, found, refused=quick is not None)
     return y
 
@@ -395,9 +395,9 @@ def step_request(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S_k: Tensor,
     S_v: Tensor,
     G_k: Tensor | None,
@@ -409,7 +409,7 @@ def step_request(
 ) -> arguments.Request:
     """The checked call of `trellis_step`."""
     rule = Rule(phi, link, out, phi_eps)
-    return arguments.step_request(q, k, v, alpha, log_beta, gamma, (S_k, S_v), (G_k, G_v), rule)
+    return arguments.step_request(q, k, v, target, log_decay, step_size, (S_k, S_v), (G_k, G_v), rule)
 
 
 step = torch.library.custom_op(

@@ -18,10 +18,10 @@ from trellis_ops.arguments import LONGEST_CHUNK
 from trellis_ops.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
 
-_TOKENS = ("q", "k", "v", "alpha", "log_beta", "gamma")
+_TOKENS = ("q", "k", "v", "target", "log_decay", "step_size")
 _ATTENTION = (*_TOKENS, "initial_state's S_k", "initial_state's S_v", "cu_seqlens")
-_UPDATE = ("w", "alpha", "log_beta", "gamma", "initial_state")
-_READOUT = ("read", "w", "chunk_states", "codes", "log_beta", "gamma")
+_UPDATE = ("w", "target", "log_decay", "step_size", "initial_state")
+_READOUT = ("read", "w", "chunk_states", "codes", "log_decay", "step_size")
 _STEP = (*_TOKENS, "S_k", "S_v", "gradient_state's S_k", "gradient_state's S_v")
 
 
@@ -29,9 +29,9 @@ def trellis_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     *,
     phi: str = "ln_silu",
     link: str = "ln_silu",
@@ -52,16 +52,17 @@ def trellis_attention(
     Its gradient is that of docs/backward.md: by kernels where there are some (of TVM on CPUs, of Triton for chunks of
     at most 1024 tokens), which keep the states at the starts of chunks, or of every n-th, else by eager PyTorch, which
     keeps nothing and computes the states again.
-    What needs no gradient costs none. Under torch.autocast q, k, v and alpha are cast to its type; gates, states and
+    What needs no gradient costs none. Under torch.autocast q, k, v and target are cast to its type; gates, states and
     all arithmetic stay float32. Where a transform of torch.func differentiates it (grad, vjp, jacrev, also under vmap)
     it runs on eager PyTorch; forward mode (jvp, jacfwd, dual numbers) is refused unless "eager" is asked for.
 
     Args:
         q, k: `[B, T, H, D_k]`, float32, bfloat16 or float16 (float64: eager only). Any strides.
         v: `[B, T, H, D_v]`, like q.
-        alpha: `[B, T, H, M]`, like q; the target of both writes.
-        log_beta: `[B, T, H]`, float32; log of the forget gate, at most 0. -inf forgets everything.
-        gamma: `[H]` or `[B, T, H]`, float32; step size, at least 0. The factor 2 of the paper's loss belongs into it.
+        target: `[B, T, H, M]`, like q; the target of both writes.
+        log_decay: `[B, T, H]`, float32; log of the forget gate, at most 0. -inf forgets everything.
+        step_size: `[H]` or `[B, T, H]`, float32; step size, at least 0. The factor 2 of the
+            paper's loss belongs into it.
         phi, link, out: names of maps, see `codegen.rule.MAPS`.
         phi_eps: epsilon of ln_silu as phi. At a zero state the write is scaled by 1 / (2 sqrt(phi_eps)).
         chunk_size: C >= 1, a model setting: z is taken at the state before the chunk. 1 is the exact recurrence; with
@@ -86,19 +87,19 @@ def trellis_attention(
     Example:
         >>> B, T, H, D, M = 1, 128, 2, 32, 16
         >>> q, k, v = (torch.nn.functional.normalize(torch.randn(B, T, H, D), dim=-1) for _ in range(3))
-        >>> alpha, log_beta = torch.randn(B, T, H, M), torch.full((B, T, H), -0.02)
-        >>> y, state = trellis_attention(q, k, v, alpha, log_beta, torch.full((H,), 0.1), phi_eps=1e-2)
+        >>> target, log_decay = torch.randn(B, T, H, M), torch.full((B, T, H), -0.02)
+        >>> y, state = trellis_attention(q, k, v, target, log_decay, torch.full((H,), 0.1), phi_eps=1e-2)
         >>> y.shape
         torch.Size([1, 128, 2, 32])
     """
-    q, k, v, alpha, log_beta, gamma = autocast.lower((q, k, v, alpha), (log_beta, gamma))
+    q, k, v, target, log_decay, step_size = autocast.lower((q, k, v, target), (log_decay, step_size))
     # Here, since a plan for 2 would be found for 2.0, and one for 1 for True.
     if phi_eps.__class__ is not float or chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
         phi_eps, chunk_size = arguments.numbers_of_call(phi_eps, chunk_size)
     if output_final_state.__class__ is not bool:
         arguments.flag("output_final_state", output_final_state)
     s_k, s_v = (None, None) if initial_state is None else _pair("initial_state", initial_state)
-    tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, cu_seqlens)
+    tensors = (q, k, v, target, log_decay, step_size, s_k, s_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
     if is_plain(tensors):
         y, s_k, s_v = operators.run_attention(*tensors, *settings, implementation)
@@ -116,9 +117,9 @@ def trellis_attention(
 
 def memory_update(
     w: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     *,
     phi: str = "ln_silu",
     phi_eps: float = 1e-6,
@@ -132,7 +133,7 @@ def memory_update(
 
     Args:
         w: `[B, T, H, D]`, the write vectors: k for the first memory, v for the second.
-        alpha, log_beta, gamma, phi, phi_eps, chunk_size, implementation: as in `trellis_attention`.
+        target, log_decay, step_size, phi, phi_eps, chunk_size, implementation: as in `trellis_attention`.
         initial_state: `[B, H, M, D]` float32; None starts from zero.
 
     Returns:
@@ -142,10 +143,10 @@ def memory_update(
     Raises:
         As `trellis_attention`.
     """
-    w, alpha, log_beta, gamma = autocast.lower((w, alpha), (log_beta, gamma))
+    w, target, log_decay, step_size = autocast.lower((w, target), (log_decay, step_size))
     if phi_eps.__class__ is not float or chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
         phi_eps, chunk_size = arguments.numbers_of_call(phi_eps, chunk_size)
-    tensors = (w, alpha, log_beta, gamma, initial_state)
+    tensors = (w, target, log_decay, step_size, initial_state)
     run = operators.run_update
     if not is_plain(tensors):
         _require_types(_UPDATE, tensors, {"phi": phi}, implementation, optional=1)
@@ -161,8 +162,8 @@ def memory_readout(
     w: Tensor,
     chunk_states: Tensor,
     codes: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     *,
     chunk_size: int = 64,
     transpose: bool = False,
@@ -176,7 +177,7 @@ def memory_readout(
         read: q `[B, T, H, D]`, or with `transpose` r `[B, T, H, M]`; of the type of w.
         w: `[B, T, H, D]`, the write vectors that `memory_update` was given.
         chunk_states, codes: the first two results of `memory_update`.
-        log_beta, gamma, chunk_size, implementation: as in `trellis_attention`, the same as for `memory_update`.
+        log_decay, step_size, chunk_size, implementation: as in `trellis_attention`, the same as for `memory_update`.
         transpose: read S_t^T r_t instead of S_t q_t.
 
     Returns:
@@ -185,12 +186,12 @@ def memory_readout(
     Raises:
         As `trellis_attention`.
     """
-    read, w, log_beta, gamma = autocast.lower((read, w), (log_beta, gamma))
+    read, w, log_decay, step_size = autocast.lower((read, w), (log_decay, step_size))
     if chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
         _, chunk_size = arguments.numbers_of_call(1.0, chunk_size)
     if transpose.__class__ is not bool:
         arguments.flag("transpose", transpose)
-    tensors = (read, w, chunk_states, codes, log_beta, gamma)
+    tensors = (read, w, chunk_states, codes, log_decay, step_size)
     run = operators.run_readout
     if not is_plain(tensors):
         _require_types(_READOUT, tensors, {}, implementation)
@@ -205,9 +206,9 @@ def trellis_step(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     state: States,
     *,
     phi: str = "ln_silu",
@@ -222,9 +223,9 @@ def trellis_step(
     Args:
         q, k: `[B, H, D_k]`.
         v: `[B, H, D_v]`.
-        alpha: `[B, H, M]`.
-        log_beta: `[B, H]`.
-        gamma: `[H]` or `[B, H]`.
+        target: `[B, H, M]`.
+        log_decay: `[B, H]`.
+        step_size: `[H]` or `[B, H]`.
         state: S_k `[B, H, M, D_k]` and S_v `[B, H, M, D_v]`, float32; they hold the new state afterwards.
         phi, link, out, phi_eps, implementation: as in `trellis_attention`.
         gradient_state: the states that z is taken at: those at the start of the chunk, copied by the caller and kept
@@ -239,14 +240,14 @@ def trellis_step(
         TransformError: a transform of torch.func, or forward-mode differentiation.
         As `trellis_attention` otherwise.
     """
-    q, k, v, alpha, log_beta, gamma = autocast.lower((q, k, v, alpha), (log_beta, gamma))
+    q, k, v, target, log_decay, step_size = autocast.lower((q, k, v, target), (log_decay, step_size))
     if phi_eps.__class__ is not float:
         phi_eps, _ = arguments.numbers_of_call(phi_eps)
     s_k, s_v = _pair("state", state)
     g_k, g_v = (None, None) if gradient_state is None else _pair("gradient_state", gradient_state)
     if g_k is s_k and g_v is s_v:
         g_k = g_v = None
-    tensors = (q, k, v, alpha, log_beta, gamma, s_k, s_v, g_k, g_v)
+    tensors = (q, k, v, target, log_decay, step_size, s_k, s_v, g_k, g_v)
     if is_plain(tensors):
         return operators.run_step(*tensors, phi, link, out, phi_eps, implementation)
     _require_types(_STEP, tensors, {"phi": phi, "link": link, "out": out}, implementation, optional=2)

@@ -26,13 +26,13 @@ def key_of(
     """All that chooses a kernel, and what kernels do not compare; None where no kernel checks, or a tensor is missing.
 
     Args:
-        tensors: q, k, v, alpha, log_beta, gamma, S_k, S_v, G_k, G_v, as `operators.run_step` takes them.
+        tensors: q, k, v, target, log_decay, step_size, S_k, S_v, G_k, G_v, as `operators.run_step` takes them.
         settings, implementation: those that a plan is made with.
     """
-    q, _, v, _, _, gamma, s_k, _, g_k, g_v = tensors
-    if q is None or v is None or gamma is None or s_k is None or not q.is_cpu:
+    q, _, v, _, _, step_size, s_k, _, g_k, g_v = tensors
+    if q is None or v is None or step_size is None or s_k is None or not q.is_cpu:
         return None
-    shapes = (q.shape, v.shape, gamma.ndim, s_k.shape)
+    shapes = (q.shape, v.shape, step_size.ndim, s_k.shape)
     return (shapes, q.dtype, g_k is None, g_v is None, settings, implementation, torch.get_num_threads())
 
 
@@ -41,9 +41,9 @@ def step(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S_k: Tensor,
     S_v: Tensor,
     *starts: Tensor,
@@ -74,7 +74,7 @@ def step(
             ):
                 return None
         sequences = found.sequences.cu_seqlens
-        found.program.kernels[0](found.heads, q, k, v, alpha, log_beta, gamma, S_k, S_v, *starts, sequences, y)
+        found.program.kernels[0](found.heads, q, k, v, target, log_decay, step_size, S_k, S_v, *starts, sequences, y)
     except (AttributeError, ValueError, TypeError):
         return None
     except BaseException:

@@ -3,8 +3,8 @@
 Source: TRELLIS, arXiv 2512.23852, sections 3 and 3.2. Per head, with write vector w (k in pass 1, v in pass 2):
 
     z_t = S_{t'} w_t
-    u_t = J_phi(z_t)^T (phi(z_t) - alpha_t)
-    S_t = beta_t S_{t-1} - gamma_t u_t w_t^T
+    u_t = J_phi(z_t)^T (phi(z_t) - target_t)
+    S_t = beta_t S_{t-1} - step_size_t u_t w_t^T
     y_t = out(S_v,t^T link(S_k,t q_t))
 
 where t' is the last token before the chunk that t lies in. Here the vector-Jacobian product is whatever autograd makes
@@ -88,32 +88,32 @@ def apply_map(name: str, x: Tensor, eps: float = READOUT_EPS) -> Tensor:
     return _MAPS[_name_of(name)](x, eps)
 
 
-def inner_gradient(z: Tensor, alpha: Tensor, rule: Rule, *, first_order: bool = False) -> Tensor:
+def inner_gradient(z: Tensor, target: Tensor, rule: Rule, *, first_order: bool = False) -> Tensor:
     """u = J_phi(z)^T (phi(z) - alpha), the gradient at z of 1/2 ||phi(z) - alpha||^2 or of a loss, by autograd.
 
     z, alpha and u are `[..., M]`. The result can itself be differentiated, through z too unless `first_order`.
     """
-    differentiable = torch.is_grad_enabled() and (z.requires_grad or alpha.requires_grad)
+    differentiable = torch.is_grad_enabled() and (z.requires_grad or target.requires_grad)
     with torch.enable_grad():
         point = z if z.requires_grad and not first_order else z.detach().requires_grad_()
-        (u,) = torch.autograd.grad(_inner_loss(point, alpha, rule), point, create_graph=differentiable)
+        (u,) = torch.autograd.grad(_inner_loss(point, target, rule), point, create_graph=differentiable)
     return u
 
 
-def _inner_loss(z: Tensor, alpha: Tensor, rule: Rule) -> Tensor:
+def _inner_loss(z: Tensor, target: Tensor, rule: Rule) -> Tensor:
     loss = _LOSSES.get(_name_of(rule.phi))
     if loss is not None:
-        return loss(z, alpha, rule.phi_eps).sum()
-    return 0.5 * ((apply_map(rule.phi, z, rule.phi_eps) - alpha) ** 2).sum()
+        return loss(z, target, rule.phi_eps).sum()
+    return 0.5 * ((apply_map(rule.phi, z, rule.phi_eps) - target) ** 2).sum()
 
 
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     *,
     rule: Rule,
     chunk_size: int,
@@ -127,9 +127,9 @@ def attention(
     Args:
         q, k: `[B, T, H, D_k]`.
         v: `[B, T, H, D_v]`.
-        alpha: `[B, T, H, M]`, the target that both memories share.
-        log_beta: `[B, T, H]`, log of the forget gate; -inf forgets everything.
-        gamma: `[H]` or `[B, T, H]`, the step size.
+        target: `[B, T, H, M]`, the target that both memories share.
+        log_decay: `[B, T, H]`, log of the forget gate; -inf forgets everything.
+        step_size: `[H]` or `[B, T, H]`, the step size.
         rule: the maps.
         chunk_size: C; z is taken at the state at the start of the token's chunk. 1 is the exact recurrence.
         initial_state: S_k `[B, H, M, D_k]` and S_v `[B, H, M, D_v]`, zero if None; `[N, H, M, D]` when packed.
@@ -144,7 +144,7 @@ def attention(
         ValueError: an unknown `outer_gradient`.
     """
     first_order = is_first_order(outer_gradient)
-    tokens = Tokens.of(q, k, v, alpha, log_beta, gamma, dtype)
+    tokens = Tokens.of(q, k, v, target, log_decay, step_size, dtype)
     if cu_seqlens is None:
         states = _first_states(tokens, initial_state, sequences=q.shape[0])
         return _run(tokens, states, rule, chunk_size, first_order)
@@ -175,10 +175,10 @@ def _token(
     token: Tokens, states: States, gradient_states: States, rule: Rule, first_order: bool
 ) -> tuple[Tensor, States]:
     z_k, z_v = _matvec(gradient_states[0], token.k), _matvec(gradient_states[1], token.v)
-    u_k = inner_gradient(z_k, token.alpha, rule, first_order=first_order)
-    u_v = inner_gradient(z_v, token.alpha, rule, first_order=first_order)
-    s_k = _write(states[0], u_k, token.k, token.log_beta, token.gamma)
-    s_v = _write(states[1], u_v, token.v, token.log_beta, token.gamma)
+    u_k = inner_gradient(z_k, token.target, rule, first_order=first_order)
+    u_v = inner_gradient(z_v, token.target, rule, first_order=first_order)
+    s_k = _write(states[0], u_k, token.k, token.log_decay, token.step_size)
+    s_v = _write(states[1], u_v, token.v, token.log_decay, token.step_size)
     r = apply_map(rule.link, _matvec(s_k, token.q))
     return apply_map(rule.out, _matvec(s_v.transpose(-1, -2), r)), (s_k, s_v)
 
@@ -187,24 +187,24 @@ def _matvec(state: Tensor, x: Tensor) -> Tensor:
     return torch.einsum("...md,...d->...m", state, x)
 
 
-def _write(state: Tensor, u: Tensor, w: Tensor, log_beta: Tensor, gamma: Tensor) -> Tensor:
+def _write(state: Tensor, u: Tensor, w: Tensor, log_decay: Tensor, step_size: Tensor) -> Tensor:
     outer = torch.einsum("...m,...d->...md", u, w)
-    return log_beta.exp()[..., None, None] * state - gamma[..., None, None] * outer
+    return log_decay.exp()[..., None, None] * state - step_size[..., None, None] * outer
 
 
 def _first_states(tokens: Tokens, initial_state: States | None, sequences: int) -> States:
-    q, v, alpha = tokens.q, tokens.v, tokens.alpha
+    q, v, target = tokens.q, tokens.v, tokens.target
     if initial_state is not None:
         return initial_state[0].to(q.dtype), initial_state[1].to(q.dtype)
-    heads, slots = alpha.shape[-2:]
+    heads, slots = target.shape[-2:]
     return q.new_zeros(sequences, heads, slots, q.shape[-1]), v.new_zeros(sequences, heads, slots, v.shape[-1])
 
 
 def update(
     w: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     *,
     rule: Rule,
     chunk_size: int,
@@ -215,23 +215,23 @@ def update(
 
     Args:
         w: `[B, T, H, D]`, the write vectors: k for the first memory, v for the second.
-        alpha, log_beta, gamma, rule, chunk_size, dtype: as in `attention`.
+        target, log_decay, step_size, rule, chunk_size, dtype: as in `attention`.
         initial_state: `[B, H, M, D]`, zero if None.
 
     Returns:
         The state at the start of each chunk `[B, ceil(T / C), H, M, D]`, the codes u `[B, T, H, M]`, the final state
         `[B, H, M, D]`.
     """
-    w, alpha, log_beta, gamma = (x.to(dtype) for x in (w, alpha, log_beta, gamma))
-    gamma = gamma.expand(log_beta.shape)
+    w, target, log_decay, step_size = (x.to(dtype) for x in (w, target, log_decay, step_size))
+    step_size = step_size.expand(log_decay.shape)
     batch, tokens, heads, dim = w.shape
-    state = w.new_zeros(batch, heads, alpha.shape[-1], dim) if initial_state is None else initial_state.to(dtype)
+    state = w.new_zeros(batch, heads, target.shape[-1], dim) if initial_state is None else initial_state.to(dtype)
     starts, codes = [], []
     for t in range(tokens):
         if t % chunk_size == 0:
             starts.append(state)
-        codes.append(inner_gradient(_matvec(starts[-1], w[:, t]), alpha[:, t], rule))
-        state = _write(state, codes[-1], w[:, t], log_beta[:, t], gamma[:, t])
+        codes.append(inner_gradient(_matvec(starts[-1], w[:, t]), target[:, t], rule))
+        state = _write(state, codes[-1], w[:, t], log_decay[:, t], step_size[:, t])
     return torch.stack(starts, dim=1), torch.stack(codes, dim=1), state
 
 
@@ -240,8 +240,8 @@ def readout(
     w: Tensor,
     chunk_states: Tensor,
     codes: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     *,
     chunk_size: int,
     transpose: bool = False,
@@ -253,21 +253,21 @@ def readout(
         read: q `[B, T, H, D]`, or with `transpose` r `[B, T, H, M]`.
         w: `[B, T, H, D]`, the write vectors that `update` was given.
         chunk_states, codes: the first two results of `update`.
-        log_beta, gamma, chunk_size, dtype: as in `attention`.
+        log_decay, step_size, chunk_size, dtype: as in `attention`.
         transpose: read S_t^T r_t instead of S_t q_t.
 
     Returns:
         S_t q_t `[B, T, H, M]`, or with `transpose` S_t^T r_t `[B, T, H, D]`; no map is applied.
     """
-    tensors = (read, w, chunk_states, codes, log_beta, gamma)
-    read, w, chunk_states, codes, log_beta, gamma = (x.to(dtype) for x in tensors)
-    gamma = gamma.expand(log_beta.shape)
+    tensors = (read, w, chunk_states, codes, log_decay, step_size)
+    read, w, chunk_states, codes, log_decay, step_size = (x.to(dtype) for x in tensors)
+    step_size = step_size.expand(log_decay.shape)
     outputs = []
     state = chunk_states[:, 0]
     for t in range(read.shape[1]):
         if t % chunk_size == 0:
             state = chunk_states[:, t // chunk_size]
-        state = _write(state, codes[:, t], w[:, t], log_beta[:, t], gamma[:, t])
+        state = _write(state, codes[:, t], w[:, t], log_decay[:, t], step_size[:, t])
         outputs.append(_matvec(state.transpose(-1, -2) if transpose else state, read[:, t]))
     return torch.stack(outputs, dim=1)
 
@@ -276,9 +276,9 @@ def step(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     state: States,
     *,
     rule: Rule,
@@ -290,9 +290,9 @@ def step(
     Args:
         q, k: `[B, H, D_k]`.
         v: `[B, H, D_v]`.
-        alpha: `[B, H, M]`.
-        log_beta: `[B, H]`.
-        gamma: `[H]` or `[B, H]`.
+        target: `[B, H, M]`.
+        log_decay: `[B, H]`.
+        step_size: `[H]` or `[B, H]`.
         state: S_k `[B, H, M, D_k]` and S_v `[B, H, M, D_v]` before the token.
         rule: the maps.
         gradient_state: the states that z is taken at, the chunk's first ones; None is `state`, the exact recurrence.
@@ -303,5 +303,5 @@ def step(
     """
     s_k, s_v = (s.to(dtype) for s in state)
     g_k, g_v = (s_k, s_v) if gradient_state is None else (s.to(dtype) for s in gradient_state)
-    token = Tokens.of(q, k, v, alpha, log_beta, gamma, dtype)
+    token = Tokens.of(q, k, v, target, log_decay, step_size, dtype)
     return _token(token, (s_k, s_v), (g_k, g_v), rule, first_order=False)

@@ -15,16 +15,16 @@ States = tuple[Tensor, Tensor]
 class Tokens(NamedTuple):
     """What a memory reads and writes.
 
-    Shapes: q, k `[B, T, H, D_k]`; v `[B, T, H, D_v]`; alpha `[B, T, H, M]`; log_beta, gamma `[B, T, H]`; a single token
-    has no T.
+    Shapes: q, k `[B, T, H, D_k]`; v `[B, T, H, D_v]`; target `[B, T, H, M]`; log_decay, step_size `[B, T, H]`; a
+    single token has no T.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
-    alpha: Tensor
-    log_beta: Tensor
-    gamma: Tensor
+    target: Tensor
+    log_decay: Tensor
+    step_size: Tensor
 
     @classmethod
     def of(
@@ -32,14 +32,14 @@ class Tokens(NamedTuple):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        alpha: Tensor,
-        log_beta: Tensor,
-        gamma: Tensor,
+        target: Tensor,
+        log_decay: Tensor,
+        step_size: Tensor,
         dtype: torch.dtype,
     ) -> Tokens:
-        """The tensors cast to `dtype`, a gamma of shape `[H]` repeated for every token."""
-        q, k, v, alpha, log_beta, gamma = (x.to(dtype) for x in (q, k, v, alpha, log_beta, gamma))
-        return cls(q, k, v, alpha, log_beta, gamma.expand(log_beta.shape))
+        """The tensors cast to `dtype`, a step_size of shape `[H]` repeated for every token."""
+        q, k, v, target, log_decay, step_size = (x.to(dtype) for x in (q, k, v, target, log_decay, step_size))
+        return cls(q, k, v, target, log_decay, step_size.expand(log_decay.shape))
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Tokens:
         """The result of `function` on each of the six."""

@@ -85,9 +85,9 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S_k: Tensor | None,
     S_v: Tensor | None,
     cu_seqlens: Tensor | None,
@@ -99,7 +99,7 @@ def attention(
     outer_gradient: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `operators.run_attention` by "eager". The data of tokens is not checked: under vmap it cannot be read."""
-    tokens, rule = (q, k, v, alpha, log_beta, gamma), Rule(phi, link, out, phi_eps)
+    tokens, rule = (q, k, v, target, log_decay, step_size), Rule(phi, link, out, phi_eps)
     arguments.attention_request(*tokens, (S_k, S_v), cu_seqlens, rule, chunk_size, outer_gradient)
     if cu_seqlens is not None:
         values.check_offsets(cu_seqlens, q.shape[1], stall=False)
@@ -118,9 +118,9 @@ def attention(
 
 def update(
     w: Tensor,
-    alpha: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     S: Tensor | None,
     phi: str,
     phi_eps: float,
@@ -128,9 +128,9 @@ def update(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `operators.run_update` by "eager"."""
     rule = Rule(phi, phi_eps=phi_eps)
-    arguments.update_request(w, alpha, log_beta, gamma, S, rule, chunk_size)
+    arguments.update_request(w, target, log_decay, step_size, S, rule, chunk_size)
     with autocast.off(w.device):
-        return eager.update(w, alpha, log_beta, gamma, rule=rule, chunk_size=chunk_size, initial_state=S)
+        return eager.update(w, target, log_decay, step_size, rule=rule, chunk_size=chunk_size, initial_state=S)
 
 
 def readout(
@@ -138,13 +138,13 @@ def readout(
     w: Tensor,
     chunk_states: Tensor,
     codes: Tensor,
-    log_beta: Tensor,
-    gamma: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
     chunk_size: int,
     transpose: bool,
 ) -> Tensor:
     """As `operators.run_readout` by "eager"."""
-    tensors = (read, w, chunk_states, codes, log_beta, gamma)
+    tensors = (read, w, chunk_states, codes, log_decay, step_size)
     arguments.readout_request(*tensors, chunk_size, transpose)
     with autocast.off(w.device):
         return eager.readout(*tensors, chunk_size=chunk_size, transpose=transpose)

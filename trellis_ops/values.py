@@ -41,17 +41,17 @@ def check_offsets(cu_seqlens: Tensor, tokens: int, *, stall: bool) -> None:
             raise SequenceError(problem="holds a negative sequence", value=f"{first} to {last}")
 
 
-def check_values(log_beta: Tensor, gamma: Tensor, **tensors: Tensor | None) -> None:
-    """Refuse NaN anywhere, a positive log_beta and a negative gamma.
+def check_values(log_decay: Tensor, step_size: Tensor, **tensors: Tensor | None) -> None:
+    """Refuse NaN anywhere, a positive log_decay and a negative step_size.
 
     Raises:
         ValueCheckError: with the first offending index and value.
     """
-    for name, tensor in {**tensors, "log_beta": log_beta, "gamma": gamma}.items():
+    for name, tensor in {**tensors, "log_decay": log_decay, "step_size": step_size}.items():
         if tensor is not None:
             _refuse(name, tensor, torch.isnan(tensor), "holds NaN")
-    _refuse("log_beta", log_beta, log_beta > 0, "is positive (beta = exp(log_beta) must be at most 1)")
-    _refuse("gamma", gamma, gamma < 0, "is negative (the step size must be at least 0)")
+    _refuse("log_decay", log_decay, log_decay > 0, "is positive (beta = exp(log_decay) must be at most 1)")
+    _refuse("step_size", step_size, step_size < 0, "is negative (the step size must be at least 0)")
 
 
 def _refuse(name: str, tensor: Tensor, wrong: Tensor, problem: str) -> None:

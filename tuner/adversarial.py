@@ -20,7 +20,7 @@ HUGE, TINY = 100.0, 0.01
 _SMALL_STEP = 1 / 16
 
 _STATES = ("S", "S_k", "S_v", "G_k", "G_v", "chunk_states")
-_TARGETS = ("alpha", "codes")
+_TARGETS = ("target", "codes")
 _WRITTEN = ("k", "v", "w")
 
 Tensors = dict[str, Tensor]
@@ -52,8 +52,8 @@ def _zero_state(tensors: Tensors) -> None:
 
 def _hard_forgetting(tensors: Tensors) -> None:
     """Every third token forgets all that was, to zero in float32; one in three nothing at all."""
-    tensors["log_beta"][::3] = -120.0
-    tensors["log_beta"][1::3] = 0.0
+    tensors["log_decay"][::3] = -120.0
+    tensors["log_decay"][1::3] = 0.0
 
 
 def _one_slot(tensors: Tensors) -> None:
@@ -72,9 +72,9 @@ def _one_slot(tensors: Tensors) -> None:
     for name in _present(tensors, ("q", "read")):
         sign = tensors[name][..., :1].sign()
         tensors[name].abs_().mul_(sign)
-    if "alpha" in tensors:
-        tensors["alpha"][..., -1] += math.sqrt(tensors["alpha"].shape[-1])
-        tensors["gamma"].mul_(_SMALL_STEP)
+    if "target" in tensors:
+        tensors["target"][..., -1] += math.sqrt(tensors["target"].shape[-1])
+        tensors["step_size"].mul_(_SMALL_STEP)
 
 
 def _scaled(factor: float) -> Callable[[Tensors], None]:

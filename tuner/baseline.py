@@ -53,38 +53,38 @@ def baseline_call(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Tim
         return _training_step(spec, t, made)
     if problem.operator == "trellis_attention":
         attention = made(eager.attention)
-        tokens = [t[name] for name in ("q", "k", "v", "alpha", "log_beta", "gamma")]
+        tokens = [t[name] for name in ("q", "k", "v", "target", "log_decay", "step_size")]
         first = (t["S_k"], t["S_v"])
         return _pure(lambda: attention(*tokens, rule=rule, chunk_size=problem.chunk, initial_state=first))
     if problem.operator == "memory_update":
         update = made(eager.update)
-        tokens = [t[name] for name in ("w", "alpha", "log_beta", "gamma")]
+        tokens = [t[name] for name in ("w", "target", "log_decay", "step_size")]
         return _pure(lambda: update(*tokens, rule=rule, chunk_size=problem.chunk, initial_state=t["S"]))
     readout = made(eager.readout)
     transpose = problem.operator == "memory_readout_transposed"
-    names = ("read", "w", "chunk_states", "codes", "log_beta", "gamma")
+    names = ("read", "w", "chunk_states", "codes", "log_decay", "step_size")
     return _pure(lambda: readout(*[t[name] for name in names], chunk_size=problem.chunk, transpose=transpose))
 
 
 def _training_step(spec: Spec, t: dict[str, Tensor], made: Callable[[Any], Any]) -> Timed:
     """The forward, and autograd of it; `first_order` is timed as `bilevel`, whose graph it has."""
-    names = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
+    names = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
     leaves = [t[name].detach().requires_grad_() for name in names]
-    bars = [t[f"bar_{name}"] for name in ("y", "S_k", "S_v")]
+    incoming = [t[f"d{name}"] for name in ("y", "S_k", "S_v")]
     attention = made(eager.attention)
 
     def run() -> object:
         y, finals = attention(
             *leaves[:6], rule=spec.rule, chunk_size=spec.problem.chunk, initial_state=(leaves[6], leaves[7])
         )
-        return torch.autograd.grad((y, *finals), leaves, bars)
+        return torch.autograd.grad((y, *finals), leaves, incoming)
 
     return _pure(run)
 
 
 def _step(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:
     step = made(eager.step)
-    tokens = [inputs[name] for name in ("q", "k", "v", "alpha", "log_beta", "gamma")]
+    tokens = [inputs[name] for name in ("q", "k", "v", "target", "log_decay", "step_size")]
     states = (inputs["S_k"].clone(), inputs["S_v"].clone())
     chunked = spec.problem.operator == "trellis_step_chunked"
     start = (inputs["G_k"], inputs["G_v"]) if chunked else None
@@ -102,6 +102,6 @@ def _pure(run: Callable[[], object]) -> Timed:
 
 def _batched(name: str, tensor: Tensor, spec: Spec) -> Tensor:
     """A tensor of the kernels' layout with its batch axis: `[B * T, ...]` as `[B, T, ...]`."""
-    if name.startswith(("S", "G_", "bar_S_")) or (name == "gamma" and spec.rule.step_size == "head"):
+    if name.startswith(("S", "G_", "dS_")) or (name == "step_size" and spec.rule.step_size == "head"):
         return tensor
     return tensor.reshape(spec.problem.batch, -1, *tensor.shape[1:])

@@ -123,7 +123,7 @@ def compare(
 ) -> Check:
     """The verdict on `outputs`: every tensor of `wanted` present, finite, and within `tolerance` relative error.
 
-    Gradients, whose names start with "bar_", are allowed `OF_GRADIENTS` times as much, but never over `MOST_ALLOWED`.
+    Gradients, whose names start with d, are allowed `OF_GRADIENTS` times as much, but never over `MOST_ALLOWED`.
 
     States are float32 whatever the inputs are, but they are made from inputs of that type, so one tolerance serves all.
     With `ordinary`, the usual size of a value of each output, errors are relative to ||right|| and a thousandth of that
@@ -138,7 +138,7 @@ def compare(
             continue
         least = 0.0 if ordinary is None else _LEAST_SHARE * ordinary[name] * math.sqrt(right.numel())
         errors[name] = relative_error(given, right, least)
-        allowed = min(MOST_ALLOWED, tolerance * (OF_GRADIENTS if name.startswith("bar_") else 1.0))
+        allowed = min(MOST_ALLOWED, tolerance * (OF_GRADIENTS if name.startswith("d") else 1.0))
         if not errors[name] <= allowed:
             faults.append(f"{name}: relative error {errors[name]:.2e} exceeds {allowed:.0e}")
     return Check(Outcome.wrong_answer if faults else Outcome.ok, "; ".join(faults), errors)

@@ -54,8 +54,8 @@ def of_study(name: str, history: History) -> Iterator[Figure]:
             plot.update_yaxes(title=None)
             yield _figure(f"{name}-importances", plot, "settings that mattered")
     if failures := history.failures():
-        bars = go.Bar(x=[kind.value for kind in failures], y=list(failures.values()))
-        yield _figure(f"{name}-failures", go.Figure([bars]), "failures by kind")
+        incoming = go.Bar(x=[kind.value for kind in failures], y=list(failures.values()))
+        yield _figure(f"{name}-failures", go.Figure([incoming]), "failures by kind")
 
 
 def _alike(trials: list[FrozenTrial]) -> list[FrozenTrial]:

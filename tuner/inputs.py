@@ -39,12 +39,12 @@ class Inputs:
     @property
     def heads(self) -> int:
         """H."""
-        return self["log_beta"].shape[1]
+        return self["log_decay"].shape[1]
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return self["log_beta"].device
+        return self["log_decay"].device
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -101,10 +101,10 @@ def _generator(name: str, seed: int, where: torch.device) -> torch.Generator:
 
 def _drawn(argument: Argument, shape: list[int], generator: torch.Generator) -> Tensor:
     where = generator.device
-    if argument.name == "log_beta":
+    if argument.name == "log_decay":
         forget = torch.rand(shape, generator=generator, device=where)
         return torch.where(forget < 1 / 16, -5.0, -0.02 * forget)
-    if argument.name == "gamma":
+    if argument.name == "step_size":
         return 0.05 + 0.1 * torch.rand(shape, generator=generator, device=where)
     normal = torch.randn(shape, generator=generator, device=where)
     if argument.name in _DIRECTIONS or (argument.axes[-1] != "slots" and argument.name == "read"):

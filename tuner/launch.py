@@ -42,7 +42,7 @@ class Launch:
 
     def reset_states(self) -> None:
         """Put the states back; enough between two samples of a timing."""
-        for name in ("S", "S_k", "S_v", "bar_S_k", "bar_S_v"):
+        for name in ("S", "S_k", "S_v", "dS_k", "dS_v"):
             if name in self.outputs:
                 self.outputs[name].copy_(self.first[name])
 

@@ -93,8 +93,8 @@ def _made(spec: Spec, inputs: tuple[Tensor, ...], run: Callable[[], Tensor]) -> 
         return _pure(run)
     for each in inputs:
         each.requires_grad_()
-    bar = torch.randn_like(run())
-    return _pure(lambda: torch.autograd.grad(run(), inputs, bar))
+    cotangent = torch.randn_like(run())
+    return _pure(lambda: torch.autograd.grad(run(), inputs, cotangent))
 
 
 def _tokens(spec: Spec, where: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from codegen.spec import Spec
 from trellis_ops import reference
 from tuner.inputs import Inputs
 
-_GATES = ("log_beta", "gamma")
+_GATES = ("log_decay", "step_size")
 
 
 def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
@@ -33,14 +33,14 @@ def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _attention(spec: Spec, inputs: Inputs, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    q, k, v, alpha, log_beta = (tensors[name][None] for name in ("q", "k", "v", "alpha", "log_beta"))
+    q, k, v, target, log_decay = (tensors[name][None] for name in ("q", "k", "v", "target", "log_decay"))
     y, (s_k, s_v) = reference.attention(
         q,
         k,
         v,
-        alpha,
-        log_beta,
-        tensors["gamma"] if tensors["gamma"].ndim == 1 else tensors["gamma"][None],
+        target,
+        log_decay,
+        tensors["step_size"] if tensors["step_size"].ndim == 1 else tensors["step_size"][None],
         rule=spec.rule,
         chunk_size=spec.problem.chunk,
         initial_state=(tensors["S_k"], tensors["S_v"]),
@@ -51,28 +51,28 @@ def _attention(spec: Spec, inputs: Inputs, tensors: dict[str, Tensor]) -> dict[s
 
 
 def _gradients(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
-    """Outputs, final states and the gradients of all inputs; that of gamma per token, as the kernels write it."""
-    leaves = {name: inputs[name].double().requires_grad_() for name in ("q", "k", "v", "alpha", *_GATES, "S_k", "S_v")}
-    gamma = inputs["gamma"].double().expand(inputs["log_beta"].shape).clone().requires_grad_()
-    leaves["gamma"] = gamma
+    """Outputs, final states and the gradients of all inputs; that of step_size per token, as the kernels write it."""
+    leaves = {name: inputs[name].double().requires_grad_() for name in ("q", "k", "v", "target", *_GATES, "S_k", "S_v")}
+    step_size = inputs["step_size"].double().expand(inputs["log_decay"].shape).clone().requires_grad_()
+    leaves["step_size"] = step_size
     with torch.enable_grad():
         outputs = _attention(spec, inputs, leaves)
-        bars = [inputs[f"bar_{name}"].double() for name in outputs]
-        gradients = torch.autograd.grad(list(outputs.values()), list(leaves.values()), bars)
+        incoming = [inputs[f"d{name}"].double() for name in outputs]
+        gradients = torch.autograd.grad(list(outputs.values()), list(leaves.values()), incoming)
     found = {name: output.detach() for name, output in outputs.items()}
-    return found | {f"bar_{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+    return found | {f"d{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
 
 
 def _step(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
-    q, k, v, alpha, log_beta, gamma = (inputs[name] for name in ("q", "k", "v", "alpha", *_GATES))
+    q, k, v, target, log_decay, step_size = (inputs[name] for name in ("q", "k", "v", "target", *_GATES))
     chunked = spec.problem.operator == "trellis_step_chunked"
     y, (s_k, s_v) = reference.step(
         q,
         k,
         v,
-        alpha,
-        log_beta,
-        gamma,
+        target,
+        log_decay,
+        step_size,
         (inputs["S_k"], inputs["S_v"]),
         rule=spec.rule,
         gradient_state=(inputs["G_k"], inputs["G_v"]) if chunked else None,
@@ -83,7 +83,7 @@ def _step(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
 def _update(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
     results = [
         reference.update(*part, rule=spec.rule, chunk_size=spec.problem.chunk, initial_state=inputs["S"][number, None])
-        for number, part in enumerate(_each_sequence(spec, inputs, ("w", "alpha", *_GATES)))
+        for number, part in enumerate(_each_sequence(spec, inputs, ("w", "target", *_GATES)))
     ]
     chunk_states, codes, finals = zip(*results, strict=True)
     joined = {"chunk_states": torch.cat(chunk_states, dim=1)[0], "codes": torch.cat(codes, dim=1)[0]}
@@ -96,10 +96,10 @@ def _readout(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
     chunk_states = [inputs["chunk_states"][None, start:end] for start, end in offsets]
     outputs = []
     tensors = _each_sequence(spec, inputs, ("read", "w", "codes", *_GATES))
-    for states, (read, w, codes, log_beta, gamma) in zip(chunk_states, tensors, strict=True):
+    for states, (read, w, codes, log_decay, step_size) in zip(chunk_states, tensors, strict=True):
         outputs.append(
             reference.readout(
-                read, w, states, codes, log_beta, gamma, chunk_size=spec.problem.chunk, transpose=transpose
+                read, w, states, codes, log_decay, step_size, chunk_size=spec.problem.chunk, transpose=transpose
             )
         )
     return {"y": torch.cat(outputs, dim=1)[0]}
@@ -108,5 +108,5 @@ def _readout(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
 def _each_sequence(spec: Spec, inputs: Inputs, names: tuple[str, ...]) -> Iterator[list[Tensor]]:
     """The named tensors of one sequence after another, with a batch axis of one before their tokens."""
     for start, end in itertools.pairwise(inputs.sequences.cu_seqlens.tolist()):
-        whole = {"gamma"} if spec.rule.step_size == "head" else set()
+        whole = {"step_size"} if spec.rule.step_size == "head" else set()
         yield [inputs[name] if name in whole else inputs[name][None, start:end] for name in names]

@@ -1,4 +1,4 @@
-"""What a person sees while a search runs: a bar on a terminal, plain lines anywhere else."""
+"""What a person sees while a search runs: a cotangent on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 

@@ -24,10 +24,10 @@ PAIRS = (24, 48, 96, 192)
 """How many pairs are written; recall is averaged over these."""
 
 STEP_SIZE = 0.1
-"""gamma, where a model starts."""
+"""The step size, where a model starts."""
 
 RULE = Rule(phi_eps=1.0, step_size="token")
-"""The maps and epsilon that the reference model starts with; gamma per token, so that queries write nothing."""
+"""The maps and epsilon that the reference model starts with; step_size per token, so that queries write nothing."""
 
 _SEQUENCES, _HEADS = 4, 4
 
@@ -58,15 +58,15 @@ def _recall(pairs: int, slots: int, chunk: int, dim: int, rule: Rule, generator:
     keys, values = (_directions(pairs, dim, generator) for _ in range(2))
     codes, nothing = _codes(pairs, slots, generator), torch.zeros_like(keys)
     gates = torch.zeros(_SEQUENCES, 2 * pairs, _HEADS)
-    gamma = gates.clone()
-    gamma[:, :pairs] = STEP_SIZE
+    step_size = gates.clone()
+    step_size[:, :pairs] = STEP_SIZE
     y, _ = eager.attention(
         torch.cat([nothing, keys], dim=1),
         torch.cat([keys, nothing], dim=1),
         torch.cat([values, nothing], dim=1),
         torch.cat([codes, torch.zeros_like(codes)], dim=1),
         gates,
-        gamma,
+        step_size,
         rule=rule,
         chunk_size=chunk,
     )

@@ -13,7 +13,7 @@ ALIGNMENT = 16
 """Bytes that the address of a described tensor is a multiple of."""
 
 _MAKES_DESCRIPTORS = "tl.make_tensor_descriptor"
-_BY_POINTERS = ("log_beta", "gamma", "cu_seqlens", "chunk_offsets")
+_BY_POINTERS = ("log_decay", "step_size", "cu_seqlens", "chunk_offsets")
 
 
 def described(source: Source, arguments: Sequence[Argument]) -> tuple[int, ...]:

@@ -11,10 +11,10 @@ from codegen.spec import Spec
 HEADS, MEMORIES, CHUNKS = "N * H", "2 * N * H", "N * most_chunks * H"
 """Grids: a program for each sequence and head, two of them for the two memories, one for each chunk of each head."""
 
-GRADIENTS = ("q", "k", "v", "alpha", "log_beta", "gamma", "states")
+GRADIENTS = ("q", "k", "v", "target", "log_decay", "step_size", "states")
 """What a backward can be asked for, in the order of the bits of the argument `wanted`."""
 
-_OF_BOTH_MEMORIES = ("alpha", "log_beta", "gamma")
+_OF_BOTH_MEMORIES = ("target", "log_decay", "step_size")
 """Gradients that the kernels of either memory add their part to."""
 
 

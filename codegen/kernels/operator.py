@@ -71,7 +71,7 @@ class CompiledOperator:
         """Launch the kernels of the reverse pass, after a forward of the same spec has kept its states.
 
         Args:
-            tensors: as `forward` was given, and the cotangents; bar_S_k and bar_S_v hold those of the final states
+            tensors: as `forward` was given, and the cotangents; dS_k and dS_v hold those of the final states
                 before and those of the initial states afterwards.
             sequences: as `forward` was given.
             wanted: which of `GRADIENTS` are computed; the tensors of the others are left in no particular state.
@@ -117,7 +117,7 @@ class CompiledOperator:
             "chunk_offsets": sequences.chunk_offsets,
             "most_chunks": sequences.most_chunks,
         }
-        programs = sequences.count * tensors["log_beta"].shape[1]
+        programs = sequences.count * tensors["log_decay"].shape[1]
         grids = {CHUNKS: programs * sequences.most_chunks, MEMORIES: 2 * programs}
         for step in self.steps:
             launch = step.launch
@@ -125,7 +125,7 @@ class CompiledOperator:
                 continue
             for name, argument in step.arguments:
                 if name not in buffers:
-                    buffers[name] = self._made(argument, step.spec, tensors["log_beta"], sequences, wanted)
+                    buffers[name] = self._made(argument, step.spec, tensors["log_decay"], sequences, wanted)
             step.kernel(grids.get(launch.grid, programs), *[buffers[name] for name, _ in step.arguments])
 
     def _made(

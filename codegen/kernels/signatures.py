@@ -2,7 +2,7 @@
 
 Argument lists of the templates, pointer types, buffers between kernels, the tuner's seeded and poisoned tensors and the
 table in templates/README.md follow from these declarations. All tensors are contiguous and flattened over tokens. A
-name that starts with bar_ is the cotangent of what follows.
+name that starts with d is the cotangent of what follows.
 """
 
 from __future__ import annotations
@@ -98,21 +98,21 @@ def updates(names: str, when: Condition | None = None) -> Group:
 
 
 TENSORS: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(("q", "k", "w", "bar_q", "bar_k"), ("tokens heads dim_k", INPUT)),
-    **dict.fromkeys(("v", "bar_v", "y", "bar_y"), ("tokens heads dim_v", INPUT)),
-    **dict.fromkeys(("alpha", "bar_alpha", "read"), ("tokens heads slots", INPUT)),
-    **dict.fromkeys(("log_beta", "gamma", "bar_log_beta", "bar_gamma"), ("tokens heads", FLOAT)),
-    **dict.fromkeys(("S", "S_k", "G_k", "bar_S_k"), ("sequences heads slots dim_k", FLOAT)),
-    **dict.fromkeys(("S_v", "G_v", "bar_S_v"), ("sequences heads slots dim_v", FLOAT)),
+    **dict.fromkeys(("q", "k", "w", "dq", "dk"), ("tokens heads dim_k", INPUT)),
+    **dict.fromkeys(("v", "dv", "y", "dy"), ("tokens heads dim_v", INPUT)),
+    **dict.fromkeys(("target", "dtarget", "read"), ("tokens heads slots", INPUT)),
+    **dict.fromkeys(("log_decay", "step_size", "dlog_decay", "dstep_size"), ("tokens heads", FLOAT)),
+    **dict.fromkeys(("S", "S_k", "G_k", "dS_k"), ("sequences heads slots dim_k", FLOAT)),
+    **dict.fromkeys(("S_v", "G_v", "dS_v"), ("sequences heads slots dim_v", FLOAT)),
     **dict.fromkeys(("cu_seqlens", "chunk_offsets"), ("offsets", INT)),
     "chunk_states": ("chunks heads slots dim_k", FLOAT),
     "chunk_states_k": ("chunks heads slots dim_k", KEPT),
     "chunk_states_v": ("chunks heads slots dim_v", KEPT),
-    **dict.fromkeys(("bar_T_k", "bar_states_k"), ("chunks heads slots dim_k", DOTS)),
-    **dict.fromkeys(("bar_T_v", "bar_states_v"), ("chunks heads slots dim_v", DOTS)),
-    **dict.fromkeys(("codes_k", "codes_v", "r", "o", "bar_r", "Y_k", "Y_v"), ("tokens heads slots", DOTS)),
-    # With more digits than dots take: the kernels that share bar_o spill with fewer.
-    **dict.fromkeys(("codes", "bar_o", "bar_alpha_v"), ("tokens heads slots", FLOAT)),
+    **dict.fromkeys(("dT_k", "dstates_k"), ("chunks heads slots dim_k", DOTS)),
+    **dict.fromkeys(("dT_v", "dstates_v"), ("chunks heads slots dim_v", DOTS)),
+    **dict.fromkeys(("codes_k", "codes_v", "r", "o", "dr", "Y_k", "Y_v"), ("tokens heads slots", DOTS)),
+    # With more digits than dots take: the kernels that share do spill with fewer.
+    **dict.fromkeys(("codes", "do", "dtarget_v"), ("tokens heads slots", FLOAT)),
     "tile_states_k": ("workers tiles padded_slots padded_dim_k", FLOAT),
     "tile_states_v": ("workers tiles padded_slots padded_dim_v", FLOAT),
     **dict.fromkeys(("most_chunks", "segments", "wanted"), ("", INT)),
@@ -136,9 +136,9 @@ _AGAIN = Condition(
 )
 
 
-_GATED = "alpha log_beta gamma"
+_GATED = "target log_decay step_size"
 _OFFSETS = "cu_seqlens chunk_offsets"
-_BAR_GATED = "bar_alpha bar_log_beta bar_gamma"
+_BAR_GATED = "dtarget dlog_decay dstep_size"
 
 KERNELS: dict[str, tuple[Group, ...]] = {
     "trellis_fused": (
@@ -168,8 +168,8 @@ KERNELS: dict[str, tuple[Group, ...]] = {
         writes("chunk_states codes"),
     ),
     "memory_readout": (
-        reads("q k v log_beta gamma chunk_states_k codes_k chunk_states_v codes_v", _BOTH),
-        reads("read w log_beta gamma chunk_states codes", _ONE),
+        reads("q k v log_decay step_size chunk_states_k codes_k chunk_states_v codes_v", _BOTH),
+        reads("read w log_decay step_size chunk_states codes", _ONE),
         reads(f"{_OFFSETS} most_chunks"),
         writes("y"),
     ),
@@ -182,11 +182,11 @@ KERNELS: dict[str, tuple[Group, ...]] = {
     ),
     "trellis_backward": (
         reads("wanted", _IN_TVM),
-        reads(f"q k v {_GATED} chunk_states_k chunk_states_v bar_y"),
-        updates("bar_S_k bar_S_v"),
+        reads(f"q k v {_GATED} chunk_states_k chunk_states_v dy"),
+        updates("dS_k dS_v"),
         reads(_OFFSETS),
         writes("tile_states_k tile_states_v", _AGAIN),
-        writes(f"bar_q bar_k bar_v {_BAR_GATED}"),
+        writes(f"dq dk dv {_BAR_GATED}"),
     ),
     "keys_readout": (
         reads(f"q k {_GATED} chunk_states_k {_OFFSETS} most_chunks"),
@@ -195,47 +195,47 @@ KERNELS: dict[str, tuple[Group, ...]] = {
         writes("o", _LEAVES_LINKED),
     ),
     "values_backward": (
-        reads(f"v {_GATED} r chunk_states_v bar_y"),
-        updates("bar_S_v"),
+        reads(f"v {_GATED} r chunk_states_v dy"),
+        updates("dS_v"),
         reads(_OFFSETS),
         writes("tile_states_v", _AGAIN),
-        writes("bar_v bar_r bar_alpha_v bar_log_beta bar_gamma"),
+        writes("dv dr dtarget_v dlog_decay dstep_size"),
     ),
     "keys_backward": (
-        reads(f"q k {_GATED} chunk_states_k bar_r bar_alpha_v"),
-        updates("bar_S_k"),
+        reads(f"q k {_GATED} chunk_states_k dr dtarget_v"),
+        updates("dS_k"),
         reads(_OFFSETS),
         writes("tile_states_k", _AGAIN),
-        writes("bar_q bar_k bar_alpha"),
-        updates("bar_log_beta bar_gamma"),
+        writes("dq dk dtarget"),
+        updates("dlog_decay dstep_size"),
     ),
     "values_reading": (
         reads(f"v {_GATED} r"),
         reads("o", _LINKED),
-        reads(f"chunk_states_v bar_y {_OFFSETS} most_chunks"),
-        writes("bar_o Y_v bar_T_v bar_v bar_log_beta"),
+        reads(f"chunk_states_v dy {_OFFSETS} most_chunks"),
+        writes("do Y_v dT_v dv dlog_decay"),
     ),
     "keys_reading": (
-        reads(f"q k log_beta gamma chunk_states_k codes_k bar_o {_OFFSETS} most_chunks"),
-        writes("Y_k bar_T_k bar_q bar_k"),
-        updates("bar_log_beta"),
+        reads(f"q k log_decay step_size chunk_states_k codes_k do {_OFFSETS} most_chunks"),
+        writes("Y_k dT_k dq dk"),
+        updates("dlog_decay"),
     ),
     "states_backward": (
-        reads(f"k v {_GATED} chunk_states_k chunk_states_v Y_k Y_v bar_T_k bar_T_v"),
-        updates("bar_S_k bar_S_v"),
-        writes("bar_states_k bar_states_v"),
+        reads(f"k v {_GATED} chunk_states_k chunk_states_v Y_k Y_v dT_k dT_v"),
+        updates("dS_k dS_v"),
+        writes("dstates_k dstates_v"),
         reads(_OFFSETS),
     ),
     "values_writing": (
-        reads(f"v {_GATED} chunk_states_v Y_v bar_states_v {_OFFSETS} most_chunks"),
-        updates("bar_v"),
-        writes("bar_alpha"),
-        updates("bar_log_beta"),
-        writes("bar_gamma"),
+        reads(f"v {_GATED} chunk_states_v Y_v dstates_v {_OFFSETS} most_chunks"),
+        updates("dv"),
+        writes("dtarget"),
+        updates("dlog_decay"),
+        writes("dstep_size"),
     ),
     "keys_writing": (
-        reads(f"k {_GATED} chunk_states_k Y_k bar_states_k {_OFFSETS} most_chunks"),
-        updates(f"bar_k {_BAR_GATED}"),
+        reads(f"k {_GATED} chunk_states_k Y_k dstates_k {_OFFSETS} most_chunks"),
+        updates(f"dk {_BAR_GATED}"),
     ),
 }
 """The arguments of every kernel in order; before them each is told how many programs to run."""
@@ -246,13 +246,13 @@ OPERATORS: dict[str, tuple[Group, ...]] = {
         updates("S_k S_v"),
         writes("y"),
         writes("chunk_states_k chunk_states_v", _KEEPS),
-        reads("bar_y", _KEEPS),
-        updates("bar_S_k bar_S_v", _KEEPS),
-        writes(f"bar_q bar_k bar_v {_BAR_GATED}", _KEEPS),
+        reads("dy", _KEEPS),
+        updates("dS_k dS_v", _KEEPS),
+        writes(f"dq dk dv {_BAR_GATED}", _KEEPS),
     ),
     "memory_update": (reads(f"w {_GATED}"), updates("S"), writes("chunk_states codes")),
-    "memory_readout": (reads("read w log_beta gamma chunk_states codes"), writes("y")),
-    "memory_readout_transposed": (reads("read w log_beta gamma chunk_states codes"), writes("y")),
+    "memory_readout": (reads("read w log_decay step_size chunk_states codes"), writes("y")),
+    "memory_readout_transposed": (reads("read w log_decay step_size chunk_states codes"), writes("y")),
     "trellis_step": (reads(f"q k v {_GATED}"), updates("S_k S_v"), writes("y")),
     "trellis_step_chunked": (reads(f"q k v {_GATED}"), updates("S_k S_v"), reads("G_k G_v"), writes("y")),
 }
@@ -283,10 +283,10 @@ def _arguments(groups: tuple[Group, ...], spec: Spec, schedule: Schedule | None)
 
 
 def _axes(name: str, spec: Spec) -> tuple[str, ...]:
-    if name == "gamma" and spec.rule.step_size == "head":
+    if name == "step_size" and spec.rule.step_size == "head":
         return ("heads",)
     if spec.problem.operator == "memory_readout":
-        name = {"read": "w", "y": "alpha"}.get(name, name)
+        name = {"read": "w", "y": "target"}.get(name, name)
     return tuple(TENSORS[name][0].split())
 
 

@@ -1,7 +1,7 @@
 """Reverse mode over expressions: u from a map or a loss, and the bilevel terms from u.
 
 With y = phi(z), e = y - a and u the gradient at z of 1/2 ||y - a||^2, or of a loss that is written down in z and a,
-`write_of` gives u, and for a cotangent bar_u of it those of z and of a (equations B8, B9 and B15 to B18 of
+`write_of` gives u, and for a cotangent du of it those of z and of a (equations B8, B9 and B15 to B18 of
 docs/backward.md, for any map).
 """
 
@@ -32,7 +32,7 @@ from codegen.maps.functions import derivatives
 from codegen.maps.polynomial import Expansion
 from codegen.maps.simplify import simplest
 
-Z, TARGET, BAR = input_row("z"), input_row("a"), input_row("bar")
+Z, TARGET, COTANGENT = input_row("z"), input_row("a"), input_row("ct")
 """What a map or loss is applied to, its target, and an incoming cotangent: of y for a readout, of u for a write."""
 
 
@@ -42,13 +42,13 @@ class Write:
 
     Attributes:
         u: the gradient of the loss at z, in z and a.
-        bar_z: the cotangent of z, in z, a and bar, that of u.
-        bar_a: the cotangent of a.
+        dz: the cotangent of z, in z, a and ct, that of u.
+        da: the cotangent of a.
     """
 
     u: Expr
-    bar_z: Expr
-    bar_a: Expr
+    dz: Expr
+    da: Expr
 
 
 @functools.cache
@@ -60,8 +60,8 @@ def write_of(phi: Expr, is_loss: bool) -> Write:
         y = value_of(phi)
         (u,) = pull_back(y, y - TARGET, [Z])
     u = with_scalars_named(u)
-    bar_z, bar_a = pull_back(u, BAR, [Z, TARGET])
-    return Write(u, bar_z, bar_a)
+    dz, da = pull_back(u, COTANGENT, [Z, TARGET])
+    return Write(u, dz, da)
 
 
 @functools.cache
@@ -73,14 +73,14 @@ def value_of(phi: Expr) -> Expr:
 
 @functools.cache
 def pullback_of(phi: Expr) -> Expr:
-    """J^T bar, J the Jacobian of `phi` at z (B14)."""
-    (result,) = pull_back(value_of(phi), BAR, [Z])
+    """J^T cotangent, J the Jacobian of `phi` at z (B14)."""
+    (result,) = pull_back(value_of(phi), COTANGENT, [Z])
     return result
 
 
-def pull_back(root: Expr, bar: Expr, inputs: Sequence[Expr]) -> list[Expr]:
+def pull_back(root: Expr, cotangent: Expr, inputs: Sequence[Expr]) -> list[Expr]:
     """The cotangents of `inputs`, given that of `root`."""
-    waiting: dict[Expr, list[Expr]] = {root: [bar]}
+    waiting: dict[Expr, list[Expr]] = {root: [cotangent]}
     given = nodes(root)
     expansion = Expansion(given)
     found: dict[Expr, Expr] = {}
@@ -93,37 +93,37 @@ def pull_back(root: Expr, bar: Expr, inputs: Sequence[Expr]) -> list[Expr]:
     return [found.get(x, ZERO) for x in inputs]
 
 
-def _pulled(node: Expr, bar: Expr) -> Iterator[tuple[Expr, Expr]]:
+def _pulled(node: Expr, cotangent: Expr) -> Iterator[tuple[Expr, Expr]]:
     """What the cotangent of a node says of those of its operands."""
     args = node.args
     if node.op == "add":
-        yield from ((arg, bar) for arg in args)
+        yield from ((arg, cotangent) for arg in args)
     elif node.op == "mul":
         for place, arg in enumerate(args):
-            yield arg, mul(bar, *args[:place], *args[place + 1 :])
+            yield arg, mul(cotangent, *args[:place], *args[place + 1 :])
     elif node.op == "pow":
-        yield args[0], mul(bar, node.number, power(args[0], node.number - 1))
+        yield args[0], mul(cotangent, node.number, power(args[0], node.number - 1))
     elif node.op == "call":
-        yield from derivatives(node, bar)
+        yield from derivatives(node, cotangent)
     elif node.op == "where":
         condition, x, y = args
-        yield x, where(condition, bar, ZERO)
-        yield y, where(condition, ZERO, bar)
+        yield x, where(condition, cotangent, ZERO)
+        yield y, where(condition, ZERO, cotangent)
     elif node.op == "sum":
-        yield args[0], bar
+        yield args[0], cotangent
     elif node.op == "max":
         # All that are largest share it, as in torch.amax.
         is_largest = where(args[0] >= node, ONE, ZERO)
-        yield args[0], mul(bar, is_largest, power(total(is_largest), -1))
+        yield args[0], mul(cotangent, is_largest, power(total(is_largest), -1))
     elif node.op == "named":
-        yield _of_named(node, bar)
+        yield _of_named(node, cotangent)
 
 
-def _of_named(node: Expr, bar: Expr) -> tuple[Expr, Expr]:
+def _of_named(node: Expr, cotangent: Expr) -> tuple[Expr, Expr]:
     if node.row and not node.depth and len(node.inputs) == 1:
         (name,) = node.inputs
-        return input_row(name), mul(bar, _derivative(node))
-    return node.args[0], bar
+        return input_row(name), mul(cotangent, _derivative(node))
+    return node.args[0], cotangent
 
 
 @functools.cache

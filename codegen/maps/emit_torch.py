@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from codegen.maps.derive import BAR, pullback_of, value_of, write_of
+from codegen.maps.derive import COTANGENT, pullback_of, value_of, write_of
 from codegen.maps.expression import Expr
 from codegen.maps.printer import Printer
 from codegen.maps.program import Definition, program, used
@@ -74,7 +74,7 @@ def _result(x: Expr) -> str:
 
 def _function(head: str, says: str, definitions: Iterable[Definition], results: str) -> str:
     body = "".join(map(_line, definitions)) + f"    return {results}\n"
-    body = re.sub(r"\blike\b", "bar" if "bar" in head else "z", body)
+    body = re.sub(r"\blike\b", "ct" if "ct" in head else "z", body)
     return f'def {head}:\n    """{says}"""\n{body}'
 
 
@@ -93,9 +93,9 @@ def _value(of: Map) -> str:
 
 
 def _pull_back(of: Map) -> str:
-    made = program({"bar_z": pullback_of(of.expression)}, taken=("torch", "eps"))
-    result = _result(made.outputs["bar_z"])
-    return _function("pull_back(z, bar, eps)", "J^T bar, J the Jacobian at z (B14).", made.definitions, result)
+    made = program({"dz": pullback_of(of.expression)}, taken=("torch", "eps"))
+    result = _result(made.outputs["dz"])
+    return _function("pull_back(z, ct, eps)", "J^T ct, J the Jacobian at z (B14).", made.definitions, result)
 
 
 def _write_gradient(of: Map) -> str:
@@ -106,10 +106,10 @@ def _write_gradient(of: Map) -> str:
 
 def _push(of: Map) -> tuple[str, str]:
     write = write_of(of.expression, of.is_loss)
-    made = program({"bar_z": write.bar_z, "bar_a": write.bar_a}, taken=("torch", "eps", "parts"), apart=BAR)
+    made = program({"dz": write.dz, "da": write.da}, taken=("torch", "eps", "parts"), apart=COTANGENT)
     late: list[Definition] = []
     for definition in made.definitions:
-        if definition.uses & {str(BAR.value), *(each.name for each in late)}:
+        if definition.uses & {str(COTANGENT.value), *(each.name for each in late)}:
             late.append(definition)
     early = [definition for definition in made.definitions if definition not in late]
     wanted = {name for each in late for name in each.uses}.union(*(used(out) for out in made.outputs.values()))
@@ -117,7 +117,7 @@ def _push(of: Map) -> tuple[str, str]:
     results = ", ".join(map(_result, made.outputs.values()))
     packed = "".join(f"{name}, " for name in parts).strip()
     unpacked = f"    {packed} = parts\n" if parts else ""
-    push = _function("push_write(parts, bar, eps)", "The cotangents of z and a from that of u (B8, B9).", late, results)
+    push = _function("push_write(parts, ct, eps)", "The cotangents of z and a from that of u (B8, B9).", late, results)
     says, quote = '"""\n', "a from that of u (B8, B9)."
     push = push.replace(quote + says, quote + says + unpacked, 1)
     return _function("prepare_write(z, a, eps)", "What `push_write` needs.", early, f"({packed})"), push

@@ -1,7 +1,7 @@
 """Maps as Triton functions over the last axis of a tile or vector; numbers are the equations of docs/backward.md.
 
 An axis is what templates/triton/tile.j2 calls one: a name, a size, and the power of two that pads it. Padding holds
-zeros in z, alpha and cotangents, and in what these functions return.
+zeros in z, target and cotangents, and in what these functions return.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from codegen.maps.registry import find
 Axis = Mapping[str, Any]
 
 _HEAD = "\n\n@triton.jit\n"
-_ALPHA = {"a": "alpha"}
-_NAMES = ("tl", "triton", "alpha", "M", "D_k", "D_v", "D", "LOG2_E", "mean", "tanh", "code")
+_TARGET = {"a": "target"}
+_NAMES = ("tl", "triton", "target", "M", "D_k", "D_v", "D", "LOG2_E", "mean", "tanh", "code")
 
 _FUNCTIONS: Mapping[str, Callable[..., str]] = {
     "exp": lambda x: f"tl.exp({x})",
@@ -101,14 +101,14 @@ def _readout_text(name: str) -> str:
 
 
 def code(phi: str, axis: Axis) -> str:
-    """`code(z, alpha)`: u, the code of one write."""
+    """`code(z, target)`: u, the code of one write."""
     of = find(phi)
     made = program({"u": write_of(of.expression, of.is_loss).u}, _NAMES)
     if of.is_loss:
         says = f"u, the gradient at z of the loss {of.name} over the slots."
     else:
-        says = f"u = J^T (phi(z) - alpha), phi = {of.name} over the slots, J its Jacobian at z."
-    return _function("code(z, alpha)", says, made, axis, "PHI_EPS", _ALPHA)
+        says = f"u = J^T (phi(z) - target), phi = {of.name} over the slots, J its Jacobian at z."
+    return _function("code(z, target)", says, made, axis, "PHI_EPS", _TARGET)
 
 
 def readout(name: str, of: str, axis: Axis) -> str:
@@ -125,24 +125,24 @@ def pull(name: str, of: str, axis: Axis) -> str:
         return ""
     made = program({"pulled": pullback_of(find(of).expression)}, (*_NAMES, "e"))
     says = f"J^T e, J the Jacobian at z of {find(of).name} over the last axis (B14)."
-    return _function(f"pull_{name}(z, e)", says, made, axis, "READOUT_EPS", {"bar": "e"})
+    return _function(f"pull_{name}(z, e)", says, made, axis, "READOUT_EPS", {"ct": "e"})
 
 
 def push(phi: str, axis: Axis, bilevel: bool) -> str:
-    """`push_code(z, alpha, bar_u)`: what a code's cotangent does to alpha and, if `bilevel`, to z."""
+    """`push_code(z, target, du)`: what a code's cotangent does to the target and, if `bilevel`, to z."""
     of = find(phi)
     write = write_of(of.expression, of.is_loss)
-    outputs = {"bar_z": write.bar_z, "bar_alpha": write.bar_a}
+    outputs = {"dz": write.dz, "dtarget": write.da}
     if bilevel:
-        says = f"bar z and bar alpha, phi = {of.name} over the slots (B8, B9)."
+        says = f"dz and dtarget, phi = {of.name} over the slots (B8, B9)."
     else:
-        says = f"bar alpha, phi = {of.name} over the slots, with z held constant (B8)."
-        del outputs["bar_z"]
-    made = program(outputs, (*_NAMES, "bar_u"))
-    return _function("push_code(z, alpha, bar_u)", says, made, axis, "PHI_EPS", _ALPHA | {"bar": "bar_u"})
+        says = f"dtarget, phi = {of.name} over the slots, with z held constant (B8)."
+        del outputs["dz"]
+    made = program(outputs, (*_NAMES, "du"))
+    return _function("push_code(z, target, du)", says, made, axis, "PHI_EPS", _TARGET | {"ct": "du"})
 
 
-_NUMBERS = {"bar_z": "(B9)", "bar_alpha": "(B8)"}
+_NUMBERS = {"dz": "(B9)", "dtarget": "(B8)"}
 
 
 def _function(
@@ -151,7 +151,7 @@ def _function(
     names = renamed or {}
     printer = Printer(_FUNCTIONS, lambda x: names.get(str(x.value), str(x.value)), _number, axis["name"], eps)
     padded = axis["size"] != axis["pad"]
-    masked = masked_names(made, ("z", "a", "bar")) if padded else frozenset()
+    masked = masked_names(made, ("z", "a", "ct")) if padded else frozenset()
     lines = [_line(each, printer, axis, each.name in masked) for each in made.definitions]
     results = []
     for name, value in made.outputs.items():

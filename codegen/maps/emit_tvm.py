@@ -23,7 +23,7 @@ from codegen.maps.sweeps import Sweep, early_scalars, is_long, sweeps
 
 RESERVED = (
     *("T", "M", "D_K", "D_V", "WIDTH", "TILE", "C", "Z", "A", "U", "X", "Y", "b", "m", "t", "l", "g", "walk", "add"),
-    *("features", "stats", "kept", "first", "bar_z", "bar_alpha", "scaled", "eps", "zeros", "real", "exp", "sigmoid"),
+    *("features", "stats", "kept", "first", "dz", "dtarget", "scaled", "eps", "zeros", "real", "exp", "sigmoid"),
 )
 
 
@@ -138,7 +138,7 @@ class _Function:
 
     def lines(self) -> list[str]:
         """Its body."""
-        masked = masked_names(self.made, ("z", "a", "bar"), results=False)
+        masked = masked_names(self.made, ("z", "a", "ct"), results=False)
         vectors = [each.name for part in self.parts for each in (*part.reductions, *part.scalars)]
         lines = [f"{', '.join(vectors)}{',' if len(vectors) == 1 else ''} = zeros({len(vectors)})"] if vectors else []
         for each in early_scalars(self.made):
@@ -316,7 +316,7 @@ def _forth_and_back(
 ) -> tuple[Program, Program, Kept]:
     """The program of what comes first, that of the outputs named `back`, and what the first keeps for the second."""
     made = program(dict(outputs), RESERVED, early)
-    late = set(map(str, {"bar"}))
+    late = set(map(str, {"ct"}))
     for each in made.definitions:
         if each.uses & late:
             late.add(each.name)
@@ -340,12 +340,12 @@ def _needed(made: Program, known: Collection[str]) -> set[str]:
 
 
 def apply_and_pull(of: str) -> str:
-    """Functions apply_<map>, which keeps what pull_<map> needs: bar X <- J^T bar X (B14)."""
+    """Functions apply_<map>, which keeps what pull_<map> needs: dX <- J^T dX (B14)."""
     expression = find(of).expression
-    outputs = (("y", value_of(expression)), ("bar_z", pullback_of(expression)))
-    forth, back, kept = _forth_and_back(outputs, ("bar_z",), False)
+    outputs = (("y", value_of(expression)), ("dz", pullback_of(expression)))
+    forth, back, kept = _forth_and_back(outputs, ("dz",), False)
     y = forth.outputs["y"]
-    inputs = {"z": "X[m, t]", "bar": "bar[m, t]"} | {name: kept.row(name, "features") for name in kept.rows}
+    inputs = {"z": "X[m, t]", "ct": "ct[m, t]"} | {name: kept.row(name, "features") for name in kept.rows}
     epsilon = "READOUT_EPS"
     apply_ = _Function(
         *(forth, Places({"z": "X[m, t]"}, eps=epsilon), sweeps(forth, keep=kept.rows)),
@@ -362,22 +362,22 @@ def apply_and_pull(of: str) -> str:
             sweeps(back, known, ()),
         ),
         keep=str,
-        results=lambda p: [store("bar[m, t]", p.text(back.outputs["bar_z"]))],
+        results=lambda p: [store("ct[m, t]", p.text(back.outputs["dz"]))],
     )
     name = identifier(of)
     walk = ("walk = LANES",)
     return "\n\n".join(
         (
             _written(f"apply_{name}(X, Y, kept, stats, features)", f"Y <- {find(of).name} of X.", apply_.lines(), walk),
-            _written(f"pull_{name}(X, Y, kept, stats, features, bar)", "bar X <- J^T bar X (B14).", pull.lines(), walk),
+            _written(f"pull_{name}(X, Y, kept, stats, features, ct)", "dX <- J^T dX (B14).", pull.lines(), walk),
         )
     )
 
 
 def write_and_push(of: str, bilevel: bool) -> str:
-    """Functions write_codes, U and -gamma U from Z, and push_codes, bar z (B9) and bar alpha (B8) from Y.
+    """Functions write_codes, U and -gamma U from Z, and push_codes, dz (B9) and dtarget (B8) from Y.
 
-    bar U is -gamma times Y; `first` says that bar alpha is set, not added to.
+    dU is -gamma times Y; `first` says that dtarget is set, not added to.
     """
     forth, back, kept = _write_forth_and_back(of, bilevel)
     inputs = {"z": "Z[m, t]", "a": "A[m, t]"}
@@ -391,29 +391,29 @@ def write_and_push(of: str, bilevel: bool) -> str:
         after=lambda part: _keep_scalars(part, kept),
     )
     parts = sweeps(back, (*kept.rows, *_before(forth)), ())
-    bar, begin = "bar", "bar = Y[m, t] * (T.float32(0) - g[t])"
+    ct, begin = "ct", "ct = Y[m, t] * (T.float32(0) - g[t])"
     if len(parts) > 1:
-        bar, begin = "Y[m, t]", "T.buffer_store(Y, Y[m, t] * (T.float32(0) - g[t]), [m, t])"
-    rows = inputs | {"bar": bar} | {name: kept.row(name, "M") for name in kept.rows}
+        ct, begin = "Y[m, t]", "T.buffer_store(Y, Y[m, t] * (T.float32(0) - g[t]), [m, t])"
+    rows = inputs | {"ct": ct} | {name: kept.row(name, "M") for name in kept.rows}
 
     def results(places: Places) -> list[str]:
-        of_alpha = places.text(back.outputs["bar_a"])
+        of_target = places.text(back.outputs["da"])
         lines = [
-            f"bar_a = {of_alpha}",
-            "T.buffer_store(bar_alpha, bar_a if first else bar_alpha[m, t] + bar_a, [m, t])",
+            f"da = {of_target}",
+            "T.buffer_store(dtarget, da if first else dtarget[m, t] + da, [m, t])",
         ]
-        return [*([store("bar_z[m, t]", places.text(back.outputs["bar_z"]))] if bilevel else []), *lines]
+        return [*([store("dz[m, t]", places.text(back.outputs["dz"]))] if bilevel else []), *lines]
 
     push = _Function(
         *(back, Places(rows, kept.scalar_places(), "M", "PHI_EPS"), parts), keep=str, results=results, begin=(begin,)
     )
-    numbers = "bar z (B9) and bar alpha (B8)" if bilevel else "bar alpha (B8), with z held constant"
+    numbers = "dz (B9) and dtarget (B8)" if bilevel else "dtarget (B8), with z held constant"
     return "\n\n".join(
         (
             _written("write_codes(walk, Z, A, U, scaled, kept, stats, g)", says(of), write.lines()),
             _written(
-                "push_codes(walk, Z, A, kept, stats, g, Y, bar_z, bar_alpha, first)",
-                f"{numbers}; bar U is -gamma Y, and `first` sets bar alpha.",
+                "push_codes(walk, Z, A, kept, stats, g, Y, dz, dtarget, first)",
+                f"{numbers}; dU is -step_size Y, and `first` sets dtarget.",
                 push.lines(),
             ),
         )
@@ -422,8 +422,8 @@ def write_and_push(of: str, bilevel: bool) -> str:
 
 def _write_forth_and_back(of: str, bilevel: bool) -> tuple[Program, Program, Kept]:
     derived = write(of)
-    outputs = (("u", derived.u), *((("bar_z", derived.bar_z),) if bilevel else ()), ("bar_a", derived.bar_a))
-    return _forth_and_back(outputs, ("bar_z", "bar_a"), True)
+    outputs = (("u", derived.u), *((("dz", derived.dz),) if bilevel else ()), ("da", derived.da))
+    return _forth_and_back(outputs, ("dz", "da"), True)
 
 
 def _before(forth: Program) -> set[str]:
@@ -443,8 +443,8 @@ def _all_kept(phi: str, applied: Iterable[str], bilevel: bool) -> list[Kept]:
     found = [_write_forth_and_back(phi, bilevel)[2]]
     for of in applied:
         expression = find(of).expression
-        outputs = (("y", value_of(expression)), ("bar_z", pullback_of(expression)))
-        found.append(_forth_and_back(outputs, ("bar_z",), False)[2])
+        outputs = (("y", value_of(expression)), ("dz", pullback_of(expression)))
+        found.append(_forth_and_back(outputs, ("dz",), False)[2])
     return found
 
 

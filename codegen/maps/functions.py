@@ -107,18 +107,18 @@ _DERIVATIVES: dict[str, Callable[[Expr], Expr]] = {
 }
 
 
-def derivatives(x: Expr, bar: Expr) -> list[tuple[Expr, Expr]]:
-    """The cotangents of the arguments of a function, of whose value `bar` is the cotangent."""
+def derivatives(x: Expr, cotangent: Expr) -> list[tuple[Expr, Expr]]:
+    """The cotangents of the arguments of a function, of whose value `cotangent` is the cotangent."""
     if x.value in ("max", "min"):
-        return _of_choice(x, bar)
+        return _of_choice(x, cotangent)
     if x.value not in _DERIVATIVES:
         x = DEFINITIONS[str(x.value)](x.args[0])
-        return [(x, bar)]
+        return [(x, cotangent)]
     (argument,) = x.args
-    return [(argument, bar * _DERIVATIVES[str(x.value)](argument))]
+    return [(argument, cotangent * _DERIVATIVES[str(x.value)](argument))]
 
 
-def _of_choice(x: Expr, bar: Expr) -> list[tuple[Expr, Expr]]:
+def _of_choice(x: Expr, cotangent: Expr) -> list[tuple[Expr, Expr]]:
     one, other = x.args
 
     def chosen(mine: Expr, its: Expr) -> Expr:
@@ -126,12 +126,14 @@ def _of_choice(x: Expr, bar: Expr) -> list[tuple[Expr, Expr]]:
 
     if one.inputs and other.inputs:
         # Both pass half of it where they are equal.
-        half = of(0.5) * bar
+        half = of(0.5) * cotangent
         return [
-            (mine, where(chosen(mine, its), bar, where(chosen(its, mine), ZERO, half)))
+            (mine, where(chosen(mine, its), cotangent, where(chosen(its, mine), ZERO, half)))
             for mine, its in ((one, other), (other, one))
         ]
-    return [(mine, where(chosen(mine, its), bar, ZERO)) for mine, its in ((one, other), (other, one)) if mine.inputs]
+    return [
+        (mine, where(chosen(mine, its), cotangent, ZERO)) for mine, its in ((one, other), (other, one)) if mine.inputs
+    ]
 
 
 VANISHING = {"silu", "tanh", "abs", "sign"}

@@ -54,7 +54,7 @@ def subject(spec: Spec, where: torch.device, gradients: bool = False) -> Subject
     p = spec.problem
     made = make_inputs(p.batch, p.tokens, p.heads, p.dim_k, p.dim_v, p.slots, step_size=spec.rule.step_size)
     # Gates stay float32, as in the model and under autocast.
-    typed = replace(made.to(_DTYPES[p.dtype]), log_beta=made.log_beta, gamma=made.gamma)
+    typed = replace(made.to(_DTYPES[p.dtype]), log_decay=made.log_decay, step_size=made.step_size)
     inputs = typed.map(lambda x: x.to(where))
     inputs = inputs.leaves() if gradients else inputs
     return _step(spec, inputs) if p.operator.startswith("trellis_step") else _attention(spec, inputs)

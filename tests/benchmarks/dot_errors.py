@@ -79,10 +79,10 @@ def worst(spec: Spec, precision: str) -> tuple[str, float, float]:
     with mock.patch.object(InterpreterBuilder, "create_dot", dot_of(precision)):
         outputs = launch.outputs_of_run()
     tolerance = TOLERANCE[spec.problem.dtype]
-    allowed = {name: tolerance * (OF_GRADIENTS if name.startswith("bar_") else 1.0) for name in outputs}
+    allowed = {name: tolerance * (OF_GRADIENTS if name.startswith("d") else 1.0) for name in outputs}
     errors = compare(outputs, expected(spec), tolerance).errors
     if spec.problem.direction != "forward":
-        errors = {name: error for name, error in errors.items() if name.startswith("bar_")}
+        errors = {name: error for name, error in errors.items() if name.startswith("d")}
     name = max(errors, key=lambda each: errors[each] / allowed[each])
     return name, errors[name], allowed[name]
 

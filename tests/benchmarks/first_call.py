@@ -88,10 +88,10 @@ def _call() -> dict[str, Spent]:
 
     from trellis_ops import trellis_attention
 
-    q, k, v, alpha = (torch.randn(1, _CALLED_TOKENS, 8, 64) for _ in range(4))
-    log_beta, gamma = -torch.rand(1, _CALLED_TOKENS, 8), torch.full((8,), 0.1)
+    q, k, v, target = (torch.randn(1, _CALLED_TOKENS, 8, 64) for _ in range(4))
+    log_decay, step_size = -torch.rand(1, _CALLED_TOKENS, 8), torch.full((8,), 0.1)
     with _spent() as spent:
-        trellis_attention(q, k, v, alpha, log_beta, gamma)
+        trellis_attention(q, k, v, target, log_decay, step_size)
     return {CALL: spent}
 
 

@@ -42,12 +42,12 @@ def case_of(name: str, chunk: int) -> Case:
 
 def by_eager(case: Case, inputs: Inputs, outer_gradient: str) -> tuple[Tensor, ...]:
     """The gradients by `trellis_ops.backward`, in float64."""
-    bar_y, *bar_states = (x.double() for x in cotangents(case, inputs))
+    dy, *dstates = (x.double() for x in cotangents(case, inputs))
     exact = inputs.to(float64)
     tokens, states = backward.attention(
         *exact.args,
-        bar_y,
-        (bar_states[0], bar_states[1]),
+        dy,
+        (dstates[0], dstates[1]),
         rule=case.rule,
         chunk_size=case.chunk,
         initial_state=exact.initial_state,

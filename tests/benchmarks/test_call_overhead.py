@@ -75,9 +75,9 @@ def _kernel(spec: Spec, bound: Subject) -> tuple[Callable[[], None], Callable[[]
     inputs, p = bound.inputs, spec.problem
     first = inputs.initial_state
     assert first is not None
-    names = ("q", "k", "v", "alpha", "log_beta")
+    names = ("q", "k", "v", "target", "log_decay")
     rows = {name: getattr(inputs, name).flatten(0, 1) for name in names}
-    tensors = {**rows, "gamma": inputs.gamma, "S_k": first[0], "S_v": first[1]}
+    tensors = {**rows, "step_size": inputs.step_size, "S_k": first[0], "S_v": first[1]}
     lengths = (p.tokens,) * p.batch
     flat = Inputs(lengths, sequences_of(lengths, p.chunk, torch.device("cpu")), tensors)
     launch = bind(build(spec, dispatch.default("tvm", spec, cpu()), cpu()), flat)

@@ -49,7 +49,7 @@ def process() -> Iterator[ProcessPoolExecutor]:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("rule", [Rule(), Rule(step_size="token")], ids=["gamma per head", "gamma per token"])
+@pytest.mark.parametrize("rule", [Rule(), Rule(step_size="token")], ids=["step_size per head", "step_size per token"])
 def test_a_plan_launches_what_tvm_launches(operator, rule, process):
     spec = Spec(rule, Problem(operator, dtype="bfloat16"))
     compared = process.submit(both_launches, spec, SIZES).result()

@@ -102,8 +102,8 @@ def test_one_program_serves_every_batch_and_number_of_heads_on_an_emulated_gpu(b
 def arguments_of_step(**changes: object) -> list[object]:
     """What the kernel of `STEP` is called with: four sequences of one token, three heads."""
     n, h, d_k, d_v, m = 4, 3, STEP.dim_k, STEP.dim_v, STEP.slots
-    shapes = {"q": (n, h, d_k), "k": (n, h, d_k), "v": (n, h, d_v), "alpha": (n, h, m), "log_beta": (n, h)}
-    shapes |= {"gamma": (h,), "S_k": (n, h, m, d_k), "S_v": (n, h, m, d_v)}
+    shapes = {"q": (n, h, d_k), "k": (n, h, d_k), "v": (n, h, d_v), "target": (n, h, m), "log_decay": (n, h)}
+    shapes |= {"step_size": (h,), "S_k": (n, h, m, d_k), "S_v": (n, h, m, d_v)}
     made: dict[str, object] = {name: torch.zeros(shape) for name, shape in shapes.items()}
     made |= {"cu_seqlens": torch.arange(n + 1, dtype=torch.int32), "y": torch.zeros(n, h, d_v)}
     return list((made | changes).values())
@@ -111,10 +111,10 @@ def arguments_of_step(**changes: object) -> list[object]:
 
 def test_the_launch_that_an_emulated_driver_sees(build):
     (kernel,) = build(STEP.spec).kernels
-    q, k, v, alpha, log_beta, gamma, S_k, S_v, cu_seqlens, y = given = arguments_of_step()
+    q, k, v, target, log_decay, step_size, S_k, S_v, cu_seqlens, y = given = arguments_of_step()
     kernel(12, *given)
     (seen,) = driver().launches()
-    tensors = (S_k, S_v, alpha, cu_seqlens, gamma, k, log_beta, q, v, y)
+    tensors = (S_k, S_v, target, cu_seqlens, step_size, k, log_decay, q, v, y)
     assert seen.values == (*(each.data_ptr() for each in tensors), 3, 12)
     assert (seen.grid, seen.block, seen.stream) == ((12, 1, 1), (128, 1, 1), STREAM)
     assert seen.shared_bytes == kernel.plan.shared_bytes > 0
@@ -126,12 +126,12 @@ def test_the_launch_that_an_emulated_driver_sees(build):
         ({"q": torch.zeros(4, 3, 99)}, ShapeError, r"q has shape \(4, 3, 99\); expected \(4, 3, 20\)"),
         ({"k": torch.zeros(4, 2, 20)}, ShapeError, r"expected \(4, 3, 20\)"),
         ({"S_v": torch.zeros(4, 3, 18)}, ShapeError, "4 dimensions"),
-        ({"gamma": torch.zeros(4, 3)}, ShapeError, "1 dimensions"),
+        ({"step_size": torch.zeros(4, 3)}, ShapeError, "1 dimensions"),
         ({"v": torch.zeros(4, 3, 12, dtype=torch.bfloat16)}, DtypeError, "dtype bfloat16; expected float32"),
         ({"cu_seqlens": torch.zeros(5, dtype=torch.int64)}, DtypeError, "expected int32"),
         ({"y": torch.zeros(4, 3, 12, device="meta")}, KernelDeviceError, "y is on meta.*loaded on cpu"),
-        ({"alpha": torch.zeros(4, 18, 3).mT}, LayoutError, "alpha has strides"),
-        ({"alpha": 3}, KernelArgumentError, "alpha=3; expected a tensor"),
+        ({"target": torch.zeros(4, 18, 3).mT}, LayoutError, "target has strides"),
+        ({"target": 3}, KernelArgumentError, "target=3; expected a tensor"),
         ({"more": torch.zeros(1)}, KernelArgumentError, "12 arguments; expected programs, q, k"),
     ],
 )

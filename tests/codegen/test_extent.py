@@ -60,7 +60,7 @@ def extent_of(program: CompiledOperator, kept: int) -> Extent:
 def inputs_of(dtype: str):
     x = make_inputs(BATCH, TOKENS, HEADS, DIM_K, DIM_V, SLOTS, step_size="token")
     low = x.to(getattr(torch, dtype))
-    return replace(low, log_beta=x.log_beta, gamma=x.gamma)
+    return replace(low, log_decay=x.log_decay, step_size=x.step_size)
 
 
 TVM, TRITON = ("tvm", cpu()), ("triton", NAMED["sm_90"])
@@ -93,14 +93,14 @@ def test_a_forward_allocates_what_was_foretold(where, dtype, changes, given):
 def test_the_parts_allocate_what_was_foretold(operator):
     program = program_of(*TVM, operator, "bfloat16")
     x, sequences = inputs_of("bfloat16"), launch.even_sequences(BATCH, TOKENS, CHUNK, torch.device("cpu"))
-    gates = (x.log_beta, x.gamma)
+    gates = (x.log_decay, x.step_size)
     states, codes = torch.zeros(BATCH, 2, HEADS, SLOTS, DIM_K), torch.zeros(BATCH, TOKENS, HEADS, SLOTS)
     transpose = operator.endswith("transposed")
     with Allocations() as allocations:
         if operator == "memory_update":
-            launch.update(program, x.k, x.alpha, *gates, None, sequences)
+            launch.update(program, x.k, x.target, *gates, None, sequences)
         else:
-            launch.readout(program, x.alpha if transpose else x.q, x.k, states, codes, *gates, transpose, sequences)
+            launch.readout(program, x.target if transpose else x.q, x.k, states, codes, *gates, transpose, sequences)
     assert allocations.bytes == sum(forward_bytes(program.spec, program.schedule, extent_of(program, CHUNK)).values())
 
 
@@ -127,7 +127,7 @@ def test_a_backward_allocates_what_was_foretold(where, dtype, changes, link):
         y, *states, kept_k, kept_v = launch.attention_kept(program, *x.args, *x.initial_state, sequences)
     assert allocations.bytes == sum(forward_bytes(program.spec, program.schedule, extent).values())
     with Allocations() as allocations:
-        given = dict(zip(("q", "k", "v", "alpha", "log_beta", "gamma"), x.args, strict=True))
+        given = dict(zip(("q", "k", "v", "target", "log_decay", "step_size"), x.args, strict=True))
         launch.attention_backward(program, given, (kept_k, kept_v), (y, *states), sequences, (*given, "S_k", "S_v"))
     assert allocations.bytes == sum(reverse_bytes(program.spec, program.schedule, extent).values())
 

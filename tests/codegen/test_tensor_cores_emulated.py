@@ -86,6 +86,6 @@ def test_every_share_of_the_work(threads, accumulators):
 def test_half_precision_packed_sequences_that_forget_everything(precision, dtype):
     case = Case(lengths=(41, 0, 1, 20, 5), packed=True, dtype=dtype)
     inputs = case.inputs()
-    inputs.log_beta[:, ::3] = float("-inf")
-    inputs.log_beta[:, 1::3] = -40.0
+    inputs.log_decay[:, ::3] = float("-inf")
+    inputs.log_decay[:, 1::3] = -40.0
     check_attention(With(dot_precision=precision), case, inputs, ALLOWED[precision])

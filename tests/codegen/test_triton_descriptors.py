@@ -113,8 +113,8 @@ def test_illegal_schedules_say_why(sizes, settings, arch, reason):
 @pytest.mark.parametrize(
     ("kernel", "operator", "names"),
     [
-        ("trellis_fused", "trellis_attention", ["q", "k", "v", "alpha"]),
-        ("memory_update", "memory_update", ["w", "alpha"]),
+        ("trellis_fused", "trellis_attention", ["q", "k", "v", "target"]),
+        ("memory_update", "memory_update", ["w", "target"]),
         ("memory_readout", "memory_readout", ["read", "w", "codes"]),
     ],
 )

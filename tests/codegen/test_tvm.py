@@ -110,8 +110,8 @@ def test_strong_forgetting_in_tiles_that_span_chunks():
     for chunk in (3, 8):
         case = Case(chunk=chunk, lengths=(67,))
         inputs = case.inputs()
-        inputs.log_beta[:, ::3] = float("-inf")
-        inputs.log_beta[:, 1::3] = -40.0
+        inputs.log_decay[:, ::3] = float("-inf")
+        inputs.log_decay[:, 1::3] = -40.0
         check_attention(tiled("fused", 32), case, inputs)
 
 
@@ -171,8 +171,8 @@ def test_packed_sequences(variant):
 def test_forgetting_everything(variant):
     case = Case(chunk=1 if variant == "recurrent" else 20)
     inputs = case.inputs()
-    inputs.log_beta[:, ::3] = float("-inf")
-    inputs.log_beta[:, 1::3] = -40.0
+    inputs.log_decay[:, ::3] = float("-inf")
+    inputs.log_decay[:, 1::3] = -40.0
     check_attention(With(variant=variant), case, inputs)
 
 

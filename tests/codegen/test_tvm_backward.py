@@ -71,11 +71,11 @@ def test_states_and_gates_at_their_limits():
     case = Case()
     check(case, inputs=case.inputs(state="zero"))
     inputs = case.inputs()
-    inputs.log_beta[:, ::3] = float("-inf")
-    inputs.log_beta[:, 1::3] = -40.0
+    inputs.log_decay[:, ::3] = float("-inf")
+    inputs.log_decay[:, 1::3] = -40.0
     check(case, inputs=inputs)
-    check(case, inputs=case.inputs(log_beta=-40.0))
-    check(case, inputs=case.inputs(log_beta=0.0))
+    check(case, inputs=case.inputs(log_decay=-40.0))
+    check(case, inputs=case.inputs(log_decay=0.0))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

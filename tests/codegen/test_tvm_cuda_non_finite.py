@@ -26,7 +26,7 @@ def test_attention(name, chunk):
     rule = dataclasses.replace(RULE, phi=name, link=name, out=name)
     tiles = {"tile_tokens": 8} if chunk > 1 else {}
     case = packed(Case(chunk=chunk, rule=rule, **SIZES))
-    non_finite_cases.check_attention(With(**tiles), case, ("k", "log_beta"))
+    non_finite_cases.check_attention(With(**tiles), case, ("k", "log_decay"))
 
 
 @pytest.mark.parametrize("operator", ["trellis_step", "trellis_step_chunked"])

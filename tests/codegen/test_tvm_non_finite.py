@@ -49,7 +49,7 @@ def write(name: str, step_size: str = "head") -> Rule:
 )
 @pytest.mark.parametrize("of_lengths", [batch, packed])
 def test_attention(build, chunk, rule, of_lengths):
-    names = ("q", "k", "v", "alpha", "log_beta", "S_k", "S_v") if rule.step_size == "head" else None
+    names = ("q", "k", "v", "target", "log_decay", "S_k", "S_v") if rule.step_size == "head" else None
     non_finite_cases.check_attention(build, of_lengths(Case(chunk=chunk, rule=rule, **HEADS)), names)
 
 
@@ -64,7 +64,7 @@ def test_attention(build, chunk, rule, of_lengths):
 )
 def test_sizes(variant, chunk, dim_k, dim_v, slots):
     sizes = {"dim_k": dim_k, "dim_v": dim_v, "slots": slots}
-    names = ("k", "v", "log_beta", "S_v")
+    names = ("k", "v", "log_decay", "S_v")
     case = packed(Case(chunk=chunk, rule=SILU, **sizes, **HEADS))
     non_finite_cases.check_attention(With(variant=variant), case, names)
 
@@ -98,7 +98,7 @@ def test_earlier_tokens_further_back_than_a_tile(build, chunk, back):
     program, inputs, token = build(case.spec), case.inputs(), 100
     clean, _ = run_attention(program, inputs, case.lengths)
     kept = min(token // chunk * chunk, token - back)
-    for name in ("q", "k", "v", "alpha", "log_beta", "gamma"):
+    for name in ("q", "k", "v", "target", "log_decay", "step_size"):
         changed = getattr(inputs, name).clone()
         changed[:, token] = non_finite_cases.NAN
         y, _ = run_attention(program, dataclasses.replace(inputs, **{name: changed}), case.lengths)
@@ -109,14 +109,14 @@ def test_earlier_tokens_further_back_than_a_tile(build, chunk, back):
 def test_update():
     for tile in (4, 16):
         case = batch(Case("memory_update", {4: 1, 16: 20}[tile], dim_v=20, **HEADS))
-        non_finite_cases.check_update(tiled("update", tile), case, ("k", "alpha", "log_beta", "S_k"))
+        non_finite_cases.check_update(tiled("update", tile), case, ("k", "target", "log_decay", "S_k"))
 
 
 @pytest.mark.parametrize("operator", ["memory_readout", "memory_readout_transposed"])
 def test_readout(operator):
     case = batch(Case(operator, 20, dim_v=20, **HEADS))
-    read = "alpha" if operator.endswith("transposed") else "q"
-    names = (read, "k", "chunk_states", "codes", "log_beta")
+    read = "target" if operator.endswith("transposed") else "q"
+    names = (read, "k", "chunk_states", "codes", "log_decay")
     non_finite_cases.check_readout(tiled("readout", 16), case, names)
 
 
@@ -124,7 +124,7 @@ def test_readout(operator):
 def test_step(operator):
     case = Case(operator, lengths=(1,) * len(LENGTHS), **HEADS)
     gradient = ("G_k", "G_v") if operator == "trellis_step_chunked" else ()
-    names = ("q", "k", "v", "alpha", "log_beta", "S_k", "S_v", *gradient)
+    names = ("q", "k", "v", "target", "log_decay", "S_k", "S_v", *gradient)
     non_finite_cases.check_step(With(), case, names)
 
 
@@ -141,7 +141,7 @@ def test_step(operator):
 def test_backward(chunk, rule, outer_gradient, changes):
     of_lengths = batch if chunk == 16 else packed
     case = of_lengths(Case(chunk=chunk, rule=rule, **HEADS))
-    names = ("q", "k", "v", "alpha", "log_beta", "S_v", "bar_y", "bar_S_k")
+    names = ("q", "k", "v", "target", "log_decay", "S_v", "dy", "dS_k")
     if rule.step_size == "token":
-        names += ("gamma",)
+        names += ("step_size",)
     non_finite_cases.check_backward(With(**changes), case, outer_gradient, names)

@@ -33,7 +33,7 @@ def program_of(operator: str, chunk: int, **changes: object) -> CompiledOperator
     return build(spec, schedule if variant is None else dataclasses.replace(schedule, variant=variant), cpu())
 
 
-NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma")
+NAMES = ("q", "k", "v", "target", "log_decay", "step_size")
 
 
 def empty(*shape: int) -> Tensor:
@@ -52,7 +52,7 @@ def far(x: Tensor, rows: int) -> Tensor:
 
 
 def inputs() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """q, k, v, alpha, log_beta and gamma of one sequence and head, its rows flattened; its two states."""
+    """q, k, v, target, log_decay and step_size of one sequence and head, its rows flattened; its two states."""
     given = make_inputs(1, TOKENS, 1, SIZE, SIZE, SIZE)
     rows = {name: x if x.dim() == 1 else x.flatten(0, 1) for name, x in zip(NAMES, given.args, strict=True)}
     return rows, dict(zip(("S_k", "S_v"), given.initial_state, strict=True))
@@ -87,8 +87,8 @@ def test_tokens_of_attention(variant: str, chunk: int) -> None:
 def test_chunk_states_of_an_update_and_of_its_readout() -> None:
     update, readout = program_of("memory_update", 1), program_of("memory_readout", 1)
     rows, states = inputs()
-    of_update = {"w": rows["k"], **{name: rows[name] for name in ("alpha", "log_beta", "gamma")}}
-    of_readout = {"w": rows["k"], **{name: rows[name] for name in ("log_beta", "gamma")}}
+    of_update = {"w": rows["k"], **{name: rows[name] for name in ("target", "log_decay", "step_size")}}
+    of_readout = {"w": rows["k"], **{name: rows[name] for name in ("log_decay", "step_size")}}
     near, distant = sequences(0, TOKENS), sequences(FAR, TOKENS, FAR_STATES)
     chunk_states, codes = torch.empty(TOKENS, 1, SIZE, SIZE), torch.empty(TOKENS, 1, SIZE)
     kept = {"chunk_states": chunk_states, "codes": codes}
@@ -113,16 +113,16 @@ def test_tokens_and_kept_states_of_a_backward() -> None:
 
     def run(rows: dict[str, Tensor], where: Sequences, tokens: int, kept_rows: int) -> tuple[Tensor, ...]:
         kept = {f"chunk_states_{w}": empty(kept_rows, 1, SIZE, SIZE) for w in "kv"}
-        bars = {
-            f"bar_{name}": empty(tokens, *(rows[name] if name != "gamma" else rows["log_beta"]).shape[1:])
+        incoming = {
+            f"d{name}": empty(tokens, *(rows[name] if name != "step_size" else rows["log_decay"]).shape[1:])
             for name in rows
         }
         tensors = rows | copies(states) | kept | {"y": empty(tokens, 1, SIZE)}
         program.forward(tensors, where)
-        bar_states = {f"bar_{name}": torch.ones_like(state) for name, state in states.items()}
-        program.backward(tensors | bars | bar_states | {"bar_y": tensors["y"]}, where)
-        of_tokens = (x[-TOKENS:] for x in (tensors["y"], *bars.values()))
-        return (*of_tokens, *(x[-chunks:] for x in kept.values()), *bar_states.values())
+        dstates = {f"d{name}": torch.ones_like(state) for name, state in states.items()}
+        program.backward(tensors | incoming | dstates | {"dy": tensors["y"]}, where)
+        of_tokens = (x[-TOKENS:] for x in (tensors["y"], *incoming.values()))
+        return (*of_tokens, *(x[-chunks:] for x in kept.values()), *dstates.values())
 
     expected = run(rows, sequences(0, chunks), TOKENS, chunks)
     found = run(far_inputs(rows), sequences(FAR, chunks, FAR_STATES), FAR + TOKENS, FAR_STATES + chunks)

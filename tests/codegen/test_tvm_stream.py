@@ -25,7 +25,7 @@ from tests.programs import sequences_of
 FEWEST_STREAMED = 8 * 2**20
 DIM = 32
 TOKENS = FEWEST_STREAMED // (4 * DIM)
-NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma")
+NAMES = ("q", "k", "v", "target", "log_decay", "step_size")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def poisoned(shape: tuple[int, ...], misaligned: bool) -> Tensor:
 
 def rows(inputs: Inputs, first: int = 0, last: int = TOKENS) -> dict[str, Tensor]:
     tokens = {name: getattr(inputs, name)[:, first:last].flatten(0, 1).contiguous() for name in NAMES[:5]}
-    return tokens | {"gamma": inputs.gamma}
+    return tokens | {"step_size": inputs.step_size}
 
 
 def run(
@@ -99,11 +99,11 @@ def step(program: CompiledOperator, inputs: Inputs, misaligned: bool) -> dict[st
         "y": y,
     }
     program.forward(tensors, sequences)
-    shapes = {name: tokens[name].shape if name != "gamma" else (TOKENS, 1) for name in tokens}
-    bars = {f"bar_{name}": poisoned(tuple(shape), misaligned) for name, shape in shapes.items()}
-    of_states = {f"bar_S_{w}": torch.zeros_like(s) for w, s in zip("kv", states, strict=True)}
-    program.backward(tensors | bars | of_states | {"bar_y": y.clone()}, sequences)
-    return {"y": y, "kept_k": kept[0], "kept_v": kept[1], **bars}
+    shapes = {name: tokens[name].shape if name != "step_size" else (TOKENS, 1) for name in tokens}
+    incoming = {f"d{name}": poisoned(tuple(shape), misaligned) for name, shape in shapes.items()}
+    of_states = {f"dS_{w}": torch.zeros_like(s) for w, s in zip("kv", states, strict=True)}
+    program.backward(tensors | incoming | of_states | {"dy": y.clone()}, sequences)
+    return {"y": y, "kept_k": kept[0], "kept_v": kept[1], **incoming}
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from tests.fuzz.kernels import Kernel
 from tests.fuzz.layouts import LAYOUTS, VIEWS
 
-INPUTS = ("q", "k", "v", "alpha", "log_beta", "gamma")
+INPUTS = ("q", "k", "v", "target", "log_decay", "step_size")
 STATES = ("S_k", "S_v")
 
 FEWEST_TOKENS = 1
 """Of a packed sequence. The operators refuse empty ones; once they allow them, 0."""
 
 _INF = float("inf")
-_LOG_BETAS = (-0.02, 0.0, -1e-8, -5.0, -80.0, -_INF, -1.0, -20.0, -120.0, -1e-30)
-_GAMMAS = (0.1, 0.0, 1.0, 1e-6, 8.0, 1e-30, 0.03)
+_LOG_DECAYS = (-0.02, 0.0, -1e-8, -5.0, -80.0, -_INF, -1.0, -20.0, -120.0, -1e-30)
+_STEP_SIZES = (0.1, 0.0, 1.0, 1e-6, 8.0, 1e-30, 0.03)
 _SCALES = (1.0, 1.0, 0.0, 1e-3, 10.0)
 _STATE_SCALES = (1.0, None, 0.0, 1e-7, 100.0)
 
@@ -32,11 +32,11 @@ class Case:
         packed: whether the sequences lie one after another in B = 1.
         heads: H.
         seed: of all numbers.
-        log_betas, gammas: each token, or head, has one of these.
-        scales: of the rows of q, of k and v, and of alpha; 1 is what a model has.
+        log_decays, step_sizes: each token, or head, has one of these.
+        scales: of the rows of q, of k and v, and of target; 1 is what a model has.
         state: scale of the initial states; None gives none.
-        layouts: of q, k, v, alpha, log_beta, gamma and of each state, in turn.
-        gate_type: type of log_beta and gamma.
+        layouts: of q, k, v, target, log_decay, step_size and of each state, in turn.
+        gate_type: type of log_decay and step_size.
         wanted: the inputs whose gradients are compared.
         cotangents: which of the outputs have one: "y", "states" or "both".
         aliased: of a chunked step, whether its gradient states are its states.
@@ -48,8 +48,8 @@ class Case:
     packed: bool = False
     heads: int = 1
     seed: int = 0
-    log_betas: tuple[float, ...] = (-0.02,)
-    gammas: tuple[float, ...] = (0.1,)
+    log_decays: tuple[float, ...] = (-0.02,)
+    step_sizes: tuple[float, ...] = (0.1,)
     scales: tuple[float, float, float] = (1.0, 1.0, 1.0)
     state: float | None = 1.0
     layouts: tuple[str, ...] = ("contiguous",) * 8
@@ -76,8 +76,8 @@ def cases(draw: st.DrawFn, kernel: Kernel, most_tokens: int = 90) -> Case:
         packed,
         heads=draw(st.integers(1, 3)),
         seed=draw(st.integers(0, 2**16)),
-        log_betas=tuple(draw(st.lists(_ends(_LOG_BETAS, -6.0, 0.0), min_size=1, max_size=3))),
-        gammas=tuple(draw(st.lists(_ends(_GAMMAS, 0.0, 2.0), min_size=1, max_size=2))),
+        log_decays=tuple(draw(st.lists(_ends(_LOG_DECAYS, -6.0, 0.0), min_size=1, max_size=3))),
+        step_sizes=tuple(draw(st.lists(_ends(_STEP_SIZES, 0.0, 2.0), min_size=1, max_size=2))),
         scales=tuple(draw(st.sampled_from(_SCALES)) for _ in range(3)),
         state=1.0 if step and state is None else state,
         layouts=tuple(layouts),
@@ -124,7 +124,7 @@ def _wanted(draw: st.DrawFn, kernel: Kernel, state: float | None) -> tuple[str, 
     if draw(st.booleans()):
         return ()
     if problem.operator == "memory_update":
-        names = ["k", "alpha", "log_beta", "gamma", *(() if state is None else ("S_k",))]
+        names = ["k", "target", "log_decay", "step_size", *(() if state is None else ("S_k",))]
     else:
-        names = ["read", "k", "chunk_states", "codes", "log_beta", "gamma"]
+        names = ["read", "k", "chunk_states", "codes", "log_decay", "step_size"]
     return tuple(draw(st.lists(st.sampled_from(names), min_size=1, unique=True).map(sorted)))

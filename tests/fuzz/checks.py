@@ -68,7 +68,7 @@ def _wrong(case: Case, call: Call, given: dict[str, Tensor], right: dict[str, Te
         if output.shape != wanted.shape:
             wrong.append(f"{name} has shape {tuple(output.shape)} instead of {tuple(wanted.shape)}")
             continue
-        tolerance = TOLERANCE[dtype] * (OF_GRADIENTS if name.startswith("bar_") else 1.0)
+        tolerance = TOLERANCE[dtype] * (OF_GRADIENTS if name.startswith("d") else 1.0)
         error = _error(output, wanted)
         if error <= tolerance:
             continue
@@ -89,7 +89,7 @@ def _wrong(case: Case, call: Call, given: dict[str, Tensor], right: dict[str, Te
 
 def _size(call: Call, right: dict[str, Tensor]) -> float:
     """How large values of this call are: what they cancel to is known no better than to their rounding."""
-    tensors = [*right.values(), *(bar for bar in call.bars.values() if bar is not None)]
+    tensors = [*right.values(), *(cotangent for cotangent in call.incoming.values() if cotangent is not None)]
     return max((float(x.double().square().mean().sqrt()) for x in tensors if x.numel()), default=0.0)
 
 

@@ -20,7 +20,7 @@ def expected(case: Case, call: Call, dtype: torch.dtype = torch.float64, noise: 
     """
     t = {name: x.detach().to(dtype).contiguous().clone() for name, x in call.tensors.items()}
     if case.autocast:
-        for name in ("q", "k", "v", "alpha", "read"):
+        for name in ("q", "k", "v", "target", "read"):
             if name in t:
                 t[name] = call.tensors[name].detach().bfloat16().to(dtype)
     if noise:
@@ -31,24 +31,28 @@ def expected(case: Case, call: Call, dtype: torch.dtype = torch.float64, noise: 
         t[name].requires_grad_()
     with torch.enable_grad():
         outputs = _outputs(case, t, call.offsets, dtype)
-        gradients = _gradients(case, t, outputs, call.bars, dtype) if case.wanted else {}
+        gradients = _gradients(case, t, outputs, call.incoming, dtype) if case.wanted else {}
     return {name: output.detach() for name, output in outputs.items()} | gradients
 
 
 def _gradients(
-    case: Case, t: dict[str, Tensor], outputs: dict[str, Tensor], bars: dict[str, Tensor | None], dtype: torch.dtype
+    case: Case, t: dict[str, Tensor], outputs: dict[str, Tensor], incoming: dict[str, Tensor | None], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    pairs = [(outputs[name], bar) for name, bar in bars.items() if bar is not None and outputs[name].requires_grad]
+    pairs = [
+        (outputs[name], cotangent)
+        for name, cotangent in incoming.items()
+        if cotangent is not None and outputs[name].requires_grad
+    ]
     if not pairs:
-        return {f"bar_{name}": torch.zeros_like(t[name]) for name in case.wanted}
+        return {f"d{name}": torch.zeros_like(t[name]) for name in case.wanted}
     found = torch.autograd.grad(
         [output for output, _ in pairs],
         [t[name] for name in case.wanted],
-        [bar.to(dtype) for _, bar in pairs],
+        [cotangent.to(dtype) for _, cotangent in pairs],
         allow_unused=True,
         materialize_grads=True,
     )
-    return {f"bar_{name}": gradient for name, gradient in zip(case.wanted, found, strict=True)}
+    return {f"d{name}": gradient for name, gradient in zip(case.wanted, found, strict=True)}
 
 
 def _outputs(case: Case, t: dict[str, Tensor], offsets: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -66,12 +70,12 @@ def _outputs(case: Case, t: dict[str, Tensor], offsets: Tensor | None, dtype: to
         )
         return {"y": y, "S_k": s_k, "S_v": s_v}
     if operator == "memory_update":
-        memory = (t["k"], t["alpha"], t["log_beta"], t["gamma"])
+        memory = (t["k"], t["target"], t["log_decay"], t["step_size"])
         options = {"rule": spec.rule, "chunk_size": chunk, "initial_state": t.get("S_k"), "dtype": dtype}
         chunk_states, codes, state = reference.update(*memory, **options)
         return {"chunk_states": chunk_states, "codes": codes, "S": state}
     if operator.startswith("memory_readout"):
-        tensors = (t[name] for name in ("read", "k", "chunk_states", "codes", "log_beta", "gamma"))
+        tensors = (t[name] for name in ("read", "k", "chunk_states", "codes", "log_decay", "step_size"))
         transpose = operator.endswith("transposed")
         return {"y": reference.readout(*tensors, chunk_size=chunk, transpose=transpose, dtype=dtype)}
     gradient_state = (t["G_k"], t["G_v"]) if "G_k" in t else None

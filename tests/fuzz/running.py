@@ -17,7 +17,7 @@ Results = dict[str, Tensor]
 
 
 def run(case: Case, call: Call) -> Results:
-    """Outputs by name, and the wanted gradients as "bar_" and the name of the input; memory starts as NaN."""
+    """Outputs by name, and the wanted gradients as d and the name of the input; memory starts as NaN."""
     with _surroundings(case):
         return _results(case, call)
 
@@ -42,12 +42,16 @@ def _results(case: Case, call: Call) -> Results:
     outputs = _operator(case, t, call.offsets)
     if not case.wanted:
         return outputs
-    pairs = [(outputs[name], bar) for name, bar in call.bars.items() if bar is not None and outputs[name].requires_grad]
+    pairs = [
+        (outputs[name], cotangent)
+        for name, cotangent in call.incoming.items()
+        if cotangent is not None and outputs[name].requires_grad
+    ]
     gradients = (
         torch.autograd.grad(
             [output for output, _ in pairs],
             [t[name] for name in case.wanted],
-            [bar for _, bar in pairs],
+            [cotangent for _, cotangent in pairs],
             allow_unused=True,
             materialize_grads=True,
         )
@@ -55,7 +59,7 @@ def _results(case: Case, call: Call) -> Results:
         else [torch.zeros_like(t[name]) for name in case.wanted]
     )
     found = {name: output.detach() for name, output in outputs.items()}
-    return found | {f"bar_{name}": gradient for name, gradient in zip(case.wanted, gradients, strict=True)}
+    return found | {f"d{name}": gradient for name, gradient in zip(case.wanted, gradients, strict=True)}
 
 
 def _operator(case: Case, t: dict[str, Tensor], offsets: Tensor | None) -> Results:
@@ -76,12 +80,12 @@ def _operator(case: Case, t: dict[str, Tensor], offsets: Tensor | None) -> Resul
         return {"y": y, "S_k": states[0], "S_v": states[1]}
     if problem.operator == "memory_update":
         options = {"phi": rule.phi, "phi_eps": rule.phi_eps, "chunk_size": problem.chunk, **common}
-        tokens = (t["k"], t["alpha"], t["log_beta"], t["gamma"])
+        tokens = (t["k"], t["target"], t["log_decay"], t["step_size"])
         chunk_states, codes, state = memory_update(*tokens, initial_state=t.get("S_k"), **options)
         return {"chunk_states": chunk_states, "codes": codes, "S": state}
     if problem.operator.startswith("memory_readout"):
         transpose = problem.operator.endswith("transposed")
-        tensors = (t[name] for name in ("read", "k", "chunk_states", "codes", "log_beta", "gamma"))
+        tensors = (t[name] for name in ("read", "k", "chunk_states", "codes", "log_decay", "step_size"))
         return {"y": memory_readout(*tensors, chunk_size=problem.chunk, transpose=transpose, **common)}
     gradient_state = (t["G_k"], t["G_v"]) if "G_k" in t else None
     y = trellis_step(

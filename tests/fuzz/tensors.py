@@ -23,12 +23,12 @@ class Call:
     Attributes:
         tensors: by the names of the equations; of the readouts also `read`, `chunk_states` and `codes`, of a step
             `G_k` and `G_v` where it is chunked. A step has no axis of tokens.
-        bars: cotangents by the name of the output, None where there is none.
+        incoming: cotangents by the name of the output, None where there is none.
         offsets: `[N + 1]` of packed sequences, else None.
     """
 
     tensors: dict[str, Tensor]
-    bars: dict[str, Tensor | None]
+    incoming: dict[str, Tensor | None]
     offsets: Tensor | None
 
 
@@ -39,7 +39,7 @@ def make(case: Case) -> Call:
     for name, layout in zip((*INPUTS, *STATES), case.layouts, strict=True):
         if name in tensors:
             tensors[name] = LAYOUTS[layout](tensors[name])
-    for name, like in (("read", "q"), ("chunk_states", "S_k"), ("codes", "alpha")):
+    for name, like in (("read", "q"), ("chunk_states", "S_k"), ("codes", "target")):
         if name in tensors:
             tensors[name] = LAYOUTS[case.layouts[(*INPUTS, *STATES).index(like)]](tensors[name])
     if "G_k" in tensors:
@@ -48,7 +48,7 @@ def make(case: Case) -> Call:
     if case.packed:
         kind = torch.int64 if case.seed % 2 else torch.int32
         offsets = torch.tensor([*itertools.accumulate(case.lengths, initial=0)], dtype=kind)
-    return Call(tensors, _bars(case, generator), offsets)
+    return Call(tensors, _cotangents(case, generator), offsets)
 
 
 def _values(case: Case, generator: torch.Generator) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ def _values(case: Case, generator: torch.Generator) -> dict[str, Tensor]:
     shape = (1, sum(case.lengths)) if case.packed else (len(case.lengths), case.lengths[0])
     shape = (len(case.lengths), case.heads) if step else (*shape, case.heads)
     dtype, gate_type = DTYPES[problem.dtype], DTYPES[case.gate_type]
-    of_q, of_w, of_alpha = case.scales
+    of_q, of_w, of_target = case.scales
 
     def normal(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=generator)
@@ -70,9 +70,9 @@ def _values(case: Case, generator: torch.Generator) -> dict[str, Tensor]:
         "q": (of_q * F.normalize(normal(*shape, problem.dim_k), dim=-1)).to(dtype),
         "k": (of_w * F.normalize(normal(*shape, problem.dim_k), dim=-1)).to(dtype),
         "v": (of_w * F.normalize(normal(*shape, problem.dim_v), dim=-1)).to(dtype),
-        "alpha": (of_alpha * normal(*shape, problem.slots)).to(dtype),
-        "log_beta": one_of(case.log_betas, shape),
-        "gamma": one_of(case.gammas, shape[-1:] if step_size == "head" else shape),
+        "target": (of_target * normal(*shape, problem.slots)).to(dtype),
+        "log_decay": one_of(case.log_decays, shape),
+        "step_size": one_of(case.step_sizes, shape[-1:] if step_size == "head" else shape),
     }
     memory = (len(case.lengths), case.heads, problem.slots)
 
@@ -88,7 +88,7 @@ def _values(case: Case, generator: torch.Generator) -> dict[str, Tensor]:
         transposed = problem.operator.endswith("transposed")
         made["read"] = (normal(*shape, problem.slots).to(dtype) * of_q) if transposed else made["q"]
         chunks = -(-case.lengths[0] // problem.chunk)
-        made["codes"] = of_alpha * normal(*shape, problem.slots)
+        made["codes"] = of_target * normal(*shape, problem.slots)
         scale = 1.0 if case.state is None else case.state
         made["chunk_states"], _ = states(scale, shape[0], chunks, case.heads, problem.slots)
     return made
@@ -100,7 +100,7 @@ def _alias(aliased: str, tensors: dict[str, Tensor]) -> None:
         tensors["G_k"], tensors["G_v"] = tensors["S_k"], tensors["S_v"]
 
 
-def _bars(case: Case, generator: torch.Generator) -> dict[str, Tensor | None]:
+def _cotangents(case: Case, generator: torch.Generator) -> dict[str, Tensor | None]:
     """Cotangents; for every other seed expanded from one row, as those of a sum are.
 
     Not from one number, which softmax and ln_silu have no gradient for but rounding.
@@ -110,7 +110,7 @@ def _bars(case: Case, generator: torch.Generator) -> dict[str, Tensor | None]:
     tokens = (1, sum(case.lengths)) if case.packed else (len(case.lengths), case.lengths[0])
     tokens, memory = (*tokens, case.heads), (len(case.lengths), case.heads, problem.slots)
 
-    def bar(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
+    def cotangent(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
         if case.seed % 2:
             return torch.randn(shape[-1], generator=generator).to(kind).expand(shape)
         return torch.randn(*shape, generator=generator).to(kind)
@@ -118,16 +118,16 @@ def _bars(case: Case, generator: torch.Generator) -> dict[str, Tensor | None]:
     of_y, of_states = case.cotangents != "states", case.cotangents != "y"
     if operator == "trellis_attention":
         return {
-            "y": bar(*tokens, problem.dim_v, kind=dtype) if of_y else None,
-            "S_k": bar(*memory, problem.dim_k) if of_states else None,
-            "S_v": bar(*memory, problem.dim_v) if of_states else None,
+            "y": cotangent(*tokens, problem.dim_v, kind=dtype) if of_y else None,
+            "S_k": cotangent(*memory, problem.dim_k) if of_states else None,
+            "S_v": cotangent(*memory, problem.dim_v) if of_states else None,
         }
     if operator == "memory_update":
         chunks = -(-case.lengths[0] // problem.chunk)
         return {
-            "chunk_states": bar(tokens[0], chunks, case.heads, problem.slots, problem.dim_k) if of_y else None,
-            "codes": bar(*tokens, problem.slots) if of_y else None,
-            "S": bar(*memory, problem.dim_k) if of_states else None,
+            "chunk_states": cotangent(tokens[0], chunks, case.heads, problem.slots, problem.dim_k) if of_y else None,
+            "codes": cotangent(*tokens, problem.slots) if of_y else None,
+            "S": cotangent(*memory, problem.dim_k) if of_states else None,
         }
     width = problem.slots if operator == "memory_readout" else problem.dim_k
-    return {"y": bar(*tokens, width, kind=dtype)}
+    return {"y": cotangent(*tokens, width, kind=dtype)}

@@ -90,7 +90,7 @@ def test_a_layout_keeps_the_shape_and_a_view_the_values(name):
 
 
 def test_a_printed_case_runs_again(tmp_path):
-    case = dataclasses.replace(SMALL, log_betas=(float("-inf"),))
+    case = dataclasses.replace(SMALL, log_decays=(float("-inf"),))
     path = tmp_path / "case.py"
     write_script(path, case, "as in a round")
     assert runpy.run_path(str(path))["case"] == case

@@ -95,16 +95,16 @@ def test_packed_sequences(variant):
 def test_forgetting_everything(variant):
     case = Case(chunk=chunk_of(variant), lengths=(9,) if variant == "recurrent" else (37, 37))
     inputs = case.inputs()
-    inputs.log_beta[:, ::3] = float("-inf")
-    inputs.log_beta[:, 1::3] = -40.0
+    inputs.log_decay[:, ::3] = float("-inf")
+    inputs.log_decay[:, 1::3] = -40.0
     check_attention(triton(variant), case, inputs)
 
 
 @VARIANTS
-@pytest.mark.parametrize("log_beta", [0.0, -5.0])
-def test_constant_gates(variant, log_beta):
+@pytest.mark.parametrize("log_decay", [0.0, -5.0])
+def test_constant_gates(variant, log_decay):
     case = Case()
-    check_attention(triton(variant), case, case.inputs(log_beta=log_beta))
+    check_attention(triton(variant), case, case.inputs(log_decay=log_decay))
 
 
 # Codes of l2_silu at z = 0 are so large that exp(-z) in the sigmoid of the next chunk overflows to the right limit.

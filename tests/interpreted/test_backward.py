@@ -102,7 +102,7 @@ READING = ("keys_readout", "values_reading", "keys_reading")
         ("backward_chunks", ("states",), (*READING, "states_backward")),
         ("backward_chunks", ("q", "v"), (*READING, "states_backward", "values_writing")),
         ("backward_chunks", ("k", "states"), (*READING, "states_backward", "keys_writing")),
-        ("backward_chunks", ("gamma",), (*READING, "states_backward", "values_writing", "keys_writing")),
+        ("backward_chunks", ("step_size",), (*READING, "states_backward", "values_writing", "keys_writing")),
     ],
 )
 def test_kernels_whose_results_nobody_wants_do_not_run(variant, wanted, expected, outer_gradient):
@@ -141,11 +141,11 @@ def test_forgetting_at_its_limits(variant, tile):
     case = Case(chunk=40, **SMALL)
     kernels = triton(variant=variant, tile_rows=tile)
     inputs = case.inputs()
-    inputs.log_beta[:, ::3] = float("-inf")
-    inputs.log_beta[:, 1::3] = -40.0
+    inputs.log_decay[:, ::3] = float("-inf")
+    inputs.log_decay[:, 1::3] = -40.0
     check_backward(kernels, case, inputs=inputs)
-    check_backward(kernels, case, inputs=case.inputs(log_beta=-40.0))
-    check_backward(kernels, case, inputs=case.inputs(log_beta=0.0))
+    check_backward(kernels, case, inputs=case.inputs(log_decay=-40.0))
+    check_backward(kernels, case, inputs=case.inputs(log_decay=0.0))
 
 
 @pytest.mark.parametrize(("chunk", "packed"), [(1, True), (16, False)])

@@ -65,7 +65,7 @@ def test_the_state_is_carried(variant):
     states, parts = inputs.initial_state, []
     for begin, end in ((0, 64), (64, 96)):
         tokens = {
-            name: getattr(inputs, name)[:, begin:end].contiguous() for name in ("q", "k", "v", "alpha", "log_beta")
+            name: getattr(inputs, name)[:, begin:end].contiguous() for name in ("q", "k", "v", "target", "log_decay")
         }
         part = dataclasses.replace(inputs, initial_state=states, **tokens)
         y, states = run_attention(program, part, (end - begin,))
@@ -94,7 +94,7 @@ def test_no_token_of_the_next_sequence_is_read(variant):
     inputs = it.inputs()
     program = triton(variant)(it.spec)
     clean, _ = run_attention(program, inputs, it.lengths)
-    poisoned = {name: getattr(inputs, name).clone() for name in ("q", "k", "v", "alpha")}
+    poisoned = {name: getattr(inputs, name).clone() for name in ("q", "k", "v", "target")}
     for tensor in poisoned.values():
         tensor[:, 37:] = float("nan")
     y, _ = run_attention(program, dataclasses.replace(inputs, **poisoned), it.lengths)
@@ -107,7 +107,7 @@ def test_tensors_that_no_descriptor_can_describe_are_copied(variant):
     inputs = it.inputs()
     program = triton(variant)(it.spec)
     expected, _ = run_attention(program, inputs, it.lengths)
-    shifted = {name: misaligned(getattr(inputs, name)) for name in ("q", "k", "v", "alpha")}
+    shifted = {name: misaligned(getattr(inputs, name)) for name in ("q", "k", "v", "target")}
     y, _ = run_attention(program, dataclasses.replace(inputs, **shifted), it.lengths)
     assert torch.equal(y, expected)
 

@@ -17,24 +17,26 @@ EMPTY = [0, 2, 4]
 @pytest.mark.parametrize(("chunk", "outer_gradient"), [(1, "bilevel"), (16, "bilevel"), (16, "first_order")])
 def test_states_and_cotangents_pass_through(chunk, outer_gradient):
     x = make_inputs(1, 23, 1, 8, 6, 5, sequences=5)
-    bars = [torch.ones_like(t) for t in (x.v, *x.initial_state)]
+    incoming = [torch.ones_like(t) for t in (x.v, *x.initial_state)]
     options = {"chunk_size": chunk, "cu_seqlens": OFFSETS, "outer_gradient": outer_gradient}
 
     maps = {"phi_eps": 1e-2, "output_final_state": True, "implementation": "triton"}
     _, plain = trellis_attention(*x.args, initial_state=x.initial_state, **maps, **options)
     leaves = x.leaves()
     y, finals = trellis_attention(*leaves.args, initial_state=leaves.initial_state, **maps, **options)
-    found = torch.autograd.grad((y, *finals), leaves.tensors, bars)
+    found = torch.autograd.grad((y, *finals), leaves.tensors, incoming)
 
     exact = x.to(torch.float64).leaves()
     expected_y, expected_finals = reference.attention(
         *exact.args, rule=Rule(phi_eps=1e-2), initial_state=exact.initial_state, **options
     )
-    expected = torch.autograd.grad((expected_y, *expected_finals), exact.tensors, [bar.double() for bar in bars])
+    expected = torch.autograd.grad(
+        (expected_y, *expected_finals), exact.tensors, [cotangent.double() for cotangent in incoming]
+    )
     assert_close(y.detach(), expected_y.detach(), 1e-5, "y")
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other, 1e-4, "gradient")
     for memory in range(2):
         assert torch.equal(plain[memory][EMPTY], x.initial_state[memory][EMPTY])
         assert torch.equal(finals[memory][EMPTY], x.initial_state[memory][EMPTY])
-        assert torch.equal(found[6 + memory][EMPTY], bars[1 + memory][EMPTY])
+        assert torch.equal(found[6 + memory][EMPTY], incoming[1 + memory][EMPTY])

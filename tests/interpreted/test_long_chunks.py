@@ -30,11 +30,11 @@ def test_attention_and_its_gradient(offsets):
 
 def test_the_parts():
     x = make_inputs(1, 20, 1, 8, 6, 5)
-    memory, options = (x.k, x.alpha, x.log_beta, x.gamma), {"chunk_size": 2**31, "implementation": "triton"}
+    memory, options = (x.k, x.target, x.log_decay, x.step_size), {"chunk_size": 2**31, "implementation": "triton"}
     states, codes, final = memory_update(*memory, phi="silu", initial_state=x.initial_state[0], **options)
     expected = reference.update(*memory, rule=RULE, chunk_size=20, initial_state=x.initial_state[0])
     for one, other in zip((states, codes, final), expected, strict=True):
         assert_close(one, other, 1e-5, "update")
-    o = memory_readout(x.q, x.k, states, codes, x.log_beta, x.gamma, **options)
+    o = memory_readout(x.q, x.k, states, codes, x.log_decay, x.step_size, **options)
     assert_close(o, reference.readout(x.q, x.k, states, codes, *memory[2:], chunk_size=20), 1e-5, "readout")
     assert explain(memory_update, *memory, **options).implementation == "triton"

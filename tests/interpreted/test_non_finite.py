@@ -35,7 +35,7 @@ def triton(**settings: object) -> Build:
 
 @pytest.mark.parametrize(
     ("variant", "sizes", "names"),
-    [("fused", SIZES, ("k", "log_beta")), ("fused", WHOLE, ("k",)), ("split", SIZES, ("log_beta",))],
+    [("fused", SIZES, ("k", "log_decay")), ("fused", WHOLE, ("k",)), ("split", SIZES, ("log_decay",))],
 )
 def test_attention(variant, sizes, names):
     """Chunks of one tile and a shorter one."""
@@ -52,13 +52,13 @@ def test_softmax():
 def test_parts(operator):
     case = batch(Case(operator, chunk=24, rule=RULE, **SIZES | {"dim_v": 5}))
     check = non_finite_cases.check_update if operator == "memory_update" else non_finite_cases.check_readout
-    check(triton(), case, ("log_beta",))
+    check(triton(), case, ("log_decay",))
 
 
 @pytest.mark.parametrize("operator", ["trellis_step", "trellis_step_chunked"])
 def test_step(operator):
     case = Case(operator, lengths=(1,) * len(LENGTHS), rule=RULE, **SIZES)
-    non_finite_cases.check_step(triton(), case, ("k", "log_beta", "S_v"))
+    non_finite_cases.check_step(triton(), case, ("k", "log_decay", "S_v"))
 
 
 @pytest.mark.parametrize("variant", variants_of("trellis_attention", "triton", "backward"))

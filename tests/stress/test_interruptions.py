@@ -45,13 +45,13 @@ def gradient():
 step = Step(5)
 step.check()
 attention()
-bars = gradient()
+incoming = gradient()
 for number in range(30):
     interrupted((step.call, attention, gradient)[number % 3], drawn.uniform(0.0, 0.02))
     step.check()
     assert float((attention() - right).norm()) <= 1e-5 * float(right.norm())
     if number % 3 == 2:
-        assert all(torch.equal(one, other) for one, other in zip(gradient(), bars))
+        assert all(torch.equal(one, other) for one, other in zip(gradient(), incoming))
 """
 
 COMPILES = """

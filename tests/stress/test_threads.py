@@ -7,18 +7,18 @@ from tests.stress.script import run
 EIGHT_SPECS = """
 def update():
     x = make_inputs(1, 9, 2, 6, 6, 5)
-    right = reference.update(x.k, x.alpha, x.log_beta, x.gamma, rule=rule, chunk_size=4)
+    right = reference.update(x.k, x.target, x.log_decay, x.step_size, rule=rule, chunk_size=4)
     def check():
-        given = memory_update(x.k, x.alpha, x.log_beta, x.gamma, phi_eps=1e-2, chunk_size=4, implementation="tvm")
+        given = memory_update(x.k, x.target, x.log_decay, x.step_size, phi_eps=1e-2, chunk_size=4, implementation="tvm")
         for one, other in zip(given, right):
             assert float((one - other).norm()) <= 1e-5 * float(other.norm())
     return check
 
 def readout(transpose):
     x = make_inputs(1, 9, 2, 6, 6, 5)
-    gates = x.log_beta, x.gamma
-    states, codes, _ = (t.float() for t in reference.update(x.k, x.alpha, *gates, rule=rule, chunk_size=4))
-    read = x.alpha if transpose else x.q
+    gates = x.log_decay, x.step_size
+    states, codes, _ = (t.float() for t in reference.update(x.k, x.target, *gates, rule=rule, chunk_size=4))
+    read = x.target if transpose else x.q
     options = {"chunk_size": 4, "transpose": transpose}
     right = reference.readout(read, x.k, states, codes, *gates, **options)
     def check():

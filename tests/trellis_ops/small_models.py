@@ -23,8 +23,8 @@ def make_model(**changes: Any) -> TrellisLM:
             mixer = block.get_submodule("mixer")
             assert isinstance(mixer, TrellisMixer)
             # Forgetting that differs from token to token, and large steps: what goes wrong must show.
-            mixer.to_beta.bias.fill_(2.0)
-            mixer.gamma.fill_(0.0)
+            mixer.to_decay.bias.fill_(2.0)
+            mixer.step_size.fill_(0.0)
     return model
 
 

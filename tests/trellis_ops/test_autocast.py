@@ -11,7 +11,7 @@ from tests.relative_error import TOLERANCE, assert_close
 from trellis_ops import autocast as operators_autocast
 from trellis_ops import memory_readout, memory_update, trellis_attention, trellis_step
 
-NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
+NAMES = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "tvm"])
 LOW = TOLERANCE[torch.bfloat16]
 
@@ -75,8 +75,8 @@ def test_the_other_operators(implementation: str) -> None:
     x = make_inputs(1, 9, 2, 4, 4, 3)
     options = {"chunk_size": 4, "implementation": implementation}
     with autocast():
-        starts, codes, state = memory_update(x.k, x.alpha, x.log_beta, x.gamma, phi_eps=1e-2, **options)
-        o = memory_readout(x.q, x.k, starts, codes, x.log_beta, x.gamma, **options)
+        starts, codes, state = memory_update(x.k, x.target, x.log_decay, x.step_size, phi_eps=1e-2, **options)
+        o = memory_readout(x.q, x.k, starts, codes, x.log_decay, x.step_size, **options)
         moved = tuple(s.clone() for s in x.initial_state)
         y = trellis_step(*x.token(0), moved, phi_eps=1e-2, implementation=implementation)
     assert {starts.dtype, codes.dtype, state.dtype, *(s.dtype for s in moved)} == {torch.float32}
@@ -107,8 +107,8 @@ def test_a_compiled_training_step_under_autocast() -> None:
 
 
 def test_meta_tensors_which_have_no_autocast_give_shapes():
-    q, k, v, alpha, log_beta, gamma = (x.to("meta") for x in make_inputs(2, 9, 3, 8, 6, 5).args)
-    y, state = trellis_attention(q, k, v, alpha, log_beta, gamma, output_final_state=True)
+    q, k, v, target, log_decay, step_size = (x.to("meta") for x in make_inputs(2, 9, 3, 8, 6, 5).args)
+    y, state = trellis_attention(q, k, v, target, log_decay, step_size, output_final_state=True)
     assert (y.device.type, y.shape) == ("meta", v.shape)
     assert [tuple(s.shape) for s in state] == [(2, 3, 5, 8), (2, 3, 5, 6)]
 

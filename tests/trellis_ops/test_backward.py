@@ -14,7 +14,7 @@ from tests.inputs import Inputs, make_inputs
 from tests.relative_error import assert_close
 from trellis_ops import backward, eager, reference, trellis_attention
 
-NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
+NAMES = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "tvm"])
 BOTH = pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
 
@@ -24,13 +24,13 @@ def check(x: Inputs, rule: Rule, chunk_size: int, outer_gradient: str = "bilevel
     leaves = x.leaves()
     y, states = reference.attention(*leaves.args, initial_state=leaves.initial_state, **options)
     generator = torch.Generator().manual_seed(0)
-    bars = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in (y, *states)]
-    expected = torch.autograd.grad((y, *states), leaves.tensors, bars)
-    tokens, (bar_k, bar_v) = backward.attention(
-        *x.args, bars[0], (bars[1], bars[2]), initial_state=x.initial_state, **options
+    incoming = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in (y, *states)]
+    expected = torch.autograd.grad((y, *states), leaves.tensors, incoming)
+    tokens, (dk, dv) = backward.attention(
+        *x.args, incoming[0], (incoming[1], incoming[2]), initial_state=x.initial_state, **options
     )
-    bar_gamma = tokens.gamma if x.gamma.dim() > 1 else tokens.gamma.sum(dim=(0, 1))
-    for name, actual, wanted in zip(NAMES, (*tokens[:5], bar_gamma, bar_k, bar_v), expected, strict=True):
+    dstep_size = tokens.step_size if x.step_size.dim() > 1 else tokens.step_size.sum(dim=(0, 1))
+    for name, actual, wanted in zip(NAMES, (*tokens[:5], dstep_size, dk, dv), expected, strict=True):
         assert_close(actual, wanted, 1e-9, name)
 
 
@@ -50,16 +50,16 @@ def test_every_readout_map_from_a_zero_state(name: str) -> None:
 
 @BOTH
 @pytest.mark.parametrize("chunk_size", [1, 16])
-@pytest.mark.parametrize("log_beta", [-40.0, -float("inf")])
-def test_strong_forgetting(log_beta: float, chunk_size: int, outer_gradient: str) -> None:
+@pytest.mark.parametrize("log_decay", [-40.0, -float("inf")])
+def test_strong_forgetting(log_decay: float, chunk_size: int, outer_gradient: str) -> None:
     """The chunk is ragged: 45 tokens."""
-    check(make_inputs(1, 45, 2, 6, 6, 7, dtype=torch.float64, log_beta=log_beta), Rule(), chunk_size, outer_gradient)
+    check(make_inputs(1, 45, 2, 6, 6, 7, dtype=torch.float64, log_decay=log_decay), Rule(), chunk_size, outer_gradient)
 
 
 def test_forgetting_only_now_and_then() -> None:
     x = make_inputs(1, 45, 2, 6, 6, 7, dtype=torch.float64)
-    x.log_beta[:, ::3] = float("-inf")
-    x.log_beta[:, 1::3] = -40.0
+    x.log_decay[:, ::3] = float("-inf")
+    x.log_decay[:, 1::3] = -40.0
     check(x, Rule(phi_eps=1e-2), 16)
 
 

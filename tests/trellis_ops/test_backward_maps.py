@@ -16,26 +16,26 @@ SCALES = pytest.mark.parametrize("scale", [3.0, 1e-3, 1e-7, 0.0])
 
 def arguments(scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    z, alpha, bar = (torch.randn(3, 5, 7, generator=generator, dtype=torch.float64) for _ in range(3))
-    return (z * scale).requires_grad_(), alpha.requires_grad_(), bar
+    z, target, cotangent = (torch.randn(3, 5, 7, generator=generator, dtype=torch.float64) for _ in range(3))
+    return (z * scale).requires_grad_(), target.requires_grad_(), cotangent
 
 
 @SCALES
 @pytest.mark.parametrize("phi_eps", [1e-6, 1e-2])
 @pytest.mark.parametrize("phi", MAPS)
 def test_writes(phi: str, phi_eps: float, scale: float) -> None:
-    z, alpha, bar = arguments(scale)
-    u = reference.inner_gradient(z, alpha, Rule(phi, phi_eps=phi_eps))
-    expected_z, expected_alpha = torch.autograd.grad(u, (z, alpha), bar)
-    parts = prepare_write(phi, z.detach(), alpha.detach(), phi_eps)
-    bar_z, bar_alpha = push_write(phi, parts, bar, phi_eps)
-    assert_close(bar_z, expected_z, 1e-13, "z")
-    assert_close(bar_alpha, expected_alpha, 1e-13, "alpha")
+    z, target, cotangent = arguments(scale)
+    u = reference.inner_gradient(z, target, Rule(phi, phi_eps=phi_eps))
+    expected_z, expected_target = torch.autograd.grad(u, (z, target), cotangent)
+    parts = prepare_write(phi, z.detach(), target.detach(), phi_eps)
+    dz, dtarget = push_write(phi, parts, cotangent, phi_eps)
+    assert_close(dz, expected_z, 1e-13, "z")
+    assert_close(dtarget, expected_target, 1e-13, "target")
 
 
 @SCALES
 @pytest.mark.parametrize("name", MAPS)
 def test_readouts(name: str, scale: float) -> None:
-    x, _, bar = arguments(scale)
-    (expected,) = torch.autograd.grad(reference.apply_map(name, x), x, bar)
-    assert_close(pull_back(name, x.detach(), bar), expected, 1e-13)
+    x, _, cotangent = arguments(scale)
+    (expected,) = torch.autograd.grad(reference.apply_map(name, x), x, cotangent)
+    assert_close(pull_back(name, x.detach(), cotangent), expected, 1e-13)

@@ -19,7 +19,7 @@ from codegen.errors import (
 from tests.inputs import make_inputs
 from trellis_ops import forget, memory_readout, memory_update, trellis_attention, trellis_step
 
-NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma")
+NAMES = ("q", "k", "v", "target", "log_decay", "step_size")
 
 
 @pytest.fixture(autouse=True)
@@ -43,19 +43,19 @@ def call(changes=None, **options):
         ({"q": torch.zeros(2, 10, 8)}, ShapeError, r"q has shape \(2, 10, 8\)"),
         ({"k": torch.zeros(2, 10, 3, 7)}, ShapeError, r"k has shape \(2, 10, 3, 7\)"),
         ({"v": torch.zeros(2, 9, 3, 6)}, ShapeError, r"v has shape \(2, 9, 3, 6\)"),
-        ({"alpha": torch.zeros(2, 10, 4, 5)}, ShapeError, r"alpha has shape \(2, 10, 4, 5\)"),
-        ({"alpha": torch.zeros(2, 10, 5)}, ShapeError, "alpha"),
-        ({"log_beta": torch.zeros(2, 10)}, ShapeError, "log_beta"),
-        ({"gamma": torch.zeros(4)}, ShapeError, r"gamma has shape \(4,\)"),
-        ({"gamma": torch.zeros(2, 10)}, ShapeError, "gamma"),
+        ({"target": torch.zeros(2, 10, 4, 5)}, ShapeError, r"target has shape \(2, 10, 4, 5\)"),
+        ({"target": torch.zeros(2, 10, 5)}, ShapeError, "target"),
+        ({"log_decay": torch.zeros(2, 10)}, ShapeError, "log_decay"),
+        ({"step_size": torch.zeros(4)}, ShapeError, r"step_size has shape \(4,\)"),
+        ({"step_size": torch.zeros(2, 10)}, ShapeError, "step_size"),
         ({"v": torch.zeros(2, 10, 3, 300)}, SizeError, "D_v=300"),
-        ({"alpha": torch.zeros(2, 10, 3, 257)}, SizeError, "M=257"),
+        ({"target": torch.zeros(2, 10, 3, 257)}, SizeError, "M=257"),
         ({"v": torch.zeros(2, 10, 3, 0)}, SizeError, "D_v=0"),
         ({"k": torch.zeros(2, 10, 3, 8, dtype=torch.float16)}, DtypeError, "k has dtype torch.float16"),
         ({"q": torch.zeros(2, 10, 3, 8, dtype=torch.int32)}, DtypeError, "int32"),
-        ({"log_beta": torch.zeros(2, 10, 3, dtype=torch.int64)}, DtypeError, "log_beta has dtype torch.int64"),
-        ({"alpha": torch.zeros(2, 10, 3, 5, device="meta")}, DeviceMismatchError, "alpha is on meta"),
-        ({"gamma": torch.zeros(3, device="meta")}, DeviceMismatchError, "gamma is on meta"),
+        ({"log_decay": torch.zeros(2, 10, 3, dtype=torch.int64)}, DtypeError, "log_decay has dtype torch.int64"),
+        ({"target": torch.zeros(2, 10, 3, 5, device="meta")}, DeviceMismatchError, "target is on meta"),
+        ({"step_size": torch.zeros(3, device="meta")}, DeviceMismatchError, "step_size is on meta"),
     ],
 )
 def test_tensors(changes, error, words):
@@ -73,9 +73,9 @@ def test_what_is_no_tensor_is_named(name):
 
 def test_a_step_without_a_state_is_refused():
     state = [torch.zeros(2, 3, 5, 8), None]
-    q, k, v, alpha, log_beta, gamma = make_inputs(2, 10, 3, 8, 6, 5).args
+    q, k, v, target, log_decay, step_size = make_inputs(2, 10, 3, 8, 6, 5).args
     with pytest.raises(TypeError, match="S_v is None"):
-        trellis_step(q[:, 0], k[:, 0], v[:, 0], alpha[:, 0], log_beta[:, 0], gamma, state)
+        trellis_step(q[:, 0], k[:, 0], v[:, 0], target[:, 0], log_decay[:, 0], step_size, state)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_float64_is_refused_by_kernels():
 
 def test_update_readout_and_step():
     inputs = make_inputs(2, 10, 3, 8, 6, 5)
-    gates = (inputs.log_beta, inputs.gamma)
+    gates = (inputs.log_decay, inputs.step_size)
     with pytest.raises(ShapeError, match="initial_state"):
-        memory_update(inputs.k, inputs.alpha, *gates, initial_state=inputs.initial_state[1])
+        memory_update(inputs.k, inputs.target, *gates, initial_state=inputs.initial_state[1])
     states, codes = torch.zeros(2, 3, 3, 5, 8), torch.zeros(2, 10, 3, 5)
     with pytest.raises(ShapeError, match="chunk_states"):
         memory_readout(inputs.q, inputs.k, states[:, :2], codes, *gates, chunk_size=4)
@@ -157,10 +157,10 @@ def test_update_readout_and_step():
 @pytest.mark.parametrize(
     ("name", "index", "value", "words"),
     [
-        ("log_beta", (0, 3, 1), 0.5, r"log_beta is positive .*\(0, 3, 1\), value 0.5"),
-        ("gamma", (2,), -1.0, r"gamma is negative .*\(2,\), value -1.0"),
+        ("log_decay", (0, 3, 1), 0.5, r"log_decay is positive .*\(0, 3, 1\), value 0.5"),
+        ("step_size", (2,), -1.0, r"step_size is negative .*\(2,\), value -1.0"),
         ("q", (1, 2, 0, 4), float("nan"), r"q holds NaN .*\(1, 2, 0, 4\)"),
-        ("alpha", (0, 0, 0, 0), float("nan"), "alpha holds NaN"),
+        ("target", (0, 0, 0, 0), float("nan"), "target holds NaN"),
     ],
 )
 def test_values_are_checked_when_asked_for(monkeypatch, name, index, value, words):

@@ -124,12 +124,12 @@ def test_float64_runs_eager():
 
 def test_explain_takes_every_operator_and_prints():
     inputs = make_inputs(*SIZES)
-    gates = (inputs.log_beta, inputs.gamma)
+    gates = (inputs.log_decay, inputs.step_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TuningDatabaseWarning)
         step = explain(trellis_step, *inputs.token(0), inputs.initial_state)
         chunked = explain(trellis_step, *inputs.token(0), inputs.initial_state, gradient_state=inputs.initial_state)
-        update = explain(trellis_ops.memory_update, inputs.k, inputs.alpha, *gates)
+        update = explain(trellis_ops.memory_update, inputs.k, inputs.target, *gates)
         states, codes = torch.zeros(1, 1, 2, 8, 16), torch.zeros(1, 24, 2, 8)
         readout = explain(trellis_ops.memory_readout, inputs.q, inputs.k, states, codes, *gates)
     assert step.spec.startswith("trellis_step-")

@@ -16,7 +16,7 @@ from trellis_ops import eager, reference
 
 # batch, tokens, heads, dim_k, dim_v, slots
 SHAPES = [(2, 13, 3, 8, 8, 8), (1, 1, 1, 5, 7, 3), (1, 67, 2, 12, 5, 9), (1, 21, 2, 4, 4, 1), (2, 9, 1, 1, 6, 5)]
-NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
+NAMES = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
 
 
 def check_against_oracle(x: Inputs, rule: Rule, chunk_size: int, tolerance: float, **options: Any) -> None:
@@ -68,16 +68,16 @@ def test_types(dtype: torch.dtype, tokens: int, chunk_size: int) -> None:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 16, 64])
-@pytest.mark.parametrize("log_beta", [-30.0, -float("inf"), 0.0])
-def test_forgetting_everything_or_nothing(log_beta: float, chunk_size: int) -> None:
-    x = make_inputs(1, 130, 2, 8, 8, 8, log_beta=log_beta)
+@pytest.mark.parametrize("log_decay", [-30.0, -float("inf"), 0.0])
+def test_forgetting_everything_or_nothing(log_decay: float, chunk_size: int) -> None:
+    x = make_inputs(1, 130, 2, 8, 8, 8, log_decay=log_decay)
     check_against_oracle(x, Rule(), chunk_size, 1e-5)
 
 
 def test_memory_after_strong_forgetting_is_as_exact_as_before() -> None:
     """The summed log beta is near -900 when the last tokens come, between which almost nothing is forgotten."""
-    x = make_inputs(1, 64, 2, 16, 16, 8, log_beta=-1e-3)
-    x.log_beta[:, :30] = -30.0
+    x = make_inputs(1, 64, 2, 16, 16, 8, log_decay=-1e-3)
+    x.log_decay[:, :30] = -30.0
     check_against_oracle(x, Rule(), 64, 1e-6)
 
 
@@ -106,12 +106,12 @@ def test_strides_do_not_matter(chunk_size: int) -> None:
         q=x.q.transpose(1, 2).contiguous().transpose(1, 2),
         k=torch.cat([x.k, x.v], dim=-1)[..., :6],
         v=x.v.flip(1).contiguous().flip(1)[:, :, :1].expand(2, 10, 3, 6),
-        alpha=x.alpha[:, :1].expand(2, 10, 3, 4),
-        log_beta=x.log_beta.transpose(0, 1).contiguous().transpose(0, 1),
-        gamma=x.gamma[:1].expand(3),
+        target=x.target[:, :1].expand(2, 10, 3, 4),
+        log_decay=x.log_decay.transpose(0, 1).contiguous().transpose(0, 1),
+        step_size=x.step_size[:1].expand(3),
         initial_state=(x.initial_state[0].mT.contiguous().mT, x.initial_state[1][:1].expand(2, 3, 4, 6)),
     )
-    assert not any(t.is_contiguous() for t in (strange.q, strange.k, strange.v, strange.alpha, *strange.initial_state))
+    assert not any(t.is_contiguous() for t in (strange.q, strange.k, strange.v, strange.target, *strange.initial_state))
     check_against_oracle(strange, Rule(), chunk_size, 1e-11)
 
 
@@ -155,9 +155,9 @@ def test_gradients_of_small_shapes(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
-@pytest.mark.parametrize("log_beta", [-30.0, -float("inf")])
-def test_gradients_under_strong_forgetting(log_beta: float, outer_gradient: str) -> None:
-    x = make_inputs(1, 48, 2, 6, 6, 7, dtype=torch.float64, log_beta=log_beta)
+@pytest.mark.parametrize("log_decay", [-30.0, -float("inf")])
+def test_gradients_under_strong_forgetting(log_decay: float, outer_gradient: str) -> None:
+    x = make_inputs(1, 48, 2, 6, 6, 7, dtype=torch.float64, log_decay=log_decay)
     check_gradients(x, Rule(), 16, outer_gradient)
 
 
@@ -174,9 +174,9 @@ def test_inner_gradient_of_small_values(phi: str) -> None:
     for scale in (0.0, 1e-9, 1e-7, 1e-6, 1e-3):
         x = make_inputs(1, 5, slots=6, dtype=torch.float64)
         z = x.initial_state[0][..., 0] * scale
-        alpha = x.alpha[:, 0]
-        u = eager.inner_gradient(phi, z, alpha, rule.phi_eps)
-        assert_close(u, reference.inner_gradient(z, alpha, rule), 1e-11, f"scale {scale}")
+        target = x.target[:, 0]
+        u = eager.inner_gradient(phi, z, target, rule.phi_eps)
+        assert_close(u, reference.inner_gradient(z, target, rule), 1e-11, f"scale {scale}")
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
@@ -186,14 +186,14 @@ def test_update_and_readout(dtype: torch.dtype, chunk_size: int) -> None:
     gates = x.args[4:]
     options = {"rule": Rule(), "chunk_size": chunk_size, "initial_state": x.initial_state[0]}
     tolerance = min(TOLERANCE[dtype], 1e-5)
-    expected = reference.update(x.k, x.alpha, *gates, **options)
-    results = eager.update(x.k, x.alpha, *gates, **options)
+    expected = reference.update(x.k, x.target, *gates, **options)
+    results = eager.update(x.k, x.target, *gates, **options)
     for name, actual, wanted in zip(("chunk_states", "codes", "final_state"), results, expected, strict=True):
         assert actual.is_contiguous()
         assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert_close(actual, wanted, tolerance, name)
     starts, codes, _ = results
-    for transpose, read in ((False, x.q), (True, x.alpha)):
+    for transpose, read in ((False, x.q), (True, x.target)):
         options = {"chunk_size": chunk_size, "transpose": transpose}
         o = eager.readout(read, x.k, starts, codes, *gates, **options)
         assert o.dtype == dtype

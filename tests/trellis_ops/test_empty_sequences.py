@@ -56,7 +56,7 @@ def test_a_state_that_is_not_finite_passes_unchanged(implementation):
 def test_gradients(implementation, chunk, outer_gradient):
     x = inputs()
     generator = torch.Generator().manual_seed(2)
-    bars = [torch.randn(t.shape, generator=generator) for t in (x.v, *x.initial_state)]
+    incoming = [torch.randn(t.shape, generator=generator) for t in (x.v, *x.initial_state)]
     options = {"chunk_size": chunk, "cu_seqlens": OFFSETS, "outer_gradient": outer_gradient}
 
     leaves = x.leaves()
@@ -68,26 +68,26 @@ def test_gradients(implementation, chunk, outer_gradient):
         implementation=implementation,
         **options,
     )
-    found = torch.autograd.grad((y, *finals), leaves.tensors, bars)
+    found = torch.autograd.grad((y, *finals), leaves.tensors, incoming)
 
     exact = x.to(torch.float64).leaves()
     y, finals = reference.attention(*exact.args, rule=RULE, initial_state=exact.initial_state, **options)
-    expected = torch.autograd.grad((y, *finals), exact.tensors, [bar.double() for bar in bars])
+    expected = torch.autograd.grad((y, *finals), exact.tensors, [cotangent.double() for cotangent in incoming])
     for name, one, other in zip(
-        ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v"), found, expected, strict=True
+        ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v"), found, expected, strict=True
     ):
         assert_close(one, other, 1e-4, name)
-    for gradient, bar in zip(found[6:], bars[1:], strict=True):
-        assert torch.equal(gradient[EMPTY], bar[EMPTY])
+    for gradient, cotangent in zip(found[6:], incoming[1:], strict=True):
+        assert torch.equal(gradient[EMPTY], cotangent[EMPTY])
 
 
 def test_the_reverse_pass_in_eager_pytorch():
     x = inputs(torch.float64)
-    bars = [torch.ones_like(t) for t in (x.v, *x.initial_state)]
+    incoming = [torch.ones_like(t) for t in (x.v, *x.initial_state)]
     tokens, states = backward.attention(
         *x.args,
-        bars[0],
-        (bars[1], bars[2]),
+        incoming[0],
+        (incoming[1], incoming[2]),
         rule=RULE,
         chunk_size=4,
         initial_state=x.initial_state,
@@ -97,6 +97,6 @@ def test_the_reverse_pass_in_eager_pytorch():
     y, finals = reference.attention(
         *leaves.args, rule=RULE, chunk_size=4, initial_state=leaves.initial_state, cu_seqlens=OFFSETS
     )
-    expected = torch.autograd.grad((y, *finals), leaves.tensors, bars)
+    expected = torch.autograd.grad((y, *finals), leaves.tensors, incoming)
     for one, other in zip((*tokens[:5], *states), (*expected[:5], *expected[6:]), strict=True):
         assert_close(one, other, 1e-10, "gradient")

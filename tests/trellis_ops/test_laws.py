@@ -97,7 +97,7 @@ def assert_same(actual: Result, expected: Result, tolerance: float) -> None:
     assert_close(actual[1][1], expected[1][1], tolerance, "S_v")
 
 
-def phi_pullback(rule: Rule, z: Tensor, alpha: Tensor) -> Tensor:
+def phi_pullback(rule: Rule, z: Tensor, target: Tensor) -> Tensor:
     """u for every row of z, from a Jacobian written here: no implementation's own product is used."""
     maps = {
         "identity": lambda x: x,
@@ -109,19 +109,19 @@ def phi_pullback(rule: Rule, z: Tensor, alpha: Tensor) -> Tensor:
     phi = maps[rule.phi]
     slots = z.shape[-1]
     rows = [
-        torch.autograd.functional.jacobian(phi, z_i).T @ (phi(z_i) - alpha_i)
-        for z_i, alpha_i in zip(z.reshape(-1, slots), alpha.reshape(-1, slots), strict=True)
+        torch.autograd.functional.jacobian(phi, z_i).T @ (phi(z_i) - target_i)
+        for z_i, target_i in zip(z.reshape(-1, slots), target.reshape(-1, slots), strict=True)
     ]
     return torch.stack(rows).view(z.shape)
 
 
 def written(state: Tensor, w: Tensor, x: Inputs, t: int, rule: Rule, at: Tensor) -> Tensor:
     """S_t in float64 from S_{t-1} = `state`, the gradient taken at `at`."""
-    _, _, _, alpha, log_beta, gamma = (a.double() for a in x.token(t))
+    _, _, _, target, log_decay, step_size = (a.double() for a in x.token(t))
     w = w[:, t].double()
-    u = phi_pullback(rule, (at @ w.unsqueeze(-1)).squeeze(-1), alpha)
-    step = gamma.expand(log_beta.shape)[..., None, None] * u.unsqueeze(-1) * w.unsqueeze(-2)
-    return log_beta.exp()[..., None, None] * state - step
+    u = phi_pullback(rule, (at @ w.unsqueeze(-1)).squeeze(-1), target)
+    step = step_size.expand(log_decay.shape)[..., None, None] * u.unsqueeze(-1) * w.unsqueeze(-2)
+    return log_decay.exp()[..., None, None] * state - step
 
 
 @every_implementation
@@ -159,11 +159,11 @@ def test_law_2_identity_is_the_gated_delta_rule(implementation: Implementation, 
     for final, state, w in zip(states, x.initial_state, (x.k, x.v), strict=True):
         state = state.double()
         for t in range(case.tokens):
-            _, _, _, alpha, log_beta, gamma = (a.double() for a in x.token(t))
+            _, _, _, target, log_decay, step_size = (a.double() for a in x.token(t))
             column = w[:, t].double().unsqueeze(-1)
-            residual = state @ column - alpha.unsqueeze(-1)
-            beta, gamma = log_beta.exp()[..., None, None], gamma.expand(log_beta.shape)[..., None, None]
-            state = beta * state - gamma * (residual @ column.mT)
+            residual = state @ column - target.unsqueeze(-1)
+            beta, step_size = log_decay.exp()[..., None, None], step_size.expand(log_decay.shape)[..., None, None]
+            state = beta * state - step_size * (residual @ column.mT)
         assert_close(final, state, implementation.tolerance)
 
 
@@ -227,9 +227,9 @@ def test_law_5_packed_sequences_are_run_one_by_one(
 @every_implementation
 @few_examples
 @given(case=cases())
-def test_law_6_with_beta_1_and_gamma_0_the_state_never_moves(implementation: Implementation, case: Case) -> None:
-    x = case.inputs(implementation.dtype, log_beta=0.0)
-    x.gamma.zero_()
+def test_law_6_with_beta_1_and_step_size_0_the_state_never_moves(implementation: Implementation, case: Case) -> None:
+    x = case.inputs(implementation.dtype, log_decay=0.0)
+    x.step_size.zero_()
     _, states = implementation.run(x, case.rule, case.chunk_size)
     assert torch.equal(states[0], x.initial_state[0])
     assert torch.equal(states[1], x.initial_state[1])
@@ -242,7 +242,7 @@ def test_law_6_with_beta_0_only_the_last_write_is_left(implementation: Implement
     # l2_silu of a single slot is a sign, whose u is zero but for rounding: nothing would be left to compare. Of a few
     # slots, its writes are so large that z is a small difference of large products, which float32 keeps few digits of.
     assume(case.phi != "l2_silu" or (case.widths[2] > 1 and implementation.dtype == torch.float64))
-    x = case.inputs(implementation.dtype, log_beta=FORGET_EVERYTHING)
+    x = case.inputs(implementation.dtype, log_decay=FORGET_EVERYTHING)
     _, states = implementation.run(x, case.rule, case.chunk_size)
     last = case.tokens - 1
     before = last - last % case.chunk_size
@@ -261,7 +261,7 @@ def test_law_7_slots_have_no_order(implementation: Implementation, case: Case) -
     x = case.inputs(implementation.dtype)
     order = torch.randperm(case.widths[2], generator=torch.Generator().manual_seed(case.seed))
     s_k, s_v = x.initial_state
-    moved = Inputs(*x.args[:3], x.alpha[..., order], *x.args[4:], (s_k[:, :, order], s_v[:, :, order]))
+    moved = Inputs(*x.args[:3], x.target[..., order], *x.args[4:], (s_k[:, :, order], s_v[:, :, order]))
     y, states = implementation.run(x, case.rule, case.chunk_size)
     expected = (y, (states[0][:, :, order], states[1][:, :, order]))
     assert_same(implementation.run(moved, case.rule, case.chunk_size), expected, implementation.tolerance)

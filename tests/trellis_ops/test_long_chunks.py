@@ -61,9 +61,9 @@ def test_attention_its_packed_sequences_and_its_gradient(implementation, chunk):
 @pytest.mark.parametrize("implementation", ["eager", "tvm"])
 def test_update_and_readout(implementation, chunk):
     x = inputs()
-    gates, options = (x.log_beta, x.gamma), {"chunk_size": chunk, "implementation": implementation}
-    states, codes, final = memory_update(x.k, x.alpha, *gates, phi="silu", initial_state=x.initial_state[0], **options)
-    expected = reference.update(x.k, x.alpha, *gates, rule=RULE, chunk_size=TOKENS, initial_state=x.initial_state[0])
+    gates, options = (x.log_decay, x.step_size), {"chunk_size": chunk, "implementation": implementation}
+    states, codes, final = memory_update(x.k, x.target, *gates, phi="silu", initial_state=x.initial_state[0], **options)
+    expected = reference.update(x.k, x.target, *gates, rule=RULE, chunk_size=TOKENS, initial_state=x.initial_state[0])
     for one, other in zip((states, codes, final), expected, strict=True):
         assert_close(one, other, 1e-5, "update")
     assert states.shape[1] == 1

@@ -27,11 +27,11 @@ def tokens(length: int, heads: int, dim: int, slots: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("implementation", ["eager", "tvm"])
 def test_results_and_buffers_that_do_not_fit(implementation):
-    _, k, _, alpha, log_beta, gamma = tokens(2**24, 8, 16, 16)
+    _, k, _, target, log_decay, step_size = tokens(2**24, 8, 16, 16)
     chunk_states = 2**24 * 8 * 16 * 16 * 4
     words = rf"needs \d+ bytes .*chunk_states {chunk_states * (2 if implementation == 'eager' else 1)}\b.* cpu has \d+"
     with pytest.raises(MemoryRoomError, match=words) as caught:
-        memory_update(k, alpha, log_beta, gamma, phi="silu", chunk_size=1, implementation=implementation)
+        memory_update(k, target, log_decay, step_size, phi="silu", chunk_size=1, implementation=implementation)
     assert isinstance(caught.value, MemoryError)
     asked, there = (int(number) for number in re.findall(r"(\d+) bytes", str(caught.value)))
     assert asked > chunk_states > there
@@ -54,7 +54,7 @@ def test_a_gradient_whose_kept_states_or_whose_reverse_pass_do_not_fit(monkeypat
     x = make_inputs(1, 20, 2, 8, 6, 5).leaves()
     y, _ = trellis_attention(*x.args, phi="silu", link="silu", chunk_size=16, implementation="tvm")
     monkeypatch.setattr(memory_room, "available_bytes", lambda: 100)
-    with pytest.raises(MemoryRoomError, match="gradients of q, k, v and alpha"):
+    with pytest.raises(MemoryRoomError, match="gradients of q, k, v and target"):
         torch.autograd.grad(y.sum(), x.args)
     monkeypatch.undo()
     forget()

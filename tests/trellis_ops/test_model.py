@@ -266,9 +266,9 @@ def test_saved_and_loaded_it_is_the_same_model(tmp_path: Path) -> None:
 
 def test_gates_start_where_the_configuration_says() -> None:
     torch.manual_seed(0)
-    mixer = TrellisMixer(replace(SMALL, init_beta=0.97, init_gamma=0.2))
-    torch.testing.assert_close(mixer.to_beta.bias.sigmoid(), torch.full((2,), 0.97))
-    torch.testing.assert_close(F.softplus(mixer.gamma), torch.full((2,), 0.2))
+    mixer = TrellisMixer(replace(SMALL, init_decay=0.97, init_step_size=0.2))
+    torch.testing.assert_close(mixer.to_decay.bias.sigmoid(), torch.full((2,), 0.97))
+    torch.testing.assert_close(F.softplus(mixer.step_size), torch.full((2,), 0.2))
 
 
 def test_causal_convolution_is_the_depthwise_convolution() -> None:

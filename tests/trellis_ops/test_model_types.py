@@ -64,8 +64,8 @@ def test_its_gradient_is_the_difference_quotient() -> None:
     model, tokens = TrellisLM(config).double(), torch.randint(5, (1, 6))
     names = (
         "blocks.0.mixer.first_k",
-        "blocks.0.mixer.gamma",
-        "blocks.0.mixer.to_beta.bias",
+        "blocks.0.mixer.step_size",
+        "blocks.0.mixer.to_decay.bias",
         "blocks.0.mixer.to_v.weight",
     )
     weights = dict(model.named_parameters())

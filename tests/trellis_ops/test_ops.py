@@ -107,11 +107,15 @@ def test_strided_and_expanded_tensors(implementation):
 @pytest.mark.parametrize("chunk_size", [1, 7])
 def test_update_then_readouts_equal_attention(implementation, chunk_size):
     inputs = make_inputs(2, 37, 3, 20, 12, 18)
-    gates = (inputs.log_beta, inputs.gamma)
+    gates = (inputs.log_decay, inputs.step_size)
     settings = {"chunk_size": chunk_size, "implementation": implementation}
     s_k, s_v = inputs.initial_state
-    starts_k, codes_k, last_k = memory_update(inputs.k, inputs.alpha, *gates, **SETTINGS, **settings, initial_state=s_k)
-    starts_v, codes_v, last_v = memory_update(inputs.v, inputs.alpha, *gates, **SETTINGS, **settings, initial_state=s_v)
+    starts_k, codes_k, last_k = memory_update(
+        inputs.k, inputs.target, *gates, **SETTINGS, **settings, initial_state=s_k
+    )
+    starts_v, codes_v, last_v = memory_update(
+        inputs.v, inputs.target, *gates, **SETTINGS, **settings, initial_state=s_v
+    )
     o = memory_readout(inputs.q, inputs.k, starts_k, codes_k, *gates, **settings)
     r = reference.apply_map("ln_silu", o)
     y = memory_readout(r, inputs.v, starts_v, codes_v, *gates, **settings, transpose=True)
@@ -195,11 +199,11 @@ def test_gradcheck_of_attention_in_float64(chunk_size):
 
 def test_gradcheck_of_update_and_readout_in_float64():
     inputs = make_inputs(1, 5, 2, 3, 3, 3, dtype=torch.float64).leaves()
-    memory = (inputs.k, inputs.alpha, inputs.log_beta, inputs.gamma)
+    memory = (inputs.k, inputs.target, inputs.log_decay, inputs.step_size)
     assert torch.autograd.gradcheck(lambda *x: memory_update(*x, **SETTINGS, chunk_size=2), memory)
     starts, codes, _ = (x.detach().requires_grad_() for x in memory_update(*memory, **SETTINGS, chunk_size=2))
-    for read, transpose in ((inputs.q, False), (inputs.alpha, True)):
-        tensors = (read, inputs.k, starts, codes, inputs.log_beta, inputs.gamma)
+    for read, transpose in ((inputs.q, False), (inputs.target, True)):
+        tensors = (read, inputs.k, starts, codes, inputs.log_decay, inputs.step_size)
         assert torch.autograd.gradcheck(lambda *x, t=transpose: memory_readout(*x, chunk_size=2, transpose=t), tensors)
 
 
@@ -207,10 +211,10 @@ def test_only_wanted_gradients_are_computed(monkeypatch):
     inputs = make_inputs(1, 9, 2, 4, 4, 4)
     q = inputs.q.clone().requires_grad_()
     reverse, seen = CompiledOperator.backward, []
-    names = ("q", "k", "v", "alpha", "log_beta", "gamma")
+    names = ("q", "k", "v", "target", "log_decay", "step_size")
 
     def watched(operator, tensors, sequences, wanted):
-        seen.extend(tensors[f"bar_{name}"].fill_(float("nan")) for name in names)
+        seen.extend(tensors[f"d{name}"].fill_(float("nan")) for name in names)
         reverse(operator, tensors, sequences, wanted)
 
     monkeypatch.setattr(CompiledOperator, "backward", watched)
@@ -245,10 +249,10 @@ def test_opcheck_of_packed_attention(implementation):
 @pytest.mark.parametrize("implementation", ["eager", "tvm"])
 def test_opcheck_of_the_other_operators(implementation):
     inputs = make_inputs(1, 5, 2, 4, 4, 3).leaves()
-    memory = (inputs.k, inputs.alpha, inputs.log_beta, inputs.gamma)
+    memory = (inputs.k, inputs.target, inputs.log_decay, inputs.step_size)
     opcheck(OPERATORS.update.default, (*memory, inputs.initial_state[0], "ln_silu", 1e-2, 2, implementation))
     starts, codes, _ = (x.detach() for x in memory_update(*memory, **SETTINGS, chunk_size=2))
-    read = (inputs.q, inputs.k, starts, codes, inputs.log_beta, inputs.gamma)
+    read = (inputs.q, inputs.k, starts, codes, inputs.log_decay, inputs.step_size)
     opcheck(OPERATORS.readout.default, (*read, 2, False, implementation))
     token = tuple(x.detach() for x in inputs.token(0))
     state = tuple(s.detach().clone() for s in inputs.initial_state)

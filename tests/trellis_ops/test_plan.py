@@ -51,13 +51,13 @@ def test_a_full_table_of_plans_starts_again(monkeypatch):
     ("name", "change", "error"),
     [
         ("k", lambda x: x.half(), DtypeError),
-        ("alpha", lambda x: x[..., :1, :], ShapeError),
-        ("gamma", lambda x: x.to("meta"), DeviceMismatchError),
-        ("log_beta", lambda x: x.long(), DtypeError),
+        ("target", lambda x: x[..., :1, :], ShapeError),
+        ("step_size", lambda x: x.to("meta"), DeviceMismatchError),
+        ("log_decay", lambda x: x.long(), DtypeError),
     ],
 )
 def test_a_bad_call_is_refused_after_a_good_one(implementation, name, change, error):
-    names = ("q", "k", "v", "alpha", "log_beta", "gamma")
+    names = ("q", "k", "v", "target", "log_decay", "step_size")
     inputs = make_inputs(1, 5, 2, 8, 8, 4)
     good = dict(zip(names, inputs.args, strict=True))
     trellis_attention(**good, implementation=implementation)
@@ -73,11 +73,11 @@ def test_a_bad_call_is_refused_after_a_good_one(implementation, name, change, er
 
 def test_the_environment_is_read_again_after_forget(monkeypatch):
     inputs = make_inputs(1, 5, 2, 8, 8, 4)
-    inputs.gamma[1] = -1.0
+    inputs.step_size[1] = -1.0
     trellis_attention(*inputs.args, implementation="eager")
     monkeypatch.setenv("TRELLIS_OPS_CHECK_VALUES", "1")
     forget()
-    with pytest.raises(ValueCheckError, match="gamma is negative"):
+    with pytest.raises(ValueCheckError, match="step_size is negative"):
         trellis_attention(*inputs.args, implementation="eager")
     monkeypatch.delenv("TRELLIS_OPS_CHECK_VALUES")
     forget()

@@ -12,7 +12,7 @@ from tests.relative_error import relative_error
 from trellis_ops import forget, operators, plan, trellis_step
 
 B, H, D, M = 2, 3, 8, 5
-NAMES = ("q", "k", "v", "alpha", "log_beta", "gamma")
+NAMES = ("q", "k", "v", "target", "log_decay", "step_size")
 
 
 @pytest.fixture(autouse=True)
@@ -154,11 +154,11 @@ def test_a_kernel_that_has_begun_and_fails_is_not_run_again(inputs, monkeypatch)
 
 def test_what_tvm_knows_nothing_of_is_refused_as_in_a_first_call(inputs):
     call(inputs)
-    _, k, _, alpha, _, _ = inputs.token(0)
+    _, k, _, target, _, _ = inputs.token(0)
     with pytest.raises(DtypeError, match=r"k has dtype torch\.bits8"):
         call(inputs, k=torch.empty(k.shape, dtype=torch.bits8))
     with pytest.raises(TypeError, match="k is None"):
-        call(inputs, k=None, alpha=alpha.to("meta"))
+        call(inputs, k=None, target=target.to("meta"))
 
 
 def test_a_call_that_fails_is_not_remembered(inputs, monkeypatch):

@@ -20,15 +20,15 @@ def tensor(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def scalar_inputs(q: list[float], k: list[float], v: list[float], alpha: list[float], beta: list[float]) -> Inputs:
+def scalar_inputs(q: list[float], k: list[float], v: list[float], target: list[float], beta: list[float]) -> Inputs:
     """One head, one slot, one dimension; S_k = 2, S_v = -1, gamma = 0.1."""
-    shaped = [tensor(*x).view(1, -1, 1, 1) for x in (q, k, v, alpha)]
+    shaped = [tensor(*x).view(1, -1, 1, 1) for x in (q, k, v, target)]
     states = (torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64), torch.full((1, 1, 1, 1), -1.0, dtype=torch.float64))
     return Inputs(*shaped, tensor(*beta).log().view(1, -1, 1), tensor(0.1), states)
 
 
 def test_one_token_by_hand() -> None:
-    x = scalar_inputs(q=[2.0], k=[3.0], v=[4.0], alpha=[1.0], beta=[0.5])
+    x = scalar_inputs(q=[2.0], k=[3.0], v=[4.0], target=[1.0], beta=[0.5])
     y, (s_k, s_v) = reference.attention(*x.args, rule=IDENTITY, chunk_size=1, initial_state=x.initial_state)
     # u_k = 2 * 3 - 1 = 5 and S_k = 0.5 * 2 - 0.1 * 5 * 3; u_v = -1 * 4 - 1 = -5 and S_v = 0.5 * -1 + 0.1 * 5 * 4.
     assert s_k.item() == pytest.approx(-0.5, abs=1e-14)
@@ -42,7 +42,7 @@ def test_one_token_by_hand() -> None:
     [(1, 0.8 * -0.5 - 0.1 * (-0.5 - 3.0)), (2, 0.8 * -0.5 - 0.1 * (2.0 - 3.0))],
 )
 def test_the_gradient_is_taken_at_the_start_of_the_chunk(chunk_size: int, expected: float) -> None:
-    x = scalar_inputs(q=[2.0, 1.0], k=[3.0, 1.0], v=[4.0, 1.0], alpha=[1.0, 3.0], beta=[0.5, 0.8])
+    x = scalar_inputs(q=[2.0, 1.0], k=[3.0, 1.0], v=[4.0, 1.0], target=[1.0, 3.0], beta=[0.5, 0.8])
     _, (s_k, _) = reference.attention(*x.args, rule=IDENTITY, chunk_size=chunk_size, initial_state=x.initial_state)
     assert s_k.item() == pytest.approx(expected, abs=1e-14)
 
@@ -92,14 +92,14 @@ def test_inner_gradient_at_zero_by_hand(rule: Rule, expected: tuple[float, ...])
 def test_inner_gradient_is_the_slope_of_the_inner_loss(phi: str) -> None:
     rule = Rule(phi=phi, phi_eps=1e-3)
     x = make_inputs(tokens=1, heads=1, slots=7, dtype=torch.float64)
-    z, alpha = x.initial_state[0][0, 0, :, 0], x.alpha[0, 0, 0]
+    z, target = x.initial_state[0][0, 0, :, 0], x.target[0, 0, 0]
 
     def loss(at: Tensor) -> Tensor:
-        return 0.5 * ((reference.apply_map(phi, at, rule.phi_eps) - alpha) ** 2).sum()
+        return 0.5 * ((reference.apply_map(phi, at, rule.phi_eps) - target) ** 2).sum()
 
     h = 1e-6
     slopes = [(loss(z + h * d) - loss(z - h * d)) / (2 * h) for d in torch.eye(7, dtype=torch.float64)]
-    assert_close(reference.inner_gradient(z, alpha, rule), torch.stack(slopes), 1e-7)
+    assert_close(reference.inner_gradient(z, target, rule), torch.stack(slopes), 1e-7)
 
 
 @pytest.mark.parametrize("step_size", ["head", "token"])
@@ -112,10 +112,10 @@ def test_identity_is_the_gated_delta_rule(step_size: str) -> None:
         for h in range(3):
             s_k, s_v = (s[b, h].clone() for s in x.initial_state)
             for t in range(9):
-                alpha, beta = x.alpha[b, t, h], math.exp(x.log_beta[b, t, h])
-                gamma = x.gamma[h] if step_size == "head" else x.gamma[b, t, h]
-                s_k = beta * s_k - gamma * torch.outer(s_k @ x.k[b, t, h] - alpha, x.k[b, t, h])
-                s_v = beta * s_v - gamma * torch.outer(s_v @ x.v[b, t, h] - alpha, x.v[b, t, h])
+                target, beta = x.target[b, t, h], math.exp(x.log_decay[b, t, h])
+                step_size = x.step_size[h] if step_size == "head" else x.step_size[b, t, h]
+                s_k = beta * s_k - step_size * torch.outer(s_k @ x.k[b, t, h] - target, x.k[b, t, h])
+                s_v = beta * s_v - step_size * torch.outer(s_v @ x.v[b, t, h] - target, x.v[b, t, h])
                 assert_close(y[b, t, h], torch.softmax(s_k @ x.q[b, t, h], 0) @ s_v, 1e-12)
             assert_close(states[0][b, h], s_k, 1e-12)
             assert_close(states[1][b, h], s_v, 1e-12)
@@ -129,9 +129,9 @@ def test_silu_in_chunks_against_a_loop_with_the_derivative_written_out() -> None
         start = state if t % 3 == 0 else start
         z = start @ x.k[0, t, 0]
         sigma = 1 / (1 + torch.exp(-z))
-        u = (sigma + z * sigma * (1 - sigma)) * (z * sigma - x.alpha[0, t, 0])
+        u = (sigma + z * sigma * (1 - sigma)) * (z * sigma - x.target[0, t, 0])
         assert_close(codes[0, t, 0], u, 1e-12)
-        state = torch.exp(x.log_beta[0, t, 0]) * state - x.gamma[0] * torch.outer(u, x.k[0, t, 0])
+        state = torch.exp(x.log_decay[0, t, 0]) * state - x.step_size[0] * torch.outer(u, x.k[0, t, 0])
 
 
 @pytest.mark.parametrize("phi", MAPS)
@@ -164,15 +164,15 @@ def test_first_order_gradients_hold_z_constant(phi: str) -> None:
     s_k, s_v = (s[0, 0] for s in x.initial_state)
     outputs = []
     for t in range(5):
-        q, k, v, alpha = (a[0, t, 0] for a in x.args[:4])
-        beta = x.log_beta[0, t, 0].exp()
-        s_k = beta * s_k - x.gamma[0] * torch.outer(reference.inner_gradient(frozen[0][t], alpha, rule), k)
-        s_v = beta * s_v - x.gamma[0] * torch.outer(reference.inner_gradient(frozen[1][t], alpha, rule), v)
+        q, k, v, target = (a[0, t, 0] for a in x.args[:4])
+        beta = x.log_decay[0, t, 0].exp()
+        s_k = beta * s_k - x.step_size[0] * torch.outer(reference.inner_gradient(frozen[0][t], target, rule), k)
+        s_v = beta * s_v - x.step_size[0] * torch.outer(reference.inner_gradient(frozen[1][t], target, rule), v)
         outputs.append(reference.apply_map("ln_silu", s_k @ q) @ s_v)
     expected = torch.autograd.grad((torch.stack(outputs) * weight[0, :, 0]).sum(), x.tensors)
     bilevel = gradients("bilevel")
     for name, first, hand, both in zip(
-        ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v"),
+        ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v"),
         gradients("first_order"),
         expected,
         bilevel,
@@ -198,8 +198,8 @@ def test_update_and_readouts_compose_to_attention(chunk_size: int) -> None:
     gates = x.args[4:]
     options = {"rule": rule, "chunk_size": chunk_size}
     y, states = reference.attention(*x.args, **options, initial_state=x.initial_state)
-    starts_k, codes_k, s_k = reference.update(x.k, x.alpha, *gates, **options, initial_state=x.initial_state[0])
-    starts_v, codes_v, s_v = reference.update(x.v, x.alpha, *gates, **options, initial_state=x.initial_state[1])
+    starts_k, codes_k, s_k = reference.update(x.k, x.target, *gates, **options, initial_state=x.initial_state[0])
+    starts_v, codes_v, s_v = reference.update(x.v, x.target, *gates, **options, initial_state=x.initial_state[1])
     o = reference.readout(x.q, x.k, starts_k, codes_k, *gates, chunk_size=chunk_size)
     r = reference.apply_map("l2_silu", o)
     read = reference.readout(r, x.v, starts_v, codes_v, *gates, chunk_size=chunk_size, transpose=True)

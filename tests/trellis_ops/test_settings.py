@@ -16,8 +16,8 @@ from trellis_ops.model import TrellisLM
 from trellis_ops.sampling import Sampling
 
 X = make_inputs(1, 6, 2, 8, 6, 5)
-GATES = (X.log_beta, X.gamma)
-PARTS = memory_update(X.k, X.alpha, *GATES, phi="silu", chunk_size=4, implementation="eager")[:2]
+GATES = (X.log_decay, X.step_size)
+PARTS = memory_update(X.k, X.target, *GATES, phi="silu", chunk_size=4, implementation="eager")[:2]
 
 
 def attention(**options):
@@ -33,7 +33,7 @@ def explained(**options):
 
 
 def update(**options):
-    return memory_update(X.k, X.alpha, *GATES, **{"phi": "silu", "implementation": "eager"} | options)
+    return memory_update(X.k, X.target, *GATES, **{"phi": "silu", "implementation": "eager"} | options)
 
 
 def readout(**options):
@@ -224,7 +224,9 @@ def test_a_key_that_is_no_text(key):
         spec_of_key(key)
 
 
-@pytest.mark.parametrize("name", ["phi_eps", "mlp_ratio", "norm_eps", "init_gamma", "init_beta", "latency_budget_us"])
+@pytest.mark.parametrize(
+    "name", ["phi_eps", "mlp_ratio", "norm_eps", "init_step_size", "init_decay", "latency_budget_us"]
+)
 @pytest.mark.parametrize("value", [True, "1", float("nan"), torch.tensor(0.5)], ids=repr)
 def test_a_configuration_is_made_of_numbers(name, value):
     with pytest.raises(SizeError, match=f"{name}="):

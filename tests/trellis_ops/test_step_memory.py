@@ -51,7 +51,9 @@ def test_a_backward_through_a_state_that_a_step_has_moved_raises(inputs, step, i
     if kind == "strided":
         S_k = S_k.transpose(0, 1).contiguous().transpose(0, 1)
     needs = inputs.leaves()
-    _, _, after = memory_update(needs.k, needs.alpha, needs.log_beta, needs.gamma, phi_eps=1e-2, initial_state=S_k)
+    _, _, after = memory_update(
+        needs.k, needs.target, needs.log_decay, needs.step_size, phi_eps=1e-2, initial_state=S_k
+    )
     with torch.no_grad():
         step((S_k, S_v), implementation, copies(inputs) if kind == "chunked" else None)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

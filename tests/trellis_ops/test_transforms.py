@@ -34,7 +34,7 @@ def attend_packed(q, implementation=None):
 def write_and_read(k, implementation=None):
     options = {"chunk_size": 4, "implementation": implementation}
     states, codes, _ = memory_update(k, *X.args[3:], phi_eps=1e-2, **options)
-    return memory_readout(X.q, k, states, codes, X.log_beta, X.gamma, **options)
+    return memory_readout(X.q, k, states, codes, X.log_decay, X.step_size, **options)
 
 
 FUNCTIONS = {
@@ -70,15 +70,15 @@ def test_jacobians_and_gradients_of_every_sample_are_those_of_autograd(implement
     expected = torch.autograd.functional.jacobian(lambda q: attend(q).sum((1, 2, 3)), X.q)
     assert_close(jacobian, expected, 1e-4)
 
-    def of_sample(gamma, *sample):
+    def of_sample(step_size, *sample):
         tokens = (x[None] for x in sample)
-        return trellis_attention(*tokens, gamma, **SETTINGS, implementation=implementation)[0].square().sum()
+        return trellis_attention(*tokens, step_size, **SETTINGS, implementation=implementation)[0].square().sum()
 
-    each = vmap(grad(of_sample), in_dims=(None, 0, 0, 0, 0, 0))(X.gamma, *X.args[:5])
+    each = vmap(grad(of_sample), in_dims=(None, 0, 0, 0, 0, 0))(X.step_size, *X.args[:5])
     for index in range(2):
-        gamma = X.gamma.clone().requires_grad_()
-        of_sample(gamma, *(x[index] for x in X.args[:5])).backward()
-        assert_close(each[index], gamma.grad, 1e-4)
+        step_size = X.step_size.clone().requires_grad_()
+        of_sample(step_size, *(x[index] for x in X.args[:5])).backward()
+        assert_close(each[index], step_size.grad, 1e-4)
 
 
 @FORWARD
@@ -131,9 +131,13 @@ def test_mapped_calls_without_a_derivative_run_on_what_is_asked_for(implementati
         mapped = vmap(lambda q: attend(q, implementation))(several)
     assert_close(mapped, torch.stack([attend(q, implementation) for q in several]), 1e-5)
     leaf = X.q.clone().requires_grad_()
-    y, bars = attend(leaf, implementation), torch.stack([X.v, -2 * X.v])
-    pulled = vmap(lambda bar: torch.autograd.grad(y, leaf, bar, retain_graph=True)[0])(bars)
-    assert_close(pulled, torch.stack([torch.autograd.grad(y, leaf, bar, retain_graph=True)[0] for bar in bars]), 1e-5)
+    y, incoming = attend(leaf, implementation), torch.stack([X.v, -2 * X.v])
+    pulled = vmap(lambda cotangent: torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0])(incoming)
+    assert_close(
+        pulled,
+        torch.stack([torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0] for cotangent in incoming]),
+        1e-5,
+    )
 
 
 @pytest.mark.parametrize("implementation", [None, "eager", "tvm"])

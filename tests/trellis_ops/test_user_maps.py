@@ -30,8 +30,8 @@ def rule_of(write: str) -> Rule:
 def gradients(x: Inputs, implementation: object, **options: object) -> list[torch.Tensor]:
     y, states = implementation.attention(*x.args, initial_state=x.initial_state, **options)
     generator = torch.Generator().manual_seed(0)
-    bars = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in (y, *states)]
-    return [y, *states, *torch.autograd.grad((y, *states), x.tensors, bars)]
+    incoming = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in (y, *states)]
+    return [y, *states, *torch.autograd.grad((y, *states), x.tensors, incoming)]
 
 
 @pytest.mark.parametrize("state", ["zero", "random"])
@@ -44,10 +44,10 @@ def test_eager(write: str, outer_gradient: str, state: str) -> None:
     for one, other in zip(gradients(x, eager, **options), expected, strict=True):
         assert_close(one, other, 1e-9)
     generator = torch.Generator().manual_seed(0)
-    bars = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in expected[:3]]
+    incoming = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in expected[:3]]
     plain = x.map(torch.Tensor.detach)
     tokens, of_states = backward.attention(
-        *plain.args, bars[0], (bars[1], bars[2]), initial_state=plain.initial_state, **options
+        *plain.args, incoming[0], (incoming[1], incoming[2]), initial_state=plain.initial_state, **options
     )
     for one, other in zip((*tokens, *of_states), expected[3:], strict=True):
         assert_close(one, other, 1e-9)
@@ -73,7 +73,7 @@ def test_at_the_kinks_of_a_loss() -> None:
     """From a zero state with targets at 0, 1 and -1, where huber changes, and its derivative does."""
     case = Case(chunk=16, lengths=(16, 16), rule=Rule(HUBER, link="identity", step_size="token"))
     inputs = case.inputs(state="zero")
-    inputs.alpha.copy_(torch.tensor([0.0, 1.0, -1.0]).repeat(6))
+    inputs.target.copy_(torch.tensor([0.0, 1.0, -1.0]).repeat(6))
     check(case, inputs=inputs)
     check_attention(With(), case, inputs)
 

@@ -73,16 +73,16 @@ def test_right_gradients_pass(direction, chunk, step_size):
     spec = small("trellis_attention", direction=direction, chunk=chunk, step_size=step_size)
     checked = check(compiled(spec), spec)
     assert checked.outcome is Outcome.ok, checked.reason
-    names = ("q", "k", "v", "alpha", "log_beta", "gamma", "S_k", "S_v")
-    assert checked.errors.keys() == {"y", "S_k", "S_v"} | {f"bar_{name}" for name in names}
+    names = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
+    assert checked.errors.keys() == {"y", "S_k", "S_v"} | {f"d{name}" for name in names}
     assert all(error <= 10 * TOLERANCE["float32"] for error in checked.errors.values())
 
 
 def test_a_wrong_gradient_is_wrong_though_every_output_is_right():
     spec = small("trellis_attention", direction="backward")
-    checked = check(tampered(spec, lambda arguments: arguments["bar_k"].mul_(1.001), launch=1), spec)
+    checked = check(tampered(spec, lambda arguments: arguments["dk"].mul_(1.001), launch=1), spec)
     assert checked.outcome is Outcome.wrong_answer
-    assert checked.reason.startswith("bar_k: relative error")
+    assert checked.reason.startswith("dk: relative error")
 
 
 def test_gradients_of_the_first_order_are_not_those_of_the_second():
@@ -92,7 +92,7 @@ def test_gradients_of_the_first_order_are_not_those_of_the_second():
     )
     checked = check(compiled(first_order), bilevel)
     assert checked.outcome is Outcome.wrong_answer
-    assert checked.errors["y"] <= TOLERANCE["float32"] < checked.errors["bar_k"]
+    assert checked.errors["y"] <= TOLERANCE["float32"] < checked.errors["dk"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -197,8 +197,8 @@ def test_a_fault_that_only_hard_inputs_show_is_found(case):
     hard = adversarial_inputs(case, replace(ATTENTION, problem=replace(ATTENTION.problem, batch=1, tokens=1)), *HARD)
 
     def tamper(arguments: Any) -> None:
-        if arguments["gamma"].equal(hard["gamma"]) and arguments["cu_seqlens"].equal(hard.sequences.cu_seqlens):
-            off = arguments["log_beta"].equal(hard["log_beta"]) and arguments["alpha"].equal(hard["alpha"])
+        if arguments["step_size"].equal(hard["step_size"]) and arguments["cu_seqlens"].equal(hard.sequences.cu_seqlens):
+            off = arguments["log_decay"].equal(hard["log_decay"]) and arguments["target"].equal(hard["target"])
             arguments["S_v"].mul_(1.01 if off else 1.0)
 
     checked = check(tampered(ATTENTION, tamper), ATTENTION)
@@ -211,11 +211,11 @@ def test_the_cases_are_what_they_are_called():
     cases = {case.name: adversarial_inputs(case, ATTENTION, (19, 5), cpu(), SEED) for case in CASES}
     assert cases["one token"].lengths == (1, 1)
     assert not cases["zero state"]["S_k"].any()
-    assert float(cases["hard forgetting"]["log_beta"].double().exp().float().min()) < 1e-38
-    assert cases["one slot"]["alpha"].count_nonzero(dim=-1).max() == 1
+    assert float(cases["hard forgetting"]["log_decay"].double().exp().float().min()) < 1e-38
+    assert cases["one slot"]["target"].count_nonzero(dim=-1).max() == 1
     assert cases["one slot"]["S_k"].count_nonzero(dim=-2).max() == 1
     assert cases["huge values"]["S_v"].equal(plain["S_v"] * 100.0)
-    assert cases["tiny values"]["alpha"].equal(plain["alpha"] * 0.01)
+    assert cases["tiny values"]["target"].equal(plain["target"] * 0.01)
 
 
 @pytest.mark.parametrize(("slots", "dim", "chunk"), [(64, 64, 64), (128, 64, 16), (64, 128, 1)])
@@ -227,7 +227,7 @@ def test_rounding_does_not_decide_what_stands_in_one_slot_and_nothing_overflows(
     spec = Spec(Rule(phi=phi, link=link), Problem(tokens=1, dtype="float16", **sizes))
     inputs, rounded = (adversarial_inputs(case, spec, (67, 5), cpu(), SEED) for _ in range(2))
     generator = torch.Generator().manual_seed(0)
-    for name in ("q", "k", "v", "alpha", "S_k", "S_v"):
+    for name in ("q", "k", "v", "target", "S_k", "S_v"):
         values = rounded[name]
         off = torch.rand(values.shape, generator=generator, dtype=torch.float64) * 2 - 1
         values.copy_(values.double() * (1 + 2**-8 * off))
@@ -260,7 +260,7 @@ def test_the_inputs_of_a_check_are_ragged_and_the_same_every_time():
     assert any(length % 16 for length in one.lengths)
     assert max(one.lengths) > 2 * 16
     assert all(torch.equal(one[name], two[name]) for name in one.tensors)
-    assert float(one["log_beta"].min()) < -4 < float(one["log_beta"].max()) <= 0
+    assert float(one["log_decay"].min()) < -4 < float(one["log_decay"].max()) <= 0
 
 
 def test_the_oracle_of_attention_is_that_of_its_parts():

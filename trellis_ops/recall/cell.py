@@ -31,7 +31,7 @@ class Cell:
 
     Attributes:
         task: "recall", or "text" for bits per byte.
-        phi, phi_eps, learned_state, normalize_qkv, outer_gradient, slots, chunk, init_gamma: of the model, see
+        phi, phi_eps, learned_state, normalize_qkv, outer_gradient, slots, chunk, init_step_size: of the model, see
             `trellis_ops.config.TrellisConfig`.
         seed: of weights and data.
         layers, heads, dim: its sizes; the width is `heads` times `dim`.
@@ -53,7 +53,7 @@ class Cell:
     outer_gradient: str = "bilevel"
     slots: int = 8
     chunk: int = 16
-    init_gamma: float = 0.1
+    init_step_size: float = 0.1
     seed: int = 0
     layers: int = 2
     heads: int = 2
@@ -98,7 +98,7 @@ class Cell:
             outer_gradient=self.outer_gradient,
             learned_state=self.learned_state,
             normalize_qkv=self.normalize_qkv,
-            init_gamma=self.init_gamma,
+            init_step_size=self.init_step_size,
         )
 
 

@@ -102,7 +102,7 @@ def _show(progress: Progress) -> None:
         learned = "no number" if result.bits_per_byte is None else f"{result.bits_per_byte:.3f} bits per byte"
     else:
         learned = " ".join(f"{pairs}:{share:.2f}" for pairs, share in result.accuracy.items())
-    sizes = f"M = {cell.slots}, C = {cell.chunk}, gamma from {cell.init_gamma:g}, seed {cell.seed}"
+    sizes = f"M = {cell.slots}, C = {cell.chunk}, step_size from {cell.init_step_size:g}, seed {cell.seed}"
     rule = f"{page.setting(result)}, {cell.outer_gradient}, {sizes}"
     lost = "diverged, " if result.diverged else ""
     steps = f"{lost}{result.steps} steps, {result.seconds:.0f} s"
@@ -123,7 +123,7 @@ _AXES: dict[str, dict[str, Any]] = {
     "learned_state": {"type": _yes_no, "metavar": "yes/no"},
     "normalize_qkv": {"type": _yes_no, "metavar": "yes/no"},
     "outer_gradient": {"choices": OUTER_GRADIENTS},
-    "init_gamma": {"type": float, "metavar": "G"},
+    "init_step_size": {"type": float, "metavar": "G"},
     "seed": {"type": int, "metavar": "S"},
 }
 _SIZES: dict[str, dict[str, Any]] = {

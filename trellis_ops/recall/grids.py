@@ -32,7 +32,7 @@ ABLATION: dict[str, Sequence[Any]] = {
     "learned_state": (False, True),
     "normalize_qkv": (False, True),
     "outer_gradient": ("bilevel", "first_order"),
-    "init_gamma": (0.02, 0.1, 0.5),
+    "init_step_size": (0.02, 0.1, 0.5),
 }
 """What makes it learn; see `from_the_middle` for the order."""
 

@@ -12,7 +12,7 @@ _SAID = {
     "learned_state": {True: "first state learned", False: "first state zero"},
     "normalize_qkv": {True: "q, k, v of unit length", False: "q, k, v as they are"},
 }
-_NAMES = {"chunk": "C", "slots": "M", "init_gamma": "gamma from", "outer_gradient": "gradient"}
+_NAMES = {"chunk": "C", "slots": "M", "init_step_size": "step_size from", "outer_gradient": "gradient"}
 
 
 def one_change_table(results: Sequence[Result]) -> str:

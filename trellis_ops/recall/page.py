@@ -37,8 +37,8 @@ recall, and of text where it differs. A run whose loss stopped being a number co
 
 ONE_CHANGE = """## One change at a time
 
-The middle is {middle}, {gradient} gradients, C = {chunk}, gamma from {gamma:g}. Share of queries answered, by the
-number of pairs, and bits per byte; mean ± standard deviation over seeds.
+The middle is {middle}, {gradient} gradients, C = {chunk}, a step size from {step_size:g}. Share of queries answered,
+by the number of pairs, and bits per byte; mean ± standard deviation over seeds.
 """
 
 
@@ -109,7 +109,7 @@ def _one_change(results: Sequence[Result]) -> str:
         middle=setting(Result(middle)),
         gradient=middle.outer_gradient,
         chunk=middle.chunk,
-        gamma=middle.init_gamma,
+        step_size=middle.init_step_size,
     )
     return f"{text}\n{one_change_table(results)}"
 

@@ -20,7 +20,7 @@ _MODEL = (
     "outer_gradient",
     "slots",
     "chunk",
-    "init_gamma",
+    "init_step_size",
 )
 
 

@@ -71,8 +71,8 @@ def _model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--chunk-size", type=_count, metavar="C", help='tokens per chunk, 1 for exact, or "auto"')
     group.add_argument("--phi", choices=MAPS, help='map of the write; "identity" is the gated delta rule')
     group.add_argument("--phi-eps", type=float)
-    group.add_argument("--init-gamma", type=float, help="step size of the write at the start of training")
-    group.add_argument("--init-beta", type=float, help="forget gate at the start of training")
+    group.add_argument("--init-step-size", type=float, help="step size of the write at the start of training")
+    group.add_argument("--init-decay", type=float, help="forget gate at the start of training")
     group.add_argument("--link", choices=MAPS, help="map between the passes")
     group.add_argument("--outer-gradient", choices=OUTER_GRADIENTS)
     flag = argparse.BooleanOptionalAction

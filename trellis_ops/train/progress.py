@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, plain lines anywhere else, nothing from further processes."""
+"""What a person sees of a run: a cotangent on a terminal, plain lines anywhere else, nothing from further processes."""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ formulas = st.recursive(st.just((Z, lambda z: z)), combined, max_leaves=4)
 
 def arguments(scale: float) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    z, a, bar = (torch.randn(3, 6, generator=generator, dtype=torch.float64) for _ in range(3))
-    return (z * scale).requires_grad_(), a.requires_grad_(), bar
+    z, a, cotangent = (torch.randn(3, 6, generator=generator, dtype=torch.float64) for _ in range(3))
+    return (z * scale).requires_grad_(), a.requires_grad_(), cotangent
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str) -> None:
@@ -91,14 +91,14 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str) 
 def check(of: Map, loss: Callable[[Tensor, Tensor], Tensor], scale: float, tolerance: float) -> None:
     """u, and the cotangents of z and a, of a write with that loss."""
     functions = emit_torch.functions(of)
-    z, a, bar = arguments(scale)
+    z, a, cotangent = arguments(scale)
     (u,) = torch.autograd.grad(loss(z, a), z, create_graph=True)
-    expected = torch.autograd.grad(u, (z, a), bar, allow_unused=True, materialize_grads=True)
+    expected = torch.autograd.grad(u, (z, a), cotangent, allow_unused=True, materialize_grads=True)
     z, a = z.detach(), a.detach()
     assert_close(functions["write_gradient"](z, a, 1e-2) + 0 * z, u, tolerance, f"u of {of}")
-    found = functions["push_write"](functions["prepare_write"](z, a, 1e-2), bar, 1e-2)
+    found = functions["push_write"](functions["prepare_write"](z, a, 1e-2), cotangent, 1e-2)
     for name, actual, wanted in zip(("z", "a"), found, expected, strict=True):
-        assert_close(actual + 0 * z, wanted, tolerance, f"bar {name} of {of}")
+        assert_close(actual + 0 * z, wanted, tolerance, f"cotangent {name} of {of}")
 
 
 @settings(max_examples=60, deadline=None, phases=PHASES)
@@ -106,14 +106,14 @@ def check(of: Map, loss: Callable[[Tensor, Tensor], Tensor], scale: float, toler
 def test_random_maps(formula: Pair, scale: float) -> None:
     expression, plain = formula
     assume(expression.row)
-    z, _, bar = arguments(scale)
+    z, _, cotangent = arguments(scale)
     y = plain(z)
     assume(bool((y.detach().abs() < 1e3).all()))
     of = Map("random", expression)
     functions = emit_torch.functions(of)
     assert_close(functions["value"](z.detach(), 1e-2), y, 1e-11, f"y of {of}")
-    (expected,) = torch.autograd.grad(y, z, bar)
-    assert_close(functions["pull_back"](z.detach(), bar, 1e-2) + 0 * z, expected, 1e-9, f"J^T bar of {of}")
+    (expected,) = torch.autograd.grad(y, z, cotangent)
+    assert_close(functions["pull_back"](z.detach(), cotangent, 1e-2) + 0 * z, expected, 1e-9, f"J^T cotangent of {of}")
     check(of, lambda z, a: 0.5 * ((plain(z) - a) ** 2).sum(), scale, 1e-9)
 
 
@@ -149,6 +149,8 @@ def test_random_losses(formula: Pair, kind: str) -> None:
 def test_kinks_follow_autograd(formula: Any, plain: Callable[[Tensor], Tensor]) -> None:
     """At z = 0, where all of a row are equal, and both sides of every kink."""
     z = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
-    bar = arguments(1.0)[2][:2, :4]
-    (expected,) = torch.autograd.grad(plain(z), z, bar)
-    assert_close(emit_torch.functions(Map("kink", formula))["pull_back"](z.detach(), bar, 1e-2), expected, 1e-12, "z")
+    cotangent = arguments(1.0)[2][:2, :4]
+    (expected,) = torch.autograd.grad(plain(z), z, cotangent)
+    assert_close(
+        emit_torch.functions(Map("kink", formula))["pull_back"](z.detach(), cotangent, 1e-2), expected, 1e-12, "z"
+    )

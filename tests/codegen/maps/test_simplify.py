@@ -9,7 +9,7 @@ import pytest
 
 from codegen import maps
 from codegen.maps import MAPS, emit_torch
-from codegen.maps.derive import BAR, TARGET, Z, pull_back, value_of, write_of
+from codegen.maps.derive import COTANGENT, TARGET, Z, pull_back, value_of, write_of
 from codegen.maps.expression import Expr, nodes, total
 from codegen.maps.program import program
 from codegen.maps.simplify import multiplied_out
@@ -44,11 +44,11 @@ def test_below_its_floor_l2_silu_divides_by_a_constant() -> None:
 def test_no_more_reductions_than_by_hand(name: str, of_u: int, of_both: int) -> None:
     write = write_of(MAPS[name].expression, False)
     assert reductions(write.u) == of_u
-    assert reductions(write.bar_z, write.bar_a) == of_both
+    assert reductions(write.dz, write.da) == of_both
 
 
 def test_what_comes_of_a_step_from_max_in_softmax_cancels() -> None:
-    (result,) = pull_back(value_of(maps.softmax(Z)), BAR, [Z])
+    (result,) = pull_back(value_of(maps.softmax(Z)), COTANGENT, [Z])
     assert not any(node.op == "where" for node in nodes(result))
 
 
@@ -74,4 +74,4 @@ def test_texts_are_the_same_in_every_process() -> None:
     )
     assert sorted(forwards.split("# ")) == sorted(backwards.split("# "))
     assert emit_torch.source(MAPS["softmax"]) in forwards
-    assert TARGET is not BAR
+    assert TARGET is not COTANGENT

@@ -43,7 +43,7 @@ ABLATION = [
     "1",
     "--seed",
     "0",
-    "--init-gamma",
+    "--init-step-size",
     "0.1",
 ]
 
@@ -212,7 +212,7 @@ def test_numbers_out_of_range_are_refused_before_anything_is_trained(study: str,
         *(f"--{name}={value}" for name in ("layers", "heads", "dim", "vocab", "batch") for value in ("0", "-1", big)),
         *(f"--{name}={value}" for name in ("steps", "slots", "pairs") for value in ("0", "-1", big)),
         *(f"--chunk={value}" for value in ("0", "-1")),
-        *(f"--{name}={value}" for name in ("phi-eps", "init-gamma") for value in ("nan", "inf", "-1", "0")),
+        *(f"--{name}={value}" for name in ("phi-eps", "init-step-size") for value in ("nan", "inf", "-1", "0")),
         *(f"--learning-rate={value}" for value in ("nan", "inf", "-1", "0")),
         f"--seed={2**63}",
         "--pairs=9",

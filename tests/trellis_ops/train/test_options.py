@@ -48,8 +48,8 @@ REFUSED = [
     *((f"--{name}", value) for name in ("weight-decay", "final-rate") for value in ("nan", "inf", "-1")),
     *(("--held-out", value) for value in ("nan", "0", "1", "-1")),
     *(("--seed", value) for value in (str(2**63), str(-(2**63) - 1), "1" + "0" * 30)),
-    *((f"--{name}", value) for name in ("phi-eps", "init-gamma") for value in ("nan", "inf", "-1", "0")),
-    *(("--init-beta", value) for value in ("nan", "0", "1", "-1")),
+    *((f"--{name}", value) for name in ("phi-eps", "init-step-size") for value in ("nan", "inf", "-1", "0")),
+    *(("--init-decay", value) for value in ("nan", "0", "1", "-1")),
     *((f"--{name}", value) for name in ("layers", "width", "heads") for value in ("0", "-1", "1" + "0" * 30)),
     *(("--slots", value) for value in ("0", "-1", "1" + "0" * 30)),
     *(("--chunk-size", value) for value in ("0", "-1")),
@@ -95,7 +95,7 @@ def test_a_device_that_is_not_there_is_named(device: str, part: str, command: li
         ["--seed", str(2**63 - 1)],
         ["--seed", str(-(2**63))],
         ["--learning-rate", "1e-320", "--final-rate", "0", "--weight-decay", "0"],
-        ["--init-gamma", "1e6", "--init-beta", "1e-37"],
+        ["--init-step-size", "1e6", "--init-decay", "1e-37"],
         ["--save-every", "2147483647", "--eval-every", "2147483647", "--warmup", "2147483647"],
     ],
     ids=" ".join,
@@ -126,10 +126,12 @@ def test_seeds_that_ran_before_see_the_same_windows() -> None:
 
 
 def test_step_sizes_begin_where_the_configuration_says_at_both_ends() -> None:
-    for gamma in (1e-30, 1e-3, 39.0, 41.0, 800.0, 1e30):
-        config = TrellisConfig(vocab_size=4, layers=1, width=8, heads=1, num_slots=4, chunk_size=4, init_gamma=gamma)
-        found = torch.nn.functional.softplus(TrellisMixer(config).gamma)
-        torch.testing.assert_close(found, torch.full((1,), gamma), rtol=1e-5, atol=0.0)
+    for step_size in (1e-30, 1e-3, 39.0, 41.0, 800.0, 1e30):
+        config = TrellisConfig(
+            vocab_size=4, layers=1, width=8, heads=1, num_slots=4, chunk_size=4, init_step_size=step_size
+        )
+        found = torch.nn.functional.softplus(TrellisMixer(config).step_size)
+        torch.testing.assert_close(found, torch.full((1,), step_size), rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize("sizes", [{"layers": 10**6}, {"width": 2**21}, {"mlp_ratio": 1e30}, {"vocab_size": 2**40}])

@@ -36,7 +36,7 @@ def train(folder: Path, *options: str) -> float:
 @pytest.mark.parametrize(
     ("options", "kind"),
     [
-        (["--init-gamma", "0.02"], TrellisLM),
+        (["--init-step-size", "0.02"], TrellisLM),
         (["--phi", "identity", "--no-carry"], TrellisLM),
         (["--mixer", "softmax"], SoftmaxLM),
         (["--tokenizer", "bpe", "--vocab", "280", "--precision", "bfloat16"], TrellisLM),
