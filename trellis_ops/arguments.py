@@ -244,8 +244,7 @@ def step_request(
 
 
 def _with_step_size(rule: Rule, step_size: Tensor) -> Rule:
-    step_size = "head" if step_size.ndim == 1 else "token"
-    return Rule(rule.phi, rule.link, rule.out, rule.phi_eps, step_size)
+    return Rule(rule.phi, rule.link, rule.out, rule.phi_eps, step_size="head" if step_size.ndim == 1 else "token")
 
 
 def _given(**tensors: object) -> None:
