@@ -25,7 +25,7 @@ tune: .venv/installed-tune
 
 # Train the reference model: make train DATA='text.txt folder' FOLDER=runs/mine; without DATA on this project.
 train: .venv/installed-train
-	@$(VENV)/python -m trellis_ops.train $(if $(DATA),$(DATA),README.md CONTRIBUTING.md codegen trellis_ops) \
+	@$(VENV)/python -m trellis_ops.lm.train $(if $(DATA),$(DATA),README.md CONTRIBUTING.md codegen trellis_ops) \
 		--folder '$(if $(FOLDER),$(FOLDER),runs/this-project)' $(ARGS)
 
 # Run the tests, then those that need Triton's interpreter, which is chosen when Triton is imported.
@@ -44,7 +44,7 @@ bench: .venv/installed-test
 # Measure how the cost grows with T, B x H, M and D; writes docs/scaling.md and docs/scaling.png.
 scaling: .venv/installed-test
 	@echo 'Measuring how the cost grows: two to three minutes.'
-	@GOMP_SPINCOUNT=200 $(VENV)/python -m tests.benchmarks.scaling $(ARGS)
+	@GOMP_SPINCOUNT=200 $(VENV)/python -m tests.benchmarks.studies.scaling $(ARGS)
 
 # Write report.html: the winners, and the searches behind them.
 report: .venv/installed-tune
@@ -64,7 +64,7 @@ gpu:
 		{ echo "The package $$package is missing, and not in wheels/: run make gpu-prepare where there is a network."; exit 1; }; \
 	done
 	@TRITON_CACHE_DIR='$(CURDIR)/.gpu-cache' PYTHONPATH='$(CURDIR):$(CURDIR)/.gpu-packages' \
-		$(PYTHON) -m tuner.campaign --minutes $(MINUTES) $(ARGS)
+		$(PYTHON) -m tuner.gpu_run --minutes $(MINUTES) $(ARGS)
 
 # Anywhere: compile and rank candidates for GPU=nvidia-h200, export TVM's kernels, and fetch the wheels that `make gpu` needs without a network.
 gpu-prepare: .venv/installed-tune
@@ -98,7 +98,7 @@ clean:
 clean-cache: .venv/installed-tune
 	@$(VENV)/python -m codegen clean-cache
 
-# What the campaign imports that a machine with torch may lack.
+# What the GPU run imports that a machine with torch may lack.
 gpu_packages = msgspec filelock platformdirs pyyaml
 
 # By the environment: any user can read a command line, and the URL may hold a password.

@@ -13,8 +13,7 @@ import sys
 from dataclasses import fields, replace
 
 from codegen.backends import Resources, backend
-from codegen.backends.kernel_cache import kernels_folder
-from codegen.defaults import default
+from codegen.cache.kernels import kernels_folder
 from codegen.device import NAMED, Device, named
 from codegen.errors import (
     IllegalScheduleError,
@@ -25,10 +24,11 @@ from codegen.errors import (
 )
 from codegen.kernels.launches import is_of_a_backward, kernels_of
 from codegen.kernels.table import arguments_table, tensors_table
-from codegen.legality import why_illegal
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
-from codegen.schedule import BACKENDS, Schedule, from_settings, variants_of
+from codegen.schedules.defaults import default
+from codegen.schedules.legality import why_illegal
+from codegen.schedules.schedule import BACKENDS, Schedule, from_settings, variants_of
 from codegen.spec import DIRECTIONS, DTYPES, OPERATORS, Problem, Spec
 
 _DEVICE_OF_BACKEND = {"triton": "sm_90", "tvm": "here"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from codegen.errors import ShapeError, SizeError
-from codegen.schedule import (
+from codegen.schedules.schedule import (
     Schedule,
     TritonSchedule,
     TvmSchedule,

@@ -18,15 +18,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from codegen.cache_folder import cache_folder, is_shared, say_exposed
-from codegen.cuda_block import Block, block_of
+from codegen.cache.folder import cache_folder, is_shared, say_exposed
+from codegen.cache.ownership import make_own, read_own, write_own
+from codegen.cache.process_folder import process_folder
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError
 from codegen.kernels import signatures, text
-from codegen.ownership import make_own, read_own, write_own
-from codegen.process_folder import process_folder
 from codegen.rule import READOUT_EPS
-from codegen.schedule import VECTORS_PER_ROW, Schedule, TvmSchedule
+from codegen.schedules.cuda_block import Block, block_of
+from codegen.schedules.schedule import VECTORS_PER_ROW, Schedule, TvmSchedule
 from codegen.spec import Spec, next_power_of_two
 from codegen.whole_imports import whole_imports
 
@@ -40,8 +40,8 @@ PACKAGE = Path(__file__).resolve().parent
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 MAPS = Path(__file__).resolve().parent / "maps"
 
-_EMITTERS = {"triton": "emit_triton", "tvm": "emit_tvm", "tvm_cuda": "emit_tvm_cuda"}
-"""The module of codegen.maps that writes what the templates of a folder call `derived`."""
+_EMITTERS = ("triton", "tvm", "tvm_cuda")
+"""The modules of codegen.maps.emit, one for each folder of templates, that write what the templates call `derived`."""
 
 _REFERENCE = re.compile(r"""\{%[-+]?\s*(?:import|from|include|extends)\s+["']([^"']+)["']""")
 
@@ -108,8 +108,7 @@ def folder_of(backend: str, device: Device) -> str:
 
 def _derived(folder: str) -> ModuleType | None:
     """What writes the maps of a rule in the language of a folder of templates."""
-    emitter = _EMITTERS.get(folder)
-    return None if emitter is None else importlib.import_module(f"codegen.maps.{emitter}")
+    return importlib.import_module(f"codegen.maps.emit.{folder}") if folder in _EMITTERS else None
 
 
 def _block(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, Block]:
@@ -118,7 +117,7 @@ def _block(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[
     return {"block": block_of(kernel, spec.problem, schedule)}
 
 
-EMITTERS = ("kernels/launches.py", "kernels/signatures.py", "kernels/text.py", "cuda_block.py", "rule.py")
+EMITTERS = ("kernels/launches.py", "kernels/signatures.py", "kernels/text.py", "schedules/cuda_block.py", "rule.py")
 """Python that decides what a rendered kernel says, or which kernels are launched, besides what writes maps."""
 
 
@@ -142,8 +141,8 @@ def template_digest(folder: str, kernels: tuple[str, ...]) -> str:
 
 def _emitters(folder: str) -> list[Path]:
     """`EMITTERS`, and what writes maps for a folder of templates: codegen.maps, but what writes for other languages."""
-    mine = {"emit_tvm", "emit_tvm_cuda"} if folder.startswith("tvm") else {_EMITTERS[folder]}
-    of_maps = [each for each in sorted(MAPS.glob("*.py")) if not each.name.startswith("emit_") or each.stem in mine]
+    others = {"pytorch", *_EMITTERS} - ({"tvm", "tvm_cuda"} if folder.startswith("tvm") else {folder})
+    of_maps = [each for each in sorted(MAPS.rglob("*.py")) if each.parent.name != "emit" or each.stem not in others]
     return [PACKAGE / name for name in EMITTERS] + of_maps
 
 

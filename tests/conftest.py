@@ -20,4 +20,4 @@ def settings_are_left_alone() -> Iterator[None]:
 
 
 def _settings() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(("TRELLIS_OPS_", "TRITON_", "TVM_"))}
+    return {name: value for name, value in os.environ.items() if name.startswith(("TRELLIS_OPS_", "TRITON_"))}

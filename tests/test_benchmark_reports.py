@@ -8,24 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from codegen.defaults import default
 from codegen.device import NAMED
 from codegen.render import Source, render
 from codegen.rule import Rule
+from codegen.schedules.defaults import default
 from codegen.spec import Problem, Spec
-from tests.benchmarks.breakdown import lines_of, pieces_of
 from tests.benchmarks.cases import LEAST, Case, Least, cases
 from tests.benchmarks.comparison import TUNED, Comparison
-from tests.benchmarks.decode_memory import Held, points
-from tests.benchmarks.kernel_parts import parts_of
-from tests.benchmarks.power_law import fit
 from tests.benchmarks.relations import Relation
 from tests.benchmarks.rivals import CEILING, COMPILE, EAGER
-from tests.benchmarks.scaling import Growth, axes, targets_of
-from tests.benchmarks.scaling_page import draw, page
+from tests.benchmarks.studies.breakdown import lines_of, pieces_of
+from tests.benchmarks.studies.decode_memory import Held, points
+from tests.benchmarks.studies.kernel_parts import parts_of
+from tests.benchmarks.studies.power_law import fit
+from tests.benchmarks.studies.scaling import Growth, axes, targets_of
+from tests.benchmarks.studies.scaling_page import draw, page
 from tests.benchmarks.summary import Overhead, Results
 from tests.benchmarks.targets import Target
-from tuner.measure import Timing
+from tuner.measure.timed import Timing
 
 DEVICE = NAMED["x86-64-v4"]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from codegen.backends import tvm_runtime
-from codegen.defaults import default
+from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.device import cpu
 from codegen.kernels.build import build
-from tests.kernel_cases import Case, check_attention
+from codegen.schedules.defaults import default
+from tests.support.kernel_cases import Case, check_attention
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 240

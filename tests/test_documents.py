@@ -23,17 +23,18 @@ EVERYTHING = "\n".join(TEXTS.values())
 SUFFIXES = ("py", "j2", "md", "yaml", "toml", "txt", "json")
 FOLDERS = ("codegen", "templates", "tests", "trellis_ops", "tuner", "tuning_db")
 PLACEHOLDER = re.compile(r"<\w+>")
-MAINS = {"codegen": "codegen.__main__", "tuner": "tuner.cli", "trellis_ops.demo": "trellis_ops.demo"}
-MAINS |= {"trellis_ops.train": "trellis_ops.train.cli"}
-MAINS |= {f"trellis_ops.train.{name}": f"trellis_ops.train.{name}" for name in ("compare", "summary")}
-MAINS |= {"trellis_ops.recall": "trellis_ops.recall.cli"}
+MAINS = {"codegen": "codegen.__main__", "tuner": "tuner.cli", "trellis_ops.lm.demo": "trellis_ops.lm.demo"}
+MAINS |= {"trellis_ops.lm.train": "trellis_ops.lm.train.cli"}
+MAINS |= {f"trellis_ops.lm.train.{name}": f"trellis_ops.lm.train.{name}" for name in ("compare", "summary")}
+MAINS |= {"trellis_ops.lm.recall": "trellis_ops.lm.recall.cli"}
 MAINS |= {
-    f"tests.benchmarks.{name}": f"tests.benchmarks.{name}"
+    f"tests.benchmarks.studies.{name}": f"tests.benchmarks.studies.{name}"
     for name in (
         *("bfloat16_dots", "breakdown", "compile_stages", "dot_errors", "few_heads", "gradient_errors", "guesses"),
-        *("scaling", "sizes", "training_memory"),
+        *("scaling", "training_memory"),
     )
 }
+MAINS |= {"tests.benchmarks.sizes": "tests.benchmarks.sizes"}
 """The command lines of this project, by the name that `python -m` takes, and the module that holds `main`."""
 
 
@@ -127,9 +128,9 @@ def test_every_command_and_its_options_exist(words: list[str], capsys: pytest.Ca
     assert module != "pip", "write .venv/bin/pip"
     assert importlib.util.find_spec(module) is not None
     if module not in MAINS:
-        assert module in ("pytest", "tuner.campaign.exported")  # The latter takes folders, and no option.
+        assert module in ("pytest", "tuner.gpu_run.exported")  # The latter takes folders, and no option.
         return
-    subcommand = [word for word in arguments[:1] if not word.startswith("-")] if module != "trellis_ops.demo" else []
+    subcommand = [word for word in arguments[:1] if not word.startswith("-")] if module != "trellis_ops.lm.demo" else []
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(MAINS[module]).main([*subcommand, "--help"])
     assert stopped.value.code == 0

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import installed
-from tests.installed import PACKAGES, ROOT, run
+from tests.support import installed
+from tests.support.installed import PACKAGES, ROOT, run
 from tuner.__main__ import EXTRA
 
-SCRIPTS = {"trellis-tune": "tuner", "trellis-codegen": "codegen", "trellis-train": "trellis_ops.train"}
+SCRIPTS = {"trellis-tune": "tuner", "trellis-codegen": "codegen", "trellis-train": "trellis_ops.lm.train"}
 NOT_INSTALLED = ("tuning_db/winners/.gitignore",)
 _WHY_NOT = installed.why_not_buildable()
 BUILDS = pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))

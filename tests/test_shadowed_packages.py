@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import installed
-from tests.installed import ROOT, run
+from tests.support import installed
+from tests.support.installed import ROOT, run
 from trellis_ops.own_packages import NAMES
 
 IMPORT = "import trellis_ops"
@@ -56,7 +56,7 @@ def test_a_module_that_a_program_has_imported_or_made_before(tmp_path: Path):
     assert "<module 'codegen'>, a module without a file, shadows the package 'codegen'" in refusal(made, tmp_path)
 
 
-@pytest.mark.parametrize("module", ["tuner", "tuner.campaign", "trellis_ops.train", "trellis_ops.recall"])
+@pytest.mark.parametrize("module", ["tuner", "tuner.gpu_run", "trellis_ops.lm.train", "trellis_ops.lm.recall"])
 def test_every_command_says_so(module: str, tmp_path: Path):
     (tmp_path / "codegen.py").write_text("raise AssertionError('it was run')")
     done = run([sys.executable, "-m", module, "--help"], tmp_path, FIRST_OURS)

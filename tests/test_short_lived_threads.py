@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from codegen.backends import thread_owners
-from codegen.backends.thread_owners import lend, may_own, most_owners
+from codegen.backends.tvm import thread_owners
+from codegen.backends.tvm.thread_owners import lend, may_own, most_owners
 from codegen.device import cpu
 
 ROOT = Path(__file__).parents[1]

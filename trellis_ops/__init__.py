@@ -5,18 +5,18 @@ Importing reads the machine and the tuning database's index; it compiles nothing
 
 from __future__ import annotations
 
-from trellis_ops.idle_threads import shorten_spinning
+from trellis_ops.dispatch.idle_threads import shorten_spinning
 from trellis_ops.own_packages import require_own
 
 # Before torch and the other packages are imported by what follows.
 shorten_spinning()
 require_own("codegen", "tuning_db")
 
-from trellis_ops.dispatch import Selection, selection
+from trellis_ops.dispatch.resolve import Selection, selection
 from trellis_ops.explanation import Explanation, explain
+from trellis_ops.operators.agreement import agree_across_ranks
+from trellis_ops.operators.plan import forget
 from trellis_ops.ops import memory_readout, memory_update, trellis_attention, trellis_step
-from trellis_ops.plan import forget
-from trellis_ops.ranks import agree_across_ranks
 
 __all__ = [
     "Explanation",

@@ -18,8 +18,8 @@ def codegen() -> None:
 
 
 def train() -> None:
-    """`trellis-train`: `python -m trellis_ops.train`."""
-    _run("trellis_ops.train")
+    """`trellis-train`: `python -m trellis_ops.lm.train`."""
+    _run("trellis_ops.lm.train")
 
 
 def _run(module: str) -> None:

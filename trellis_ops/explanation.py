@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trellis_ops import arguments, dispatch, operators, ops, ranks
+from trellis_ops import arguments, ops
 from trellis_ops.arguments import Request
+from trellis_ops.dispatch import ranks
+from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.operators import registered as operators
 
 
 @dataclass(frozen=True)

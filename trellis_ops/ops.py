@@ -1,7 +1,8 @@
 """The operators that users call.
 
-Each calls its registered form in `trellis_ops.operators` where torch must see it (a gradient is wanted, torch.compile
-traces, tensors are fake or wrapped), and what that form runs directly otherwise, which saves 20 us a call.
+Each calls its registered form in `trellis_ops.operators.registered` where torch must see it (a gradient is wanted,
+torch.compile traces, tensors are fake or wrapped), and what that form runs directly otherwise, which saves 20 us a
+call.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from codegen.errors import GradientError
-from trellis_ops import arguments, autocast, kept_attention, operators, transforms
+from trellis_ops import arguments
 from trellis_ops.arguments import LONGEST_CHUNK
-from trellis_ops.plan import is_plain, wants_gradient
+from trellis_ops.operators import autocast, kept_attention, transforms
+from trellis_ops.operators import registered as operators
+from trellis_ops.operators.plan import is_plain, wants_gradient
 from trellis_ops.tokens import States
 
 _TOKENS = ("q", "k", "v", "target", "log_decay", "step_size")

@@ -13,21 +13,33 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from codegen.device import Device, named
 from codegen.errors import BackendUnavailableError, TrellisError
-from codegen.schedule import BACKENDS
-from tuner import experiments, gpu_commands, gpu_export, record_commands, report
+from codegen.schedules.schedule import BACKENDS
 from tuner.budget import DEFAULT, Budget, parse_budget
-from tuner.command import FAILED, command, command_line, print_lines, program, storage_of, storage_option, storage_url
+from tuner.commands import experiments, gpu_export
+from tuner.commands import gpu as gpu_commands
+from tuner.commands import records as record_commands
+from tuner.commands.command import (
+    FAILED,
+    command,
+    command_line,
+    print_lines,
+    program,
+    storage_of,
+    storage_option,
+    storage_url,
+)
 from tuner.errors import BudgetError, PolicyError, WorkloadError
+from tuner.experiments.slots import BUDGET, recommend
 from tuner.interruption import interruptible, stop_if_interrupted
-from tuner.offline import examine_some
+from tuner.offline.offline import examine_some
 from tuner.policy import POLICIES, policy_for
-from tuner.pool import Workers
-from tuner.progress import SearchProgress
+from tuner.report import report
+from tuner.search.progress import SearchProgress
+from tuner.search.tune import Tuned, tune
 from tuner.session import Session
-from tuner.slots import BUDGET, recommend
-from tuner.storage_url import shown
-from tuner.studies import unusable
-from tuner.tune import Tuned, tune
+from tuner.studies.storage_url import shown
+from tuner.studies.studies import unusable
+from tuner.workers.pool import Workers
 from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload, parse_spec, require_distinct
 from tuning_db import TuningDatabaseError, default_store
 from tuning_db.field_rules import printable

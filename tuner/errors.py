@@ -59,10 +59,10 @@ class PolicyError(TrellisError, ValueError):
     message = "{name!r} is no timing policy for {device}; choose one of: {known}"
 
 
-class HeldBackError(TrellisError, RuntimeError):
+class ThrottledError(TrellisError, RuntimeError):
     """A device that is too hot, or short of power, to be measured."""
 
-    message = "{device} was held back by heat or power in {discarded} rounds of samples; let it cool, then try again"
+    message = "{device} was throttled by heat or power in {discarded} rounds of samples; let it cool, then try again"
 
 
 class ExchangeError(TrellisError, ValueError):
@@ -84,7 +84,7 @@ class OfflineDeviceError(TrellisError, ValueError):
 
 
 class NoGpuError(TrellisError, RuntimeError):
-    """A campaign on a machine where torch sees no GPU."""
+    """A GPU run on a machine where torch sees no GPU."""
 
     message = "torch sees no GPU here, only {device}; run this where one is, or tune for this CPU with `make tune`"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from codegen.device import Device
 from tuner.budget import Budget
 from tuner.policy import Policy, policy_for
-from tuner.pool import Workers
-from tuner.study_storage import StudyStorage
+from tuner.studies.storage import StudyStorage
+from tuner.workers.pool import Workers
 from tuning_db import Store
 
 

@@ -15,5 +15,5 @@ def toolchain(backend: str) -> dict[str, str]:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
-            continue  # A campaign on a machine without Optuna tunes without it.
+            continue  # A GPU run on a machine without Optuna tunes without it.
     return {"python": platform.python_version(), **packages, **compiler(backend).toolchain()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from codegen.device import Device
 from codegen.errors import UnknownBackendError
 from codegen.render import Source
-from codegen.schedule import BACKENDS, Schedule
+from codegen.schedules.schedule import BACKENDS, Schedule
 from codegen.spec import Spec
 
 if TYPE_CHECKING:
@@ -81,4 +81,4 @@ def backend(name: str) -> Backend:
     """
     if name not in BACKENDS:
         raise UnknownBackendError(name=name, known=", ".join(BACKENDS))
-    return cast(Backend, importlib.import_module(f"codegen.backends.{name}"))
+    return cast(Backend, importlib.import_module(f"codegen.backends.{name}.compile"))

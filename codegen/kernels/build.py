@@ -11,9 +11,9 @@ from codegen.backends import backend
 from codegen.device import Device
 from codegen.kernels.launches import kernels_of, launches_for
 from codegen.kernels.operator import CompiledOperator
-from codegen.legality import require_legal
 from codegen.render import template_digest
-from codegen.schedule import Schedule, TvmSchedule, variants_of
+from codegen.schedules.legality import require_legal
+from codegen.schedules.schedule import Schedule, TvmSchedule, variants_of
 from codegen.spec import Problem, Spec
 
 # Neither compiler is made for several threads at once, and a kernel is wanted once. A child that is forked while

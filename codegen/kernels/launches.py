@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from codegen.errors import UnknownKernelError
-from codegen.schedule import Schedule
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
 HEADS, MEMORIES, CHUNKS = "N * H", "2 * N * H", "N * most_chunks * H"

@@ -13,7 +13,7 @@ from codegen.extent import MOST_SEGMENTS
 from codegen.kernels.launches import CHUNKS, GRADIENTS, MEMORIES, Launch, launches_for
 from codegen.kernels.sequences import Sequences
 from codegen.kernels.signatures import Argument, dtype_of, kernel_arguments
-from codegen.schedule import Schedule, segment_tiles, segment_tokens
+from codegen.schedules.schedule import Schedule, segment_tiles, segment_tokens
 from codegen.spec import Spec
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codegen.errors import UnknownKernelError
-from codegen.schedule import Schedule, dots_in_bfloat16, keeps_bfloat16, segment_tiles
+from codegen.schedules.schedule import Schedule, dots_in_bfloat16, keeps_bfloat16, segment_tiles
 from codegen.spec import Spec
 
 READ, WRITTEN, IN_PLACE = "in", "out", "in place"

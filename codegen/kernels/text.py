@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from codegen.device import Device
 from codegen.kernels.signatures import INPUT, Argument, dtype_of, kernel_arguments
-from codegen.schedule import Schedule
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
 _BYTES = {"float32": 4, "int32": 4, "bfloat16": 2, "float16": 2}

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from codegen.spec import Spec
-from tests.inputs import Inputs, make_inputs
-from trellis_ops import eager, trellis_attention, trellis_step
+from tests.support.inputs import Inputs, make_inputs
+from trellis_ops import trellis_attention, trellis_step
+from trellis_ops.eager import forward as eager
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

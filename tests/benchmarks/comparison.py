@@ -21,11 +21,12 @@ from tests.benchmarks.cases import Case
 from tests.benchmarks.rivals import CEILING, COMPILE, EAGER, Rivals
 from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import ratio, sample, take_turns
-from tests.relative_error import TOLERANCE, assert_close
-from trellis_ops import Explanation, dispatch, explain, forget
-from tuner.cost import cost_of
-from tuner.inputs import torch_device
-from tuner.measure import Timed, Timing
+from tests.support.relative_error import TOLERANCE, assert_close
+from trellis_ops import Explanation, explain, forget
+from trellis_ops.dispatch import resolve as dispatch
+from tuner.measure.cost import cost_of
+from tuner.measure.timed import Timed, Timing
+from tuner.verify.inputs import torch_device
 from tuning_db import Store, TuningDatabaseWarning
 
 DEFAULT, TUNED = "default schedule", "tuned"

@@ -27,8 +27,8 @@ from rich.console import Console
 
 from codegen.device import Device
 from tests.benchmarks import machine
-from tests.benchmarks.replay import Replay
 from tests.benchmarks.rivals import Rivals
+from tests.benchmarks.studies.replay import Replay
 from tests.benchmarks.summary import Results, report
 
 _RESULTS = pytest.StashKey[Results]()

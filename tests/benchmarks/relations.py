@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from codegen.defaults import default
 from codegen.device import Device
 from codegen.kernels.build import build
 from codegen.rule import Rule
+from codegen.schedules.defaults import default
 from codegen.spec import Problem, Spec
 from tests.benchmarks.calls import subject
 from tests.benchmarks.comparison import without_records
@@ -19,9 +19,9 @@ from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import ratio, sample, take_turns
 from trellis_ops import explain, forget
 from tuner.duration import duration
-from tuner.inputs import timing_inputs, torch_device
-from tuner.launch import bind
-from tuner.measure import Timed, Timing
+from tuner.measure.timed import Timed, Timing
+from tuner.verify.inputs import timing_inputs, torch_device
+from tuner.verify.launch import bind
 
 _SECONDS = 4.0
 _ROUNDS = 200

@@ -23,11 +23,11 @@ from codegen.spec import Spec
 from tests.benchmarks.calls import Call, subject, training_step
 from tests.benchmarks.compiled import compile_eager
 from tests.benchmarks.turns import sample
-from trellis_ops.train.allocator import keep_freed_memory
-from tuner.ceiling import Probe, limits
-from tuner.cost import Cost
-from tuner.inputs import torch_device
-from tuner.measure import Timed
+from trellis_ops.lm.train.processes.allocator import keep_freed_memory
+from tuner.measure.ceiling import Probe, limits
+from tuner.measure.cost import Cost
+from tuner.measure.timed import Timed
+from tuner.verify.inputs import torch_device
 
 EAGER, COMPILE, CEILING = "eager", "torch.compile", "ceiling"
 UNSET = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
@@ -119,7 +119,7 @@ class _Runner:
         if compiled.call is not None:
             self._calls[COMPILE] = compiled.call
         self._steps: dict[str, Callable[[], object]] = dict(self._calls)
-        return {EAGER: f"trellis_ops.eager.{self._bound.eager.function.__name__}", COMPILE: compiled.note}
+        return {EAGER: f"trellis_ops.eager.forward.{self._bound.eager.function.__name__}", COMPILE: compiled.note}
 
     def prepare_training(self, spec: Spec, compile_limit: float) -> dict[str, str]:
         keep_freed_memory()
@@ -128,7 +128,7 @@ class _Runner:
             compiled = compile_eager(self._bound, compile_limit)
         calls = {EAGER: self._bound.eager} | ({} if compiled.call is None else {COMPILE: compiled.call})
         self._steps = {name: training_step(self._bound, call) for name, call in calls.items()}
-        return {EAGER: "autograd of trellis_ops.eager.attention", COMPILE: compiled.note}
+        return {EAGER: "autograd of trellis_ops.eager.forward.attention", COMPILE: compiled.note}
 
     def results(self) -> dict[str, Any]:
         found = {}

@@ -6,18 +6,18 @@ import argparse
 
 import torch
 
-from codegen.defaults import default
 from codegen.device import Device, cpu
 from codegen.kernels.build import build
 from codegen.rule import Rule
+from codegen.schedules.defaults import default
 from codegen.spec import Problem, Spec
 from tests.benchmarks.turns import sample
-from tuner.ceiling import ceiling_again
-from tuner.cost import cost_of
 from tuner.duration import duration
-from tuner.inputs import timing_inputs
-from tuner.launch import bind
-from tuner.measure import Timed
+from tuner.measure.ceiling import ceiling_again
+from tuner.measure.cost import cost_of
+from tuner.measure.timed import Timed
+from tuner.verify.inputs import timing_inputs
+from tuner.verify.launch import bind
 
 SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 256)
 CHUNKS = (64, 16)

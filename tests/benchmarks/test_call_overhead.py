@@ -8,21 +8,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from codegen.defaults import default
 from codegen.device import Device, cpu
 from codegen.kernels.build import build
 from codegen.rule import Rule
-from codegen.schedule import TvmSchedule
+from codegen.schedules.defaults import default
+from codegen.schedules.schedule import TvmSchedule
 from codegen.spec import Problem, Spec
 from tests.benchmarks.calls import Subject, subject
 from tests.benchmarks.comparison import without_records
-from tests.benchmarks.replay import Replay
+from tests.benchmarks.studies.replay import Replay
 from tests.benchmarks.summary import Overhead, Results
-from trellis_ops import dispatch, explain, forget
+from trellis_ops import explain, forget
+from trellis_ops.dispatch import resolve as dispatch
 from tuner.duration import duration
-from tuner.inputs import Inputs, sequences_of
-from tuner.launch import bind
-from tuner.measure import Timed, measure
+from tuner.measure.measure import measure
+from tuner.measure.timed import Timed
+from tuner.verify.inputs import Inputs, sequences_of
+from tuner.verify.launch import bind
 
 LIMITS = {"trellis_step": 10e-6, "trellis_attention": 30e-6}
 """A step's kernel may take no longer than that itself; attention has a whole prompt behind it."""

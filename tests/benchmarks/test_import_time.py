@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 
-from tests.benchmarks.replay import Replay
+from tests.benchmarks.studies.replay import Replay
 from tests.benchmarks.summary import Overhead, Results
 from tuner.duration import duration
 

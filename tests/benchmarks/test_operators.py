@@ -8,8 +8,8 @@ from codegen.device import Device
 from tests.benchmarks import machine
 from tests.benchmarks.cases import Case, cases
 from tests.benchmarks.comparison import IMPLEMENTATIONS, compare, key
-from tests.benchmarks.replay import Replay
 from tests.benchmarks.rivals import Rivals
+from tests.benchmarks.studies.replay import Replay
 from tests.benchmarks.summary import Results
 
 

@@ -9,7 +9,7 @@ import pytest
 from codegen.device import Device
 from codegen.spec import Problem
 from tests.benchmarks.relations import Relation, time_operators, time_threads, why_no_kernel
-from tests.benchmarks.replay import Replay
+from tests.benchmarks.studies.replay import Replay
 from tests.benchmarks.summary import Results
 
 PREFILL = Problem(batch=1, heads=8, tokens=4096, chunk=64)

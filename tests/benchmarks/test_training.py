@@ -6,8 +6,8 @@ import pytest
 
 from codegen.device import Device
 from tests.benchmarks.relations import why_no_kernel
-from tests.benchmarks.replay import Replay
 from tests.benchmarks.rivals import EAGER, Rivals
+from tests.benchmarks.studies.replay import Replay
 from tests.benchmarks.summary import Results
 from tests.benchmarks.training import BILEVEL, PROBLEM, train
 

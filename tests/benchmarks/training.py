@@ -13,14 +13,14 @@ from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tests.benchmarks.calls import subject, training_step
 from tests.benchmarks.rivals import CEILING, COMPILE, EAGER, Rivals
+from tests.benchmarks.studies.training_memory import STEPS, training_bytes
 from tests.benchmarks.targets import Target
-from tests.benchmarks.training_memory import STEPS, training_bytes
 from tests.benchmarks.turns import ratio, sample, take_turns
-from trellis_ops.train.allocator import keep_freed_memory
-from tuner.cost import cost_of
+from trellis_ops.lm.train.processes.allocator import keep_freed_memory
 from tuner.duration import duration
-from tuner.inputs import torch_device
-from tuner.measure import Timed, Timing
+from tuner.measure.cost import cost_of
+from tuner.measure.timed import Timed, Timing
+from tuner.verify.inputs import torch_device
 
 PROBLEM = Problem(batch=1, heads=8, tokens=4096, chunk=64)
 FORWARD, BILEVEL, FIRST_ORDER = "forward", "bilevel", "first order"

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from codegen.device import Device
-from tuner.measure import Timed, Timing, measure
+from tuner.measure.measure import measure
+from tuner.measure.timed import Timed, Timing
 
 _WARM_SECONDS = 0.02
 _SAMPLE_SECONDS = 0.01

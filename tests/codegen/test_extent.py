@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from codegen.defaults import default
 from codegen.device import NAMED, cpu
 from codegen.errors import ShapeError, SizeError
 from codegen.extent import MOST, Extent, forward_bytes, require_countable, reverse_bytes
 from codegen.kernels.launches import kernels_of
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
-from codegen.schedule import segment_tokens
+from codegen.schedules.defaults import default
+from codegen.schedules.schedule import segment_tokens
 from codegen.spec import Problem, Spec
-from tests.inputs import make_inputs
-from trellis_ops import launch
+from tests.support.inputs import make_inputs
+from trellis_ops.dispatch import launch
 
 BATCH, TOKENS, HEADS, DIM_K, DIM_V, SLOTS, CHUNK = 2, 37, 3, 20, 12, 18, 20
 RULE = Rule("silu", step_size="token")
@@ -40,7 +40,7 @@ class Allocations(TorchDispatchMode):
         return made
 
 
-def program_of(backend: str, device, operator: str, dtype: str, rule: Rule = RULE, **changes) -> CompiledOperator:
+def operator_of(backend: str, device, operator: str, dtype: str, rule: Rule = RULE, **changes) -> CompiledOperator:
     """A program whose kernels do nothing: what is allocated around them is all that is looked at."""
     sizes = {"dim_k": DIM_K, "dim_v": DIM_V, "slots": SLOTS, "chunk": CHUNK}
     if not operator.startswith("trellis"):
@@ -80,7 +80,7 @@ TVM, TRITON = ("tvm", cpu()), ("triton", NAMED["sm_90"])
 )
 @pytest.mark.parametrize("given", [True, False])
 def test_a_forward_allocates_what_was_foretold(where, dtype, changes, given):
-    program = program_of(*where, "trellis_attention", dtype, **changes)
+    program = operator_of(*where, "trellis_attention", dtype, **changes)
     x, chunk = inputs_of(dtype), program.spec.problem.chunk
     sequences = launch.even_sequences(BATCH, TOKENS, chunk, x.q.device)
     states = x.initial_state if given else (None, None)
@@ -91,7 +91,7 @@ def test_a_forward_allocates_what_was_foretold(where, dtype, changes, given):
 
 @pytest.mark.parametrize("operator", ["memory_update", "memory_readout", "memory_readout_transposed"])
 def test_the_parts_allocate_what_was_foretold(operator):
-    program = program_of(*TVM, operator, "bfloat16")
+    program = operator_of(*TVM, operator, "bfloat16")
     x, sequences = inputs_of("bfloat16"), launch.even_sequences(BATCH, TOKENS, CHUNK, torch.device("cpu"))
     gates = (x.log_decay, x.step_size)
     states, codes = torch.zeros(BATCH, 2, HEADS, SLOTS, DIM_K), torch.zeros(BATCH, TOKENS, HEADS, SLOTS)
@@ -120,7 +120,7 @@ def test_the_parts_allocate_what_was_foretold(operator):
 )
 def test_a_backward_allocates_what_was_foretold(where, dtype, changes, link):
     rule = replace(RULE, link=link)
-    program = program_of(*where, "trellis_attention", dtype, rule, problem={"direction": "backward"}, **changes)
+    program = operator_of(*where, "trellis_attention", dtype, rule, problem={"direction": "backward"}, **changes)
     x, kept = inputs_of(dtype), segment_tokens(program.spec, program.schedule)
     extent, sequences = extent_of(program, kept), launch.even_sequences(BATCH, TOKENS, kept, x.q.device)
     with Allocations() as allocations:
@@ -133,7 +133,7 @@ def test_a_backward_allocates_what_was_foretold(where, dtype, changes, link):
 
 
 def countable(backend: str, device, extent: Extent, **changes) -> None:
-    program = program_of(backend, device, "trellis_attention", "float32", **changes)
+    program = operator_of(backend, device, "trellis_attention", "float32", **changes)
     require_countable(program.spec, program.schedule, extent)
 
 

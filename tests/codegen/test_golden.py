@@ -17,7 +17,7 @@ import pytest
 from codegen.device import named
 from codegen.render import folder_of, render
 from codegen.rule import Rule
-from codegen.schedule import Schedule, TritonSchedule, TvmSchedule
+from codegen.schedules.schedule import Schedule, TritonSchedule, TvmSchedule
 from codegen.spec import Problem, Spec
 
 FOLDER = Path(__file__).parent.parent / "golden"

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from codegen.backends import tvm_parser, tvm_runtime
-from codegen.backends.kernel_cache import entry, kernels_folder
 from codegen.backends.source_module import module_of
-from codegen.backends.tvm import compiler
+from codegen.backends.tvm import parser as tvm_parser
+from codegen.backends.tvm import runtime as tvm_runtime
+from codegen.backends.tvm.compile import compiler
+from codegen.cache.kernels import entry, kernels_folder
 from codegen.interruption import uninterrupted
 from codegen.render import Source
 

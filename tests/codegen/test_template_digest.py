@@ -49,10 +49,10 @@ def test_every_way_to_name_a_template(text, templates):
     ("name", "counts"),
     [
         ("tvm/memory_step.py.j2", True),
-        ("tvm/row.j2", True),
-        ("tvm/constants.j2", True),
+        ("tvm/parts/row.j2", True),
+        ("tvm/parts/constants.j2", True),
         ("tvm/trellis_fused.py.j2", False),
-        ("triton/maps.j2", False),
+        ("triton/parts/maps.j2", False),
     ],
 )
 def test_a_change_counts_where_it_is_imported(name, counts, templates):
@@ -68,9 +68,9 @@ def test_a_change_counts_where_it_is_imported(name, counts, templates):
     [
         ("derive.py", True),
         ("registry.py", True),
-        ("emit_tvm.py", True),
-        ("emit_triton.py", False),
-        ("emit_torch.py", False),
+        ("emit/tvm.py", True),
+        ("emit/triton.py", False),
+        ("emit/pytorch.py", False),
     ],
 )
 def test_a_change_of_what_writes_maps_counts_for_its_backend(name, counts, tmp_path, monkeypatch):
@@ -88,6 +88,6 @@ def test_a_change_of_what_writes_maps_counts_for_its_backend(name, counts, tmp_p
 
 def test_a_template_that_does_not_parse_has_a_digest(templates):
     before = template_digest("tvm", ("memory_step",))
-    (templates / "tvm" / "row.j2").write_text("{% if %}")
+    (templates / "tvm" / "parts" / "row.j2").write_text("{% if %}")
     template_digest.cache_clear()
     assert template_digest("tvm", ("memory_step",)) != before

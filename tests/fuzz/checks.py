@@ -9,7 +9,7 @@ from tests.fuzz.cases import STATES, Case
 from tests.fuzz.expectations import expected
 from tests.fuzz.running import run
 from tests.fuzz.tensors import DTYPES, Call, make
-from tests.relative_error import TOLERANCE
+from tests.support.relative_error import TOLERANCE
 
 OF_GRADIENTS = 10.0
 OF_ROUNDING = 30.0

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from codegen.backends import backend
-from codegen.defaults import default
 from codegen.device import cpu
 from codegen.kernels.build import operator_digest
-from codegen.legality import why_illegal
 from codegen.rule import MAPS, STEP_SIZES, Rule
-from codegen.schedule import SCHEDULES, Schedule, TritonSchedule, TvmSchedule, variants_of
+from codegen.schedules.defaults import default
+from codegen.schedules.legality import why_illegal
+from codegen.schedules.schedule import SCHEDULES, Schedule, TritonSchedule, TvmSchedule, variants_of
 from codegen.spec import DTYPES, Problem, Spec
-from tests.winner_record import winner_record
+from tests.support.winner_record import winner_record
 from trellis_ops import forget
 from tuning_db import Record, default_store
 from tuning_db.errors import FOLDER_VARIABLE

@@ -10,11 +10,11 @@ from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
-from codegen.schedule import TritonSchedule
+from codegen.schedules.schedule import TritonSchedule
 from codegen.spec import Spec
-from tests.kernel_cases import Build, Case, check_attention
-from tests.programs import run_attention
-from tests.relative_error import assert_close
+from tests.support.kernel_cases import Build, Case, check_attention
+from tests.support.programs import run_attention
+from tests.support.relative_error import assert_close
 
 VARIANTS = pytest.mark.parametrize("variant", ["fused", "split"])
 ALL_VARIANTS = pytest.mark.parametrize("variant", ["fused", "split", "recurrent"])

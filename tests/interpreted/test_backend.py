@@ -6,13 +6,13 @@ import pytest
 
 from codegen.__main__ import main
 from codegen.backends import backend
-from codegen.defaults import default
 from codegen.device import cpu, named
 from codegen.errors import BackendUnavailableError
 from codegen.kernels.build import build
 from codegen.render import render
 from codegen.rule import Rule
-from codegen.schedule import TritonSchedule
+from codegen.schedules.defaults import default
+from codegen.schedules.schedule import TritonSchedule
 from codegen.spec import Problem, Spec
 
 

@@ -7,19 +7,19 @@ import dataclasses
 import pytest
 import torch
 
-from codegen.defaults import default
 from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.kernels.launches import is_of_a_backward, kernels_of
 from codegen.kernels.operator import CompiledOperator
-from codegen.legality import why_illegal
 from codegen.rule import MAPS, Rule
-from codegen.schedule import variants_of
+from codegen.schedules.defaults import default
+from codegen.schedules.legality import why_illegal
+from codegen.schedules.schedule import variants_of
 from codegen.spec import Spec
-from tests.backward_cases import NAMES, backward_spec, check_backward, run_backward
-from tests.inputs import make_inputs
-from tests.kernel_cases import Build, Case
-from tests.relative_error import assert_close
+from tests.support.backward_cases import NAMES, backward_spec, check_backward, run_backward
+from tests.support.inputs import make_inputs
+from tests.support.kernel_cases import Build, Case
+from tests.support.relative_error import assert_close
 from trellis_ops import trellis_attention
 
 VARIANTS = variants_of("trellis_attention", "triton", "backward")

@@ -11,10 +11,10 @@ from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
-from codegen.schedule import VARIANTS, TritonSchedule
+from codegen.schedules.schedule import VARIANTS, TritonSchedule
 from codegen.spec import Spec
-from tests.kernel_cases import Build, Case, check_attention, check_readout, check_update
-from tests.programs import run_attention
+from tests.support.kernel_cases import Build, Case, check_attention, check_readout, check_update
+from tests.support.programs import run_attention
 
 VARIANT = pytest.mark.parametrize("variant", ["fused", "split"])
 DTYPE = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from codegen.rule import Rule
-from tests.inputs import make_inputs
-from tests.relative_error import assert_close
+from tests.support.inputs import make_inputs
+from tests.support.relative_error import assert_close
 from trellis_ops import reference, trellis_attention
 
 OFFSETS = torch.tensor([0, 0, 5, 5, 23, 23])

@@ -6,16 +6,16 @@ import dataclasses
 
 import pytest
 
-from codegen.defaults import default
 from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
-from codegen.schedule import variants_of
+from codegen.schedules.defaults import default
+from codegen.schedules.schedule import variants_of
 from codegen.spec import Spec
-from tests import non_finite_cases
-from tests.kernel_cases import Build, Case
-from tests.non_finite_cases import LENGTHS, batch, packed
+from tests.support import non_finite_cases
+from tests.support.kernel_cases import Build, Case
+from tests.support.non_finite_cases import LENGTHS, batch, packed
 
 # Products of what is not finite: that they are invalid is what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

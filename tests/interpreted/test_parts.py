@@ -8,9 +8,9 @@ from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
-from codegen.schedule import VARIANTS, TritonSchedule
+from codegen.schedules.schedule import VARIANTS, TritonSchedule
 from codegen.spec import Spec
-from tests.kernel_cases import Build, Case, check_readout, check_step, check_update
+from tests.support.kernel_cases import Build, Case, check_readout, check_step, check_update
 
 TILES = pytest.mark.parametrize(("chunk", "tile"), [(16, 16), (20, 16), (20, 32), (64, 16)])
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from codegen.rule import Rule
-from tests.backward_cases import check_backward
 from tests.interpreted.test_backward import SMALL, triton
-from tests.kernel_cases import Case, check_step
-from tests.user_maps import GELU, NAMES, RMS_SILU, WRITES
+from tests.support.backward_cases import check_backward
+from tests.support.kernel_cases import Case, check_step
+from tests.support.user_maps import GELU, NAMES, RMS_SILU, WRITES
 
 
 @pytest.mark.parametrize("write", WRITES, ids=NAMES)

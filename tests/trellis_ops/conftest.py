@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trellis_ops import forget
-from trellis_ops.dispatch import VARIABLE
+from trellis_ops.dispatch.resolve import VARIABLE
 
 
 @pytest.fixture

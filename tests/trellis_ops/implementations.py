@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from codegen.rule import Rule
-from tests.inputs import Inputs
-from trellis_ops import eager, reference, trellis_attention, trellis_step
+from tests.support.inputs import Inputs
+from trellis_ops import reference, trellis_attention, trellis_step
+from trellis_ops.eager import forward as eager
 
 States = tuple[Tensor, Tensor]
 
@@ -21,7 +22,7 @@ class Implementation:
     """One implementation of attention and its decode step, and how exactly it computes.
 
     Attributes:
-        attention: as `trellis_ops.eager.attention`.
+        attention: as `trellis_ops.eager.forward.attention`.
         step: `(*token, state, rule=, gradient_state=)` to y and the new states; changes nothing it was given.
         dtype: type of the inputs it is tested with.
         tolerance: largest relative error between two ways to the same result.

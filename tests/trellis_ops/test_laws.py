@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from codegen.rule import Rule
-from tests.inputs import Inputs, make_inputs
-from tests.relative_error import assert_close
+from tests.support.inputs import Inputs, make_inputs
+from tests.support.relative_error import assert_close
 from tests.trellis_ops.implementations import IMPLEMENTATIONS, Implementation
 
 KERNELS = [

@@ -12,8 +12,8 @@ import trellis_ops
 from codegen.errors import GradientError
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
-from tests.inputs import make_inputs
-from tests.relative_error import TOLERANCE, assert_close
+from tests.support.inputs import make_inputs
+from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import memory_readout, memory_update, reference, trellis_attention, trellis_step
 
 FLOAT32 = TOLERANCE[torch.float32]

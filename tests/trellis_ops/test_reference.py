@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from codegen.rule import MAPS, Rule
-from tests.inputs import Inputs, make_inputs
-from tests.relative_error import assert_close
+from tests.support.inputs import Inputs, make_inputs
+from tests.support.relative_error import assert_close
 from trellis_ops import reference
 
 IDENTITY = Rule(phi="identity", link="identity", out="identity")

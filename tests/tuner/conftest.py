@@ -15,10 +15,10 @@ from codegen.kernels import build as builder
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tuner.budget import Budget
-from tuner.pool import Workers
-from tuner.progress import SearchProgress
+from tuner.search.progress import SearchProgress
 from tuner.session import Session
-from tuner.studies import open_storage
+from tuner.studies.studies import open_storage
+from tuner.workers.pool import Workers
 from tuning_db import Store
 
 STEP = Spec(Rule(), Problem("trellis_step", tokens=1, heads=2, dim_k=8, dim_v=8, slots=8, chunk=1))

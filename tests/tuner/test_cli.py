@@ -11,9 +11,9 @@ from codegen.device import cpu
 from tests.tuner.conftest import STEP
 from tuner.cli import main
 from tuner.duration import duration
-from tuner.progress import describe
-from tuner.search import Status
-from tuner.studies import default_url, open_storage, unusable
+from tuner.search.progress import describe
+from tuner.search.search import Status
+from tuner.studies.studies import default_url, open_storage, unusable
 from tuning_db import Outcome, Store, default_store
 
 STEP_TEXT = "step: operator=trellis_step, tokens=1, heads=2, dim=8, slots=8, chunk=1"

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from codegen.device import NAMED, cpu
-from tuner.clocks import NvmlClocks, Reading
-from tuner.cpu_timing import CpuSampler, flushed_bytes
-from tuner.errors import HeldBackError, PolicyError
-from tuner.gpu_timing import GpuSampler, copies_past_cache
-from tuner.measure import SETTLED, Timed, measure
-from tuner.pinning import Pinning, ordered_cores
+from tuner.errors import PolicyError, ThrottledError
+from tuner.measure.clocks import NvmlClocks, Reading
+from tuner.measure.cpu_timing import CpuSampler, flushed_bytes
+from tuner.measure.gpu_timing import GpuSampler, copies_past_cache
+from tuner.measure.measure import SETTLED, measure
+from tuner.measure.timed import Timed
 from tuner.policy import POLICIES, policy_for, stated
+from tuner.workers.pinning import Pinning, ordered_cores
 
 SM_90 = NAMED["sm_90"]
 
@@ -70,7 +71,7 @@ def test_a_round_in_which_the_device_was_held_back_does_not_count_for_any():
     values = [1.0, 2.0, None, 9.0, 1.5, 2.5]
     found = measure({"a": NOTHING, "b": NOTHING}, cpu(), seconds=60, rounds=2, sampler=Once(values))
     assert (found["a"].samples, found["b"].samples) == ((1.0, 1.5), (2.0, 2.5))
-    with pytest.raises(HeldBackError, match="held back by heat or power"):
+    with pytest.raises(ThrottledError, match="throttled by heat or power"):
         measure({"a": NOTHING}, cpu(), seconds=60, rounds=2, sampler=Once([None] * 50))
 
 
@@ -122,9 +123,9 @@ def test_threads_of_kernels_are_pinned_for_as_long_as_times_are_taken():
 
 
 def test_second_threads_of_a_core_come_last(monkeypatch):
-    monkeypatch.setattr("tuner.pinning._siblings", lambda core: str(core % 2))
+    monkeypatch.setattr("tuner.workers.pinning._siblings", lambda core: str(core % 2))
     assert ordered_cores({0, 1, 2, 3}) == (0, 1, 2, 3)
-    monkeypatch.setattr("tuner.pinning._siblings", lambda core: str(core // 2))
+    monkeypatch.setattr("tuner.workers.pinning._siblings", lambda core: str(core // 2))
     assert ordered_cores({0, 1, 2, 3}) == (0, 2, 1, 3)
     assert sorted(ordered_cores({5, 7})) == [5, 7]
 

@@ -19,12 +19,12 @@ from optuna.trial import TrialState
 from codegen.device import cpu
 from tests.tuner.conftest import UPDATE
 from tuner.budget import Budget
-from tuner.owner import NAMELESS_FOR, SILENT_FOR, is_lost, this_process
-from tuner.pool import Workers
-from tuner.search import search
+from tuner.search.search import search
 from tuner.session import Session
-from tuner.studies import open_storage, outcomes, release_lost_trials, take
+from tuner.studies.owner import NAMELESS_FOR, SILENT_FOR, is_lost, this_process
+from tuner.studies.studies import open_storage, outcomes, release_lost_trials, take
 from tuner.telling import ended, fail, is_given_up, release, tell
+from tuner.workers.pool import Workers
 from tuning_db import Store, default_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,7 +154,7 @@ def test_an_owner_that_no_version_wrote_is_given_time(owner):
 
 
 def test_a_process_in_another_pid_namespace_of_this_host_is_not_taken_for_dead():
-    code = "from tuner.owner import this_process; print(this_process(), flush=True); input()"
+    code = "from tuner.studies.owner import this_process; print(this_process(), flush=True); input()"
     command = ["unshare", "--fork", "--pid", "--mount-proc", sys.executable, "-c", code]
     if shutil.which("unshare") is None or subprocess.run([*command[:4], "true"], check=False).returncode != 0:
         pytest.skip("a PID namespace cannot be made here")

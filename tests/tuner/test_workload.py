@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from codegen.defaults import default
 from codegen.device import NAMED, cpu
-from codegen.legality import why_illegal
+from codegen.schedules.defaults import default
+from codegen.schedules.legality import why_illegal
 from codegen.spec import OPERATORS, bucket
 from tuner.budget import parse_budget
 from tuner.errors import BudgetError, MissingPackageError, WorkloadError

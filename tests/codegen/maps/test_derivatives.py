@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from codegen import maps
-from codegen.maps import emit_torch
+from codegen.maps.emit import pytorch as emit_torch
 from codegen.maps.registry import Map
 
 Pair = tuple[Any, Callable[[Tensor], Tensor]]

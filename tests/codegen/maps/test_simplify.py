@@ -8,10 +8,11 @@ import sys
 import pytest
 
 from codegen import maps
-from codegen.maps import MAPS, emit_torch
+from codegen.maps import MAPS
 from codegen.maps.derive import COTANGENT, TARGET, Z, pull_back, value_of, write_of
+from codegen.maps.emit import pytorch as emit_torch
+from codegen.maps.emit.steps import program
 from codegen.maps.expression import Expr, nodes, total
-from codegen.maps.program import program
 from codegen.maps.simplify import multiplied_out
 
 
@@ -59,7 +60,7 @@ def test_what_is_nothing_is_found_to_be(text: str) -> None:
 
 def test_texts_are_the_same_in_every_process() -> None:
     code = (
-        "from codegen.maps import MAPS; from codegen.maps.emit_torch import source\n"
+        "from codegen.maps import MAPS; from codegen.maps.emit.pytorch import source\n"
         "print(*(source(each) for each in {}))"
     )
     forwards, backwards = (

@@ -1,0 +1,1 @@
+"""Triton: compiled by its own compiler, with tensor descriptors where a schedule asks for them."""

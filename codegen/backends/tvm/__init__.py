@@ -1,0 +1,1 @@
+"""TVM on CPUs: parsed, compiled by LLVM, run by threads that a call owns."""

@@ -1,0 +1,1 @@
+"""TVM for CUDA: blocks of threads, nvcc, and launches through the driver."""

@@ -1,0 +1,215 @@
+"""Operators of TVM that another machine compiled, run with torch and the CUDA driver alone, without TVM and Jinja.
+
+A folder holds one operator: `manifest.json`, and for each kernel its CUDA source and, if nvcc was where it was made,
+its machine code.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from codegen.backends.tvm_cuda import nvcc
+from codegen.backends.tvm_cuda.driver import CudaDriver, CudaFunction
+from codegen.backends.tvm_cuda.launch import LaunchPlan
+from codegen.cache.ownership import read_regular, why_written_by_others
+from codegen.device import Device, cuda_device
+from codegen.errors import BackendUnavailableError, ExportError, TrellisError
+from codegen.kernels.operator import CompiledOperator
+from codegen.schedules.schedule import Schedule, Value, from_settings
+from codegen.spec import Spec, spec_of_key
+
+if TYPE_CHECKING:
+    import torch
+
+MANIFEST = "manifest.json"
+
+_Name = msgspec.Meta(pattern=r"^[A-Za-z0-9_]+\Z", max_length=128)
+"""Of what becomes a part of a path, or of a command: a letter, digit or underscore at every place."""
+
+_MOST_BYTES = 2**26
+"""Of one file of an exported operator; they have some tens of thousands."""
+
+VERSION = 1
+"""Of the manifest's form."""
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One kernel of an exported operator.
+
+    Attributes:
+        kernel: name of its template.
+        file: of its CUDA source and its machine code, without the suffix.
+        source_digest: of the CUDA source.
+        plan: how calls of it become launches.
+    """
+
+    kernel: str
+    file: Annotated[str, _Name]
+    source_digest: str
+    plan: LaunchPlan
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a folder holds.
+
+    Attributes:
+        version: of this form.
+        spec: key of what it computes.
+        backend, schedule: how.
+        arch: the card it is for, as nvcc calls it.
+        templates: digest of the templates that it was rendered from.
+        toolchain: versions of what made it.
+        parts: its kernels in launch order.
+    """
+
+    version: int
+    spec: str
+    backend: str
+    schedule: dict[str, Value]
+    arch: Annotated[str, _Name]
+    templates: str
+    toolchain: dict[str, str]
+    parts: tuple[Part, ...]
+
+    def digest(self) -> str:
+        """Digest of everything in it, the kernels' sources included."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where kernels run: a card, through the driver.
+
+    Attributes:
+        driver: that loads and launches.
+        where: tensors must be there.
+        stream: the handle of the stream that a launch goes to, asked at each.
+    """
+
+    driver: CudaDriver
+    where: torch.device
+    stream: Callable[[], int]
+
+
+@dataclass(frozen=True)
+class ExportedKernel:
+    """A loaded kernel; calling it checks its arguments and puts one launch on the current stream."""
+
+    plan: LaunchPlan
+    function: CudaFunction
+    place: Place
+
+    def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
+        """Launch `programs` blocks; none if there is nothing to do, which the driver would call an error."""
+        launch = self.plan.launch((programs, *arguments), self.place.where)
+        if 0 not in launch.grid:
+            self.function.launch(launch, self.place.stream())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What the folder at `folder` holds.
+
+    Raises:
+        ExportError: nothing that this version can run.
+    """
+    try:
+        manifest = msgspec.json.decode(_content(folder / MANIFEST), type=Manifest)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ExportError(path=folder, reason=f"{MANIFEST} is none of this project ({error})") from error
+    if manifest.version != VERSION:
+        raise ExportError(path=folder, reason=f"its form is version {manifest.version}, not {VERSION}")
+    return manifest
+
+
+def program_of_export(folder: Path, card: int | None = None) -> CompiledOperator:
+    """The operator in `folder`, loaded on a card: torch's current one, or number `card`.
+
+    Raises:
+        ExportError: the folder holds nothing that this version can run.
+        BackendUnavailableError: there is no card, or another than the operator was made for.
+        CompileError, CudaDriverError: nvcc or the driver refused a kernel.
+    """
+    import torch
+
+    manifest = read_manifest(folder)
+    if not torch.cuda.is_available():
+        raise BackendUnavailableError(backend="cuda", reason="torch sees no GPU here")
+    index = torch.cuda.current_device() if card is None else card
+    device, where = cuda_device(index), torch.device("cuda", index)
+    if device.arch != manifest.arch:
+        reason = f"{folder} was made for {manifest.arch}, this card is {device.arch}"
+        raise BackendUnavailableError(backend="cuda", reason=reason)
+    place = Place(_driver(), where, lambda: int(torch.cuda.current_stream(where).cuda_stream))
+    return load(folder, device, place)
+
+
+def load(folder: Path, device: Device, place: Place) -> CompiledOperator:
+    """The operator in `folder`, loaded at `place`.
+
+    Raises:
+        ExportError, BackendUnavailableError, CompileError, CudaDriverError: as for `program_of_export`.
+    """
+    manifest = read_manifest(folder)
+    spec, schedule = described(folder, manifest)
+    loaded: dict[str, ExportedKernel] = {}
+    for part in manifest.parts:
+        if part.file not in loaded:
+            card = place.where.index or 0
+            image = image_of(folder, part, manifest.arch)
+            function = place.driver.function(image, part.plan.function, part.plan.shared_bytes, card)
+            loaded[part.file] = ExportedKernel(part.plan, function, place)
+    return CompiledOperator(spec, schedule, device, tuple(loaded[part.file] for part in manifest.parts))
+
+
+def described(folder: Path, manifest: Manifest) -> tuple[Spec, Schedule]:
+    """The spec and the schedule of the operator in `folder`.
+
+    Raises:
+        ExportError: this version does not know one of them.
+    """
+    try:
+        return spec_of_key(manifest.spec), from_settings(manifest.backend, dict(manifest.schedule))
+    except TrellisError as error:
+        raise ExportError(path=folder, reason=error) from error
+
+
+def image_of(folder: Path, part: Part, arch: str) -> bytes:
+    """The machine code of a kernel: as it lies in the folder, or compiled here.
+
+    Raises:
+        ExportError: the kernel's source is missing or was changed, or others could have written one of the files.
+        BackendUnavailableError, CompileError: there is no machine code, and nvcc is missing or refused the source.
+    """
+    source, code = (folder / f"{part.file}{suffix}" for suffix in (".cu", ".cubin"))
+    text = _content(source)
+    if hashlib.sha256(text).hexdigest() != part.source_digest:
+        raise ExportError(path=folder, reason=f"{source.name} is not the source that the manifest describes")
+    return _content(code) if os.path.lexists(code) else nvcc.cubin_of(text.decode(), source, arch)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file of an export, which nobody else may write to; whose it is, is for whoever names the folder.
+
+    Raises:
+        ExportError: it cannot be read, or others may write to it or to a folder above it.
+    """
+    writers = why_written_by_others(path)
+    if writers is not None:
+        raise ExportError(path=path.parent, reason=f"{writers}, and a kernel of theirs would run (chmod go-w)")
+    try:
+        return read_regular(path, _MOST_BYTES)
+    except OSError as error:
+        raise ExportError(path=path.parent, reason=f"{path.name}: {error.strerror or error}") from error
+
+
+@functools.cache
+def _driver() -> CudaDriver:
+    return CudaDriver()

@@ -1,0 +1,1 @@
+"""Derived maps and losses as text: eager PyTorch, Triton, TVM, TVM for CUDA."""

@@ -1,0 +1,239 @@
+"""Triton kernels compiled for GPUs that are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+
+import pytest
+import torch
+
+from codegen.backends import backend
+from codegen.backends.triton import compile as triton_backend
+from codegen.device import NAMED, Device, cpu, named
+from codegen.errors import BackendUnavailableError, CompileError
+from codegen.kernels.build import build, parts
+from codegen.kernels.launches import kernels_of
+from codegen.render import TEMPLATES, Source, render
+from codegen.rule import Rule
+from codegen.schedules.defaults import default
+from codegen.schedules.legality import why_illegal
+from codegen.schedules.schedule import VARIANTS, TritonSchedule, variants_of
+from codegen.spec import Problem, Spec
+
+pytest.importorskip("triton")
+
+SMALL = Problem(batch=1, tokens=1, heads=1, dim_k=16, dim_v=16, slots=12, chunk=16, dtype="bfloat16")
+PARTS = [
+    (operator, variant)
+    for operator in VARIANTS
+    for variant in variants_of(operator, "triton")
+    if (operator, variant) != ("trellis_attention", "recurrent")
+]
+
+
+def spec_of(operator: str, **sizes: object) -> Spec:
+    return Spec(Rule(), dataclasses.replace(SMALL, operator=operator, **sizes))
+
+
+def schedule_of(variant: str, **settings: object) -> TritonSchedule:
+    precision = "ieee" if variant == "recurrent" else "tf32"
+    simple = TritonSchedule(variant, 16, num_warps=2, num_stages=1, dot_precision=precision)
+    return dataclasses.replace(simple, **settings)
+
+
+def sources(spec: Spec, schedule: TritonSchedule, device: Device) -> list[tuple[Source, Spec]]:
+    assert why_illegal(spec, schedule, device) is None
+    return [(render(kernel, part, schedule, device), part) for kernel, part in parts(spec, schedule)]
+
+
+def test_nan_passes_the_floor_of_a_norm():
+    """The interpreter's maximum keeps NaN either way, a GPU's only where it is told to; 1e-12 is 0f2B8CBCCC."""
+    rule = Rule("l2_silu", link="l2_silu", out="l2_silu")
+    spec, schedule, device = Spec(rule, spec_of("trellis_step").problem), schedule_of("recurrent"), named("sm_90")
+    ((source, part),) = sources(spec, schedule, device)
+    floors = re.findall(r"(max[.\w]*)\s.*0f2B8CBCCC", backend("triton").inspect(source, part, schedule, device)["ptx"])
+    assert floors
+    assert set(floors) == {"max.NaN.f32"}
+
+
+@pytest.mark.parametrize(("operator", "variant"), PARTS)
+def test_every_kernel_compiles_for_sm_90(operator, variant):
+    spec, schedule, device = spec_of(operator), schedule_of(variant), named("sm_90")
+    for source, part in sources(spec, schedule, device):
+        stages = backend("triton").inspect(source, part, schedule, device)
+        assert f".entry {source.kernel}(" in stages["ptx"]
+        assert ".target sm_90a" in stages["ptx"]
+        assert f"Function : {source.kernel}" in stages["asm"]
+        assert "tt.func" in stages["ttir"]
+        needs = backend("triton").resources(source, part, schedule, device)
+        assert 0 < needs.registers <= 255
+        assert needs.spill_bytes == 0
+        assert 0 < needs.shared_bytes <= device.shared_bytes
+        assert needs.code_bytes > 1000
+
+
+BACKWARDS = [
+    ({"chunk": 1}, {"checkpoint_spacing": 16}, "backward"),
+    ({"chunk": 16}, {}, "backward_first_order"),
+    ({"chunk": 40, "dim_v": 24}, {"num_stages": 2, "checkpoint_spacing": 2}, "backward"),
+]
+
+
+@pytest.mark.parametrize("variant", ["backward", "backward_split"])
+@pytest.mark.parametrize(("sizes", "settings", "direction"), BACKWARDS)
+def test_the_backwards_compile_for_sm_90(sizes, settings, direction, variant):
+    """Some spill: docs/backward.md says how much."""
+    spec, device = spec_of("trellis_attention", direction=direction, **sizes), named("sm_90")
+    schedule = schedule_of(variant, **settings)
+    for source, part in sources(spec, schedule, device):
+        needs = backend("triton").resources(source, part, schedule, device)
+        assert 0 < needs.registers <= 255
+        assert needs.spill_bytes is not None
+        assert 0 < needs.shared_bytes <= device.shared_bytes
+
+
+@pytest.mark.parametrize(
+    ("chunk", "stages", "direction"),
+    [(16, 2, "backward"), (40, 1, "backward_first_order"), (64, 2, "backward"), (64, 2, "backward_first_order")],
+)
+def test_the_backward_of_whole_chunks_compiles_for_sm_90(chunk, stages, direction):
+    """With 64 slots and channels too the walk back spills nothing."""
+    sizes = {"dim_k": 64, "dim_v": 64, "slots": 64}
+    spec, device = spec_of("trellis_attention", direction=direction, chunk=chunk, **sizes), named("sm_90")
+    schedule = dataclasses.replace(default("triton", spec, device), num_stages=stages)
+    assert schedule.variant == "backward_chunks"
+    spilled = {}
+    for source, part in sources(spec, schedule, device):
+        needs = backend("triton").resources(source, part, schedule, device)
+        assert 0 < needs.shared_bytes <= device.shared_bytes
+        spilled[source.kernel] = needs.spill_bytes
+    assert spilled["states_backward"] == 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("ieee", "float32"), ("tf32x3", "float32"), ("bf16x3", "float32"), ("tf32", "float16"), ("bf16", "bfloat16")],
+)
+def test_every_precision_compiles(precision, dtype):
+    schedule, device = schedule_of("fused", dot_precision=precision), named("sm_90")
+    ((source, part),) = sources(spec_of("trellis_attention", dtype=dtype), schedule, device)
+    assert backend("triton").resources(source, part, schedule, device).registers > 0
+
+
+def test_a_deeper_pipeline_takes_more_shared_memory():
+    needs = []
+    for stages in (1, 3):
+        schedule, device = schedule_of("fused", num_stages=stages), named("sm_90")
+        ((source, part),) = sources(spec_of("trellis_attention"), schedule, device)
+        needs.append(backend("triton").resources(source, part, schedule, device).shared_bytes)
+    assert needs[1] > needs[0]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "gfx942"])
+@pytest.mark.parametrize("operator", ["trellis_attention", "trellis_step"])
+def test_other_gpus(arch, operator):
+    device = named(arch)
+    spec = spec_of(operator, dtype="float32")
+    schedule = default("triton", spec, device)
+    for source, part in sources(spec, schedule, device):
+        stages = backend("triton").inspect(source, part, schedule, device)
+        assert arch in stages["amdgcn" if device.kind == "hip" else "ptx"]
+        assert source.kernel in stages["asm"]
+        needs = backend("triton").resources(source, part, schedule, device)
+        assert needs.registers > 0
+        assert needs.spill_bytes == 0
+        assert needs.code_bytes > 1000
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem(dtype="bfloat16"),
+        Problem(dtype="float16"),
+        Problem(dtype="float32"),
+        Problem(dtype="bfloat16", chunk=16, direction="backward"),
+    ],
+    ids=lambda problem: f"{problem.dtype}-{problem.direction}",
+)
+def test_the_default_schedule_of_the_paper_s_sizes_spills_nothing(problem):
+    spec, device = Spec(Rule(), problem), named("sm_90")
+    schedule = default("triton", spec, device)
+    for source, part in sources(spec, schedule, device):
+        assert backend("triton").resources(source, part, schedule, device).spill_bytes == 0
+
+
+def test_no_cpu():
+    device = cpu()
+    spec = spec_of("trellis_step")
+    schedule = schedule_of("recurrent")
+    assert "TRITON_INTERPRET=1" in backend("triton").why_unavailable(device)
+    with pytest.raises(BackendUnavailableError, match="TRITON_INTERPRET=1"):
+        build(spec, schedule, device)
+    ((source, part),) = sources(spec, schedule, device)
+    with pytest.raises(BackendUnavailableError, match="sm_90"):
+        backend("triton").inspect(source, part, schedule, device)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [("r = link(apply(S_k, q))", "r = link(apply(S_k, v))"), ("import triton\n", "import triton_is_not_here\n")],
+)
+def test_a_source_that_does_not_compile(broken, reason, tmp_path):
+    device, schedule = named("sm_90"), schedule_of("recurrent")
+    ((source, part),) = sources(spec_of("trellis_step", dim_v=40), schedule, device)
+    assert broken in source.text
+    path = tmp_path / f"broken_{abs(hash(reason))}.py"
+    bad = dataclasses.replace(source, path=path, text=source.text.replace(broken, reason))
+    with pytest.raises(CompileError, match=str(path)):
+        backend("triton").inspect(bad, part, schedule, device)
+
+
+def test_a_schedule_chooses_its_assembler(monkeypatch):
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    versions = backend("triton").toolchain()
+    spec = Spec(Rule(), Problem("trellis_step", tokens=1, chunk=1, dim_k=16, dim_v=16, slots=16, dtype="bfloat16"))
+    made = {}
+    for ptxas in ("standard", "blackwell"):
+        schedule = schedule_of("recurrent", ptxas=ptxas)
+        (source, part), *_ = sources(spec, schedule, NAMED["sm_90"])
+        made[ptxas] = triton_backend._compiled(source, part, schedule, NAMED["sm_90"]).asm
+        assert backend("triton").resources(source, part, schedule, NAMED["sm_90"]).registers > 0
+    assert versions["ptxas"].partition(" ")[0] != versions["ptxas-blackwell"]
+    # Triton writes PTX of the version that its assembler reads.
+    said = {ptxas: re.search(r"^\.version (\S+)", asm["ptx"], re.MULTILINE).group(1) for ptxas, asm in made.items()}
+    assert said["standard"] != said["blackwell"]
+    assert made["standard"]["cubin"] != made["blackwell"]["cubin"]
+    assert "TRITON_PTXAS_PATH" not in os.environ
+
+
+def test_toolchain_names_triton_and_its_assembler():
+    import triton
+
+    toolchain = backend("triton").toolchain()
+    assert toolchain["triton"] == triton.__version__
+    assert toolchain["ptxas"][0].isdigit()
+    assert "(bundled)" in toolchain["ptxas"] or "(TRITON_PTXAS_PATH)" in toolchain["ptxas"]
+
+
+def test_every_kernel_is_covered():
+    covered = {
+        kernel
+        for variant in (*(v for _, v in PARTS), "backward", "backward_split", "backward_chunks")
+        for kernel in kernels_of(variant, "triton")
+    }
+    assert covered == {path.name.removesuffix(".py.j2") for path in (TEMPLATES / "triton").glob("*.py.j2")}
+
+
+def test_a_kernel_for_amd_that_was_compiled_without_tensors_takes_no_long_ones():
+    """No GPU of AMD is here: its backend is asked what it would compile, and tensors have no data."""
+    from triton.backends.amd.compiler import HIPBackend
+    from triton.runtime.jit import MockTensor
+
+    short, long = (torch.empty(count, dtype=torch.int8, device="meta") for count in (2**31 - 1, 2**31))
+    assert "S" in HIPBackend.get_tensor_specialization(MockTensor(torch.float32), align=True)
+    for tensor in (short, long):
+        specialised = "S" in HIPBackend.get_tensor_specialization(tensor, align=True)
+        assert specialised is triton_backend.are_short((4, tensor), 2**31 - 1)
+    assert not triton_backend.are_short((short, long[1:]), 2**31 - 1)

@@ -1,0 +1,180 @@
+"""Transforms of torch.func, and forward mode: the derivatives of autograd, or an error that says what to do."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from codegen.errors import GradientError, TransformError
+from tests.support.inputs import make_inputs
+from tests.support.relative_error import assert_close
+from trellis_ops import memory_readout, memory_update, trellis_attention, trellis_step
+
+SETTINGS = {"phi_eps": 1e-2, "chunk_size": 4}
+FORWARD = pytest.mark.parametrize("name", ["trellis_attention", "packed", "memory_update"])
+X = make_inputs(2, 6, 2, 4, 4, 3)
+ONE = make_inputs(1, 6, 2, 4, 4, 3)
+
+
+def attend(q, implementation=None):
+    return trellis_attention(q, *X.args[1:], **SETTINGS, initial_state=X.initial_state, implementation=implementation)[
+        0
+    ]
+
+
+def attend_packed(q, implementation=None):
+    options = {**SETTINGS, "cu_seqlens": torch.tensor([0, 2, 6]), "implementation": implementation}
+    return trellis_attention(q, *ONE.args[1:], **options)[0]
+
+
+def write_and_read(k, implementation=None):
+    options = {"chunk_size": 4, "implementation": implementation}
+    states, codes, _ = memory_update(k, *X.args[3:], phi_eps=1e-2, **options)
+    return memory_readout(X.q, k, states, codes, X.log_decay, X.step_size, **options)
+
+
+FUNCTIONS = {
+    "trellis_attention": (attend, X.q),
+    "packed": (attend_packed, ONE.q),
+    "memory_update": (write_and_read, X.k),
+}
+
+
+def energy(name, implementation=None):
+    function, x = FUNCTIONS[name]
+    return (lambda x: function(x, implementation).square().sum()), x
+
+
+def by_autograd(name):
+    function, x = energy(name)
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(function(leaf), leaf)[0]
+
+
+@FORWARD
+@pytest.mark.parametrize("implementation", [None, "eager"])
+def test_the_gradient_of_torch_func_is_that_of_autograd(name, implementation):
+    function, x = energy(name, implementation)
+    assert_close(grad(function)(x), by_autograd(name), 1e-4)
+    _, pull_back = torch.func.vjp(function, x)
+    assert_close(pull_back(torch.tensor(2.0))[0], 2 * by_autograd(name), 1e-4)
+
+
+@pytest.mark.parametrize("implementation", [None, "eager"])
+def test_jacobians_and_gradients_of_every_sample_are_those_of_autograd(implementation):
+    jacobian = jacrev(lambda q: attend(q, implementation).sum((1, 2, 3)))(X.q)
+    expected = torch.autograd.functional.jacobian(lambda q: attend(q).sum((1, 2, 3)), X.q)
+    assert_close(jacobian, expected, 1e-4)
+
+    def of_sample(step_size, *sample):
+        tokens = (x[None] for x in sample)
+        return trellis_attention(*tokens, step_size, **SETTINGS, implementation=implementation)[0].square().sum()
+
+    each = vmap(grad(of_sample), in_dims=(None, 0, 0, 0, 0, 0))(X.step_size, *X.args[:5])
+    for index in range(2):
+        step_size = X.step_size.clone().requires_grad_()
+        of_sample(step_size, *(x[index] for x in X.args[:5])).backward()
+        assert_close(each[index], step_size.grad, 1e-4)
+
+
+@FORWARD
+@pytest.mark.parametrize("implementation", [None, "tvm"])
+def test_forward_mode_is_refused_rather_than_zero(name, implementation):
+    function, x = energy(name, implementation)
+    with pytest.raises(TransformError, match=r'forward-mode .* give implementation="eager"'):
+        jvp(function, (x,), (x,))
+    with forward_ad.dual_level(), pytest.raises(TransformError, match="forward-mode"):
+        function(forward_ad.make_dual(x, x))
+    with forward_ad.dual_level(), pytest.raises(TransformError, match="forward-mode"):
+        function(forward_ad.make_dual(x.clone().requires_grad_(), x))
+
+
+@FORWARD
+def test_forward_mode_of_eager_is_right(name):
+    function, x = energy(name, "eager")
+    along = by_autograd(name)
+    expected = along.square().sum()
+    assert_close(jvp(function, (x,), (along,))[1], expected, 1e-4)
+    with forward_ad.dual_level():
+        assert_close(forward_ad.unpack_dual(function(forward_ad.make_dual(x, along))).tangent, expected, 1e-4)
+
+
+def test_second_derivatives_are_those_of_eager_or_refused():
+    function, x = energy("trellis_attention", "eager")
+    matrix = hessian(function)(x)
+    assert_close(matrix, jacfwd(grad(function))(x), 1e-4)
+    change = 1e-2 * x
+    expected = grad(function)(x + change) - grad(function)(x - change)
+    assert_close(2 * torch.tensordot(matrix, change, 4), expected, 1e-2)
+    leaf = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(energy("trellis_attention")[0](leaf), leaf, create_graph=True)
+    with pytest.raises(GradientError, match=r"the gradient of trellis_attention has no gradient: .*torch.func"):
+        first.sum().backward()
+
+
+@FORWARD
+def test_a_kernel_that_is_asked_for_says_what_to_use_instead(name):
+    function, x = energy(name, "tvm")
+    with pytest.raises(TransformError, match="give implementation=\"eager\" or None in place of 'tvm'"):
+        grad(function)(x)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "tvm"])
+def test_mapped_calls_without_a_derivative_run_on_what_is_asked_for(implementation):
+    several = torch.stack([X.q, 2 * X.q])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mapped = vmap(lambda q: attend(q, implementation))(several)
+    assert_close(mapped, torch.stack([attend(q, implementation) for q in several]), 1e-5)
+    leaf = X.q.clone().requires_grad_()
+    y, incoming = attend(leaf, implementation), torch.stack([X.v, -2 * X.v])
+    pulled = vmap(lambda cotangent: torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0])(incoming)
+    assert_close(
+        pulled,
+        torch.stack([torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0] for cotangent in incoming]),
+        1e-5,
+    )
+
+
+@pytest.mark.parametrize("implementation", [None, "eager", "tvm"])
+def test_a_step_is_refused_by_every_transform(implementation):
+    token, state = X.token(0), X.initial_state
+
+    def step(q, *states):
+        return trellis_step(q, *token[1:], states or tuple(s.clone() for s in state), implementation=implementation)
+
+    with pytest.raises(GradientError, match="trellis_step has no gradient"):
+        grad(lambda q: step(q).sum())(token[0])
+    for call in (
+        lambda: jvp(step, (token[0],), (token[0],)),
+        lambda: vmap(step)(*(torch.stack([x, x]) for x in (token[0], *state))),
+        lambda: grad(lambda q: vmap(step)(*(torch.stack([x, x]) for x in (q, *state))).sum())(token[0]),
+    ):
+        with pytest.raises(TransformError, match="trellis_step does not run under"):
+            call()
+    with forward_ad.dual_level(), pytest.raises(TransformError, match="trellis_step does not run under"):
+        step(forward_ad.make_dual(token[0], token[0]))
+
+
+def test_a_step_within_a_transform_that_needs_no_gradient_of_it_runs():
+    token = X.token(0)
+
+    def scaled(q):
+        with torch.no_grad():
+            y = trellis_step(q.clone(), *token[1:], tuple(s.clone() for s in X.initial_state))
+        return (q * y).sum()
+
+    y = trellis_step(*token, tuple(s.clone() for s in X.initial_state))
+    assert_close(grad(scaled)(token[0]), y, 1e-5)
+
+
+def test_transforms_within_a_compiled_graph():
+    function, x = energy("trellis_attention")
+    compiled = torch.compile(grad(function), fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x), by_autograd("trellis_attention"), 1e-4)
+    with pytest.raises(TransformError, match="does not run under forward-mode differentiation"):
+        torch.compile(lambda x: jvp(function, (x,), (x,))[1], backend="aot_eager")(x)

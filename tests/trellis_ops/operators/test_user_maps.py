@@ -1,0 +1,158 @@
+"""Maps and losses that a user defines, on eager PyTorch and on TVM's kernels: forward, both gradients, decoding."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from codegen.errors import MapTextError, UnknownMapError
+from codegen.maps import MAPS, define, define_loss, find, tanh
+from codegen.rule import Rule
+from codegen.spec import Problem, Spec, bucket, spec_of_key
+from tests.codegen.backends.test_tvm import With
+from tests.codegen.backends.test_tvm_backward import check
+from tests.support.inputs import Inputs, make_inputs
+from tests.support.kernel_cases import Case, check_attention, check_step
+from tests.support.relative_error import assert_close
+from tests.support.user_maps import GELU, HUBER, NAMES, RMS_SILU, WRITES
+from trellis_ops import reference, trellis_attention, trellis_step
+from trellis_ops.eager import backward
+from trellis_ops.eager import forward as eager
+
+writes = pytest.mark.parametrize("write", WRITES, ids=NAMES)
+
+
+def rule_of(write: str) -> Rule:
+    """One that reads by user's maps as well."""
+    return Rule(write, link=RMS_SILU, out=GELU, phi_eps=1e-2, step_size="token")
+
+
+def gradients(x: Inputs, implementation: object, **options: object) -> list[torch.Tensor]:
+    y, states = implementation.attention(*x.args, initial_state=x.initial_state, **options)
+    generator = torch.Generator().manual_seed(0)
+    incoming = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in (y, *states)]
+    return [y, *states, *torch.autograd.grad((y, *states), x.tensors, incoming)]
+
+
+@pytest.mark.parametrize("state", ["zero", "random"])
+@pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
+@writes
+def test_eager(write: str, outer_gradient: str, state: str) -> None:
+    x = make_inputs(1, 11, 2, 6, 5, 7, dtype=torch.float64, step_size="token", state=state).leaves()
+    options = {"rule": rule_of(write), "chunk_size": 4, "outer_gradient": outer_gradient}
+    expected = gradients(x, reference, **options)
+    for one, other in zip(gradients(x, eager, **options), expected, strict=True):
+        assert_close(one, other, 1e-9)
+    generator = torch.Generator().manual_seed(0)
+    incoming = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in expected[:3]]
+    plain = x.map(torch.Tensor.detach)
+    tokens, of_states = backward.attention(
+        *plain.args, incoming[0], (incoming[1], incoming[2]), initial_state=plain.initial_state, **options
+    )
+    for one, other in zip((*tokens, *of_states), expected[3:], strict=True):
+        assert_close(one, other, 1e-9)
+
+
+@writes
+def test_kernels_of_tvm(write: str) -> None:
+    """Forward with tokens in the lanes, and both gradients."""
+    case = Case(chunk=16, lengths=(21, 21), rule=rule_of(write))
+    check(case)
+    check(case, "first_order", case.inputs(state="zero"))
+
+
+@writes
+def test_kernels_of_tvm_for_one_token(write: str) -> None:
+    """Decoding, and chunks that share a tile: slots in the lanes, of which the last vector is padded."""
+    rule = rule_of(write)
+    check_step(With(), Case("trellis_step", lengths=(1, 1, 1), rule=rule))
+    check(Case(chunk=3, lengths=(20,), heads=1, rule=rule))
+
+
+def test_at_the_kinks_of_a_loss() -> None:
+    """From a zero state with targets at 0, 1 and -1, where huber changes, and its derivative does."""
+    case = Case(chunk=16, lengths=(16, 16), rule=Rule(HUBER, link="identity", step_size="token"))
+    inputs = case.inputs(state="zero")
+    inputs.target.copy_(torch.tensor([0.0, 1.0, -1.0]).repeat(6))
+    check(case, inputs=inputs)
+    check_attention(With(), case, inputs)
+
+
+def test_operators_take_a_map_and_its_text() -> None:
+    x = make_inputs(1, 20, 2, 8, 8, 6).leaves()
+    options = {"chunk_size": 4, "initial_state": x.initial_state, "output_final_state": True}
+    y, state = trellis_attention(*x.args, phi=HUBER, link=GELU, **options)
+    again, _ = trellis_attention(*x.args, phi=str(HUBER), link=GELU.key, **options)
+    by_name, _ = trellis_attention(*x.args, phi="huber", link="gelu_tanh", implementation="eager", **options)
+    assert torch.equal(y, again)
+    assert_close(by_name, y, 1e-5)
+    (y.sum() + state[0].sum()).backward()
+    assert x.q.grad is not None
+    token = [t.detach() for t in x.token(0)]
+    states = tuple(s.detach().clone() for s in x.initial_state)
+    expected, _ = reference.step(*token, states, rule=Rule(HUBER, link=GELU))
+    assert_close(trellis_step(*token, states, phi=HUBER, link=GELU), expected, 1e-5)
+
+
+def test_a_rule_with_a_users_map_is_data() -> None:
+    rule = rule_of(HUBER)
+    spec = Spec(rule, Problem(tokens=7))
+    assert pickle.loads(pickle.dumps(rule)) == rule
+    assert spec_of_key(spec.key()) == spec
+    assert spec_of_key(bucket(spec).key()).rule.phi == rule.phi
+    assert Rule("huber") == Rule(HUBER) == Rule(str(HUBER)) == Rule(HUBER.key)
+    assert len(rule.key()) < 200
+
+
+def test_equal_formulas_have_equal_keys() -> None:
+    one = define("same", lambda z: z * tanh(z) + 1.0)
+    other = define("same", lambda z: 1 + tanh(z) * z)
+    assert (one, one.key) == (other, other.key)
+    assert define("same", lambda z: z * tanh(z) + 2).key != one.key
+    assert find("same(z) = 1 + tanh(z)*z").key == one.key
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("f(z) = __import__('os')", "nothing that a map is made of"),
+        ("f(z) = z.real", "nothing that a map is made of"),
+        ("f(z) = z ** z", "no number"),
+        ("f(z) = sinh(z)", "no function of a map"),
+        ("f(z) = a * z", "nothing that a map is made of"),
+        ("f(z) = (", "never closed"),
+        ("f(z) = sum(z)", "one for each slot"),
+        ("f(z) = z * 1e999", "finite"),
+        ("silu(z) = z", "comes along"),
+    ],
+)
+def test_a_text_that_is_no_map_says_why(text: str, reason: str) -> None:
+    with pytest.raises(MapTextError, match=reason):
+        Rule(text)
+
+
+def test_what_no_map_is_called_and_a_loss_that_reads_are_refused() -> None:
+    with pytest.raises(UnknownMapError, match="choose one of: identity"):
+        Rule("nothing")
+    with pytest.raises(UnknownMapError, match="link"):
+        Rule(link=HUBER)
+    with pytest.raises(MapTextError, match="comes along"):
+        define("silu", lambda z: z)
+    with pytest.raises(MapTextError, match="one for each slot"):
+        define("constant", lambda z: 3)
+    with pytest.raises(TypeError, match="where"):
+        define_loss("truth", lambda z, a: z if z > a else a)
+
+
+def test_a_key_of_a_map_that_is_not_defined_here_says_so() -> None:
+    key = Spec(Rule(GELU), Problem()).key().replace("gelu_tanh", "gelu_of_yore")
+    with pytest.raises(ValueError, match="gelu_of_yore"):
+        spec_of_key(key)
+
+
+def test_the_text_of_every_map_is_read_back() -> None:
+    for of in (*MAPS.values(), *WRITES):
+        arguments = "z, a" if of.is_loss else "z"
+        assert find(f"again({arguments}) = {of.formula}").expression is of.expression

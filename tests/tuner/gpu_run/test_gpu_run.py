@@ -1,0 +1,293 @@
+"""The GPU run that a GPU is needed for, run on this CPU's kernels instead: the same stages, processes and files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from codegen.device import NAMED, cpu
+from codegen.kernels.exported import MANIFEST
+from codegen.schedules.schedule import TritonSchedule
+from codegen.spec import spec_of_key
+from tuner.gpu_run import sanitizer
+from tuner.gpu_run.__main__ import main
+from tuner.gpu_run.correctness import kernels_to_check
+from tuner.gpu_run.exported import FOLDER
+from tuner.gpu_run.findings import is_whole
+from tuner.gpu_run.ledger import Entry, Ledger, LedgerError
+from tuner.gpu_run.plan import GpuRun
+from tuner.gpu_run.precision import precisions
+from tuner.gpu_run.tables import page
+from tuner.gpu_run.tuning import _shuffled
+from tuner.gpu_run.warm_up import RIVALS, WarmUp
+from tuner.measure.side_by_side import KERNEL, _able, compiled_spec
+from tuner.measure.timed import Timed
+from tuner.policy import policy_for
+from tuner.workers.pool import Workers
+from tuner.workload import DEFAULT_FILE, load_workload
+from tuning_db import Store
+
+ROOT = Path(__file__).resolve().parents[3]
+WORKLOAD = """
+cpu:
+  - {name: prefill, operator: trellis_attention, batch: 1, tokens: 64, heads: 2, dim: 8, slots: 8, chunk: 16}
+  - {name: decode, operator: trellis_step, batch: 2, tokens: 1, heads: 2, dim: 8, slots: 8, chunk: 1}
+"""
+WITHOUT = "import sys\nsys.modules.update(dict.fromkeys(['optuna', 'rich', 'scipy', 'plotly', 'sqlalchemy']))\n"
+
+
+def entry(stage: str = "correct", name: str = "one", ok: bool = True, **values) -> Entry:
+    return Entry(stage=stage, name=name, state="s", ok=ok, text="" if ok else "wrong_answer: y", values=values)
+
+
+def test_a_ledger_goes_on_after_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "new" / "findings.jsonl"
+    Ledger(path).add(entry())
+    path.write_bytes(path.read_bytes() + b'{"stage": "corr')
+    ledger = Ledger(path)
+    assert ledger.find("correct", "one", "s") is not None
+    assert ledger.find("correct", "one", "other templates") is None
+    ledger.add(entry(name="two"))
+    assert [each.name for each in Ledger(path).of("correct")] == ["one", "two"]
+
+
+def test_the_page_says_what_is_wrong_and_what_was_left_out(tmp_path):
+    ledger = Ledger(tmp_path / "findings.jsonl")
+    ledger.add(entry())
+    ledger.add(entry(name="two", ok=False))
+    ledger.add(entry(stage="tuned", name="prefill", ok=False))
+    text = page(ledger, "a-card", ["the sanitizer: none"])
+    assert "1 of 2 passed." in text
+    assert "- two: wrong_answer: y" in text
+    assert "- Left out: the sanitizer: none" in text
+    assert "| prefill | wrong_answer: y |" in text
+
+
+def run(tmp_path: Path, *arguments: str, minutes: str = "0.5") -> subprocess.CompletedProcess[str]:
+    (tmp_path / "workload.yaml").write_text(WORKLOAD)
+    (tmp_path / "without").mkdir(exist_ok=True)
+    (tmp_path / "without" / "sitecustomize.py").write_text(WITHOUT)
+    options = ["--workload", str(tmp_path / "workload.yaml"), "--minutes", minutes, "--folder", str(tmp_path / "home")]
+    return subprocess.run(
+        [sys.executable, "-m", "tuner.gpu_run", "--device", "cpu", *options, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path / 'without'}:{ROOT}"},
+    )
+
+
+def finished(tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run again until nothing is left: on a busy machine half a minute does not reach the end."""
+    for _ in range(8):
+        done = run(tmp_path)
+        if "the time was up" not in (tmp_path / "home" / cpu().key() / "tables.md").read_text():
+            break
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of a GPU run that has nothing left to do, and its last process."""
+    folder = tmp_path_factory.mktemp("gpu-run")
+    return folder, finished(folder)
+
+
+def test_a_gpu_run_without_optuna_checks_tunes_and_times_and_goes_on_where_it_was(whole):
+    tmp_path, done = whole
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out: optuna is not installed" in done.stdout
+    folder = tmp_path / "home" / cpu().key()
+    ledger = Ledger(folder / "findings.jsonl")
+    assert {each.name for each in ledger.of("tuned")} == {"prefill", "decode"}
+    assert all(each.ok for each in ledger.of("correct"))
+    assert {"kernel", "eager", "one head alone"} <= ledger.of("timed")[0].values["seconds"].keys()
+    records = Store(folder / "winners").records(cpu().key(), "user")
+    assert {spec_of_key(each.spec).problem.operator for each in records} == {"trellis_attention", "trellis_step"}
+    assert "| decode |" in (folder / "tables.md").read_text()
+    before = (folder / "findings.jsonl").read_bytes()
+    again = run(tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (folder / "findings.jsonl").read_bytes() == before
+
+
+def test_a_gpu_run_whose_time_is_up_says_what_is_left(tmp_path):
+    done = run(tmp_path, minutes="0.0001")
+    text = (tmp_path / "home" / cpu().key() / "tables.md").read_text()
+    assert "kernels were not checked; the time was up" in text
+    assert "not tuned: prefill, decode" in text
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_without_a_gpu_it_says_so(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert main(["--minutes", "0.0001"]) == 1
+    assert "torch sees no GPU here" in capsys.readouterr().err
+
+
+def test_the_sanitizer_is_left_out_where_it_is_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "not on the PATH" in sanitizer.why_left_out(NAMED["sm_90"])
+    assert "NVIDIA" in sanitizer.why_left_out(cpu())
+
+
+SANITIZER = """#!/bin/sh
+echo "$2" >> "$(dirname "$0")/asked"
+case "$2 $*" in racecheck*memory_readout_transposed*) echo "1 hazard"; exit 9;; esac
+echo "ERROR SUMMARY: 0 errors"
+"""
+
+
+def hopper_run(tmp_path: Path) -> GpuRun:
+    return GpuRun(
+        device=NAMED["sm_90"],
+        backend="triton",
+        workload=load_workload(DEFAULT_FILE, "cuda"),
+        workers=Workers(),
+        ledger=Ledger(tmp_path / "findings.jsonl"),
+        store=Store(tmp_path / "winners"),
+        candidates=tmp_path,
+        seconds=6000.0,
+    )
+
+
+def test_kernels_are_examined_together_and_alone_where_a_sanitizer_that_is_faked_here_finds_something(
+    monkeypatch, tmp_path
+):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(SANITIZER)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    exported = tmp_path / FOLDER / "one" / MANIFEST
+    exported.parent.mkdir(parents=True)
+    exported.write_text("{}")
+    run = hopper_run(tmp_path)
+    found = list(sanitizer.sanitize_all(run))
+    kernels = kernels_to_check(run)
+    assert len(found) == 2 * (len(kernels) + 1)
+    assert {"memcheck exported one", "racecheck exported one"} < {each.name for each in found}
+    bad = [each for each in found if not each.ok]
+    assert [each.name.split()[:2] for each in bad] == [["racecheck", "readout_transposed"]]
+    assert bad[0].text == "1 hazard"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(kernels) < len(asked) * 2 < 2 * len(found), "several in one process, and few of them again"
+    assert list(sanitizer.sanitize_all(run)) and len((tmp_path / "asked").read_text().splitlines()) == len(asked)
+
+
+def test_precisions_that_keep_fewer_bits_than_the_inputs_have_are_not_timed(tmp_path):
+    names = [name for name, _, _ in precisions(hopper_run(tmp_path))]
+    assert {"float32 ieee", "float32 tf32x3", "float16 tf32", "bfloat16 bf16"} <= set(names)
+    assert not {"float32 tf32", "float32 bf16", "float16 bf16"} & set(names)
+
+
+def test_rivals_are_not_run_ahead_on_a_cpu_and_are_known_by_what_their_process_says(tmp_path):
+    workload = load_workload(DEFAULT_FILE, "cpu")
+    with WarmUp(cpu(), workload, tmp_path / "log") as warm:
+        warm.wait(RIVALS, 0.0)
+        assert not warm.ready(workload[0].spec)
+        lines = f"autotuning...\nchunk_gsa {workload[0].spec.key()}"
+        said = subprocess.Popen(["echo", lines], stdout=subprocess.PIPE, text=True)
+        warm.listen(said)
+        assert warm.ready(workload[0].spec) == {"chunk_gsa"}
+        assert not warm.ready(workload[1].spec)
+
+
+def test_what_a_rival_has_started_ends_with_it_and_holds_nothing_up(tmp_path):
+    with WarmUp(cpu(), (), tmp_path / "log") as warm, (tmp_path / "said").open("w") as said:
+        warm.start(RIVALS, ["sh", "-c", "sleep 600 & echo $! > $0; wait", str(tmp_path / "pid")], said)
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+            time.sleep(0.01)
+        warm.wait(RIVALS, 0.0)
+        child = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
+        assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+def test_what_torch_compile_gets_is_short_enough_to_be_unrolled():
+    for named in load_workload(DEFAULT_FILE, "cuda"):
+        problem, short = named.spec.problem, compiled_spec(named.spec).problem
+        assert short.tokens == min(problem.tokens, max(8 * problem.chunk, 32))
+        assert replace(short, tokens=problem.tokens) == problem
+
+
+def test_a_wrong_kernel_ends_the_gpu_run_with_failure(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    findings = tmp_path / "home" / cpu().key() / "findings.jsonl"
+    found = [msgspec.json.decode(line) for line in findings.read_bytes().splitlines()]
+    checked = next(each for each in found if each["stage"] == "correct")
+    checked |= {"ok": False, "text": "wrong_answer: y"}
+    findings.write_bytes(b"\n".join(map(msgspec.json.encode, found)))
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert "BAD" in done.stdout
+
+
+def test_a_rival_that_fails_is_left_out_and_costs_no_other_its_time():
+    def fail() -> None:
+        raise RuntimeError("no such operation in a graph")
+
+    calls = {KERNEL: Timed(lambda: None, lambda: None), "bad": Timed(fail, lambda: None)}
+    left_out: dict[str, str] = {}
+    assert list(_able(calls, cpu(), policy_for(cpu()), left_out)) == [KERNEL]
+    assert left_out == {"bad": "it failed: RuntimeError: no such operation in a graph"}
+    with pytest.raises(RuntimeError):
+        _able({KERNEL: calls["bad"]}, cpu(), policy_for(cpu()), {})
+
+
+def test_without_guesses_that_are_worth_something_the_prepared_come_in_a_random_order_before_the_others():
+    schedules = [TritonSchedule("fused", 16, 8, stages, "bf16") for stages in (1, 2, 3)]
+    others = [TritonSchedule("split", 16, 8, stages, "bf16") for stages in (1, 2, 3)]
+    left = [*((each, 1.0) for each in schedules), *((each, None) for each in others)]
+    mixed = _shuffled(left)
+    assert {schedule for schedule, _ in mixed[:3]} == set(schedules)
+    assert mixed[3:] == left[3:]
+    assert [schedule for schedule, _ in mixed[:3]] != schedules
+
+
+HOSTILE_LINES = [
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"stage": "measured", "name": "n", "state": "s", "ok": true, "values": ' + b'{"a":' * 100_000,
+    b'{"stage": "measured", "name": "n", "state": "s", "ok": true}',
+    b'{"stage": "measured", "name": "n", "state": "s", "ok": true, "values": {"seconds": "soon"}}',
+    b'{"stage": "measured", "name": "n", "state": "s", "ok": true, "values": {"seconds": -1}}',
+    b'{"stage": "tuned", "name": "n", "state": "s", "ok": true, "values": {"schedule": 3}}',
+    b'{"stage": "timed", "name": "n", "state": "s", "ok": true, "values": {"seconds": {"eager": 1.0}}}',
+    b'{"stage": "precision", "name": "n", "state": "s", "ok": false, "values": {}}',
+    b'{"stage": "tvm", "name": "n", "state": "s", "ok": true, "values": {"errors": [], "seconds": null}}',
+    b'{"stage": "tvm", "name": "n", "state": "s", "ok": true, "values": {"errors": {}, "seconds": 1e400}}',
+]
+
+
+def test_findings_that_nobody_made_are_passed_over(tmp_path):
+    path = tmp_path / "findings.jsonl"
+    Ledger(path).add(entry())
+    path.write_bytes(path.read_bytes() + b"\n".join(HOSTILE_LINES))
+    ledger = Ledger(path)
+    assert [len(ledger.of(stage)) for stage in ("correct", "measured", "tuned", "timed", "precision", "tvm")] == [
+        1,
+        *[0] * 5,
+    ]
+    assert page(ledger, "a device", [])
+
+
+def test_the_findings_that_are_kept_in_the_documents_are_whole():
+    for path in sorted((Path(__file__).parents[3] / "docs" / "measured").glob("nvidia-*.jsonl")):
+        lines = [msgspec.json.decode(line, type=Entry) for line in path.read_bytes().splitlines()]
+        assert all(is_whole(each.stage, each.ok, each.values) for each in lines), path
+
+
+def test_a_pipe_in_place_of_the_findings_hangs_nobody(tmp_path):
+    os.mkfifo(tmp_path / "findings.jsonl")
+    with pytest.raises(LedgerError, match="not a regular file; move it away"):
+        Ledger(tmp_path / "findings.jsonl")

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import tuning_db
+from codegen.backends import Resources
+from codegen.device import NAMED
+from codegen.schedules.defaults import default
+from codegen.schedules.schedule import TritonSchedule
+from tests.tuner.conftest import STEP
+from tuner.cli import main
+from tuner.offline.gpu_check import DEFAULT, OTHER, SAMPLED, SHIPPED, Checked, Job, check, check_one, jobs, specs
+from tuner.offline.occupancy import occupancy
+from tuning_db import Outcome, Record, Store, utc_now
+
+HOPPER = NAMED["sm_90"]
+TRAINING = ("train", "train-c16")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> list[Checked]:
+    """The forward defaults, those of the training workload, and what is shipped, for an H200 that is not here."""
+    shipped = Store(tmp_path_factory.mktemp("tuning_db"), Path(tuning_db.__file__).parent / "winners")
+    all_jobs = jobs(["sm_90"], 0, shipped)
+    todo = [job for job in all_jobs if is_forward(job) or job.role == SHIPPED or job.name in TRAINING]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRELLIS_OPS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return list(check(todo, processes=2))
+
+
+def is_forward(job: Job) -> bool:
+    return job.spec.problem.direction == "forward" and job.role != SHIPPED
+
+
+def test_the_training_workload_compiles_for_hopper_and_does_not_spill(compiled):
+    done = [one for one in compiled if one.job.name in TRAINING]
+    assert len(done) == 16
+    assert [(one.job.name, one.kernel, one.fault) for one in done if one.fault] == []
+    assert {one.needs.spill_bytes for one in done} == {0}
+
+
+def test_the_forward_defaults_compile_for_hopper_and_do_not_spill(compiled):
+    done = [one for one in compiled if is_forward(one.job)]
+    assert {one.job.name for one in done} == {each.name for each in specs() if each.spec.problem.direction == "forward"}
+    assert [(one.job.name, one.fault) for one in done if one.fails] == []
+    kernels = {one.kernel for one in done}
+    assert kernels == {"trellis_update", "memory_step", "memory_update", "memory_readout"}
+    for one in done:
+        if one.job.schedule.backend == "tvm" and not shutil.which("nvcc"):
+            assert one.needs is None
+            continue
+        assert one.needs is not None, one.fault
+        assert one.needs.registers > 0
+        assert 0 < one.occupancy <= 1
+        assert one.needs.spill_bytes == 0
+    prefill = [one for one in done if one.job.name == "prefill" and one.job.schedule.backend == "triton"]
+    assert len(prefill) == 2
+    assert all(one.needs.wgmma > 0 for one in prefill)
+
+
+def test_what_is_shipped_for_a_gpu_and_is_no_default_compiles_and_does_not_spill(compiled):
+    done = [one for one in compiled if one.job.role == SHIPPED]
+    assert {one.kernel for one in done} >= {"trellis_update", "memory_readout"}
+    assert [(one.job.spec.key(), one.kernel, one.fault) for one in done if one.fault] == []
+
+
+def test_kernels_of_tvm_are_sampled_and_those_of_equal_specs_listed_once(store):
+    by_tvm = [job for job in jobs(["sm_90"], 2, store) if job.schedule.backend == "tvm"]
+    assert {job.name for job in by_tvm if job.role == SAMPLED} >= {"update", "prefill", "prefill-f32"}
+    assert {"bf16", "tf32x3"} <= {job.schedule.dot_precision for job in by_tvm if job.role == DEFAULT}
+    names = [each.name for each in specs()]
+    assert "prefill" in names and "prefill-few-heads" not in names
+
+
+def test_the_workload_of_the_tuned_architecture_answers_for_spills(store):
+    roles = {(job.name, job.device.arch): job.role for job in jobs(["sm_90", "sm_80"], 0, store)}
+    assert roles["train", "sm_90"] == roles["decode", "sm_90"] == DEFAULT
+    assert roles["train-m128", "sm_90"] == roles["train", "sm_80"] == OTHER
+
+
+def test_a_default_that_spills_fails_and_a_sample_that_spills_does_not(store):
+    (job, _) = (job for job in jobs(["sm_90"], 0, store) if job.name == "prefill-f32")
+    bad = replace(job, role=DEFAULT, schedule=replace(job.schedule, tile_rows=64, num_warps=8))
+    found = check_one(bad)
+    assert "trellis_update spills" in found[0].fault
+    assert found[0].fails
+    assert not check_one(replace(bad, role=OTHER))[0].fails
+    assert not check_one(replace(bad, role=SAMPLED))[0].fails
+
+
+def test_shipped_winners_are_compiled_unless_their_templates_are_gone(store):
+    from codegen.kernels.build import operator_digest
+
+    schedule = default("triton", STEP, HOPPER)
+    record = Record(
+        spec=STEP.key(),
+        bucket=STEP.key(),
+        device=HOPPER.name,
+        backend="triton",
+        template_digest=operator_digest(STEP.problem, "triton"),
+        schedule=schedule.settings(),
+        outcome=Outcome.ok,
+        seconds=1.0,
+        created=utc_now(),
+    )
+    store.ship(HOPPER.name, [record])
+    assert [job.spec for job in jobs(["sm_90"], 0, store) if job.role == "shipped"] == [STEP]
+    older = Store(None, store.shipped.folder.parent / "older")
+    older.ship(HOPPER.name, [replace_record(record, template_digest="0123456789abcdef")])
+    assert not [job for job in jobs(["sm_90"], 0, older) if job.role == "shipped"]
+
+
+def replace_record(record: Record, **changes) -> Record:
+    from msgspec.structs import replace as replaced
+
+    return replaced(record, **changes)
+
+
+def test_every_device_has_its_own_schedules(store):
+    for arch, precision in (("sm_80", "tf32x3"), ("gfx942", "ieee")):
+        chosen = [job.schedule for job in jobs([arch], 2, store) if job.name == "prefill-f32"]
+        assert len(chosen) == 3
+        if arch == "gfx942":
+            assert {schedule.dot_precision for schedule in chosen} <= {"ieee", "bf16x3"}
+        else:
+            assert chosen[0].dot_precision == precision
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "share"),
+    [
+        (32, 0, 8, 1.0),
+        (128, 0, 8, 0.25),
+        (255, 0, 8, 0.125),
+        (32, 100_000, 8, 0.25),
+        (255, 0, 32, 0.0),
+        (32, 0, 1, 0.5),
+    ],
+)
+def test_occupancy_is_what_registers_shared_memory_and_blocks_allow(registers, shared, warps, share):
+    schedule = TritonSchedule("fused", 16, warps, 1, "tf32")
+    assert occupancy(Resources(registers, 0, shared), schedule, HOPPER) == share
+
+
+def test_occupancy_of_amd_counts_waves():
+    schedule = TritonSchedule("fused", 16, 4, 1, "tf32")
+    assert occupancy(Resources(64, 0, 0), schedule, NAMED["gfx942"]) == 1.0
+    assert occupancy(Resources(128, 0, 0), schedule, NAMED["gfx942"]) == 0.5
+    assert occupancy(Resources(64, 0, 32_768), schedule, NAMED["gfx942"]) == 0.25
+    assert occupancy(Resources(), schedule, NAMED["gfx942"]) is None
+
+
+def test_the_command_prints_a_row_for_each_kernel_and_fails_with_its_defaults(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    spec = next(each.spec for each in specs() if each.name == "decode")
+    job = Job("decode", spec, default("triton", spec, HOPPER), HOPPER, DEFAULT)
+    monkeypatch.setattr("tuner.commands.gpu.jobs", lambda archs, sample, store: [job])
+    assert main(["gpu-check", "--arch", "sm_90", "--processes", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "memory_step" in said
+    assert "1 of 1 kernels passed" in said
+    large = next(each.spec for each in specs() if each.name == "prefill-f32")
+    schedule = replace(default("triton", large, HOPPER), tile_rows=64)
+    monkeypatch.setattr("tuner.commands.gpu.jobs", lambda *given: [Job("large", large, schedule, HOPPER, DEFAULT)])
+    assert main(["gpu-check", "--arch", "sm_90", "--processes", "1"]) == 1
+    assert "large on sm_90, trellis_update: the default schedule trellis_update spills" in capsys.readouterr().out

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from codegen.device import cpu
+from codegen.kernels.build import operator_digest
+from codegen.spec import Problem, Spec, bucket
+from tests.tuner.conftest import STEP, TRAIN, UPDATE
+from trellis_ops import forget
+from trellis_ops.dispatch import resolve as dispatch
+from tuner.budget import Budget
+from tuner.errors import NothingMeasuredError
+from tuner.search.search import Status, search
+from tuner.search.tune import tune
+from tuner.space.space import space_of
+from tuner.workload import NamedSpec
+from tuning_db import Outcome, Record, utc_now
+
+
+def run(session, spec=STEP, budget=None, statuses: list[Status] | None = None):
+    show = statuses.append if statuses is not None else lambda status: None
+    return search(spec, session, show, budget=budget)
+
+
+def settings_of(searched) -> list[dict]:
+    return [trial.params for trial in searched.trials()]
+
+
+def test_the_default_comes_first_and_a_second_run_goes_on(session):
+    statuses: list[Status] = []
+    first = run(session, UPDATE, statuses=statuses)
+    assert settings_of(first)[0] == first.space.default.settings()
+    assert len(first.trials()) == 3
+    assert [status.trials for status in statuses] == [0, 1, 2, 3]
+    assert statuses[-1].best is not None
+    assert statuses[-1].best <= statuses[-1].default
+    second = run(session, UPDATE, Budget(trials=5))
+    assert len(second.trials()) == 5
+    assert second.study.study_name == first.study.study_name
+    tried = settings_of(second)
+    assert all(tried.count(settings) == 1 for settings in tried)
+
+
+def test_a_budget_of_seconds_measures_at_least_the_default(session):
+    assert settings_of(run(session, budget=Budget(seconds=1e-6))) == [space_of(STEP, "tvm", cpu()).default.settings()]
+
+
+def test_a_search_ends_when_every_point_was_tried(session):
+    statuses: list[Status] = []
+    searched = run(session, STEP, Budget(trials=10_000), statuses)
+    assert searched.exhausted
+    assert len(searched.trials()) == len(searched.space.schedules)
+    assert statuses[-1].share == 1.0
+    assert all(trial.user_attrs["outcome"] == "ok" for trial in searched.trials())
+    again = run(session, STEP, Budget(trials=10_000))
+    assert len(again.trials()) == len(searched.trials())
+
+
+def test_earlier_winners_come_right_after_the_default(session):
+    space = space_of(UPDATE, "tvm", cpu())
+    winner = list(space.schedules.values())[-1]
+    remember(session, UPDATE, {"variant": "update", "gone": 3}, "older templates")
+    remember(session, UPDATE, winner.settings(), "old templates")
+    tried = settings_of(run(session, UPDATE, Budget(trials=2)))
+    assert tried == [space.default.settings(), winner.settings()]
+
+
+def remember(session, spec: Spec, settings: dict, digest: str) -> None:
+    """Commit a winner of another machine, of older templates, and of another spec in the bucket."""
+    near = replace(spec, problem=replace(spec.problem, heads=1, batch=spec.problem.heads))
+    session.store.commit(
+        Record(
+            spec=near.key(),
+            bucket=bucket(spec).key(),
+            device="another-machine",
+            backend="tvm",
+            template_digest=digest.replace(" ", "-"),
+            schedule=settings,
+            outcome=Outcome.ok,
+            seconds=1.0,
+            created=utc_now(),
+        )
+    )
+
+
+def test_interruption_releases_the_running_trial(session, monkeypatch):
+    calls = []
+
+    def interrupted(candidate):
+        calls.append(candidate)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.workers, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(session)
+    monkeypatch.undo()
+    searched = run(session, budget=Budget(trials=1))
+    states = [trial.state for trial in searched.study.trials]
+    assert len(calls) == 1
+    assert states.count(TrialState.RUNNING) == 0
+    assert settings_of(searched) == [searched.space.default.settings()]
+
+
+def break_step(templates: Path, kind: str, key: str) -> None:
+    """Break the step kernel of the one schedule with this key."""
+
+    def only(broken: str, right: str) -> str:
+        return f"{{{{ {broken} if schedule.key() == '{key}' else {right} }}}}"
+
+    path = templates / "tvm" / "memory_step.py.j2"
+    text = path.read_text()
+    if kind == "one sign wrong":
+        text, count = re.subn(r"- U\[", only("'+'", "'-'") + " U[", text)
+        assert count >= 1, "the write to the state is no longer written as '- U['; break another sign"
+    else:
+        text, count = re.subn(r"\{\{ layout\.programs \}\}", only("'T.serial(0)'", "layout.programs"), text)
+        assert count >= 1, "the loop over programs is no longer {{ layout.programs }}; make the kernel idle elsewhere"
+    path.write_text(text)
+
+
+def test_a_broken_candidate_is_recorded_and_cannot_win(session, templates, progress):
+    bad = list(space_of(STEP, "tvm", cpu()).schedules.values())[1]
+    break_step(templates, "one sign wrong", bad.key())
+    remember(session, STEP, bad.settings(), "digest")
+    tuned = tune(NamedSpec("step", STEP), session, progress)
+    trials = run(session).trials()
+    assert trials[1].params == bad.settings()
+    assert trials[1].user_attrs["outcome"] == "wrong_answer"
+    assert "S_k: relative error" in trials[1].user_attrs["reason"]
+    assert len(trials) == 3, "the study goes on"
+    assert trials[2].user_attrs["outcome"] == "ok"
+    assert tuned.winner != bad.key()
+    assert tuned.failures == {Outcome.wrong_answer: 1}
+
+
+def test_a_default_that_is_wrong_is_replaced_and_that_is_said(session, templates, progress):
+    default = space_of(STEP, "tvm", cpu()).default
+    break_step(templates, "does nothing", default.key())
+    tuned = tune(NamedSpec("step", STEP), session, progress)
+    assert tuned.winner != default.key()
+    assert tuned.record.default_seconds is None
+    assert "the default schedule was not right" in tuned.record.reason
+
+
+def test_a_template_that_does_not_parse_fails_its_spec_with_the_reason(session, templates, progress):
+    path = templates / "tvm" / "memory_step.py.j2"
+    path.write_text(path.read_text() + "{% if %}")
+    with pytest.raises(NothingMeasuredError, match=r"memory_step\.py\.j2"):
+        tune(NamedSpec("step", STEP), replace(session, budget=Budget(trials=2)), progress)
+    assert session.store.records() == ()
+
+
+def test_a_winner_is_committed_with_where_it_comes_from(session, progress):
+    tuned = tune(NamedSpec("update", UPDATE), session, progress)
+    (record,) = session.store.records(cpu().key())
+    assert record == tuned.record
+    assert (record.spec, record.bucket) == (UPDATE.key(), bucket(UPDATE).key())
+    assert record.template_digest == operator_digest(Problem("memory_update"), "tvm")
+    assert space_of(UPDATE, "tvm", cpu()).at(record.schedule).key() == tuned.winner
+    assert {"python", "torch", "optuna", "apache-tvm"} <= record.toolchain.keys()
+    assert record.policy.startswith("cpu-warm: pinned threads")
+    assert record.trials == 3
+    assert min(record.seconds, record.default_seconds, record.eager_seconds, record.ceiling_share) > 0
+    match = session.store.lookup(
+        spec=UPDATE.key(),
+        bucket=bucket(UPDATE).key(),
+        device=cpu().key(),
+        backend="tvm",
+        template_digest=record.template_digest,
+    )
+    assert match is not None
+    assert match.how == "exact"
+
+
+def test_a_tuned_backward_is_what_a_training_step_runs(session, progress, monkeypatch):
+    tuned = tune(NamedSpec("train", TRAIN), replace(session, budget=Budget(trials=1)), progress)
+    monkeypatch.setattr(dispatch, "default_store", lambda: session.store)
+    forget()
+    try:
+        found = dispatch.resolve(TRAIN, torch.device("cpu"), None)
+    finally:
+        forget()
+    assert found.origin == "exact winner"
+    assert found.match is not None
+    assert found.match.record == tuned.record

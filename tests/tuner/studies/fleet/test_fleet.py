@@ -1,0 +1,117 @@
+"""Many processes, one study, on a real PostgreSQL: nothing is lost, and nothing is done twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from codegen.device import cpu
+from tests.tuner.studies.fleet import member, postgresql
+from tuner.space.sampler import held_point
+from tuner.space.space import space_of
+from tuner.studies.studies import open_storage
+from tuner.telling import RELEASED
+
+PROGRAMS = postgresql.programs()
+WORKERS, PATIENCE_SECONDS = 4, 240
+
+pytestmark = pytest.mark.skipif(PROGRAMS is None, reason="PostgreSQL is not installed: apt-get install postgresql")
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    assert PROGRAMS is not None
+    with postgresql.server(PROGRAMS) as served:
+        yield served
+
+
+def start(url: str, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.tuner.studies.fleet.member", url, str(folder), "0.05"]
+    # Of several samplers that use all cores, each waits for the threads of the others.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe, root = subprocess.PIPE, Path(__file__).parents[4]
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=root, env=environment)
+
+
+def study_of(url: str) -> optuna.Study:
+    storage = open_storage(url)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (names := optuna.get_all_study_names(storage)):
+        assert time.monotonic() < deadline, "no worker made the study"
+        time.sleep(0.1)
+    (name,) = names
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def stop_in_mid_trial(worker: subprocess.Popen[str], study: optuna.Study) -> int:
+    """Stop `worker` while it runs a trial, which cannot end meanwhile; the trial's number."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        os.kill(worker.pid, signal.SIGSTOP)
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            if f"|{worker.pid}|" in trial.user_attrs.get("owner", ""):
+                return trial.number
+        os.kill(worker.pid, signal.SIGCONT)
+        time.sleep(0.02)
+    raise AssertionError("the worker never ran a trial")
+
+
+def wait_until(is_so: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def test_four_workers_that_pretend_to_measure_lose_nothing_when_one_is_killed(url, tmp_path):
+    workers = [start(url, tmp_path / str(number)) for number in range(WORKERS)]
+    study = study_of(url)
+    lost = stop_in_mid_trial(workers[0], study)
+    os.kill(workers[0].pid, signal.SIGKILL)
+    workers[0].wait()
+    said = []
+    for worker in workers[1:]:
+        output, errors = worker.communicate(timeout=PATIENCE_SECONDS)
+        assert worker.returncode == 0, errors
+        said.append(output.strip())
+    alone = member.run(f"sqlite:///{tmp_path / 'alone.db'}", tmp_path / "alone", 0.0)
+    points = [schedule.settings() for schedule in alone.space.schedules.values()]
+    trials = study.get_trials()
+    done = [trial.params for trial in trials if trial.state is TrialState.COMPLETE]
+    assert sorted(map(str, done)) == sorted(map(str, points)), "every point once, and none twice"
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+    assert trials[lost].state is TrialState.FAIL
+    assert RELEASED not in trials[lost].user_attrs
+    assert held_point(trials[lost]) in done, "what the killed worker was at was tried by another"
+    assert set(said) == {member.winner(alone).key()}
+    owners = {trial.user_attrs["owner"] for trial in trials if trial.state is TrialState.COMPLETE}
+    assert len(owners) >= WORKERS - 1, "all of them worked"
+
+
+def test_a_worker_that_was_declared_dead_drops_its_trial_and_keeps_its_search(url, tmp_path):
+    stopped, other = start(url, tmp_path / "stopped"), start(url, tmp_path / "other")
+    study = study_of(url)
+    lost = stop_in_mid_trial(stopped, study)
+    wait_until(lambda: study.get_trials()[lost].state is TrialState.FAIL, "nobody missed the worker that was stopped")
+    os.kill(stopped.pid, signal.SIGCONT)
+    said = []
+    for worker in (stopped, other):
+        output, errors = worker.communicate(timeout=PATIENCE_SECONDS)
+        assert worker.returncode == 0, errors
+        said.append(output.strip())
+    trials, schedules = study.get_trials(), list(space_of(member.SPEC, "tvm", cpu()).schedules.values())
+    fastest = min(schedules, key=lambda schedule: member.pretended_seconds(schedule.settings()))
+    assert said == [fastest.key()] * 2
+    points = [schedule.settings() for schedule in schedules]
+    done = [trial.params for trial in trials if trial.state is TrialState.COMPLETE]
+    assert sorted(map(str, done)) == sorted(map(str, points)), "every point once, and none twice"
+    assert trials[lost].state is TrialState.FAIL, "what came too late does not count"

@@ -1,0 +1,288 @@
+"""Which implementation serves a call: exact winner, then its bucket's winner, then the default schedule, then eager.
+
+Importing this module reads the machine and the index of the tuning database; no compiler is imported and no GPU is
+started before the first call.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from codegen.backends import backend
+from codegen.device import Device, cpu, cuda_device, gpu_names
+from codegen.errors import BackendUnavailableError, ImplementationError, ScheduleFieldError, TrellisError
+from codegen.kernels.build import build, operator_digest
+from codegen.kernels.operator import CompiledOperator
+from codegen.schedules.defaults import default
+from codegen.schedules.legality import why_illegal
+from codegen.schedules.schedule import BACKENDS, Schedule, TvmSchedule, from_settings
+from codegen.spec import Spec, bucket
+from trellis_ops.arguments import Request
+from tuning_db import Match, Store, default_store
+
+IMPLEMENTATIONS = ("eager", *BACKENDS)
+VARIABLE = "TRELLIS_OPS_IMPLEMENTATION"
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a call will run, and why not something better.
+
+    Attributes:
+        implementation: "eager", "tvm" or "triton".
+        device: where it runs.
+        schedule: how the kernel computes; None for eager.
+        origin: "forced", "exact winner", "bucket winner", "default schedule" or "fallback".
+        match: the tuning record behind a winner.
+        notes: one sentence for each better choice that was passed over.
+    """
+
+    implementation: str
+    device: Device
+    schedule: Schedule | None = None
+    origin: str = "fallback"
+    match: Match | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+@functools.cache
+def store() -> Store:
+    """The tuning database of this process."""
+    return default_store()
+
+
+def device_of(device: torch.device) -> Device:
+    """The machine behind a torch device."""
+    if device.type == "cuda":
+        return cuda_device(torch.cuda.current_device() if device.index is None else device.index)
+    return cpu()
+
+
+def forced_implementation(implementation: str | None) -> str | None:
+    """What a call names, or else the environment; None if neither does."""
+    return os.environ.get(VARIABLE) or None if implementation is None else implementation
+
+
+def resolve(spec: Spec, torch_device: torch.device, implementation: str | None) -> Resolution:
+    """Find what serves `spec` there; `implementation`, or TRELLIS_OPS_IMPLEMENTATION, forces one.
+
+    Raises:
+        ImplementationError: a forced implementation that is unknown or cannot run the call.
+    """
+    forced = forced_implementation(implementation)
+    if forced is not None and forced not in IMPLEMENTATIONS:
+        raise ImplementationError(name=forced, reason=f"no such implementation; choose one of {IMPLEMENTATIONS}")
+    device = device_of(torch_device)
+    if forced == "eager":
+        return Resolution("eager", device, origin="forced", notes=("eager was asked for",))
+    if torch_device.type not in ("cpu", "cuda"):
+        return _eager_or_raise(forced, device, f"tensors are on {torch_device}; kernels exist for CPUs and GPUs")
+    name = forced or _native(device)
+    reason = backend(name).why_unavailable(device)
+    if reason is not None:
+        broken = None if forced else backend(name).why_broken()
+        if broken is not None:
+            _say_eager(broken)
+        return _eager_or_raise(forced, device, reason)
+    return _kernel(name, spec, device, forced)
+
+
+def resolve_request(request: Request, implementation: str | None) -> Resolution:
+    """As `resolve`, for a checked call; float64 is left to the eager implementation."""
+    if not request.float64:
+        return resolve(request.spec, request.device, implementation)
+    if implementation not in (None, "eager"):
+        raise ImplementationError(name=implementation, reason="float64 inputs run on the eager implementation only")
+    return Resolution("eager", device_of(request.device), notes=("float64 inputs have no kernels",))
+
+
+def has_kernel(request: Request, implementation: str | None) -> bool:
+    """Whether a kernel would serve a checked call; looks at no length and no batch, so that they may be symbolic."""
+    forced = forced_implementation(implementation)
+    if request.float64 or forced not in (None, *BACKENDS) or request.device.type not in ("cpu", "cuda"):
+        return False
+    device = device_of(request.device)
+    name = forced or _native(device)
+    if backend(name).why_unavailable(device) is not None:
+        return False
+    return why_illegal(request.spec, default(name, request.spec, device), device) is None
+
+
+def _native(device: Device) -> str:
+    return "triton" if device.kind in ("cuda", "hip") else "tvm"
+
+
+def _kernel(name: str, spec: Spec, device: Device, forced: str | None) -> Resolution:
+    notes: list[str] = []
+    match = store().lookup(
+        spec=spec.key(),
+        bucket=bucket(spec).key(),
+        device=device.key(),
+        backend=name,
+        template_digest=operator_digest(spec.problem, name),
+    )
+    if match is None:
+        notes.append(_why_no_record(name, spec, device))
+    else:
+        schedule, problem = _usable(match, name, spec, device)
+        if match.how == "bucket":
+            notes.append(f"no record of {spec.key()}: the winner of its shape bucket stands in")
+        if schedule is not None:
+            followed = _on_torch_threads(schedule) if device.kind == "cpu" else schedule
+            if followed != schedule:
+                notes.append(f"the winner's threads are cut to the {torch.get_num_threads()} that torch may use")
+            return Resolution(name, device, followed, f"{match.how} winner", match, tuple(notes))
+        notes.append(f"the {match.how} winner in {match.path} is not used: {problem}")
+    fallback = _default(name, spec, device)
+    illegal = why_illegal(spec, fallback, device)
+    if illegal is None:
+        return Resolution(name, device, fallback, "default schedule", None, tuple(notes))
+    return _eager_or_raise(forced, device, f"the default schedule is illegal: {illegal}", tuple(notes))
+
+
+def _default(name: str, spec: Spec, device: Device) -> Schedule:
+    """The default for as many cores as torch may use: how to compute depends on how many compute."""
+    cores = min(device.cores, torch.get_num_threads()) if device.kind == "cpu" else device.cores
+    return default(name, spec, replace(device, cores=cores))
+
+
+def _on_torch_threads(schedule: Schedule) -> Schedule:
+    """A winner on no more threads than torch.set_num_threads allows; on no more than it was tuned for either."""
+    if not isinstance(schedule, TvmSchedule):
+        return schedule
+    return replace(schedule, threads=min(schedule.threads, torch.get_num_threads()))
+
+
+def _usable(match: Match, name: str, spec: Spec, device: Device) -> tuple[Schedule | None, str]:
+    try:
+        schedule = from_settings(name, dict(match.record.schedule))
+    except ScheduleFieldError as error:
+        return None, str(error)
+    illegal = why_illegal(spec, schedule, device)
+    if illegal is not None:
+        return None, illegal
+    now = backend(name).toolchain()
+    then = match.record.toolchain
+    changed = [
+        f"{package} {then.get(package)} -> {now[package]}" for package in now if then.get(package) != now[package]
+    ]
+    if changed:
+        # Another compiler may miscompile what was right, so its kernel must pass the oracle here before it is trusted.
+        return None, f"it was checked with another toolchain ({', '.join(changed)}); `make tune` checks it again"
+    return schedule, ""
+
+
+def _why_no_record(name: str, spec: Spec, device: Device) -> str:
+    misses = store().near_misses(
+        spec=spec.key(),
+        bucket=bucket(spec).key(),
+        device=device.key(),
+        backend=name,
+        template_digest=operator_digest(spec.problem, name),
+    )
+    if not misses:
+        return f"no tuning record of {spec.key()} for {device.key()}; `make tune` makes one"
+    nearest = misses[0]
+    return f"the nearest tuning record in {nearest.path} differs in {', '.join(nearest.differs)}; `make tune` makes one"
+
+
+def _eager_or_raise(forced: str | None, device: Device, reason: str, notes: tuple[str, ...] = ()) -> Resolution:
+    if forced is not None:
+        raise ImplementationError(name=forced, reason=reason)
+    return Resolution("eager", device, notes=(*notes, reason))
+
+
+# What winners did when they were to be compiled, by spec, schedule and device.
+_FAILED: dict[tuple[str, str, str], str] = {}
+
+
+def operator_of(resolution: Resolution, spec: Spec, implementation: str | None = None) -> CompiledOperator | None:
+    """The compiled operator of a resolution; None where eager is the answer, or the only thing left.
+
+    Args:
+        implementation: that was forced, if one was.
+
+    Raises:
+        ImplementationError: the compiler that was forced cannot be loaded.
+        TrellisError: a default or forced kernel that does not compile.
+    """
+    if resolution.schedule is None:
+        return None
+    try:
+        return build(spec, resolution.schedule, resolution.device)
+    except BackendUnavailableError as error:
+        # Found out only now: kernels that are kept on the disk need no compiler.
+        forced = implementation or os.environ.get(VARIABLE)
+        if forced:
+            raise ImplementationError(name=forced, reason=str(error.reason)) from error
+        _say_eager(str(error.reason))
+        return None
+    except TrellisError as error:
+        if resolution.match is None:
+            raise
+        _FAILED[_attempt(resolution, spec)] = str(error)
+        warnings.warn(
+            f"the winner in {resolution.match.path} does not compile, the default is used: {error}", stacklevel=2
+        )
+        return build(spec, _default(resolution.implementation, spec, resolution.device), resolution.device)
+
+
+@functools.cache
+def _say_eager(reason: str) -> None:
+    warnings.warn(f"plain PyTorch computes in place of kernels: {reason}", stacklevel=2)
+
+
+def as_served(resolution: Resolution, spec: Spec) -> Resolution:
+    """`resolution`, or what `operator_of` took in its place when its winner did not compile in this process."""
+    if resolution.match is None or resolution.schedule is None:
+        return resolution
+    error = _FAILED.get(_attempt(resolution, spec))
+    if error is None:
+        return resolution
+    note = f"the {resolution.origin} in {resolution.match.path} is not used: it does not compile here: {error}"
+    schedule = _default(resolution.implementation, spec, resolution.device)
+    notes = (*resolution.notes, note)
+    return replace(resolution, schedule=schedule, origin="default schedule", match=None, notes=notes)
+
+
+def forget() -> None:
+    """Read the tuning database anew, and try again what did not compile."""
+    store.cache_clear()
+    _FAILED.clear()
+
+
+def _attempt(resolution: Resolution, spec: Spec) -> tuple[str, str, str]:
+    assert resolution.schedule is not None
+    return spec.key(), resolution.schedule.key(), resolution.device.key()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What import found.
+
+    Attributes:
+        devices: keys of the devices here, the CPU first.
+        records: how many winners are known for each.
+        database: folders of the tuning database, the user's first.
+    """
+
+    devices: tuple[str, ...]
+    records: dict[str, int]
+    database: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{device}: {self.records[device]} tuned kernels" for device in self.devices]
+        return "\n".join([*lines, *(f"database: {folder}" for folder in self.database)])
+
+
+def selection() -> Selection:
+    """What import found for the devices here, without starting a GPU."""
+    devices = (cpu().key(), *gpu_names())
+    records = {device: len(store().records(device)) for device in devices}
+    layers = (store().user, store().shipped)
+    return Selection(devices, records, tuple(str(layer.folder) for layer in layers if layer is not None))

@@ -1,0 +1,1 @@
+"""The operators in PyTorch: chunked forward and reverse passes."""

@@ -1,0 +1,1 @@
+"""The reference language model: layers, state, generation, files."""

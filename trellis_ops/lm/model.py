@@ -1,0 +1,296 @@
+"""The reference language model: blocks of a two-pass memory and a SwiGLU, with tied embeddings.
+
+Source: arXiv 2512.23852, figure 1. Prefill runs on `trellis_attention`, decoding on `trellis_step`; the state that is
+carried between them has a constant size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codegen.errors import DtypeError, GradientError, ShapeError
+from codegen.scalars import whole_number
+from trellis_ops.dispatch.resolve import device_of
+from trellis_ops.lm import model_file
+from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.mixer import TrellisMixer
+from trellis_ops.lm.sampling import Sampling
+from trellis_ops.lm.state import LayerState, TrellisState, check_state
+from trellis_ops.lm.vocabulary import embedded
+
+
+@torch.no_grad()
+def draw_maps(model: nn.Module, layers: int) -> None:
+    """Draw the weights of embeddings and linear maps anew, and set norms to one.
+
+    Linear maps come from N(0, 1 / (4 fan_in)), those into the residual stream smaller by the root of 2 `layers`.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.normal_(std=0.5 * module.embedding_dim**-0.5)
+        elif isinstance(module, nn.Linear):
+            std = 0.5 * module.in_features**-0.5
+            into_residual = name.endswith((".to_out", ".down"))
+            module.weight.normal_(std=std * (2 * layers) ** -0.5 if into_residual else std)
+        elif isinstance(module, nn.RMSNorm):
+            module.weight.fill_(1.0)
+
+
+class SwiGLU(nn.Module):
+    """The feed-forward half of a block: down(silu(gate(x)) * up(x)), arXiv 2002.05202."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., width]` to `[..., width]`."""
+        mixed: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return mixed
+
+
+class Block(nn.Module):
+    """x + Trellis(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))."""
+
+    def __init__(self, config: TrellisConfig) -> None:
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mixer = TrellisMixer(config)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.mlp_width)
+
+    def forward(
+        self, x: Tensor, state: LayerState | None, position: int, *, return_state: bool
+    ) -> tuple[Tensor, LayerState | None]:
+        """`[B, T, width]` to the same; see `TrellisMixer.forward`."""
+        mixed, state = self.mixer(self.mixer_norm(x), state, position, return_state=return_state)
+        return self._feed_forward(x + mixed), state
+
+    def step(self, x: Tensor, state: LayerState, position: int) -> Tensor:
+        """`[B, width]` to the same, moving `state` in place."""
+        return self._feed_forward(x + self.mixer.step(self.mixer_norm(x), state, position))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.mlp(self.mlp_norm(x))
+        return x + mixed
+
+
+class TrellisLM(nn.Module):
+    """A language model whose state does not grow with the text.
+
+    Args:
+        config: sizes, rule and options. "auto" settings are resolved here, for torch's default device: make the model
+            under `with torch.device("cuda")` to take the recommendation of the GPU. `self.config` is the resolved one.
+
+    Example:
+        >>> model = TrellisLM(TrellisConfig.preset("tiny"))
+        >>> prompt = torch.tensor([list(b"Slots")])
+        >>> logits, state = model(prompt)
+        >>> model.generate(prompt, 3, temperature=0).shape
+        torch.Size([1, 8])
+    """
+
+    def __init__(self, config: TrellisConfig) -> None:
+        super().__init__()
+        self.config = config = config.resolved(device_of(torch.get_default_device()))
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew: linear maps from N(0, 1 / (4 fan_in)), those into the residual stream smaller."""
+        draw_maps(self, self.config.layers)
+        for block in self._blocks():
+            block.mixer.reset_parameters()
+
+    def forward(
+        self, tokens: Tensor, state: TrellisState | None = None, *, return_state: bool = True
+    ) -> tuple[Tensor, TrellisState | None]:
+        """Logits of the next token after each token, and the state after the last.
+
+        A sequence may be given in any pieces: the state returned goes on exactly where the piece ended, inside a chunk
+        too, unless `decode="exact"`, where the chunks of a piece start with its first token. The state given is left
+        as it was.
+
+        Pass `return_state=False` for training: each layer is then one `trellis_attention`, whereas a state to return
+        costs a second call where T is no multiple of C. Gradients flow through a state at the start of a chunk
+        (`position == 0`), not through one inside a chunk, whose first tokens run on `trellis_step`.
+
+        Args:
+            tokens: `[B, T]`, int64, each below `vocab_size`, T >= 1.
+            state: where to go on, from an earlier call or `first_state`; None starts a sequence.
+            return_state: whether to return the state.
+
+        Returns:
+            Logits `[B, T, vocab_size]` in the type of the weights, and the state or None.
+
+        Raises:
+            ShapeError, DtypeError, SizeError, DeviceMismatchError: tokens or a state that do not fit.
+            TokenError: a token outside the vocabulary; see `trellis_ops.lm.vocabulary.embedded` for GPUs.
+            GradientError: a gradient is wanted from inside a chunk.
+        """
+        x, after = self._features(tokens, state, return_state)
+        return self._logits(x), after
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, state: TrellisState) -> Tensor:
+        """Logits `[B, vocab_size]` after one more token `[B]`; moves `state` in place and has no gradient.
+
+        The fast way to decode: nothing is copied but the chunk-start states, once per chunk. Equals `forward`.
+
+        Raises:
+            ShapeError, DtypeError: tokens that are not `[B]` int64 with the batch size of the state.
+            TokenError: as `forward`; the state is left as it was.
+        """
+        batch = state.layers[0].S_k.shape[0]
+        if tokens.shape != (batch,):
+            raise ShapeError(name="tokens", shape=list(tokens.shape), expected=f"[{batch}], the batch of the state")
+        _check_int64(tokens)
+        x = embedded(self.embedding, tokens)
+        for block, layer in zip(self._blocks(), state.layers, strict=True):
+            x = block.step(x, layer, state.position)
+        state.position = self._position_after(state.position, 1)
+        return self._logits(x)
+
+    def first_state(self, batch: int) -> TrellisState:
+        """The state before the first token of `batch` sequences."""
+        batch = whole_number("batch", batch)
+        return TrellisState(tuple(block.mixer.first_state(batch, self.embedding.weight) for block in self._blocks()))
+
+    @torch.no_grad()
+    def stream(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+        state: TrellisState | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield new tokens `[B]` one at a time; the arguments, the errors and the draws are those of `generate`.
+
+        Stop iterating to stop early. Errors are raised here, not at the first token.
+        """
+        sampling = Sampling(temperature, top_k, generator)
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0)
+        x, after = self._features(tokens, state, return_state=True)
+        assert after is not None
+        return self._decode(self._logits(x[:, -1]), after, max_new_tokens, sampling)
+
+    def generate(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+        state: TrellisState | None = None,
+    ) -> Tensor:
+        """Continue `tokens [B, T]` by `max_new_tokens` tokens, with a state of constant size.
+
+        Args:
+            tokens: the prompt, `[B, T]`, int64, T >= 1.
+            max_new_tokens: how many tokens to add; 0 or more.
+            temperature: logits are divided by it; 0 takes the likeliest token.
+            top_k: only this many of the likeliest tokens can be drawn.
+            generator: source of randomness, on the device of the model.
+            state: where the prompt goes on; it is left as it was.
+
+        Returns:
+            `[B, T + max_new_tokens]`, the prompt first.
+
+        Raises:
+            SizeError: a count or temperature out of range; and what `forward` raises.
+        """
+        new = list(self.stream(tokens, max_new_tokens, temperature, top_k, generator, state))
+        return torch.cat([tokens, torch.stack(new, 1)], 1) if new else tokens.clone()
+
+    def count_parameters(self) -> int:
+        """Number of parameters, the tied embedding counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write configuration and weights to one file that `load` reads; an old one stays until the new one is whole.
+
+        Raises:
+            FileWriteError, IrregularFileError: the file cannot be written.
+        """
+        model_file.save(self.config, self.state_dict(), Path(path))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], map_location: torch.device | str = "cpu") -> TrellisLM:
+        """The model that `save` wrote; only data is read from the file, nothing in it is executed.
+
+        Raises:
+            ModelFileError: another file, or a damaged one. IrregularFileError, OSError: none that can be read.
+        """
+        config, weights = model_file.load(Path(path))
+        with torch.device("meta"):
+            model = cls(config)
+        model_file.check_weights(Path(path), weights, model.state_dict())
+        model.load_state_dict(weights, assign=True)
+        return model.to(map_location)
+
+    def _features(
+        self, tokens: Tensor, state: TrellisState | None, return_state: bool
+    ) -> tuple[Tensor, TrellisState | None]:
+        self._check(tokens, state)
+        x = embedded(self.embedding, tokens)
+        position = 0 if state is None else state.position
+        layers: list[LayerState] = []
+        for index, block in enumerate(self._blocks()):
+            layer = None if state is None else state.layers[index]
+            x, layer = block(x, layer, position, return_state=return_state)
+            if layer is not None:
+                layers.append(layer)
+        if not return_state:
+            return x, None
+        return x, TrellisState(tuple(layers), self._position_after(position, tokens.shape[1]))
+
+    @torch.no_grad()
+    def _decode(self, logits: Tensor, state: TrellisState, count: int, sampling: Sampling) -> Iterator[Tensor]:
+        for index in range(count):
+            drawn = sampling.draw(logits)
+            yield drawn
+            if index + 1 < count:
+                logits = self.step(drawn, state)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(self.norm(x), self.embedding.weight)
+
+    def _position_after(self, position: int, tokens: int) -> int:
+        return (position + tokens) % self.config.chunk if self.config.keeps_starts else 0
+
+    def _check(self, tokens: Tensor, state: TrellisState | None) -> None:
+        if tokens.ndim != 2 or 0 in tokens.shape:
+            raise ShapeError(name="tokens", shape=list(tokens.shape), expected="[B, T] with B >= 1 and T >= 1")
+        _check_int64(tokens)
+        if state is not None:
+            shapes = self._blocks()[0].mixer.state_shapes(tokens.shape[0])
+            chunk = self.config.chunk if self.config.keeps_starts else 1
+            check_state(state, self.config.layers, shapes, chunk, self.embedding.weight)
+            self._check_gradient(state)
+
+    def _check_gradient(self, state: TrellisState) -> None:
+        if state.position and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            advice = f"call it under torch.no_grad(), or give pieces of a multiple of C={self.config.chunk} tokens"
+            raise GradientError(name="going on from inside a chunk", advice=advice)
+
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.blocks))
+
+
+def _check_int64(tokens: Tensor) -> None:
+    if tokens.dtype != torch.int64:
+        raise DtypeError(name="tokens", dtype=tokens.dtype, expected="torch.int64")

@@ -1,0 +1,164 @@
+"""The command line of the recall studies."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from codegen.errors import TrellisError
+from codegen.rule import MAPS
+from trellis_ops import regular_file
+from trellis_ops.lm.recall import grids
+from trellis_ops.lm.recall.cell import Cell, Result
+from trellis_ops.lm.recall.ledger import Ledger
+from trellis_ops.lm.recall.report import curve_page, page, tables
+from trellis_ops.lm.recall.study import Progress, study
+from trellis_ops.lm.train.curve import require_matplotlib
+from trellis_ops.lm.train.options.ranges import MOST_THREADS, at_least_zero, count
+from trellis_ops.lm.train.processes.memory import memory_limits
+from trellis_ops.lm.train.saving.exclusive import exclusive
+from trellis_ops.outer_gradient import OUTER_GRADIENTS
+
+_YES_NO = {"yes": True, "no": False}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what has no result yet, then write tables and pictures of all there is."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
+    try:
+        require_matplotlib()
+        cells = _cells(options)
+        with exclusive(options.folder, f"study-{options.study}"), memory_limits():
+            _study(options, cells, _command(words))
+    except (TrellisError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; what was learned is kept, and the same command goes on from there")
+
+
+def _study(options: argparse.Namespace, cells: Sequence[Cell], command: str) -> None:
+    ledger = Ledger(options.folder / f"{options.study}.jsonl")
+    ended = not cells or study(cells, ledger, options.text, _show, options.minutes, options.workers)
+    known = set(cells)
+    results = [each for each in ledger.results() if each.cell in known]
+    if results:
+        _write(options, cells, results, command)
+    if not ended:
+        print(f"{len(results)} of {len(cells)} cells have a result; the same command goes on with the others")
+
+
+def _cells(options: argparse.Namespace) -> list[Cell]:
+    grid = grids.ABLATION if options.study == "ablation" else grids.CURVE
+    given = {name: getattr(options, name) for name in _AXES if getattr(options, name) is not None}
+    axes = {**grid, **given}
+    sizes = {name: getattr(options, name) for name in _SIZES if getattr(options, name) is not None}
+    base = Cell(**{**sizes, "pairs": tuple(sizes.get("pairs", Cell.pairs))})
+    recall = grids.cells(axes, base)
+    if options.study != "ablation":
+        return recall
+    if not options.text:
+        return grids.from_the_middle(recall, axes, options.changes)
+    from trellis_ops.lm.recall.learning import text_of
+
+    digest = text_of(options.text)[0].fingerprint()
+    # A text has no pairs and no vocabulary of its own.
+    text = replace(base, task="text", text=digest, pairs=(), batch=_TEXT_BATCH)
+    both = zip(recall, grids.cells(axes, text), strict=True)
+    return grids.from_the_middle([cell for pair in both for cell in pair], axes, options.changes)
+
+
+_TEXT_BATCH = 8
+
+
+def _command(words: Sequence[str]) -> str:
+    """What makes the results again: what was given, without the options that only say when and beside what."""
+    kept = list(words)
+    for name in ("--minutes", "--workers"):
+        if name in kept:
+            del kept[kept.index(name) : kept.index(name) + 2]
+    return f"python -m trellis_ops.lm.recall {shlex.join(kept)}"
+
+
+def _write(options: argparse.Namespace, cells: Sequence[Cell], results: Sequence[Result], command: str) -> None:
+    folder: Path = options.folder
+    regular_file.write(folder / f"{options.study}.csv", tables.to_csv(results))
+    if options.study == "ablation":
+        path = options.page or folder / "learning.md"
+        page.write_page(results, len(cells), path, command)
+    else:
+        path = options.page or folder / "pairs.md"
+        print(curve_page.write_curve_page(results, len(cells), path, command))
+    print(f"see {path}")
+
+
+def _show(progress: Progress) -> None:
+    result, cell = progress.newest, progress.newest.cell
+    if cell.task == "text":
+        learned = "no number" if result.bits_per_byte is None else f"{result.bits_per_byte:.3f} bits per byte"
+    else:
+        learned = " ".join(f"{pairs}:{share:.2f}" for pairs, share in result.accuracy.items())
+    sizes = f"M = {cell.slots}, C = {cell.chunk}, step_size from {cell.init_step_size:g}, seed {cell.seed}"
+    rule = f"{page.setting(result)}, {cell.outer_gradient}, {sizes}"
+    lost = "diverged, " if result.diverged else ""
+    steps = f"{lost}{result.steps} steps, {result.seconds:.0f} s"
+    print(f"{progress.done} of {progress.cells}: {rule}: {learned} ({steps})", flush=True)
+
+
+def _yes_no(text: str) -> bool:
+    if text not in _YES_NO:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
+    return _YES_NO[text]
+
+
+_AXES: dict[str, dict[str, Any]] = {
+    "slots": {"type": int, "metavar": "M"},
+    "chunk": {"type": int, "metavar": "C"},
+    "phi": {"choices": MAPS},
+    "phi_eps": {"type": float, "metavar": "E"},
+    "learned_state": {"type": _yes_no, "metavar": "yes/no"},
+    "normalize_qkv": {"type": _yes_no, "metavar": "yes/no"},
+    "outer_gradient": {"choices": OUTER_GRADIENTS},
+    "init_step_size": {"type": float, "metavar": "G"},
+    "seed": {"type": int, "metavar": "S"},
+}
+_SIZES: dict[str, dict[str, Any]] = {
+    "layers": {"type": int},
+    "heads": {"type": int},
+    "dim": {"type": int, "metavar": "D"},
+    "vocab": {"type": int},
+    "pairs": {"type": int, "nargs": "+"},
+    "steps": {"type": int},
+    "batch": {"type": int},
+    "learning_rate": {"type": float},
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trellis_ops.lm.recall",
+        description="What small models learn to recall (MQAR). The same command again goes on where it was stopped.",
+    )
+    texts = "pairs: accuracy against the number of pairs; ablation: what makes it learn (default: pairs)"
+    parser.add_argument("study", nargs="?", choices=("pairs", "ablation"), default="pairs", help=texts)
+    parser.add_argument("--folder", type=Path, required=True, help="where results, tables and pictures go")
+    workers = "models trained at once (default: one for each core); 0 trains them in this process"
+    parser.add_argument("--minutes", type=at_least_zero, help="begin no model after so many")
+    parser.add_argument("--workers", type=count(0, MOST_THREADS), help=workers)
+    parser.add_argument("--text", type=Path, nargs="+", default=[], help="ablation: text to learn as well")
+    changes = "ablation: leave out what changes more settings of the defaults than so many (default: leave out nothing)"
+    parser.add_argument("--changes", type=count(0, 100), metavar="N", help=changes)
+    parser.add_argument("--page", type=Path, help="the Markdown file to write (default: in the folder)")
+    axes = parser.add_argument_group("what varies", "Several values each; all combinations are trained.")
+    for name, how in _AXES.items():
+        axes.add_argument(f"--{name.replace('_', '-')}", nargs="+", **how)
+    sizes = parser.add_argument_group("sizes, the same for all")
+    defaults = {field.name: field.default for field in fields(Cell)}
+    for name, how in _SIZES.items():
+        sizes.add_argument(f"--{name.replace('_', '-')}", **how, help=f"default: {defaults[name]}")
+    return parser

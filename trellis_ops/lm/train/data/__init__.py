@@ -1,0 +1,1 @@
+"""Text, tokens, and the lanes that a batch walks."""

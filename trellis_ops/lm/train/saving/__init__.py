@@ -1,0 +1,1 @@
+"""Checkpoints: whole or refused, and of one run at a time."""

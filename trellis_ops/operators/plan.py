@@ -1,0 +1,153 @@
+"""A call resolved once: the same shapes, types, devices, settings and threads find their operator in one look-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from codegen.errors import ImplementationError
+from codegen.kernels.operator import CompiledOperator
+from codegen.kernels.sequences import Sequences
+from trellis_ops import values
+from trellis_ops.arguments import Request
+from trellis_ops.dispatch import launch, memory_room, ranks
+from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.dispatch.memory_room import Needs
+from trellis_ops.dispatch.reach import reach_of
+from trellis_ops.operators import transforms
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call runs.
+
+    Attributes:
+        operator: compiled; None for the eager implementation.
+        sequences: where the sequences of a batch lie; packed sequences have their own in every call. The chunks of a
+            backward are what lies between the states that it keeps.
+        checks_values: whether TRELLIS_OPS_CHECK_VALUES asked for it when the plan was made.
+        chunk_tokens: how many tokens lie between the starts of two chunks of `sequences`.
+        needs: what the call and its reverse pass allocate, if that is much; None if it is little.
+        heads: B x H, the programs of a decode step.
+        state_bytes: of S_k and of S_v, contiguous and float32.
+    """
+
+    operator: CompiledOperator | None
+    sequences: Sequences
+    checks_values: bool
+    chunk_tokens: int
+    needs: Needs | None
+    heads: int
+    state_bytes: tuple[int, int]
+
+
+# Whether a tensor is on the CPU is looked up and compared faster than its device.
+_layout_of = attrgetter("shape", "dtype", "is_cpu")
+
+_PLANS: dict[Hashable, Plan] = {}
+
+QUICK_PLANS: dict[Hashable, Plan | None] = {}
+"""Those that `quick_step` finds by less than a whole layout; None where a kernel has refused such a call."""
+
+# A server meets prompts of every length. Making a plan again costs less than a millisecond once its kernels are there.
+MOST_PLANS = 4096
+"""Of each kind; then they are made again."""
+
+
+def plan(
+    request: Callable[..., Request],
+    tensors: tuple[Tensor | None, ...],
+    settings: tuple[Hashable, ...],
+    implementation: str | None,
+    *,
+    reverse: bool = False,
+) -> Plan:
+    """The plan for a call; `request` checks its tensors and settings, and is only called the first time.
+
+    A backward has no operator where there is no kernel, even if an implementation is forced: that is for the forward.
+
+    Args:
+        request: makes a checked call of `tensors` and `settings`.
+        tensors, settings, implementation: of the call.
+        reverse: whether its reverse pass is to run now, not the call itself.
+
+    Raises:
+        TrellisError: the arguments are wrong, a forced implementation cannot run them, or memory is short.
+    """
+    layout = tuple([None if t is None else _layout_of(t) for t in tensors])
+    first = tensors[0]
+    # Off the CPU, which device each is on matters too. A first that is None is for `request` to refuse.
+    devices = None if first is None or first.is_cpu else tuple([None if t is None else t.device for t in tensors])
+    key = (request, layout, devices, settings, implementation, torch.get_num_threads())
+    try:
+        found = _PLANS.get(key)
+    except TypeError:
+        found = _refuse_settings(request, tensors, settings, implementation)
+    if found is None:
+        found = _resolve(request(*tensors, *settings), implementation, tensors, reverse)
+        if len(_PLANS) >= MOST_PLANS:
+            _PLANS.clear()
+        _PLANS[key] = found
+    if found.needs is not None:
+        memory_room.require(found.needs, tensors, reverse=reverse)
+    return found
+
+
+def _refuse_settings(
+    request: Callable[..., Request], tensors: tuple[Tensor | None, ...], settings: tuple[object, ...], name: object
+) -> Plan:
+    """Raise for settings that cannot be a part of a key, such as a list where a name belongs."""
+    request(*tensors, *settings)
+    raise ImplementationError(name=name, reason=f"no such implementation; choose one of {dispatch.IMPLEMENTATIONS}")
+
+
+def _resolve(request: Request, implementation: str | None, tensors: tuple[Tensor | None, ...], reverse: bool) -> Plan:
+    spec, operator, schedule = request.spec, None, None
+    if spec.problem.direction == "forward" or dispatch.has_kernel(request, implementation):
+        resolution = ranks.resolution_of(request, implementation)
+        # What is too large is refused before anything is compiled for it.
+        needs = reach_of(request, resolution.schedule).needs
+        if needs is not None:
+            memory_room.require(needs, tensors, reverse=reverse)
+        operator = dispatch.operator_of(resolution, spec, implementation)
+    if operator is not None:
+        # Another one than was resolved, if that does not compile.
+        schedule = operator.schedule
+    reach, problem = reach_of(request, schedule), spec.problem
+    sequences = launch.even_sequences(problem.batch, problem.tokens, reach.chunk_tokens, request.device)
+    heads = problem.batch * problem.heads
+    state_bytes = (4 * heads * problem.slots * problem.dim_k, 4 * heads * problem.slots * problem.dim_v)
+    return Plan(operator, sequences, values.enabled(), reach.chunk_tokens, reach.needs, heads, state_bytes)
+
+
+def forget() -> None:
+    """Drop every plan and what was read of the tuning database: after tuning, or after changing the environment."""
+    _PLANS.clear()
+    QUICK_PLANS.clear()
+    dispatch.forget()
+
+
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
+
+
+def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a call on these tensors needs nothing from torch's dispatcher.
+
+    It needs the dispatcher when a gradient is wanted, forward or reverse, when torch.compile traces, and when tensors
+    are fake, wrapped by a function transform, or watched by a dispatch mode.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None or not _PLAIN_TYPES.issuperset(map(type, tensors)):
+        return False
+    return not wants_gradient(tensors) and (forward_ad._current_level < 0 or not transforms.has_tangent(tensors))
+
+
+def wants_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether autograd would have to record a call on these tensors."""
+    return torch.is_grad_enabled() and any([getattr(t, "requires_grad", False) for t in tensors])

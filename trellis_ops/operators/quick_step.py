@@ -1,0 +1,103 @@
+"""A decode step whose kernel checks the arguments itself, so that nine tensors are not looked at in Python.
+
+A token of one layer takes a kernel microseconds, as many as reading shapes, types, devices and strides in Python does.
+TVM's kernels read them again in machine code, and refuse what is not as their spec says before they write anything.
+So once a call has gone the long way, calls with its key go straight to its kernel. What the kernel refuses goes the
+long way again, where it is refused with a reason, or made contiguous and its gates float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from trellis_ops.operators import plan
+from trellis_ops.operators.plan import Plan
+
+# What `torch.autograd.graph.increment_version` calls; that function costs as much again.
+_increment_version = torch._C._increment_version
+
+
+def key_of(
+    tensors: tuple[Tensor | None, ...], settings: tuple[Hashable, ...], implementation: str | None
+) -> Hashable | None:
+    """All that chooses a kernel, and what kernels do not compare; None where no kernel checks, or a tensor is missing.
+
+    Args:
+        tensors: q, k, v, target, log_decay, step_size, S_k, S_v, G_k, G_v, as `operators.run_step` takes them.
+        settings, implementation: those that a plan is made with.
+    """
+    q, _, v, _, _, step_size, s_k, _, g_k, g_v = tensors
+    if q is None or v is None or step_size is None or s_k is None or not q.is_cpu:
+        return None
+    shapes = (q.shape, v.shape, step_size.ndim, s_k.shape)
+    return (shapes, q.dtype, g_k is None, g_v is None, settings, implementation, torch.get_num_threads())
+
+
+def step(
+    found: Plan,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
+    S_k: Tensor,
+    S_v: Tensor,
+    *starts: Tensor,
+) -> Tensor | None:
+    """y `[B, H, D_v]`, the states moved in place; None, and nothing written, if sizes, types or memory are refused.
+
+    Args:
+        found: what `plan.QUICK_PLANS` has for the call's key.
+        starts: G_k and G_v, where the caller keeps them apart.
+
+    Raises:
+        RuntimeError: TVM knows nothing of a tensor's device or type, or the kernel has begun.
+    """
+    assert found.operator is not None
+    y = torch.empty_like(v)
+    try:
+        # The kernel takes contiguous states only, so that where they begin tells whether they meet.
+        (bytes_k, bytes_v), at_k, at_v = found.state_bytes, S_k.data_ptr(), S_v.data_ptr()
+        if -bytes_v < at_v - at_k < bytes_k:
+            return None
+        if starts:
+            start_k, start_v = starts[0].data_ptr(), starts[1].data_ptr()
+            if (
+                -bytes_k < start_k - at_k < bytes_k
+                or -bytes_v < start_v - at_v < bytes_v
+                or -bytes_k < start_k - at_v < bytes_v
+                or -bytes_v < start_v - at_k < bytes_k
+            ):
+                return None
+        sequences = found.sequences.cu_seqlens
+        found.operator.kernels[0](found.heads, q, k, v, target, log_decay, step_size, S_k, S_v, *starts, sequences, y)
+    except (AttributeError, ValueError, TypeError):
+        return None
+    except BaseException:
+        _increment_version((S_k, S_v))
+        raise
+    _increment_version((S_k, S_v))
+    return y
+
+
+def remember(key: Hashable | None, found: Plan, refused: bool) -> None:
+    """Let calls with this key go straight to the kernel, once one of them has gone the long way without an error.
+
+    Args:
+        key: its key.
+        found: what it ran.
+        refused: whether a kernel had refused it. Calls with its key may differ in strides and types, and to try each
+            would cost more than it saves: from then on all of them go the long way.
+    """
+    if key is None or found.operator is None or found.checks_values or not found.operator.checks_arguments:
+        return
+    if len(plan.QUICK_PLANS) >= plan.MOST_PLANS:
+        plan.QUICK_PLANS.clear()
+    if refused:
+        plan.QUICK_PLANS[key] = None
+    else:
+        plan.QUICK_PLANS.setdefault(key, found)

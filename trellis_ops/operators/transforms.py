@@ -1,0 +1,153 @@
+"""The operators where torch.func, or forward mode, differentiates a call: eager PyTorch, in sight of torch.
+
+A registered operator has a reverse pass, which `backward()` and `torch.autograd.grad` find. A function transform looks
+for derivatives of what an operator is made of, and forward mode finds none and takes them for zero. Eager PyTorch is
+made of torch's own operators, which every transform differentiates, also twice and for every sample.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import get_interpreter_stack, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
+
+from codegen.errors import TransformError
+from codegen.rule import Rule
+from trellis_ops import arguments, values
+from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.eager import forward as eager
+from trellis_ops.operators import autocast
+
+Tensors = tuple[Tensor | None, ...]
+
+
+def has_tangent(tensors: Tensors) -> bool:
+    """Whether one of these is a dual number of `torch.autograd.forward_ad`."""
+    if forward_ad._current_level < 0:
+        return False
+    unpack: Callable[[Tensor], Any] = forward_ad.unpack_dual
+    return any(isinstance(t, Tensor) and unpack(t).tangent is not None for t in tensors)
+
+
+def differentiates(name: str, tensors: Tensors, implementation: str | None) -> bool:
+    """Whether a function transform, or forward mode, differentiates a call on these tensors.
+
+    Raises:
+        TransformError: forward mode, and "eager" is not what was asked for; or a kernel was.
+    """
+    kinds = _kinds(tensors)
+    if "Jvp" not in kinds and "Grad" not in kinds:
+        return False
+    forced = implementation or os.environ.get(dispatch.VARIABLE) or None
+    if "Jvp" in kinds and forced != "eager":
+        transform = "forward-mode differentiation (torch.func.jvp, jacfwd)"
+        raise TransformError(
+            name=name, transform=transform, advice='give implementation="eager", or differentiate in reverse'
+        )
+    if forced not in (None, "eager"):
+        advice = f'give implementation="eager" or None in place of {forced!r}, or call backward()'
+        raise TransformError(name=name, transform="torch.func.grad, vjp or jacrev", advice=advice)
+    return True
+
+
+def refuse(name: str, tensors: Tensors) -> None:
+    """Raise where a function transform, or forward mode, sees a call of an operator that works in place.
+
+    Raises:
+        TransformError: with the transform.
+    """
+    kinds = [kind for kind in _kinds(tensors) if kind != "Grad" or torch.is_grad_enabled()]
+    if kinds:
+        transform = "torch.vmap" if kinds == ["Vmap"] else "differentiation by torch.func"
+        advice = "use trellis_attention; for several states, put them along the batch"
+        raise TransformError(name=name, transform=transform, advice=advice)
+
+
+def _kinds(tensors: Tensors) -> tuple[str, ...]:
+    """The transforms that see one of these tensors, such as "Grad"; dual numbers count as "Jvp"."""
+    if torch.compiler.is_compiling() or any(isinstance(t, Tensor) and is_functorch_wrapped_tensor(t) for t in tensors):
+        return _kinds_around()
+    return ("Jvp",) if has_tangent(tensors) else ()
+
+
+def _kinds_around() -> tuple[str, ...]:
+    return tuple(interpreter.key().name for interpreter in get_interpreter_stack() or ())
+
+
+# torch.compile enters the transforms that it traces, but does not trace what asks for them. This is what
+# `torch.compiler.assume_constant_result` does, which imports a compiler.
+_kinds_around._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
+    S_k: Tensor | None,
+    S_v: Tensor | None,
+    cu_seqlens: Tensor | None,
+    phi: str,
+    link: str,
+    out: str,
+    phi_eps: float,
+    chunk_size: int,
+    outer_gradient: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `operators.run_attention` by "eager". The data of tokens is not checked: under vmap it cannot be read."""
+    tokens, rule = (q, k, v, target, log_decay, step_size), Rule(phi, link, out, phi_eps)
+    arguments.attention_request(*tokens, (S_k, S_v), cu_seqlens, rule, chunk_size, outer_gradient)
+    if cu_seqlens is not None:
+        values.check_offsets(cu_seqlens, q.shape[1], stall=False)
+    state = None if S_k is None or S_v is None else (S_k, S_v)
+    with autocast.off(q.device):
+        y, (s_k, s_v) = eager.attention(
+            *tokens,
+            rule=rule,
+            chunk_size=chunk_size,
+            initial_state=state,
+            cu_seqlens=cu_seqlens,
+            outer_gradient=outer_gradient,
+        )
+    return y, s_k, s_v
+
+
+def update(
+    w: Tensor,
+    target: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
+    S: Tensor | None,
+    phi: str,
+    phi_eps: float,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `operators.run_update` by "eager"."""
+    rule = Rule(phi, phi_eps=phi_eps)
+    arguments.update_request(w, target, log_decay, step_size, S, rule, chunk_size)
+    with autocast.off(w.device):
+        return eager.update(w, target, log_decay, step_size, rule=rule, chunk_size=chunk_size, initial_state=S)
+
+
+def readout(
+    read: Tensor,
+    w: Tensor,
+    chunk_states: Tensor,
+    codes: Tensor,
+    log_decay: Tensor,
+    step_size: Tensor,
+    chunk_size: int,
+    transpose: bool,
+) -> Tensor:
+    """As `operators.run_readout` by "eager"."""
+    tensors = (read, w, chunk_states, codes, log_decay, step_size)
+    arguments.readout_request(*tensors, chunk_size, transpose)
+    with autocast.off(w.device):
+        return eager.readout(*tensors, chunk_size=chunk_size, transpose=transpose)

@@ -1,0 +1,149 @@
+"""The command that does on a card all that needs one: python -m tuner.gpu_run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from codegen.device import Device
+from codegen.errors import TrellisError
+from tuner.errors import NoGpuError
+from tuner.gpu_run import exported, sanitizer
+from tuner.gpu_run.correctness import check_all, kernels_to_check
+from tuner.gpu_run.ledger import Entry, Ledger
+from tuner.gpu_run.plan import GpuRun
+from tuner.gpu_run.precision import precisions, time_precisions
+from tuner.gpu_run.tables import page
+from tuner.gpu_run.timing import time_all
+from tuner.gpu_run.tuning import list_for, tune_all
+from tuner.gpu_run.warm_up import KINDS, WarmUp
+from tuner.interruption import interruptible
+from tuner.offline import candidates
+from tuner.workers.pool import Workers
+from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
+from tuning_db import Store, TuningDatabaseError
+
+_FAILED, _INTERRUPTED = 1, 130
+_PACKAGES = {"optuna": "candidates come from the prepared list", "tvm": "its kernels are those that were exported"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the GPU run; 0 if every kernel was right, 1 if one was not or nothing could be run, 130 if interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        with interruptible(), Workers() as workers:
+            return _run(options, workers)
+    except (TrellisError, TuningDatabaseError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        print("interrupted; what was found is kept, and the same command goes on from there", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _run(options: argparse.Namespace, workers: Workers) -> int:
+    device = workers.device(options.device)
+    if options.device is None and device.kind == "cpu":
+        raise NoGpuError(device=device.key())
+    backend = workers.backend(device, None)
+    folder = Path(options.folder) / device.key()
+    run = GpuRun(
+        device=device,
+        backend=backend,
+        workload=load_workload(Path(options.workload), device.kind),
+        workers=workers,
+        ledger=Ledger(folder / "findings.jsonl"),
+        store=Store(folder / "winners"),
+        candidates=options.candidates,
+        seconds=60.0 * options.minutes,
+    )
+    left_out = list(_left_out(device, run.candidates))
+    print(f"{device.key()}, backend {backend}: {options.minutes:g} minutes; findings in {folder}")
+    for each in left_out:
+        print(f"left out: {each}")
+    with WarmUp(device, run.workload, folder / "warm-up.log") as warm:
+        good = all([_said(entry) for entry in _stages(run, warm)])
+    left_out += list(_not_reached(run))
+    path = folder / "tables.md"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(run.ledger, device.key(), left_out))
+    print(f"{path} has the tables, {folder / 'winners'} the winners")
+    return 0 if good else _FAILED
+
+
+def _stages(run: GpuRun, warm: WarmUp) -> Iterator[Entry]:
+    yield from check_all(run, _listed(run))
+    if sanitizer.why_left_out(run.device) is None:
+        yield from sanitizer.sanitize_all(run)
+    # From here on times are taken, and nothing else may run on the card.
+    for kind in KINDS:
+        warm.wait(kind, run.left_for("sanitizer"))
+    yield from tune_all(run)
+    yield from time_precisions(run)
+    yield from exported.check_exported(run)
+    yield from time_all(run, warm)
+
+
+def _listed(run: GpuRun) -> tuple[NamedSpec, ...] | None:
+    """A CPU has no kernels beside those of its workload; None for a GPU, whose check has a list of its own."""
+    return run.workload if run.device.kind == "cpu" else None
+
+
+def _not_reached(run: GpuRun) -> Iterator[str]:
+    ledger, device = run.ledger, run.device
+    kernels = len(kernels_to_check(run, _listed(run)))
+    programs = len(exported.exports_for(device)) if exported.why_left_out(device) is None else 0
+    examinations = len(sanitizer.TOOLS) * (kernels + programs) if sanitizer.why_left_out(device) is None else 0
+    planned = {
+        ("correct", "kernels were not checked"): kernels,
+        ("sanitizer", "examinations by the sanitizer were not made"): examinations,
+        ("precision", "precisions were not timed"): len(list(precisions(run))),
+        ("tvm", "exported programs were not run"): programs,
+    }
+    for (stage, words), count in planned.items():
+        if (missed := count - len(ledger.of(stage))) > 0:
+            yield f"{missed} of {count} {words}; the time was up, run again to go on"
+    for stage in ("tuned", "timed"):
+        missing = [each.name for each in run.workload if each.name not in {one.name for one in ledger.of(stage)}]
+        if missing:
+            yield f"not {stage}: {', '.join(missing)}; the time was up, run again to go on"
+
+
+def _said(entry: Entry) -> bool:
+    words = entry.text.replace("\n", " ")[:160] or "done"
+    print(
+        f"{time.strftime('%H:%M:%S')} {entry.stage:9} {'ok ' if entry.ok else 'BAD'} {entry.name}: {words}", flush=True
+    )
+    return entry.ok
+
+
+def _left_out(device: Device, folder: Path) -> Iterator[str]:
+    for package, meaning in _PACKAGES.items():
+        if importlib.util.find_spec(package) is None:
+            yield f"{package} is not installed: {meaning}"
+    reason = sanitizer.why_left_out(device)
+    if reason is not None:
+        yield f"the sanitizer: {reason}"
+    reason = exported.why_left_out(device)
+    if reason is not None:
+        yield f"TVM's kernels: {reason}"
+    if list_for(device, folder) is None:
+        yield f"no list of candidates for {device.arch} in {folder}: all legal schedules are tried, in no order"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tuner.gpu_run", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=9.5, help="how long all of it may take (default %(default)s)")
+    parser.add_argument("--folder", default="gpu-results", help="what is brought home (default %(default)s)")
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda; the GPU unless given")
+    parser.add_argument("--workload", metavar="FILE", default=str(DEFAULT_FILE), help="a file like tuner/workload.yaml")
+    parser.add_argument("--candidates", metavar="FOLDER", type=Path, default=candidates.FOLDER, help="prepared lists")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

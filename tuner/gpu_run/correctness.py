@@ -1,0 +1,81 @@
+"""The first stage: every kernel against the oracle on the card, the default schedule of each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from codegen.schedules.schedule import Schedule, TritonSchedule
+from codegen.spec import Spec
+from tuner.errors import NoScheduleError
+from tuner.gpu_run.ledger import Entry
+from tuner.gpu_run.plan import GpuRun
+from tuner.offline.gpu_check import specs
+from tuner.space.legal import changes, legal_schedules
+from tuner.workers.pool import Job
+from tuner.workers.worker import Candidate
+from tuner.workload import NamedSpec
+from tuning_db import Outcome
+
+_SECONDS = 0.05
+_MOST_TOKENS = 512
+
+
+def check_all(run: GpuRun, listed: tuple[NamedSpec, ...] | None = None) -> Iterator[Entry]:
+    """Check what was not checked yet, as far as the time goes; findings as they come, old ones included.
+
+    All are compiled from the start, since a card has many cores beside it, and whatever is ready first goes first.
+    """
+    todo: dict[Job, tuple[str, str]] = {}
+    workers = run.workers
+    for named, schedule in kernels_to_check(run, listed):
+        name, state = f"{named.name} {schedule.key()}", run.state_of(named.spec)
+        known = run.ledger.find("correct", name, state)
+        if known is not None:
+            yield known
+        else:
+            todo[workers.submit(_candidate(run, named.spec, schedule))] = name, state
+    while job := workers.compiled_within([*todo], run.left_for("correct")):
+        if run.left_for("correct") <= 0:
+            break
+        yield run.ledger.add(_checked(run, job, *todo.pop(job)))
+    workers.withdraw([*todo])
+
+
+def kernels_to_check(run: GpuRun, listed: tuple[NamedSpec, ...] | None = None) -> list[tuple[NamedSpec, Schedule]]:
+    """Every spec of the GPU check, or of `listed`, with the first schedule of each variant."""
+    return [
+        (named, schedule)
+        for named in (specs() if listed is None else listed)
+        for schedule in first_of_variants(named.spec, run)
+    ]
+
+
+def first_of_variants(spec: Spec, run: GpuRun) -> list[Schedule]:
+    """The default, and of each other variant what differs least from it with the smallest tile, soonest compiled."""
+    try:
+        first, *others = legal_schedules(spec, run.backend, run.device)
+    except NoScheduleError:
+        return []
+    nearest: dict[str, Schedule] = {first.variant: first}
+    for each in sorted(others, key=lambda each: (_tile(each), changes(each, first))):
+        nearest.setdefault(each.variant, each)
+    return list(nearest.values())
+
+
+def _tile(schedule: Schedule) -> int:
+    return schedule.tile_rows if isinstance(schedule, TritonSchedule) else 0
+
+
+def _candidate(run: GpuRun, spec: Spec, schedule: Schedule) -> Candidate:
+    # What is checked has sizes of its own; at this size runs are compared bit by bit. A small launch leaves time for
+    # more kernels: some that no one would choose take a third of a second for thousands of single tokens.
+    small = replace(spec, problem=replace(spec.problem, batch=1, tokens=min(spec.problem.tokens, _MOST_TOKENS)))
+    return Candidate(small, run.device, run.backend, schedule.settings(), seconds=_SECONDS)
+
+
+def _checked(run: GpuRun, job: Job, name: str, state: str) -> Entry:
+    result = run.workers.evaluate(job)
+    ok = result.outcome is Outcome.ok
+    text = "right" if ok else f"{result.outcome.value}: {result.reason}"
+    return Entry(stage="correct", name=name, state=state, ok=ok, text=text, values=dict(result.errors))

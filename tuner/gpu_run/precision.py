@@ -1,0 +1,65 @@
+"""What each precision of a dot costs on this card: error against the oracle, and time, by type of the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from codegen.schedules.defaults import default
+from codegen.schedules.legality import why_illegal
+from codegen.schedules.schedule import Schedule, TritonSchedule, dot_precisions
+from codegen.spec import Spec
+from tuner.gpu_run.ledger import Entry
+from tuner.gpu_run.plan import GpuRun
+from tuner.workers.pool import Job
+from tuner.workers.worker import Candidate
+from tuner.workload import NamedSpec
+from tuning_db import Outcome
+
+DTYPES = ("float32", "float16", "bfloat16")
+_SECONDS = 0.2
+
+
+def time_precisions(run: GpuRun) -> Iterator[Entry]:
+    """The first forward of the workload that has dots, in every type and every legal precision."""
+    todo: dict[Job, tuple[str, str]] = {}
+    for name, spec, schedule in precisions(run):
+        state = run.state_of(spec)
+        known = run.ledger.find("precision", name, state)
+        if known is not None:
+            yield known
+        else:
+            candidate = Candidate(spec, run.device, "triton", schedule.settings(), seconds=_SECONDS)
+            todo[run.workers.submit(candidate)] = name, state
+    while job := run.workers.compiled_within([*todo], run.left_for("precision")):
+        if run.left_for("precision") <= 0:
+            break
+        name, state = todo.pop(job)
+        result = run.workers.evaluate(job)
+        ok = result.outcome is Outcome.ok
+        values = {"seconds": result.seconds, "errors": result.errors}
+        text = "" if ok else f"{result.outcome.value}: {result.reason}"
+        # A precision that is not enough is no fault of a kernel: nothing picks it.
+        expected = ok or result.outcome is Outcome.wrong_answer
+        yield run.ledger.add(Entry(stage="precision", name=name, state=state, ok=expected, text=text, values=values))
+    run.workers.withdraw([*todo])
+
+
+def precisions(run: GpuRun) -> Iterator[tuple[str, Spec, Schedule]]:
+    """A name, a spec and a schedule for each type of input and each precision that is legal for it; Triton's only."""
+    named = next(filter(_has_dots, run.workload), None)
+    if named is None or run.backend != "triton":
+        return
+    for dtype in DTYPES:
+        spec = replace(named.spec, problem=replace(named.spec.problem, dtype=dtype))
+        usual = default("triton", spec, run.device)
+        assert isinstance(usual, TritonSchedule)
+        for precision in dot_precisions(run.device):
+            schedule = replace(usual, dot_precision=precision)
+            if why_illegal(spec, schedule, run.device) is None:
+                yield f"{dtype} {precision}", spec, schedule
+
+
+def _has_dots(named: NamedSpec) -> bool:
+    problem = named.spec.problem
+    return problem.operator == "trellis_attention" and problem.direction == "forward" and problem.chunk > 1

@@ -1,0 +1,168 @@
+"""A guess at a candidate's time on a GPU from what its compiler says, to try the promising first.
+
+A program walks the tiles of its sequence one after another. Each tile costs the instructions that the kernel has, which
+schedulers issue one a cycle and which a lone warp waits for, unless its threads have other numbers to go on with; its
+share of the matrix units; the loads that nothing hides; and a trip to memory for each spilled register. Programs that
+do not fit run in waves. No kernel is faster than its bytes at the speed of memory. The numbers are round ones of the
+makers' manuals, but for two that are fitted to what 200 schedules took on an H200 (docs/gpu.md). Only the order counts,
+and once times are known `order_quality` says whether it was worth anything. Where it was not, the guesses are dropped.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from codegen.backends import Resources
+from codegen.device import Device
+from codegen.schedules.schedule import Schedule, TritonSchedule
+from codegen.spec import Spec
+from tuner.measure.cost import cost_of
+from tuner.offline.occupancy import THREADS_PER_WARP, occupancy
+
+_CYCLES_PER_INSTRUCTION = 4.0
+_NUMBERS_TO_GO_ON_WITH = 12.0
+"""Of a tile, in one thread: with as many, an instruction waits for no other. Fitted."""
+_CODE_PER_STAGE = 0.1
+"""What a stage of a pipeline adds to the code that runs for each tile, as a share of it, to run once. Fitted."""
+_SCHEDULERS = 4
+_INSTRUCTION_BYTES = {"cuda": 16, "hip": 8}
+_MOST_WARPS = {"cuda": 64, "hip": 32}
+_LOAD_CYCLES = 600.0
+_DESCRIPTORS = 4
+_DESCRIPTOR_CODE_BYTES = 2048
+_SPILL_CYCLES = 8.0
+_PRODUCTS = {"ieee": 16.0, "tf32x3": 6.0, "tf32": 2.0, "bf16x3": 3.0, "bf16": 1.0}
+"""How many times what a bf16 product takes, a product of that precision takes."""
+
+FEWEST_TO_JUDGE = 5
+"""Measured candidates below which a rank correlation says little about the guesses; a prepared list has 2 to 8."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one GPU.
+
+    Attributes:
+        clock: cycles per second.
+        bandwidth: bytes per second, read and written together.
+        matrix: bf16 operations of one multiprocessor per cycle.
+    """
+
+    clock: float
+    bandwidth: float
+    matrix: float
+
+
+RATES = {
+    "sm_80": Rates(1.41e9, 1.6e12, 2048),
+    "sm_90": Rates(1.75e9, 4.3e12, 4096),
+    "gfx942": Rates(2.1e9, 4.0e12, 2048),
+}
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How a kernel is launched: so many programs, each of which walks so many tiles."""
+
+    programs: int
+    tiles: int
+
+
+def predicted_seconds(
+    spec: Spec, schedule: TritonSchedule, device: Device, kernels: Sequence[tuple[str, Resources]]
+) -> float | None:
+    """About how long a call takes whose kernels need this; None where nothing is known of the device or a kernel."""
+    rates = RATES.get(device.arch)
+    if rates is None or any(needs.code_bytes is None for _, needs in kernels):
+        return None
+    walks = [walk_of(name, spec, schedule) for name, _ in kernels]
+    steps = sum(walk.programs * walk.tiles for walk in walks)
+    cost = cost_of(spec)
+    seconds = 0.0
+    for (name, needs), walk in zip(kernels, walks, strict=True):
+        share = walk.programs * walk.tiles / steps
+        flops = cost.flops * share / (walk.programs * walk.tiles)
+        numbers = _numbers_of_thread(name, spec, schedule, device)
+        at_work = _seconds_of(needs, walk, flops, numbers, schedule, device, rates)
+        seconds += max(at_work, cost.bytes / len(kernels) / rates.bandwidth)
+    return seconds
+
+
+def _numbers_of_thread(kernel: str, spec: Spec, schedule: TritonSchedule, device: Device) -> float:
+    """Of a tile, or of a state where a program goes token by token."""
+    rows = spec.problem.dim_k if kernel == "memory_step" else schedule.tile_rows
+    return rows * spec.problem.slots / (THREADS_PER_WARP[device.kind] * schedule.num_warps)
+
+
+def walk_of(kernel: str, spec: Spec, schedule: TritonSchedule) -> Walk:
+    """The launch of a kernel of `spec`."""
+    problem = spec.problem
+    heads = problem.batch * problem.heads
+    if kernel == "memory_step":
+        return Walk(heads, problem.tokens)
+    segment = problem.chunk * schedule.checkpoint_spacing
+    tiles = schedule.checkpoint_spacing * -(-problem.chunk // schedule.tile_rows)
+    segments = -(-problem.tokens // segment)
+    if kernel.endswith(("_readout", "_reading", "_writing")):
+        return Walk(heads * segments, tiles)
+    if kernel in ("trellis_update", "states_backward"):
+        return Walk(2 * heads, segments * tiles)
+    again = 2 if kernel.endswith("_backward") and tiles > 1 else 1
+    return Walk(heads, again * segments * tiles)
+
+
+def _seconds_of(
+    needs: Resources,
+    walk: Walk,
+    flops: float,
+    numbers: float,
+    schedule: TritonSchedule,
+    device: Device,
+    rates: Rates,
+) -> float:
+    share = occupancy(needs, schedule, device) or 0.0
+    blocks = max(1, int(share * _MOST_WARPS[device.kind] / schedule.num_warps))
+    together = min(blocks, -(-walk.programs // device.cores))
+    waves = -(-walk.programs // (device.cores * blocks))
+    assert needs.code_bytes is not None
+    described = _DESCRIPTORS if schedule.loads == "descriptors" else 0
+    once = described * _DESCRIPTOR_CODE_BYTES
+    instructions = (needs.code_bytes - once + once / walk.tiles) / _INSTRUCTION_BYTES[device.kind]
+    instructions /= 1 + _CODE_PER_STAGE * (schedule.num_stages - 1)
+    waited = min(_CYCLES_PER_INSTRUCTION, max(1.0, _NUMBERS_TO_GO_ON_WITH / numbers))
+    issued = instructions * max(waited, together * schedule.num_warps / _SCHEDULERS)
+    products = together * flops * _PRODUCTS[schedule.dot_precision] / rates.matrix
+    # Outside of a pipeline, Triton waits for a copy by a descriptor before it begins the next.
+    waits = described if described and schedule.num_stages == 1 else 1
+    loads = _LOAD_CYCLES * waits / schedule.num_stages
+    spilled = _SPILL_CYCLES * (needs.spill_bytes or 0)
+    return waves * walk.tiles * (max(issued, products) + loads + spilled) / rates.clock
+
+
+def order_quality(predicted: Sequence[float], measured: Sequence[float]) -> float | None:
+    """Spearman's rank correlation of guessed with measured times; None for fewer than three, or where all are equal."""
+    if len(predicted) < 3 or len(set(predicted)) == 1 or len(set(measured)) == 1:
+        return None
+    return statistics.correlation(_ranks(predicted), _ranks(measured))
+
+
+def is_worth_nothing(pairs: Sequence[tuple[float, float]]) -> bool:
+    """Whether the times of enough candidates show that the guesses order them no better than chance does."""
+    quality = order_quality([guess for guess, _ in pairs], [seconds for _, seconds in pairs])
+    return len(pairs) >= FEWEST_TO_JUDGE and quality is not None and quality <= 0.0
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Places in rising order; equal values share the mean of theirs."""
+    ordered = sorted(values)
+    first = {value: ordered.index(value) for value in ordered}
+    return [first[value] + (ordered.count(value) - 1) / 2 for value in values]
+
+
+def promising_first(schedules: Sequence[tuple[Schedule, float | None]]) -> list[Schedule]:
+    """Schedules with their guesses, best guess first; those without one keep their order, at the end."""
+    known = sorted((seconds, place) for place, (_, seconds) in enumerate(schedules) if seconds is not None)
+    unknown = [place for place, (_, seconds) in enumerate(schedules) if seconds is None]
+    return [schedules[place][0] for place in (*(place for _, place in known), *unknown)]

@@ -1,0 +1,1 @@
+"""Tuned records: brought from elsewhere, shipped, replayed, explained."""

@@ -1,0 +1,1 @@
+"""The search: space, sampler, finals, and the winner."""

@@ -1,0 +1,1 @@
+"""Optuna's studies: where they are stored, and what is done about damaged ones."""

@@ -1,0 +1,1 @@
+"""A candidate against the float64 oracle, on ordinary and adversarial inputs."""

@@ -1,0 +1,106 @@
+"""Inputs that are hard to be right on: what is checked besides the ragged sequences of `tuner.verify.check`.
+
+Each case is made of the ordinary inputs, so that it serves every operator. Scales are those at which the oracle itself
+is well conditioned in float32: nothing overflows, and no difference of nearly equal numbers decides a result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from codegen.device import Device
+from codegen.spec import Spec
+from tuner.verify.inputs import Inputs, make_inputs
+
+HUGE, TINY = 100.0, 0.01
+_SMALL_STEP = 1 / 16
+
+_STATES = ("S", "S_k", "S_v", "G_k", "G_v", "chunk_states")
+_TARGETS = ("target", "codes")
+_WRITTEN = ("k", "v", "w")
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of hard input.
+
+    Attributes:
+        name: as verdicts name it.
+        change: makes it of ordinary inputs, in place.
+        single: whether its sequences have one token each.
+    """
+
+    name: str
+    change: Callable[[Tensors], None]
+    single: bool = False
+
+
+def _nothing(tensors: Tensors) -> None:
+    pass
+
+
+def _zero_state(tensors: Tensors) -> None:
+    for name in _present(tensors, _STATES):
+        tensors[name].zero_()
+
+
+def _hard_forgetting(tensors: Tensors) -> None:
+    """Every third token forgets all that was, to zero in float32; one in three nothing at all."""
+    tensors["log_decay"][::3] = -120.0
+    tensors["log_decay"][1::3] = 0.0
+
+
+def _one_slot(tensors: Tensors) -> None:
+    """All that is held, written or read stands in the last slot.
+
+    A norm over the slots makes a sign of what stands in one of them, which rounding would decide near zero. So states
+    and what is written are positive, targets are as large as that norm, steps are small, and a token is read by a q of
+    one sign. Such a norm hides how large what is read is; the other cases see that.
+    """
+    for name in _present(tensors, _STATES):
+        tensors[name].abs_()[..., :-1, :] = 0.0
+    for name in _present(tensors, _TARGETS):
+        tensors[name].abs_()[..., :-1] = 0.0
+    for name in _present(tensors, _WRITTEN):
+        tensors[name].abs_()
+    for name in _present(tensors, ("q", "read")):
+        sign = tensors[name][..., :1].sign()
+        tensors[name].abs_().mul_(sign)
+    if "target" in tensors:
+        tensors["target"][..., -1] += math.sqrt(tensors["target"].shape[-1])
+        tensors["step_size"].mul_(_SMALL_STEP)
+
+
+def _scaled(factor: float) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        for name in _present(tensors, (*_STATES, *_TARGETS)):
+            tensors[name].mul_(factor)
+
+    return change
+
+
+CASES = (
+    Case("one token", _nothing, single=True),
+    Case("zero state", _zero_state),
+    Case("hard forgetting", _hard_forgetting),
+    Case("one slot", _one_slot),
+    Case("huge values", _scaled(HUGE)),
+    Case("tiny values", _scaled(TINY)),
+)
+
+
+def adversarial_inputs(case: Case, spec: Spec, lengths: tuple[int, ...], device: Device, seed: int) -> Inputs:
+    """The inputs of `case`, in sequences of `lengths` unless the case says otherwise."""
+    inputs = make_inputs(spec, (1,) * len(lengths) if case.single else lengths, device, seed)
+    case.change(inputs.tensors)
+    return inputs
+
+
+def _present(tensors: Tensors, names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name in tensors]

@@ -1,0 +1,1 @@
+"""Processes that compile and measure candidates, within limits, and may die."""
