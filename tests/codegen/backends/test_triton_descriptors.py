@@ -43,7 +43,7 @@ KERNELS = [
 ]
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_stages": 3}, {"tile_rows": 32}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"num_stages": 3, "tile_rows": 32}], ids=str)
 @pytest.mark.parametrize(("operator", "variant", "copies"), KERNELS)
 def test_tiles_are_copied_by_the_tensor_memory_accelerator(operator, variant, copies, settings):
     schedule = dataclasses.replace(FUSED, variant=variant, **settings)

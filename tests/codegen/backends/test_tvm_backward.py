@@ -78,19 +78,19 @@ def test_states_and_gates_at_their_limits():
     check(case, inputs=case.inputs(log_decay=0.0))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_inputs(dtype):
-    check(Case(dtype=dtype))
+@pytest.mark.parametrize(("width", "threads"), [(4, 1), (8, 2)])
+def test_narrow_vectors(width, threads):
+    threads = min(threads, cpu().cores)
+    check(Case(chunk=3 if width == 4 else 20), vector_width=width, tile_tokens=width, threads=threads)
 
 
-@pytest.mark.parametrize("width", [4, 8])
-def test_narrow_vectors(width):
-    check(Case(chunk=3 if width == 4 else 20), vector_width=width, tile_tokens=width)
-
-
-@pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(1, 1, 1), (33, 5, 17), (80, 96, 48)])
-def test_sizes(dim_k, dim_v, slots):
-    check(Case(chunk=40, lengths=(70,), dim_k=dim_k, dim_v=dim_v, slots=slots, rule=Rule("silu", phi_eps=1e-2)))
+@pytest.mark.parametrize(
+    ("dim_k", "dim_v", "slots", "dtype"),
+    [(1, 1, 1, "float32"), (33, 5, 17, "bfloat16"), (80, 96, 48, "float16"), (80, 96, 48, "float32")],
+)
+def test_sizes_and_types(dim_k, dim_v, slots, dtype):
+    sizes = {"dim_k": dim_k, "dim_v": dim_v, "slots": slots}
+    check(Case(chunk=40, lengths=(70,), dtype=dtype, rule=Rule("silu", phi_eps=1e-2), **sizes))
 
 
 @pytest.mark.parametrize("phi", ["ln_silu", "softmax"])
@@ -120,11 +120,8 @@ def test_the_default_keeps_no_more_than_inputs_take(chunk):
     assert 16 <= segment_tokens(spec, schedule) <= 64
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_programs_that_threads_do_not_divide(threads):
-    if threads > cpu().cores:
-        pytest.skip(f"{cpu().cores} core")
-    check(Case(heads=5, lengths=(21, 21, 21)), threads=threads)
+def test_programs_that_threads_do_not_divide():
+    check(Case(heads=5, lengths=(21, 21, 21)), threads=min(2, cpu().cores))
 
 
 @pytest.mark.parametrize(
