@@ -10,13 +10,13 @@ VENV := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tune train test bench scaling report gpu gpu-prepare gpu-check dashboard show lint clean clean-cache
+.PHONY: help tune train test fuzz bench scaling report gpu gpu-prepare gpu-check dashboard show lint clean clean-cache
 
 # List the targets.
 help:
 	@awk '/^# /{text = substr($$0, 3)} /^[a-z-]+:/{sub(":.*", ""); printf "make %-11s %s\n", $$0, text}' Makefile
 	@echo 'Variables, as in `make tune BUDGET=60s`: WORKLOAD, SPEC, BUDGET, STORAGE (tune); STORAGE (report, dashboard);'
-	@echo '  DATA, FOLDER (train); KERNEL, BACKEND (show); MINUTES (gpu); PYTHON (which Python .venv is made from); ARGS (more options for the command).'
+	@echo '  DATA, FOLDER (train); KERNEL, BACKEND (show); MINUTES (gpu, fuzz); PYTHON (which Python .venv is made from); ARGS (more options for the command).'
 
 # Find the fastest correct kernels for this machine.
 tune: .venv/installed-tune
@@ -35,6 +35,10 @@ test: .venv/installed-test
 	$(undisturbed) $(VENV)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	$(undisturbed) TRITON_INTERPRET=1 $(VENV)/python -m pytest tests/interpreted -n 2 $(ARGS) || status=$$?; \
 	exit $$status
+
+# Compare random calls and kernels with float64, with fresh seeds, for an hour or MINUTES; what is found is kept as a script.
+fuzz: .venv/installed-test
+	@$(undisturbed) $(VENV)/python -m tests.fuzz --minutes $(if $(filter file,$(origin MINUTES)),60,$(MINUTES)) $(ARGS)
 
 # Compare eager, torch.compile, the default schedule and the tuned winner.
 bench: .venv/installed-test

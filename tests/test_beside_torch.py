@@ -23,8 +23,8 @@ PATIENCE_SECONDS = 240
 PRELUDE = """
 import os, sys, threading, time
 import torch
-from tests.inputs import make_inputs
-from tests.relative_error import assert_close
+from tests.support.inputs import make_inputs
+from tests.support.relative_error import assert_close
 from trellis_ops import trellis_attention
 
 cores = len(os.sched_getaffinity(0))

@@ -102,10 +102,10 @@ import multiprocessing, subprocess, sys
 from concurrent.futures import ProcessPoolExecutor
 
 if __name__ == "__main__":
-    from trellis_ops.train.workers import pool
+    from trellis_ops.lm.train.processes.workers import pool
     from tuner.own_process import own_process
-    from tuner.limits import Limits
-    from tuner.process import WorkerProcess
+    from tuner.workers.limits import Limits
+    from tuner.workers.process import WorkerProcess
 
     worker = WorkerProcess(Limits())
     while not worker.idle:

@@ -25,9 +25,9 @@ pytestmark = [
 PRELUDE = """
 import os, sys, threading
 import torch
-from codegen.backends import thread_owners
-from tests.inputs import make_inputs
-from tests.relative_error import assert_close
+from codegen.backends.tvm import thread_owners
+from tests.support.inputs import make_inputs
+from tests.support.relative_error import assert_close
 from trellis_ops import explain, memory_update, trellis_attention
 
 inputs = make_inputs(2, 40, 4, 8, 8, 8)
@@ -109,7 +109,7 @@ def test_many_threads_at_once_are_right_and_few():
 
 def test_a_thread_that_lasts_gets_a_pool_of_its_own_once_there_is_room():
     run("""
-    from codegen.backends import tvm_runtime
+    from codegen.backends.tvm import runtime as tvm_runtime
     release, full = threading.Event(), threading.Barrier(thread_owners.most_owners() + 1)
     owning = []
     def hold():
@@ -140,8 +140,8 @@ def test_what_a_kernel_refuses_is_refused_in_any_thread_and_tensors_are_let_go()
     run("""
     import gc, weakref
     from codegen.device import cpu
-    from trellis_ops import operators
-    from trellis_ops.plan import plan
+    from trellis_ops.operators import registered as operators
+    from trellis_ops.operators.plan import plan
     settings = ("ln_silu", "ln_silu", "identity", 1e-6, 16, "bilevel")
     program = plan(operators.attention_request, (*inputs.args, None, None, None), settings, "tvm").program
     thread_owners._threads.owners = [os.getpid()] * thread_owners.most_owners()

@@ -36,8 +36,8 @@ CALL = """
 import os, signal, sys, warnings
 warnings.simplefilter("ignore")
 import torch
-from tests.inputs import make_inputs
-from tests.relative_error import assert_close
+from tests.support.inputs import make_inputs
+from tests.support.relative_error import assert_close
 from trellis_ops import trellis_attention
 
 where, presses = sys.argv[1], int(sys.argv[2])

@@ -15,7 +15,7 @@ PRELUDE = """
 import os, random, signal, sys, threading, time
 import torch
 from codegen.rule import Rule
-from tests.inputs import make_inputs
+from tests.support.inputs import make_inputs
 from trellis_ops import memory_readout, memory_update, reference, trellis_attention, trellis_step
 
 torch.set_num_threads(1)  # Torch's own threads do not survive a fork.

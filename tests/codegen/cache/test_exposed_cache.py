@@ -232,8 +232,8 @@ import torch, trellis_ops, numpy
 from codegen.kernels import build as builder
 from tuning_db import TuningDatabaseWarning
 warnings.simplefilter("ignore", TuningDatabaseWarning)
-from tests.inputs import make_inputs
-from tests.relative_error import assert_close
+from tests.support.inputs import make_inputs
+from tests.support.relative_error import assert_close
 inputs = make_inputs(1, 5, 2, 4, 4, 4)
 def call(implementation):
     return trellis_ops.trellis_attention(*inputs.args, chunk_size=1, implementation=implementation)[0]
@@ -335,7 +335,7 @@ def test_a_kernel_that_a_key_has_sealed_is_compiled_once_and_loaded_from_a_copy(
 def test_a_process_removes_its_folder_and_its_fork_does_not():
     code = """
 import os, sys
-from codegen.process_folder import process_folder
+from codegen.cache.process_folder import process_folder
 folder = process_folder()
 if os.fork() == 0:
     sys.exit(0)

@@ -36,8 +36,8 @@ CALL = """
 import sys, warnings
 warnings.simplefilter("always")
 import torch, trellis_ops
-from tests.inputs import make_inputs
-from tests.relative_error import assert_close
+from tests.support.inputs import make_inputs
+from tests.support.relative_error import assert_close
 inputs = make_inputs(1, 5, 2, 4, 4, 4)
 y, _ = trellis_ops.trellis_attention(*inputs.args, chunk_size=1, implementation="tvm")
 compilers = [name for name in ("tvm", "jinja2") if name in sys.modules]

@@ -14,8 +14,8 @@ import sys, warnings
 import torch
 import trellis_ops
 from codegen.errors import ImplementationError
-from tests.inputs import make_inputs
-from tests.relative_error import assert_close
+from tests.support.inputs import make_inputs
+from tests.support.relative_error import assert_close
 from trellis_ops import explain, trellis_attention, trellis_step
 from tuning_db import TuningDatabaseWarning
 

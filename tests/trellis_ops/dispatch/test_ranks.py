@@ -30,7 +30,7 @@ RANK = """
 import json, sys
 import torch
 import torch.distributed as dist
-from tests.inputs import make_inputs
+from tests.support.inputs import make_inputs
 from trellis_ops import agree_across_ranks, explain, trellis_attention
 
 dist.init_process_group("gloo")

@@ -32,9 +32,10 @@ MOST = min(2, cpu().cores)
 # Heads as many as threads: the default's variant is then the same for one thread and for two, and so are the results.
 SCRIPT = """
 import torch
-from tests.inputs import make_inputs
-from trellis_ops import explain, operators, trellis_attention
-from trellis_ops.plan import plan
+from tests.support.inputs import make_inputs
+from trellis_ops import explain, trellis_attention
+from trellis_ops.operators import registered as operators
+from trellis_ops.operators.plan import plan
 inputs = make_inputs(1, 24, 2, 16, 16, 8)
 settings = ("ln_silu", "ln_silu", "identity", 1e-6, 8, "bilevel")
 results = []

@@ -16,11 +16,11 @@ import os, tempfile
 os.setresuid(54321, 0, 0)  # Root still reads what it must; who the user is says the first of the three.
 import torch
 import trellis_ops
-from codegen.cache_folder import cache_folder
-from tests.inputs import make_inputs
-from tests.relative_error import assert_close
+from codegen.cache.folder import cache_folder
+from tests.support.inputs import make_inputs
+from tests.support.relative_error import assert_close
 from trellis_ops import trellis_attention
-from trellis_ops.dispatch import store
+from trellis_ops.dispatch.resolve import store
 
 assert store().user is None
 print(trellis_ops.selection())
@@ -34,7 +34,7 @@ assert_close(y, expected, 1e-5)
 NAMED = """
 import os
 os.setresuid(54321, 0, 0)
-from codegen.cache_folder import cache_folder
+from codegen.cache.folder import cache_folder
 from tuning_db.store import default_store
 store = default_store()
 print(store.user.folder, store.fallback and store.fallback.folder.parent.parent)

@@ -163,11 +163,11 @@ def test_the_list_that_is_shipped_is_of_these_templates():
 WARM = """
 import sys, torch, triton
 from triton.backends.compiler import GPUTarget
-from codegen.backends import triton as backend
+from codegen.backends.triton import compile as backend
 from codegen.backends.source_module import module_of
 from codegen.device import NAMED
 from codegen.render import render
-from tests.tuner.test_candidates import CACHED_SPEC as spec, CACHED as schedule
+from tests.tuner.offline.test_candidates import CACHED_SPEC as spec, CACHED as schedule
 
 class FakeGpu:
     def get_current_device(self): return 0

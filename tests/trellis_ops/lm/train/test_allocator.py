@@ -13,7 +13,7 @@ KEPT, MAPPED = 30_000_000, 40_000_000
 SCRIPT = f"""
 import resource
 import torch
-from trellis_ops.train.allocator import keep_freed_memory
+from trellis_ops.lm.train.processes.allocator import keep_freed_memory
 
 if KEEP:
     assert keep_freed_memory()
