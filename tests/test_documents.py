@@ -30,7 +30,16 @@ MAINS |= {"trellis_ops.lm.recall": "trellis_ops.lm.recall.cli"}
 MAINS |= {
     f"tests.benchmarks.studies.{name}": f"tests.benchmarks.studies.{name}"
     for name in (
-        *("bfloat16_dots", "breakdown", "compile_stages", "dot_errors", "few_heads", "gradient_errors", "guesses"),
+        *(
+            "bfloat16_dots",
+            "breakdown",
+            "checkouts",
+            "compile_stages",
+            "dot_errors",
+            "few_heads",
+            "gradient_errors",
+            "guesses",
+        ),
         *("scaling", "training_memory"),
     )
 }
