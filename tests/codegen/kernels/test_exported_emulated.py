@@ -114,7 +114,7 @@ def test_the_launch_that_an_emulated_driver_sees(build):
     q, k, v, target, log_decay, step_size, S_k, S_v, cu_seqlens, y = given = arguments_of_step()
     kernel(12, *given)
     (seen,) = driver().launches()
-    tensors = (S_k, S_v, target, cu_seqlens, step_size, k, log_decay, q, v, y)
+    tensors = (S_k, S_v, cu_seqlens, k, log_decay, q, step_size, target, v, y)
     assert seen.values == (*(each.data_ptr() for each in tensors), 3, 12)
     assert (seen.grid, seen.block, seen.stream) == ((12, 1, 1), (128, 1, 1), STREAM)
     assert seen.shared_bytes == kernel.plan.shared_bytes > 0
