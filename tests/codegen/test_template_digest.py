@@ -11,6 +11,7 @@ import pytest
 
 from codegen import render
 from codegen.render import TEMPLATES, template_digest
+from codegen.schedules.tvm import TvmSchedule
 
 NAMES = sorted(str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*.j2"))
 
@@ -56,11 +57,11 @@ def test_every_way_to_name_a_template(text, templates):
     ],
 )
 def test_a_change_counts_where_it_is_imported(name, counts, templates):
-    before = template_digest("tvm", ("memory_step",))
+    before = template_digest(TvmSchedule, ("memory_step",))
     with (templates / name).open("a") as file:
         file.write("{# a remark #}\n")
     template_digest.cache_clear()
-    assert (template_digest("tvm", ("memory_step",)) != before) is counts
+    assert (template_digest(TvmSchedule, ("memory_step",)) != before) is counts
 
 
 @pytest.mark.parametrize(
@@ -78,16 +79,16 @@ def test_a_change_of_what_writes_maps_counts_for_its_backend(name, counts, tmp_p
     shutil.copytree(render.MAPS, copy)
     monkeypatch.setattr(render, "MAPS", copy)
     template_digest.cache_clear()
-    before = template_digest("tvm", ("memory_step",))
+    before = template_digest(TvmSchedule, ("memory_step",))
     with (copy / name).open("a") as file:
         file.write("# a remark\n")
     template_digest.cache_clear()
-    assert (template_digest("tvm", ("memory_step",)) != before) is counts
+    assert (template_digest(TvmSchedule, ("memory_step",)) != before) is counts
     template_digest.cache_clear()
 
 
 def test_a_template_that_does_not_parse_has_a_digest(templates):
-    before = template_digest("tvm", ("memory_step",))
+    before = template_digest(TvmSchedule, ("memory_step",))
     (templates / "tvm" / "parts" / "row.j2").write_text("{% if %}")
     template_digest.cache_clear()
-    assert template_digest("tvm", ("memory_step",)) != before
+    assert template_digest(TvmSchedule, ("memory_step",)) != before

@@ -26,7 +26,7 @@ from codegen.device import cpu
 from codegen.kernels.build import parts, schedule_of
 from codegen.render import render
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Problem, Spec
 
