@@ -155,7 +155,7 @@ def test_its_digest_is_that_of_its_own_code(toy, tmp_path, monkeypatch):
 
 def test_the_tuner_searches_all_its_schedules_in_worker_processes_and_the_winner_serves(toy, tmp_path):
     storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
-    with Workers(compilers=1) as workers, SearchProgress(Console(quiet=True)) as progress:
+    with Workers(compilers=0) as workers, SearchProgress(Console(quiet=True)) as progress:
         session = Session(cpu(), "toy", storage, toy, Budget(trials=10), workers, final_seconds=0.2)
         tuned = tune(NamedSpec("toy", SPEC), session, progress)
     assert tuned.exhausted
