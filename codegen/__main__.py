@@ -26,12 +26,10 @@ from codegen.kernels.launches import is_of_a_backward, kernels_of
 from codegen.kernels.table import arguments_table, tensors_table
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import BACKENDS, Schedule, from_settings, variants_of
+from codegen.schedules.registry import SCHEDULES, backends, default, from_settings, kind_of, variants_of
+from codegen.schedules.schedule import Schedule
 from codegen.spec import DIRECTIONS, DTYPES, OPERATORS, Problem, Spec
-
-_DEVICE_OF_BACKEND = {"triton": "sm_90", "tvm": "here"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,14 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.add_argument("kernel", choices=KERNELS, help="template to render")
     show.add_argument(
-        "--backend", choices=BACKENDS, default="triton", help="compiler to render for (default: %(default)s)"
+        "--backend", choices=backends(), default="triton", help="compiler to render for (default: %(default)s)"
     )
     _add_problem(show)
     _add_rule(show)
-    show.add_argument(
-        "--device",
-        help=f"'here' for this machine's CPU, or {', '.join(NAMED)} (default: sm_90 for triton, here for tvm)",
-    )
+    usual = ", ".join(f"{kind.shown_for} for {name}" for name, kind in SCHEDULES.items())
+    show.add_argument("--device", help=f"'here' for this machine's CPU, or {', '.join(NAMED)} (default: {usual})")
     show.add_argument(
         "--set",
         action="append",
@@ -120,7 +116,7 @@ def _add_rule(show: argparse.ArgumentParser) -> None:
 
 def _show(options: argparse.Namespace) -> str:
     spec = _spec(options)
-    device = named(options.device or _DEVICE_OF_BACKEND[options.backend])
+    device = named(options.device or kind_of(options.backend).shown_for)
     schedule = _schedule(options, spec, device)
     source = render(options.kernel, spec, schedule, device)
     if options.stage:
@@ -183,8 +179,8 @@ def _schedule(options: argparse.Namespace, spec: Spec, device: Device) -> Schedu
 def _operator_of(kernel: str) -> str:
     """The kernel's own operator, if attention is not the only one that launches it."""
     for operator in OPERATORS:
-        variants = {variant for name in BACKENDS for variant in variants_of(operator, name)}
-        launched = {each for name in BACKENDS for variant in variants for each in kernels_of(variant, name)}
+        variants = {variant for name in backends() for variant in variants_of(operator, name)}
+        launched = {each for name in backends() for variant in variants for each in kernels_of(variant, name)}
         if operator != "trellis_attention" and kernel in launched:
             return operator
     return "trellis_attention"
@@ -200,7 +196,7 @@ def _no_kernel(kernel: str, backend_name: str, problem: Problem) -> TrellisError
     variants = variants_of(problem.operator, backend_name, problem.direction)
     has = sorted({each for variant in variants for each in kernels_of(variant, backend_name)})
     known = f"{', '.join(has)} (what {backend_name} has for {problem.operator}, {problem.direction})"
-    other = next((name for name in BACKENDS if _variants_with(kernel, name, problem)), None)
+    other = next((name for name in backends() if _variants_with(kernel, name, problem)), None)
     if other is None:
         return UnknownKernelError(name=kernel, known=known)
     return KernelOfBackendError(name=kernel, backend=backend_name, other=other, known=known)

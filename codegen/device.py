@@ -54,6 +54,9 @@ NAMED: dict[str, Device] = {
 }
 """Devices by the name of their architecture, for compiling without them."""
 
+THREADS_PER_WARP = {"cuda": 32, "hip": 64}
+"""By kind of GPU."""
+
 _X86_LEVELS = (
     ("x86-64-v4", 512, ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")),
     ("x86-64-v3", 256, ("avx2", "bmi2", "fma", "f16c")),

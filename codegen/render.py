@@ -15,7 +15,6 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from codegen.cache.folder import cache_folder, is_shared, say_exposed
@@ -25,8 +24,8 @@ from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError
 from codegen.kernels import signatures, text
 from codegen.rule import READOUT_EPS
-from codegen.schedules.cuda_block import Block, block_of
-from codegen.schedules.schedule import VECTORS_PER_ROW, Schedule, TvmSchedule
+from codegen.schedules.registry import SCHEDULES
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec, next_power_of_two
 from codegen.whole_imports import whole_imports
 
@@ -40,8 +39,8 @@ PACKAGE = Path(__file__).resolve().parent
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 MAPS = Path(__file__).resolve().parent / "maps"
 
-_EMITTERS = ("triton", "tvm", "tvm_cuda")
-"""The modules of codegen.maps.emit, one for each folder of templates, that write what the templates call `derived`."""
+_EAGER = "pytorch"
+"""The module of codegen.maps.emit that writes for no templates."""
 
 _REFERENCE = re.compile(r"""\{%[-+]?\s*(?:import|from|include|extends)\s+["']([^"']+)["']""")
 
@@ -74,7 +73,10 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
         import jinja2
 
     _require_kernel(kernel)
-    name = f"{folder_of(schedule.backend, device)}/{kernel}.py.j2"
+    folder = schedule.templates_on(device)
+    if folder is None:
+        raise TemplateError(path=TEMPLATES, reason=f"the backend {schedule.backend} renders none of its kernels")
+    name = f"{folder}/{kernel}.py.j2"
     try:
         body = (
             _environment()
@@ -86,9 +88,8 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
                 schedule=schedule,
                 device=device,
                 READOUT_EPS=READOUT_EPS,
-                VECTORS_PER_ROW=VECTORS_PER_ROW,
-                derived=_derived(folder_of(schedule.backend, device)),
-                **_block(kernel, spec, schedule, device),
+                derived=importlib.import_module(f"codegen.maps.emit.{folder}"),
+                **schedule.template_variables(kernel, spec, device),
                 **text.of_kernel(kernel, spec, schedule, device),
             )
         )
@@ -97,53 +98,46 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
         raise TemplateError(path=TEMPLATES / name, reason=f"{error}{line}") from error
     content = _header(kernel, spec, schedule, device) + body
     digest = hashlib.sha256(content.encode()).hexdigest()
-    path = _written(generated_folder() / folder_of(schedule.backend, device) / f"{kernel}_{digest[:16]}.py", content)
+    path = _written(generated_folder() / folder / f"{kernel}_{digest[:16]}.py", content)
     return Source(kernel, content, path, digest)
 
 
-def folder_of(backend: str, device: Device) -> str:
-    """The folder of templates for that backend and device: TVM's kernels for GPUs have nothing of those for CPUs."""
-    return "tvm_cuda" if backend == "tvm" and device.kind == "cuda" else backend
+EMITTERS = ("kernels/launches.py", "kernels/signatures.py", "kernels/text.py", "rule.py")
+"""Python that decides what a rendered kernel says, or which kernels are launched, besides what writes maps.
 
-
-def _derived(folder: str) -> ModuleType | None:
-    """What writes the maps of a rule in the language of a folder of templates."""
-    return importlib.import_module(f"codegen.maps.emit.{folder}") if folder in _EMITTERS else None
-
-
-def _block(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, Block]:
-    if device.kind != "cuda" or not isinstance(schedule, TvmSchedule):
-        return {}
-    return {"block": block_of(kernel, spec.problem, schedule)}
-
-
-EMITTERS = ("kernels/launches.py", "kernels/signatures.py", "kernels/text.py", "schedules/cuda_block.py", "rule.py")
-"""Python that decides what a rendered kernel says, or which kernels are launched, besides what writes maps."""
+It is that of every backend; each has its own in `Schedule.emitters`.
+"""
 
 
 @functools.cache
-def template_digest(folder: str, kernels: tuple[str, ...]) -> str:
-    """Digest of the templates of `kernels`, of all that they import, and of the Python that writes parts of them.
+def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Device | None = None) -> str:
+    """Digest of all that decides the kernels of a backend: templates, what they import, Python that writes parts.
 
     It is part of a tuning record's identity.
+
+    Args:
+        kind: the backend's schedules.
+        kernels: names of templates.
+        device: whose folder of templates it is about; the backend's first unless given.
     """
+    folder = kind.templates if device is None else kind.templates_on(device)
     names: set[str] = set()
-    waiting = [f"{folder}/{kernel}.py.j2" for kernel in kernels]
+    waiting = [] if folder is None else [f"{folder}/{kernel}.py.j2" for kernel in kernels]
     while waiting:
         name = waiting.pop()
         if name not in names:
             names.add(name)
             waiting += _referenced(name)
-    files = [TEMPLATES / name for name in sorted(names)] + _emitters(folder)
+    files = [TEMPLATES / name for name in sorted(names)] + _emitters(kind)
     content = b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _emitters(folder: str) -> list[Path]:
-    """`EMITTERS`, and what writes maps for a folder of templates: codegen.maps, but what writes for other languages."""
-    others = {"pytorch", *_EMITTERS} - ({"tvm", "tvm_cuda"} if folder.startswith("tvm") else {folder})
+def _emitters(kind: type[Schedule]) -> list[Path]:
+    """`EMITTERS`, the backend's own, and what writes its maps: codegen.maps, but what writes for other backends."""
+    others = {_EAGER, *(name for each in SCHEDULES.values() for name in each.writers)} - {*kind.writers}
     of_maps = [each for each in sorted(MAPS.rglob("*.py")) if each.parent.name != "emit" or each.stem not in others]
-    return [PACKAGE / name for name in EMITTERS] + of_maps
+    return [PACKAGE / name for name in EMITTERS] + [*kind.emitters] + of_maps
 
 
 def _referenced(name: str) -> list[str]:
@@ -173,8 +167,8 @@ def _environment() -> jinja2.Environment:
 
 
 def _header(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
-    folder = folder_of(schedule.backend, device)
-    digest = template_digest(folder, (kernel,))
+    folder = schedule.templates_on(device)
+    digest = template_digest(type(schedule), (kernel,), device)
     return (
         f"# {kernel} for {schedule.backend}, generated; do not edit.\n"
         f"# template  templates/{folder}/{kernel}.py.j2, digest {digest}\n"

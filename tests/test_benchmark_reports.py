@@ -11,7 +11,7 @@ import pytest
 from codegen.device import NAMED
 from codegen.render import Source, render
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.benchmarks.cases import LEAST, Case, Least, cases
 from tests.benchmarks.comparison import TUNED, Comparison

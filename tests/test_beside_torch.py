@@ -14,7 +14,7 @@ import pytest
 from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.device import cpu
 from codegen.kernels.build import build
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from tests.support.kernel_cases import Case, check_attention
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ class Explanation:
 
     Attributes:
         spec: text key of what is computed.
-        implementation: "eager", "tvm" or "triton".
+        implementation: "eager" or the name of a backend, "tvm" or "triton".
         origin: "forced", "exact winner", "bucket winner", "default schedule", "fallback" or "the leader's selection".
         schedule: text key of the schedule; None for eager.
         device: key of the device.

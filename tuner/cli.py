@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from codegen.device import Device, named
 from codegen.errors import BackendUnavailableError, TrellisError
-from codegen.schedules.schedule import BACKENDS
+from codegen.schedules.registry import backends
 from tuner.budget import DEFAULT, Budget, parse_budget
 from tuner.commands import experiments, gpu_export
 from tuner.commands import gpu as gpu_commands
@@ -235,6 +235,6 @@ def _workload_options(parser: argparse.ArgumentParser) -> None:
 
 def _measuring_options(parser: argparse.ArgumentParser, budget: str) -> None:
     parser.add_argument("--budget", metavar="TEXT", help=budget)
-    parser.add_argument("--backend", choices=BACKENDS, help="whose kernels to measure")
+    parser.add_argument("--backend", choices=backends(), help="whose kernels to measure")
     parser.add_argument("--timing", choices=[policy.name for policy in POLICIES], help="how times are taken")
     storage_option(parser)

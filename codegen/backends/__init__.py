@@ -1,16 +1,15 @@
-"""The two compilers behind one small protocol; a registry that imports each only when it is asked for."""
+"""The compilers behind one small protocol, each imported only when it is asked for."""
 
 from __future__ import annotations
 
-import functools
 import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from codegen.device import Device
-from codegen.errors import UnknownBackendError
 from codegen.render import Source
-from codegen.schedules.schedule import BACKENDS, Schedule
+from codegen.schedules.registry import kind_of
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
 if TYPE_CHECKING:
@@ -68,17 +67,17 @@ class Backend(Protocol):
     def resources(self, source: Source, spec: Spec, schedule: Schedule, device: Device) -> Resources:
         """Compile for a device that need not be here; what the compiler says the kernel needs."""
 
+    def why_no_resources(self, device: Device) -> str | None:
+        """What `resources` lacks here to compile for `device`, in one sentence; None if nothing."""
+
     def toolchain(self) -> dict[str, str]:
         """Package name to version: provenance of what this backend compiled."""
 
 
-@functools.cache
 def backend(name: str) -> Backend:
     """The backend called `name`; its compiler is imported no earlier than its first use.
 
     Raises:
         UnknownBackendError: no such backend.
     """
-    if name not in BACKENDS:
-        raise UnknownBackendError(name=name, known=", ".join(BACKENDS))
-    return cast(Backend, importlib.import_module(f"codegen.backends.{name}.compile"))
+    return cast(Backend, importlib.import_module(kind_of(name).compiler))

@@ -13,7 +13,8 @@ from codegen.kernels.launches import kernels_of, launches_for
 from codegen.kernels.operator import CompiledOperator
 from codegen.render import template_digest
 from codegen.schedules.legality import require_legal
-from codegen.schedules.schedule import Schedule, TvmSchedule, variants_of
+from codegen.schedules.registry import kind_of
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Problem, Spec
 
 # Neither compiler is made for several threads at once, and a kernel is wanted once. A child that is forked while
@@ -39,6 +40,15 @@ def build(spec: Spec, schedule: Schedule, device: Device) -> CompiledOperator:
         IllegalScheduleError, TemplateError, CompileError, BackendUnavailableError: as their names say.
     """
     require_legal(spec, schedule, device)
+    return build_legal(spec, schedule, device)
+
+
+def build_legal(spec: Spec, schedule: Schedule, device: Device) -> CompiledOperator:
+    """As `build`, of a schedule that is known to be legal, as that of a resolved call is.
+
+    Raises:
+        TemplateError, CompileError, BackendUnavailableError: as their names say.
+    """
     with _building:
         return _build(replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=1)), schedule, device)
 
@@ -47,7 +57,7 @@ def build(spec: Spec, schedule: Schedule, device: Device) -> CompiledOperator:
 def _build(spec: Spec, schedule: Schedule, device: Device) -> CompiledOperator:
     compiler = backend(schedule.backend)
     kernels = tuple(
-        compiler.kernel(kernel, part, schedule_of(kernel, schedule), device) for kernel, part in parts(spec, schedule)
+        compiler.kernel(kernel, part, schedule.of_kernel(kernel), device) for kernel, part in parts(spec, schedule)
     )
     return CompiledOperator(spec, schedule, device, kernels)
 
@@ -57,24 +67,12 @@ def parts(spec: Spec, schedule: Schedule) -> tuple[tuple[str, Spec], ...]:
     return tuple((launch.kernel, launch.spec_of(spec)) for launch in launches_for(spec, schedule))
 
 
-def schedule_of(kernel: str, schedule: Schedule) -> Schedule:
-    """What a kernel of an operator with this schedule is itself compiled with."""
-    # The forward of a backward wastes what lies above the diagonal of a long tile, the backward does not.
-    if schedule.variant == "backward" and kernel == "trellis_fused" and isinstance(schedule, TvmSchedule):
-        return replace(schedule, tile_tokens=min(schedule.tile_tokens, 2 * schedule.vector_width))
-    return schedule
-
-
-def schedule_digest(schedule: Schedule) -> str:
-    """Digest of the templates that `schedule` would render; says what made one kernel."""
-    return template_digest(schedule.backend, kernels_of(schedule.variant, schedule.backend))
-
-
 def operator_digest(problem: Problem, backend_name: str) -> str:
-    """Digest of the templates of every variant of the problem's operator and direction, which keys studies and records.
+    """Digest of the kernels of every variant of the problem's operator and direction, which keys studies and records.
 
     It needs no schedule, so a lookup can form it, and a change to any variant reopens the question which one wins.
     """
-    variants = variants_of(problem.operator, backend_name, problem.direction)
+    kind = kind_of(backend_name)
+    variants = kind.variants_of(problem.operator, problem.direction)
     kernels = {kernel for variant in variants for kernel in kernels_of(variant, backend_name)}
-    return template_digest(backend_name, tuple(sorted(kernels)))
+    return template_digest(kind, tuple(sorted(kernels)))

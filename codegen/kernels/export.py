@@ -15,7 +15,7 @@ from codegen.errors import ExportError
 from codegen.kernels.build import parts
 from codegen.kernels.exported import MANIFEST, VERSION, Manifest, Part, read_manifest
 from codegen.kernels.launches import kernels_of
-from codegen.render import folder_of, render, template_digest
+from codegen.render import render, template_digest
 from codegen.schedules.legality import require_legal
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
@@ -61,7 +61,7 @@ def export(spec: Spec, schedule: Schedule, device: Device, folder: Path) -> Mani
 def templates_digest(schedule: Schedule, device: Device) -> str:
     """Digest of the templates that an export of `schedule` is rendered from."""
     kernels = kernels_of(schedule.variant, schedule.backend)
-    return template_digest(folder_of(schedule.backend, device), kernels)
+    return template_digest(type(schedule), kernels, device)
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

@@ -23,7 +23,8 @@ from codegen.cache.ownership import read_regular, why_written_by_others
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, ExportError, TrellisError
 from codegen.kernels.operator import CompiledOperator
-from codegen.schedules.schedule import Schedule, Value, from_settings
+from codegen.schedules.registry import from_settings
+from codegen.schedules.schedule import Schedule, Value
 from codegen.spec import Spec, spec_of_key
 
 if TYPE_CHECKING:

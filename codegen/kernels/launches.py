@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from codegen.errors import UnknownKernelError
+from codegen.schedules.registry import kind_of
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
@@ -85,12 +86,17 @@ LAUNCHES: dict[str, tuple[Launch, ...]] = {
 }
 """The launches of every variant in order, unless `launches_of` says otherwise."""
 
-_OF_TRITON = {"split": (Launch("trellis_update", MEMORIES), Launch("memory_readout", CHUNKS))}
+_JOINED = {"split": (Launch("trellis_update", MEMORIES), Launch("memory_readout", CHUNKS))}
+"""The launches where one kernel updates both memories."""
 
 
 def launches_of(variant: str, backend: str) -> tuple[Launch, ...]:
-    """The launches of a variant; Triton's `split` writes both memories in one."""
-    own = _OF_TRITON.get(variant) if backend == "triton" else None
+    """The launches of a variant.
+
+    Raises:
+        UnknownBackendError: no such backend.
+    """
+    own = _JOINED.get(variant) if kind_of(backend).joins_updates else None
     return own or LAUNCHES[variant]
 
 
@@ -105,7 +111,7 @@ def is_of_a_backward(kernel: str) -> bool:
     Raises:
         UnknownKernelError: no variant launches it.
     """
-    of_kernel = [launch for launches in (*LAUNCHES.values(), *_OF_TRITON.values()) for launch in launches]
+    of_kernel = [launch for launches in (*LAUNCHES.values(), *_JOINED.values()) for launch in launches]
     found = {launch.reverse for launch in of_kernel if launch.kernel == kernel}
     if not found:
         raise UnknownKernelError(name=kernel, known=", ".join(dict.fromkeys(launch.kernel for launch in of_kernel)))

@@ -13,7 +13,7 @@ from codegen.extent import MOST_SEGMENTS
 from codegen.kernels.launches import CHUNKS, GRADIENTS, MEMORIES, Launch, launches_for
 from codegen.kernels.sequences import Sequences
 from codegen.kernels.signatures import Argument, dtype_of, kernel_arguments
-from codegen.schedules.schedule import Schedule, segment_tiles, segment_tokens
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
 if TYPE_CHECKING:
@@ -85,12 +85,12 @@ class CompiledOperator:
         TVM's compare types, strides, devices and sizes; but whether there are as many states as sequences, and what
         cu_seqlens says, is for the caller to see to.
         """
-        return self.schedule.backend == "tvm"
+        return self.schedule.checks_arguments
 
     @property
     def segment_tokens(self) -> int:
         """Of a backward operator: how many tokens, a multiple of the chunk, lie between the states that it keeps."""
-        return segment_tokens(self.spec, self.schedule)
+        return self.schedule.segment_tokens(self.spec)
 
     @property
     def chunk_tokens(self) -> int:
@@ -150,7 +150,7 @@ class CompiledOperator:
         if axis in ("slots", "dim_k", "dim_v"):
             return int(getattr(spec.problem, axis))
         if axis == "tiles":
-            return segment_tiles(spec, self.schedule, tokens)
+            return self.schedule.segment_tiles(spec, tokens)
         if axis == "workers":
             return self.schedule.workers(sequences.count * heads)
         return {"tokens": tokens, "heads": heads, "sequences": sequences.count, "chunks": sequences.chunks}[axis]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codegen.errors import UnknownKernelError
-from codegen.schedules.schedule import Schedule, dots_in_bfloat16, keeps_bfloat16, segment_tiles
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
 READ, WRITTEN, IN_PLACE = "in", "out", "in place"
@@ -129,10 +129,10 @@ _LEAVES_LINKED = Condition(
     "variant backward_chunks, link is no identity",
     lambda spec, schedule: _LEAVES.holds(spec, schedule) and _LINKED.holds(spec, schedule),
 )
-_IN_TVM = Condition("TVM", lambda _, schedule: schedule.backend == "tvm")
+_SKIPS = Condition("TVM", lambda _, schedule: schedule.skips_unwanted)
 _AGAIN = Condition(
     "TVM; Triton with several tiles between kept states",
-    lambda spec, schedule: schedule.backend == "tvm" or segment_tiles(spec, schedule) > 1,
+    lambda spec, schedule: schedule.keeps_tile_states(spec),
 )
 
 
@@ -181,7 +181,7 @@ KERNELS: dict[str, tuple[Group, ...]] = {
         writes("y"),
     ),
     "trellis_backward": (
-        reads("wanted", _IN_TVM),
+        reads("wanted", _SKIPS),
         reads(f"q k v {_GATED} chunk_states_k chunk_states_v dy"),
         updates("dS_k dS_v"),
         reads(_OFFSETS),
@@ -295,7 +295,7 @@ def dtype_of(argument: Argument, spec: Spec, schedule: Schedule) -> str:
     if argument.type == INPUT:
         return spec.problem.dtype
     if argument.type == DOTS:
-        return "bfloat16" if dots_in_bfloat16(schedule) else "float32"
+        return "bfloat16" if schedule.dots_in_bfloat16 else "float32"
     if argument.type == KEPT:
-        return "bfloat16" if keeps_bfloat16(schedule) else "float32"
+        return "bfloat16" if schedule.keeps_bfloat16 else "float32"
     return argument.type

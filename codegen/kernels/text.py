@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from codegen.device import Device
 from codegen.kernels.signatures import INPUT, Argument, dtype_of, kernel_arguments
 from codegen.schedules.schedule import Schedule
@@ -14,13 +16,9 @@ _CONSTANTS = {"slots": "M", "dim_k": "D_K", "dim_v": "D_V", "workers": "THREADS"
 
 
 def of_kernel(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
-    """What a template of the schedule's backend writes about its kernel's arguments, by the names it knows it by."""
-    if schedule.backend == "triton":
-        return {"parameters": triton_parameters(kernel, spec, schedule)}
-    return {
-        "parameters": tvm_parameters(kernel, spec, schedule),
-        "buffers": tvm_buffers(kernel, spec, schedule, device),
-    }
+    """What a template writes about its kernel's arguments, by the names it knows it by, as its folder's language is."""
+    folder = schedule.templates_on(device)
+    return {} if folder is None else _WRITERS[folder](kernel, spec, schedule, device)
 
 
 def triton_parameters(kernel: str, spec: Spec, schedule: Schedule) -> str:
@@ -52,6 +50,25 @@ def tvm_buffers(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> 
     for argument, shape in zip(arguments, shapes, strict=True):
         lines.append(_buffer(argument, shape, dtype_of(argument, spec, schedule)))
     return _SEPARATOR_OF_TVM.join(lines)
+
+
+def _of_triton(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
+    return {"parameters": triton_parameters(kernel, spec, schedule)}
+
+
+def _of_tvm(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
+    return {
+        "parameters": tvm_parameters(kernel, spec, schedule),
+        "buffers": tvm_buffers(kernel, spec, schedule, device),
+    }
+
+
+_WRITERS: dict[str, Callable[[str, Spec, Schedule, Device], dict[str, str]]] = {
+    "triton": _of_triton,
+    "tvm": _of_tvm,
+    "tvm_cuda": _of_tvm,
+}
+"""What writes arguments for each folder of templates."""
 
 
 def _kind(size: str, device: Device) -> str:

@@ -1,1 +1,1 @@
-"""How a kernel is laid out on a machine: choices of schedules, defaults, what is legal, what is known bad."""
+"""How a kernel is laid out on a machine: a class for each backend's schedules, which answers every question of them."""

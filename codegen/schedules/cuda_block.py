@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from codegen.schedules.schedule import TvmSchedule
+from codegen.schedules.tvm_fields import TvmFields
 from codegen.spec import Problem
 
 WIDTH = 4
@@ -72,7 +72,7 @@ class Block:
         return self.floats * _FLOAT_BYTES
 
 
-def block_of(kernel: str, problem: Problem, schedule: TvmSchedule) -> Block:
+def block_of(kernel: str, problem: Problem, schedule: TvmFields) -> Block:
     """The block of one of the kernels that have a TVM template for CUDA."""
     threads, step = schedule.threads, kernel == "memory_step"
     tokens = 2 if step else schedule.tile_tokens
@@ -84,17 +84,17 @@ def block_of(kernel: str, problem: Problem, schedule: TvmSchedule) -> Block:
     return Block(buffers, floats, WIDTH if step else unit_of(schedule), lanes, _ACROSS, resident)
 
 
-def unit_of(schedule: TvmSchedule) -> int:
+def unit_of(schedule: TvmFields) -> int:
     """Of how many rows and columns matrices are padded to multiples: a warp's block of tensor cores, or four."""
     return WIDTH if schedule.dot_precision == "ieee" else max(MMA_ROWS, columns_of_a_warp(schedule))
 
 
-def columns_of_a_warp(schedule: TvmSchedule) -> int:
+def columns_of_a_warp(schedule: TvmFields) -> int:
     """How many columns of a product a warp sums at once by tensor cores, each lane two rows of a quarter of them."""
     return 2 * schedule.accumulators
 
 
-def most_shared_bytes(problem: Problem, schedule: TvmSchedule) -> int:
+def most_shared_bytes(problem: Problem, schedule: TvmFields) -> int:
     """What the kernel of the schedule's variant that needs most shared memory needs."""
     kernels = {"recurrent": ("memory_step",), "split": ("memory_update", "memory_readout")}.get(
         schedule.variant, (problem.operator.removesuffix("_transposed"),)
@@ -111,7 +111,7 @@ def resident_numbers(problem: Problem, threads: int) -> int:
     return rows * sum(-(-dim // _ACROSS) for dim in (problem.dim_k, problem.dim_v))
 
 
-def _update(problem: Problem, schedule: TvmSchedule) -> dict[str, Shape]:
+def _update(problem: Problem, schedule: TvmFields) -> dict[str, Shape]:
     tile, unit = schedule.tile_tokens, unit_of(schedule)
     slots, dim = _row(problem.slots, unit), _row(problem.dim_k, unit)
     return {
@@ -124,7 +124,7 @@ def _update(problem: Problem, schedule: TvmSchedule) -> dict[str, Shape]:
     }
 
 
-def _readout(problem: Problem, schedule: TvmSchedule) -> dict[str, Shape]:
+def _readout(problem: Problem, schedule: TvmFields) -> dict[str, Shape]:
     tile, unit = schedule.tile_tokens, unit_of(schedule)
     both = problem.operator == "trellis_attention"
     padded, slots = _round_up(problem.slots, unit), _row(problem.slots, unit)
@@ -145,7 +145,7 @@ def _readout(problem: Problem, schedule: TvmSchedule) -> dict[str, Shape]:
     }
 
 
-def _step(problem: Problem, schedule: TvmSchedule) -> dict[str, Shape]:
+def _step(problem: Problem, schedule: TvmFields) -> dict[str, Shape]:
     slots, dim_k, dim_v = problem.slots, problem.dim_k, problem.dim_v
     return {
         "q_row": (dim_k,),
@@ -161,7 +161,7 @@ def _step(problem: Problem, schedule: TvmSchedule) -> dict[str, Shape]:
     }
 
 
-_SHAPES: dict[str, Callable[[Problem, TvmSchedule], dict[str, Shape]]] = {
+_SHAPES: dict[str, Callable[[Problem, TvmFields], dict[str, Shape]]] = {
     "memory_update": _update,
     "memory_readout": _readout,
     "memory_step": _step,

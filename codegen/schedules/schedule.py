@@ -1,15 +1,18 @@
-"""How a kernel computes: schedules and their choices. Defaults are in `defaults.py`, legality in `legality.py`.
+"""How a kernel computes: what every backend's schedule says of itself.
 
-A schedule never changes the result beyond rounding, so a tuner may search all of it freely.
+A schedule never changes the result beyond rounding, so a tuner may search all of it freely. Whatever differs between
+backends is a question that their classes answer: nobody else asks which class, or which backend, a schedule is of.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
-from typing import ClassVar
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
 
 from codegen.device import Device
-from codegen.errors import ScheduleFieldError, UnknownBackendError
+from codegen.extent import Bytes, Extent
 from codegen.spec import Spec
 
 Value = int | str
@@ -38,13 +41,66 @@ backward_split: first R again, parallel over chunks; then one memory after the o
 backward_chunks: only the cotangents of states walk back; all else is parallel over chunks, each of them one tile.
 """
 
+FEWEST_TOKENS_PER_STATE = 16
+"""A state is M x D numbers: stored for every token, states take hundreds of times what the inputs take."""
+
+PARALLEL_OVER_CHUNKS = ("split", "readout", "backward_split", "backward_chunks")
+"""Variants with a kernel that has a program for each chunk of each head."""
+
 
 @dataclass(frozen=True)
-class Schedule:
-    """What every schedule has: a backend and a variant."""
+class TileLoop:
+    """The loop over tiles in a program of a GPU kernel, as far as a guess at its time needs to know it.
+
+    Attributes:
+        tokens: of a tile.
+        segment: chunks between two kept states.
+        warps: of a program.
+        stages: depth of the loop's software pipeline.
+        dot_precision: how float32 operands enter a dot.
+        copies_tiles: whether tiles come whole, by tensor descriptors.
+    """
+
+    tokens: int
+    segment: int
+    warps: int
+    stages: int
+    dot_precision: str
+    copies_tiles: bool
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """How a backend's kernels compute; `codegen.schedules.registry.register` makes a subclass known.
+
+    Attributes:
+        backend: name of the backend.
+        compiler: dotted name of the module that is its `codegen.backends.Backend`.
+        choices: values of each field beside the variant, which tuner and checks go through.
+        own_variants: those of `VARIANTS` and `BACKWARD_VARIANTS` that it has kernels for.
+        first_for: kinds of devices on which it serves a call that names no backend.
+        shown_for: name of the device that its kernels are printed for unless another is named.
+        templates: folder under templates/; None if its kernels are not rendered.
+        writers: modules of codegen.maps.emit that its kernels take their maps from.
+        emitters: Python files, beside those that all backends share, that decide what its kernels are.
+        checks_arguments: whether its kernels refuse tensors that are not as the spec says, before they write anything.
+        skips_unwanted: whether its variant `backward` is told which gradients are wanted, and skips the others.
+        joins_updates: whether one kernel updates both memories in variant `split`, instead of one launch for each.
+        variant: one of `own_variants`.
+    """
 
     backend: ClassVar[str]
+    compiler: ClassVar[str]
     choices: ClassVar[dict[str, tuple[Value, ...]]]
+    own_variants: ClassVar[tuple[str, ...]]
+    first_for: ClassVar[tuple[str, ...]]
+    shown_for: ClassVar[str]
+    templates: ClassVar[str | None]
+    writers: ClassVar[tuple[str, ...]]
+    emitters: ClassVar[tuple[Path, ...]]
+    checks_arguments: ClassVar[bool]
+    skips_unwanted: ClassVar[bool]
+    joins_updates: ClassVar[bool]
     variant: str
 
     def key(self) -> str:
@@ -55,197 +111,113 @@ class Schedule:
         """The fields as plain data, as a tuning record stores them."""
         return dict(vars(self))
 
+    @classmethod
+    def variants_of(cls, operator: str, direction: str = "forward") -> tuple[str, ...]:
+        """The variants of `operator` in one of `codegen.spec.DIRECTIONS` that the backend has kernels for."""
+        variants = VARIANTS[operator] if direction == "forward" else BACKWARD_VARIANTS.get(operator, ())
+        return tuple(variant for variant in variants if variant in cls.own_variants)
+
+    @classmethod
+    @abstractmethod
+    def default(cls, spec: Spec, device: Device) -> Self:
+        """The schedule to use where nothing better is known; always legal where any is."""
+
+    @abstractmethod
+    def why_illegal(self, spec: Spec, device: Device) -> str | None:
+        """Why the backend's own rules refuse it, in one sentence; None if they do not.
+
+        `codegen.schedules.legality.why_illegal`, which asks this last, is the whole test.
+        """
+
+    @classmethod
+    def why_untimed(cls, device: Device) -> str | None:
+        """Why kernels that run on `device` are not worth measuring there; None if they are."""
+        return None
+
+    @abstractmethod
+    def brief(self) -> str:
+        """What sets the schedule apart from others, so that a row of a table fits on a line."""
+
+    @classmethod
+    def templates_on(cls, device: Device) -> str | None:
+        """The folder under templates/ that has the kernels for `device`."""
+        return cls.templates
+
+    def template_variables(self, kernel: str, spec: Spec, device: Device) -> dict[str, object]:
+        """What its templates are given besides what all are."""
+        return {}
+
+    @abstractmethod
+    def of_kernel(self, kernel: str) -> Schedule:
+        """What one kernel of an operator with this schedule is itself compiled with."""
+
     @property
+    @abstractmethod
+    def tile(self) -> int:
+        """Tokens processed at a time."""
+
+    @property
+    @abstractmethod
     def row_unit(self) -> int:
         """Numbers that a row of scratch memory is padded to a multiple of."""
-        return 1
-
-    def workers(self, programs: int) -> int:
-        """How many of so many programs need scratch memory of their own."""
-        return programs
-
-
-@dataclass(frozen=True)
-class TvmSchedule(Schedule):
-    """Settings of the TVM templates.
-
-    Attributes:
-        tile_tokens: tokens processed at a time; on a CPU they are the vector lanes of the chunk's products.
-        vector_width: float32 lanes per vector instruction; for CUDA, numbers that a thread reads at once.
-        accumulators: vector registers that a product sums in at once, the others are for its operands; for CUDA,
-            numbers that a thread sums at once.
-        threads: tasks that the programs are dealt to, of which 1 stays on the calling thread; for CUDA, of a block.
-        checkpoint_spacing: a backward keeps the states at the start of every so many chunks, and computes those of the
-            chunks between again. A tile of it may span as many chunks.
-        dot_precision: of the products of a kernel for CUDA: "ieee", by multiply-adds; or by tensor cores, as
-            TritonSchedule has it, "tf32x3", "tf32" or "bf16". On a CPU "ieee".
-    """
-
-    backend: ClassVar[str] = "tvm"
-    choices: ClassVar[dict[str, tuple[Value, ...]]] = {
-        "tile_tokens": (4, 8, 16, 32, 64),
-        "vector_width": (4, 8, 16),
-        "accumulators": (4, 8, 12, 16, 24),
-        "threads": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
-        "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
-        "dot_precision": ("ieee", "tf32x3", "tf32", "bf16"),
-    }
-    tile_tokens: int
-    vector_width: int
-    accumulators: int
-    threads: int
-    checkpoint_spacing: int = 1
-    dot_precision: str = "ieee"
 
     @property
-    def row_unit(self) -> int:
-        """A whole vector."""
-        return self.vector_width
+    @abstractmethod
+    def segment(self) -> int:
+        """How many chunks a backward puts between two states that it keeps."""
 
+    def segment_tokens(self, spec: Spec) -> int:
+        """How many tokens a backward puts between two states that it keeps."""
+        return self.segment * spec.problem.chunk
+
+    @abstractmethod
+    def segment_tiles(self, spec: Spec, tokens: int | None = None) -> int:
+        """How many tiles a backward walks between two kept states, of sequences of at most so many tokens."""
+
+    @abstractmethod
+    def keeps_tile_states(self, spec: Spec) -> bool:
+        """Whether a walk back stores the states of the tiles between two kept states."""
+
+    @property
+    @abstractmethod
+    def dots_in_bfloat16(self) -> bool:
+        """Whether what one kernel leaves for the dots of the next is bfloat16, as they round it so."""
+
+    @property
+    @abstractmethod
+    def keeps_bfloat16(self) -> bool:
+        """Whether chunk-start states that no backward needs are kept in bfloat16, as dots round them so."""
+
+    @abstractmethod
     def workers(self, programs: int) -> int:
-        """A thread keeps its scratch memory from one program to the next."""
-        return self.threads
+        """How many of so many programs need scratch memory of their own."""
 
+    def within_threads(self, threads: int, device: Device) -> Schedule:
+        """The same on at most so many threads of a CPU; on a GPU, whose threads are no threads of a CPU, as it is."""
+        return self
 
-@dataclass(frozen=True)
-class TritonSchedule(Schedule):
-    """Settings of the Triton templates.
+    @property
+    def cpu_threads(self) -> int:
+        """How many threads of a CPU its kernels keep busy."""
+        return 1
 
-    Attributes:
-        tile_rows: tokens processed at a time (rows of a dot operand), at least 16.
-        num_warps: warps per program.
-        num_stages: software-pipelining depth of the token loop.
-        dot_precision: how float32 operands enter a dot: "ieee"; as one TF32 or BF16 number, "tf32" or "bf16"; or as
-            the sum of several, in three products, "tf32x3" or "bf16x3".
-        checkpoint_spacing: chunk-start states are stored for the backward of every chunk with a number that it divides.
-        ptxas: the assembler for NVIDIA: "standard", which Triton takes itself or TRITON_PTXAS_PATH names, or
-            "blackwell", the newer one that Triton brings for later GPUs.
-        loads: how a forward reads tiles of its inputs: by "pointers", one for each number, masked; or by "descriptors",
-            from which the tensor memory accelerator (TMA) of sm_90 copies whole tiles, zero past the sequence's end.
-    """
+    def block_threads(self, device: Device) -> int:
+        """How many threads a block has on a GPU."""
+        return 1
 
-    backend: ClassVar[str] = "triton"
-    choices: ClassVar[dict[str, tuple[Value, ...]]] = {
-        "tile_rows": (16, 32, 64),
-        "num_warps": (1, 2, 4, 8),
-        "num_stages": (1, 2, 3),
-        "dot_precision": ("ieee", "tf32x3", "tf32", "bf16x3", "bf16"),
-        "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
-        "ptxas": ("standard", "blackwell"),
-        "loads": ("pointers", "descriptors"),
-    }
-    tile_rows: int
-    num_warps: int
-    num_stages: int
-    dot_precision: str
-    checkpoint_spacing: int = 1
-    ptxas: str = "standard"
-    loads: str = "pointers"
+    def tile_loop(self) -> TileLoop | None:
+        """The loop of its GPU kernels; None where nothing is known that a guess at their time could start from."""
+        return None
 
+    def counts(self, spec: Spec, extent: Extent) -> dict[str, int]:
+        """What its kernels count in 32 bits on a call that reaches so far, each by what it is."""
+        return {"programs of a kernel": self.programs(extent), "states to keep": extent.chunks}
 
-FEWEST_ACCUMULATORS = 4
-"""What variant `recurrent` of TVM, which has no tile, has to name."""
+    def programs(self, extent: Extent) -> int:
+        """Programs of the kernel that has most."""
+        programs = extent.sequences * extent.heads
+        return programs * max(extent.most_chunks, 2) if self.variant in PARALLEL_OVER_CHUNKS else programs
 
-SPANNING = ("fused", "pair", "backward")
-"""TVM variants whose tiles may span several chunks."""
-
-CUDA_VARIANTS = ("split", "recurrent", "update", "readout")
-"""TVM variants that have templates for CUDA."""
-
-MOST_TASKS = 64
-"""On a CPU, a TVM kernel deals its programs to no more."""
-
-FEWEST_TOKENS_PER_STATE = 16
-"""A state is M x D numbers: stored for every token, states take hundreds of times what the inputs take."""
-
-_ONLY = {"pair": "tvm", "backward_split": "triton", "backward_chunks": "triton"}
-
-_FIRST_WITH_TF32 = 80  # And with bfloat16.
-
-VECTORS_PER_ROW = 4
-"""Vectors of an output row that the TVM templates accumulate at once."""
-
-SCHEDULES: dict[str, type[TvmSchedule] | type[TritonSchedule]] = {"tvm": TvmSchedule, "triton": TritonSchedule}
-BACKENDS = tuple(SCHEDULES)
-
-
-def variants_of(operator: str, backend: str, direction: str = "forward") -> tuple[str, ...]:
-    """The variants of `operator` in one of `codegen.spec.DIRECTIONS` that `backend` has templates for."""
-    variants = VARIANTS[operator] if direction == "forward" else BACKWARD_VARIANTS.get(operator, ())
-    return tuple(variant for variant in variants if _ONLY.get(variant, backend) == backend)
-
-
-def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
-    """The schedule that stored plain data describes; a field that came later than the data has its default.
-
-    Raises:
-        UnknownBackendError: no such backend.
-        ScheduleFieldError: a field that is unknown, missing and without a default, of the wrong type, or outside its
-            choices.
-    """
-    if backend not in SCHEDULES:
-        raise UnknownBackendError(name=backend, known=", ".join(BACKENDS))
-    kind = SCHEDULES[backend]
-    groups = (*VARIANTS.values(), *BACKWARD_VARIANTS.values())
-    variants = tuple(dict.fromkeys(variant for group in groups for variant in group))
-    allowed: dict[str, tuple[Value, ...]] = {"variant": variants, **kind.choices}
-    known = {field.name for field in fields(kind)}
-    later = {field.name for field in fields(kind) if field.default is not MISSING}
-    for name in sorted((known ^ settings.keys()) - (later - settings.keys())):
-        reason = "missing" if name in allowed else "unknown field"
-        raise ScheduleFieldError(field=name, value=settings.get(name), backend=backend, reason=reason)
-    for name, value in settings.items():
-        # Of one type too: 16.0 == 16 and True == 1, but a template writes them otherwise.
-        if not any(type(value) is type(each) and value == each for each in allowed[name]):
-            reason = f"expected one of {allowed[name]}"
-            raise ScheduleFieldError(field=name, value=value, backend=backend, reason=reason)
-    return kind(**settings)  # type: ignore[arg-type]
-
-
-def segment_tokens(spec: Spec, schedule: Schedule) -> int:
-    """How many tokens a backward schedule puts between two states that it keeps."""
-    assert isinstance(schedule, TvmSchedule | TritonSchedule)
-    return schedule.checkpoint_spacing * spec.problem.chunk
-
-
-def segment_tiles(spec: Spec, schedule: Schedule, tokens: int | None = None) -> int:
-    """How many tiles a backward schedule walks between two kept states, of sequences of at most so many tokens."""
-    chunk = spec.problem.chunk
-    if isinstance(schedule, TritonSchedule):
-        return schedule.checkpoint_spacing * -(-chunk // schedule.tile_rows)
-    assert isinstance(schedule, TvmSchedule)
-    tile, tokens = schedule.tile_tokens, segment_tokens(spec, schedule) if tokens is None else tokens
-    unit = max(chunk, min(tile // chunk, schedule.checkpoint_spacing) * chunk)
-    segment = min(segment_tokens(spec, schedule), tokens)
-    return -(-segment // unit) * -(-min(unit, segment) // tile)
-
-
-def dot_precisions(device: Device) -> tuple[str, ...]:
-    """How float32 operands may enter a dot there; Triton's interpreter computes in float32 whatever it is told."""
-    if device.kind == "hip":
-        return ("ieee", "tf32", "bf16x3", "bf16") if device.arch == "gfx942" else ("ieee", "bf16x3", "bf16")
-    if device.kind == "cpu":
-        return ("ieee", "tf32x3", "tf32")
-    if int(device.arch.removeprefix("sm_")) < _FIRST_WITH_TF32:
-        return ("ieee",)
-    return ("ieee", "tf32x3", "tf32", "bf16x3", "bf16")
-
-
-def dots_in_bfloat16(schedule: Schedule) -> bool:
-    """Whether what one kernel of Triton leaves for the dots of the next may be bfloat16, as they round it so."""
-    return isinstance(schedule, TritonSchedule) and schedule.dot_precision == "bf16"
-
-
-def keeps_bfloat16(schedule: Schedule) -> bool:
-    """Whether `split` keeps chunk-start states in bfloat16, its inputs' type: its dots round them so."""
-    return schedule.variant == "split" and dots_in_bfloat16(schedule)
-
-
-def vector_registers(device: Device) -> int:
-    """How many vector registers a CPU has."""
-    return 32 if device.vector_bits == 512 or device.arch == "aarch64" else 16
-
-
-def most_accumulators(device: Device) -> int:
-    """How many vector registers a product may sum in: a quarter stays free for its operands."""
-    return vector_registers(device) * 3 // 4
+    def reverse_buffers(self, spec: Spec, extent: Extent) -> Bytes:
+        """Bytes that the kernels of a reverse pass leave between and inside them."""
+        return {}

@@ -11,7 +11,7 @@ import torch
 from codegen.device import Device
 from codegen.kernels.build import build
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.benchmarks.calls import subject
 from tests.benchmarks.comparison import without_records

@@ -9,7 +9,7 @@ import torch
 from codegen.device import Device, cpu
 from codegen.kernels.build import build
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.benchmarks.turns import sample
 from tuner.duration import duration

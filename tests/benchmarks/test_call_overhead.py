@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +10,7 @@ import torch
 from codegen.device import Device, cpu
 from codegen.kernels.build import build
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
-from codegen.schedules.schedule import TvmSchedule
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.benchmarks.calls import Subject, subject
 from tests.benchmarks.comparison import without_records
@@ -37,8 +35,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Calls resolve to the default schedule on the calling thread: waking another costs as much as a tiny kernel."""
 
     def serial(backend: str, spec: Spec, device: Device) -> object:
-        schedule = default(backend, spec, device)
-        return replace(schedule, threads=1) if isinstance(schedule, TvmSchedule) else schedule
+        return default(backend, spec, device).within_threads(1, device)
 
     monkeypatch.setattr(dispatch, "default", serial)
     forget()

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from codegen.allocation import forward_bytes, require_countable, reverse_bytes
 from codegen.device import NAMED, cpu
 from codegen.errors import ShapeError, SizeError
-from codegen.extent import MOST, Extent, forward_bytes, require_countable, reverse_bytes
+from codegen.extent import MOST, Extent
 from codegen.kernels.launches import kernels_of
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
-from codegen.schedules.schedule import segment_tokens
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.support.inputs import make_inputs
 from trellis_ops.dispatch import launch
@@ -121,7 +121,7 @@ def test_the_parts_allocate_what_was_foretold(operator):
 def test_a_backward_allocates_what_was_foretold(where, dtype, changes, link):
     rule = replace(RULE, link=link)
     program = operator_of(*where, "trellis_attention", dtype, rule, problem={"direction": "backward"}, **changes)
-    x, kept = inputs_of(dtype), segment_tokens(program.spec, program.schedule)
+    x, kept = inputs_of(dtype), program.segment_tokens
     extent, sequences = extent_of(program, kept), launch.even_sequences(BATCH, TOKENS, kept, x.q.device)
     with Allocations() as allocations:
         y, *states, kept_k, kept_v = launch.attention_kept(program, *x.args, *x.initial_state, sequences)

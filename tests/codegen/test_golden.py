@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from codegen.device import named
-from codegen.render import folder_of, render
+from codegen.render import render
 from codegen.rule import Rule
-from codegen.schedules.schedule import Schedule, TritonSchedule, TvmSchedule
+from codegen.schedules.schedule import Schedule
+from codegen.schedules.triton import TritonSchedule
+from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Problem, Spec
 
 FOLDER = Path(__file__).parent.parent / "golden"
@@ -37,7 +39,7 @@ class Golden:
     @property
     def path(self) -> Path:
         name = f"{self.kernel}_{self.label}" if self.label else self.kernel
-        return FOLDER / folder_of(self.schedule.backend, named(self.device)) / f"{name}.py.txt"
+        return FOLDER / str(self.schedule.templates_on(named(self.device))) / f"{name}.py.txt"
 
 
 PLAIN = Spec(Rule(), Problem(batch=1, tokens=1, heads=1))

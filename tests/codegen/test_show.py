@@ -15,7 +15,7 @@ from codegen import __main__ as command_line
 from codegen.device import named
 from codegen.render import KERNELS, TEMPLATES, render
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 
 ROOT = Path(__file__).parent.parent.parent

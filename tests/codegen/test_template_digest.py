@@ -10,7 +10,10 @@ import jinja2.meta
 import pytest
 
 from codegen import render
+from codegen.device import NAMED
 from codegen.render import TEMPLATES, template_digest
+from codegen.schedules.triton import TritonSchedule
+from codegen.schedules.tvm import TvmSchedule
 
 NAMES = sorted(str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*.j2"))
 
@@ -56,11 +59,11 @@ def test_every_way_to_name_a_template(text, templates):
     ],
 )
 def test_a_change_counts_where_it_is_imported(name, counts, templates):
-    before = template_digest("tvm", ("memory_step",))
+    before = template_digest(TvmSchedule, ("memory_step",))
     with (templates / name).open("a") as file:
         file.write("{# a remark #}\n")
     template_digest.cache_clear()
-    assert (template_digest("tvm", ("memory_step",)) != before) is counts
+    assert (template_digest(TvmSchedule, ("memory_step",)) != before) is counts
 
 
 @pytest.mark.parametrize(
@@ -78,16 +81,36 @@ def test_a_change_of_what_writes_maps_counts_for_its_backend(name, counts, tmp_p
     shutil.copytree(render.MAPS, copy)
     monkeypatch.setattr(render, "MAPS", copy)
     template_digest.cache_clear()
-    before = template_digest("tvm", ("memory_step",))
+    before = template_digest(TvmSchedule, ("memory_step",))
     with (copy / name).open("a") as file:
         file.write("# a remark\n")
     template_digest.cache_clear()
-    assert (template_digest("tvm", ("memory_step",)) != before) is counts
+    assert (template_digest(TvmSchedule, ("memory_step",)) != before) is counts
     template_digest.cache_clear()
 
 
 def test_a_template_that_does_not_parse_has_a_digest(templates):
-    before = template_digest("tvm", ("memory_step",))
+    before = template_digest(TvmSchedule, ("memory_step",))
     (templates / "tvm" / "parts" / "row.j2").write_text("{% if %}")
     template_digest.cache_clear()
-    assert template_digest("tvm", ("memory_step",)) != before
+    assert template_digest(TvmSchedule, ("memory_step",)) != before
+
+
+@pytest.mark.parametrize("name", ["tvm_fields.py", "cuda_block.py"])
+def test_a_change_of_what_a_backend_makes_of_its_schedules_counts_for_it_alone(name, tmp_path, monkeypatch):
+    other = template_digest(TritonSchedule, ("memory_step",))
+    before = template_digest(TvmSchedule, ("memory_step",))
+    changed = []
+    for path in TvmSchedule.emitters:
+        changed.append(tmp_path / path.name)
+        changed[-1].write_text(path.read_text() + ("# a remark\n" if path.name == name else ""))
+    monkeypatch.setattr(TvmSchedule, "emitters", tuple(changed))
+    template_digest.cache_clear()
+    assert template_digest(TvmSchedule, ("memory_step",)) != before
+    assert template_digest(TritonSchedule, ("memory_step",)) == other
+    template_digest.cache_clear()
+
+
+def test_the_kernels_of_one_backend_for_two_devices_have_two_digests():
+    on_cpu, on_cuda = (template_digest(TvmSchedule, ("memory_step",), NAMED[name]) for name in ("x86-64-v3", "sm_90"))
+    assert template_digest(TvmSchedule, ("memory_step",)) == on_cpu != on_cuda

@@ -24,7 +24,7 @@ from codegen.kernels.build import parts
 from codegen.kernels.operator import CompiledOperator
 from codegen.render import Source, render
 from codegen.schedules.legality import require_legal
-from codegen.schedules.schedule import TvmSchedule
+from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Spec
 
 HEADER = Path(__file__).parent / "emulated_cuda.h"

@@ -17,7 +17,7 @@ from codegen.backends.tvm_cuda.launch import LaunchPlan
 from codegen.device import NAMED
 from codegen.kernels.build import parts
 from codegen.render import render
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Spec
 
 HOPPER = NAMED["sm_90"]

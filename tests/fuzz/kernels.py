@@ -14,9 +14,11 @@ from codegen.backends import backend
 from codegen.device import cpu
 from codegen.kernels.build import operator_digest
 from codegen.rule import MAPS, STEP_SIZES, Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import SCHEDULES, Schedule, TritonSchedule, TvmSchedule, variants_of
+from codegen.schedules.registry import SCHEDULES, default, variants_of
+from codegen.schedules.schedule import Schedule
+from codegen.schedules.triton import TritonSchedule
+from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import DTYPES, Problem, Spec
 from tests.support.winner_record import winner_record
 from trellis_ops import forget
@@ -86,7 +88,7 @@ def draw_kernel(drawn: random.Random, kind: tuple[str, str], backend: str, own_c
     if own_choice:
         return Kernel(spec, None, backend, drawn.choice((1, 2)))
     schedule = _draw_schedule(drawn, spec, backend)
-    return Kernel(spec, schedule, backend, schedule.threads if isinstance(schedule, TvmSchedule) else 1)
+    return Kernel(spec, schedule, backend, schedule.cpu_threads)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from codegen.errors import BackendUnavailableError
 from codegen.kernels.build import build
 from codegen.render import render
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
-from codegen.schedules.schedule import TritonSchedule
+from codegen.schedules.registry import default
+from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Problem, Spec
 
 

@@ -12,9 +12,8 @@ from codegen.kernels.build import build
 from codegen.kernels.launches import is_of_a_backward, kernels_of
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import variants_of
+from codegen.schedules.registry import default, variants_of
 from codegen.spec import Spec
 from tests.support.backward_cases import NAMES, backward_spec, check_backward, run_backward
 from tests.support.inputs import make_inputs

@@ -11,7 +11,8 @@ from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
-from codegen.schedules.schedule import VARIANTS, TritonSchedule
+from codegen.schedules.schedule import VARIANTS
+from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Spec
 from tests.support.kernel_cases import Build, Case, check_attention, check_readout, check_update
 from tests.support.programs import run_attention

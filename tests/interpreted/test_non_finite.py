@@ -10,8 +10,7 @@ from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
-from codegen.schedules.schedule import variants_of
+from codegen.schedules.registry import default, variants_of
 from codegen.spec import Spec
 from tests.support import non_finite_cases
 from tests.support.kernel_cases import Build, Case

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from codegen.device import NAMED, cpu
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
+from codegen.schedules.registry import default
 from codegen.spec import OPERATORS, bucket
 from tuner.budget import parse_budget
 from tuner.errors import BudgetError, MissingPackageError, WorkloadError

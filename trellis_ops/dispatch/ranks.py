@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from codegen.errors import TrellisError
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import TvmSchedule, from_settings
+from codegen.schedules.registry import from_settings
 from codegen.spec import Spec
 from trellis_ops.arguments import Request
 from trellis_ops.dispatch import resolve as dispatch
@@ -50,8 +50,11 @@ def begin(group: dist.ProcessGroup | None) -> None:
 
 def resolution_of(request: Request, implementation: str | None) -> Resolution:
     """What a checked call runs: the leader's selection where ranks agree, else this rank's own."""
-    own = dispatch.resolve_request(request, implementation)
+    own = dispatch.resolve(request, implementation)
     if _agreement is None or not _takes_part(request, implementation):
+        return own
+    if own.schedule is None and request.spec.problem.direction != "forward":
+        # A backward without kernels is the eager implementation's on every rank, which agrees with itself.
         return own
     key = request.spec.key()
     if key not in _agreement.settled:
@@ -65,7 +68,7 @@ def expected_of(request: Request, implementation: str | None) -> Resolution:
         known = _agreement.settled.get(request.spec.key())
         if known is not None:
             return known
-    return dispatch.resolve_request(request, implementation)
+    return dispatch.resolve(request, implementation)
 
 
 def _takes_part(request: Request, implementation: str | None) -> bool:
@@ -94,8 +97,7 @@ def _followed(spec: Spec, own: Resolution, heard: dict[str, Any]) -> Resolution:
     if heard["settings"] is None:
         return Resolution("eager", own.device, None, "the leader's selection", None, (note,))
     schedule = from_settings(heard["implementation"], dict(heard["settings"]))
-    if isinstance(schedule, TvmSchedule) and own.device.kind == "cpu":
-        schedule = replace(schedule, threads=min(schedule.threads, torch.get_num_threads()))
+    schedule = schedule.within_threads(torch.get_num_threads(), own.device)
     if reason := why_illegal(spec, schedule, own.device):
         raise TrellisError(detail=f"{schedule.key()} is illegal on {own.device.key()}: {reason}")
     return Resolution(heard["implementation"], own.device, schedule, "the leader's selection", None, (note,))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegen.extent import Extent, forward_bytes, input_bytes, require_countable, reverse_bytes
-from codegen.schedules.schedule import Schedule, segment_tokens
+from codegen.allocation import forward_bytes, input_bytes, require_countable, reverse_bytes
+from codegen.extent import Extent
+from codegen.schedules.schedule import Schedule
 from trellis_ops.arguments import Request
 from trellis_ops.dispatch import launch, memory_room
 from trellis_ops.dispatch.memory_room import Needs
@@ -31,7 +32,7 @@ def reach_of(request: Request, schedule: Schedule | None) -> Reach:
         ShapeError, SizeError: kernels cannot count so much.
     """
     spec, problem = request.spec, request.spec.problem
-    kept = problem.chunk if schedule is None else segment_tokens(spec, schedule)
+    kept = problem.chunk if schedule is None else schedule.segment_tokens(spec)
     chunks = launch.count_chunks(problem.batch, problem.tokens, kept, request.packed)
     sequences = problem.batch if request.packed is None else request.packed
     extent = Extent(problem.batch * problem.tokens, problem.heads, sequences, chunks, -(-problem.tokens // kept))

@@ -16,16 +16,15 @@ import torch
 from codegen.backends import backend
 from codegen.device import Device, cpu, cuda_device, gpu_names
 from codegen.errors import BackendUnavailableError, ImplementationError, ScheduleFieldError, TrellisError
-from codegen.kernels.build import build, operator_digest
+from codegen.kernels.build import build_legal, operator_digest
 from codegen.kernels.operator import CompiledOperator
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import BACKENDS, Schedule, TvmSchedule, from_settings
+from codegen.schedules.registry import backends, default, first_choice, from_settings
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec, bucket
 from trellis_ops.arguments import Request
 from tuning_db import Match, Store, default_store
 
-IMPLEMENTATIONS = ("eager", *BACKENDS)
 VARIABLE = "TRELLIS_OPS_IMPLEMENTATION"
 
 
@@ -34,12 +33,14 @@ class Resolution:
     """What a call will run, and why not something better.
 
     Attributes:
-        implementation: "eager", "tvm" or "triton".
+        implementation: "eager" or the name of a backend, such as "tvm" or "triton".
         device: where it runs.
         schedule: how the kernel computes; None for eager.
         origin: "forced", "exact winner", "bucket winner", "default schedule" or "fallback".
         match: the tuning record behind a winner.
         notes: one sentence for each better choice that was passed over.
+        default: the schedule that serves where the winner's does not compile; None for eager.
+        is_forced: whether the call, or the environment, named the implementation.
     """
 
     implementation: str
@@ -48,6 +49,8 @@ class Resolution:
     origin: str = "fallback"
     match: Match | None = None
     notes: tuple[str, ...] = field(default=())
+    default: Schedule | None = None
+    is_forced: bool = False
 
 
 @functools.cache
@@ -68,94 +71,86 @@ def forced_implementation(implementation: str | None) -> str | None:
     return os.environ.get(VARIABLE) or None if implementation is None else implementation
 
 
-def resolve(spec: Spec, torch_device: torch.device, implementation: str | None) -> Resolution:
-    """Find what serves `spec` there; `implementation`, or TRELLIS_OPS_IMPLEMENTATION, forces one.
+def implementations() -> tuple[str, ...]:
+    """What a call may name."""
+    return ("eager", *backends())
+
+
+def resolve(request: Request, implementation: str | None) -> Resolution:
+    """Find what serves a checked call; `implementation`, or TRELLIS_OPS_IMPLEMENTATION, forces one.
+
+    float64 is left to the eager implementation. So is a backward without kernels, whatever its forward was forced to.
 
     Raises:
         ImplementationError: a forced implementation that is unknown or cannot run the call.
     """
+    return best_known(usual(request, implementation), request.spec)
+
+
+def usual(request: Request, implementation: str | None) -> Resolution:
+    """What serves a checked call while no winner is known, the default schedule or eager; raises as `resolve` does.
+
+    Of a backward it looks at no length and no batch, so that they may be symbolic.
+    """
+    spec, device = request.spec, device_of(request.device)
+    if request.float64:
+        # The environment is for calls that have a choice.
+        refused = None if implementation == "eager" or spec.problem.direction != "forward" else implementation
+        return _eager(refused, "float64 inputs run on the eager implementation only", device)
     forced = forced_implementation(implementation)
-    if forced is not None and forced not in IMPLEMENTATIONS:
-        raise ImplementationError(name=forced, reason=f"no such implementation; choose one of {IMPLEMENTATIONS}")
-    device = device_of(torch_device)
+    refused = forced if spec.problem.direction == "forward" else None
+    if forced is not None and forced not in implementations():
+        return _eager(refused, f"no such implementation; choose one of {implementations()}", device)
     if forced == "eager":
         return Resolution("eager", device, origin="forced", notes=("eager was asked for",))
-    if torch_device.type not in ("cpu", "cuda"):
-        return _eager_or_raise(forced, device, f"tensors are on {torch_device}; kernels exist for CPUs and GPUs")
-    name = forced or _native(device)
+    if request.device.type not in ("cpu", "cuda"):
+        return _eager(refused, f"tensors are on {request.device}; kernels exist for CPUs and GPUs", device)
+    name = forced or first_choice(device)
     reason = backend(name).why_unavailable(device)
     if reason is not None:
         broken = None if forced else backend(name).why_broken()
         if broken is not None:
             _say_eager(broken)
-        return _eager_or_raise(forced, device, reason)
-    return _kernel(name, spec, device, forced)
+        return _eager(refused, reason, device)
+    schedule = _default(name, spec, device)
+    illegal = why_illegal(spec, schedule, device)
+    if illegal is not None:
+        return _eager(refused, f"the default schedule is illegal: {illegal}", device)
+    return Resolution(name, device, schedule, "default schedule", default=schedule, is_forced=forced is not None)
 
 
-def resolve_request(request: Request, implementation: str | None) -> Resolution:
-    """As `resolve`, for a checked call; float64 is left to the eager implementation."""
-    if not request.float64:
-        return resolve(request.spec, request.device, implementation)
-    if implementation not in (None, "eager"):
-        raise ImplementationError(name=implementation, reason="float64 inputs run on the eager implementation only")
-    return Resolution("eager", device_of(request.device), notes=("float64 inputs have no kernels",))
-
-
-def has_kernel(request: Request, implementation: str | None) -> bool:
-    """Whether a kernel would serve a checked call; looks at no length and no batch, so that they may be symbolic."""
-    forced = forced_implementation(implementation)
-    if request.float64 or forced not in (None, *BACKENDS) or request.device.type not in ("cpu", "cuda"):
-        return False
-    device = device_of(request.device)
-    name = forced or _native(device)
-    if backend(name).why_unavailable(device) is not None:
-        return False
-    return why_illegal(request.spec, default(name, request.spec, device), device) is None
-
-
-def _native(device: Device) -> str:
-    return "triton" if device.kind in ("cuda", "hip") else "tvm"
-
-
-def _kernel(name: str, spec: Spec, device: Device, forced: str | None) -> Resolution:
-    notes: list[str] = []
-    match = store().lookup(
-        spec=spec.key(),
-        bucket=bucket(spec).key(),
-        device=device.key(),
-        backend=name,
-        template_digest=operator_digest(spec.problem, name),
-    )
+def best_known(found: Resolution, spec: Spec) -> Resolution:
+    """The winner that is known for `spec`, or its bucket's, in place of the default schedule of `usual`."""
+    if found.schedule is None:
+        return found
+    name, device = found.implementation, found.device
+    place = {
+        "spec": spec.key(),
+        "bucket": bucket(spec).key(),
+        "device": device.key(),
+        "backend": name,
+        "template_digest": operator_digest(spec.problem, name),
+    }
+    match = store().lookup(**place)
     if match is None:
-        notes.append(_why_no_record(name, spec, device))
-    else:
-        schedule, problem = _usable(match, name, spec, device)
-        if match.how == "bucket":
-            notes.append(f"no record of {spec.key()}: the winner of its shape bucket stands in")
-        if schedule is not None:
-            followed = _on_torch_threads(schedule) if device.kind == "cpu" else schedule
-            if followed != schedule:
-                notes.append(f"the winner's threads are cut to the {torch.get_num_threads()} that torch may use")
-            return Resolution(name, device, followed, f"{match.how} winner", match, tuple(notes))
+        return replace(found, notes=(*found.notes, _why_no_record(place)))
+    notes = list(found.notes)
+    schedule, problem = _usable(match, name, spec, device)
+    if match.how == "bucket":
+        notes.append(f"no record of {spec.key()}: the winner of its shape bucket stands in")
+    if schedule is None:
         notes.append(f"the {match.how} winner in {match.path} is not used: {problem}")
-    fallback = _default(name, spec, device)
-    illegal = why_illegal(spec, fallback, device)
-    if illegal is None:
-        return Resolution(name, device, fallback, "default schedule", None, tuple(notes))
-    return _eager_or_raise(forced, device, f"the default schedule is illegal: {illegal}", tuple(notes))
+        return replace(found, notes=tuple(notes))
+    followed = schedule.within_threads(torch.get_num_threads(), device)
+    if followed != schedule:
+        notes.append(f"the winner's threads are cut to the {torch.get_num_threads()} that torch may use")
+    return replace(found, schedule=followed, origin=f"{match.how} winner", match=match, notes=tuple(notes))
 
 
 def _default(name: str, spec: Spec, device: Device) -> Schedule:
     """The default for as many cores as torch may use: how to compute depends on how many compute."""
     cores = min(device.cores, torch.get_num_threads()) if device.kind == "cpu" else device.cores
     return default(name, spec, replace(device, cores=cores))
-
-
-def _on_torch_threads(schedule: Schedule) -> Schedule:
-    """A winner on no more threads than torch.set_num_threads allows; on no more than it was tuned for either."""
-    if not isinstance(schedule, TvmSchedule):
-        return schedule
-    return replace(schedule, threads=min(schedule.threads, torch.get_num_threads()))
 
 
 def _usable(match: Match, name: str, spec: Spec, device: Device) -> tuple[Schedule | None, str]:
@@ -177,35 +172,26 @@ def _usable(match: Match, name: str, spec: Spec, device: Device) -> tuple[Schedu
     return schedule, ""
 
 
-def _why_no_record(name: str, spec: Spec, device: Device) -> str:
-    misses = store().near_misses(
-        spec=spec.key(),
-        bucket=bucket(spec).key(),
-        device=device.key(),
-        backend=name,
-        template_digest=operator_digest(spec.problem, name),
-    )
+def _why_no_record(place: dict[str, str]) -> str:
+    misses = store().near_misses(**place)
     if not misses:
-        return f"no tuning record of {spec.key()} for {device.key()}; `make tune` makes one"
+        return f"no tuning record of {place['spec']} for {place['device']}; `make tune` makes one"
     nearest = misses[0]
     return f"the nearest tuning record in {nearest.path} differs in {', '.join(nearest.differs)}; `make tune` makes one"
 
 
-def _eager_or_raise(forced: str | None, device: Device, reason: str, notes: tuple[str, ...] = ()) -> Resolution:
+def _eager(forced: str | None, reason: str, device: Device) -> Resolution:
     if forced is not None:
         raise ImplementationError(name=forced, reason=reason)
-    return Resolution("eager", device, notes=(*notes, reason))
+    return Resolution("eager", device, notes=(reason,))
 
 
 # What winners did when they were to be compiled, by spec, schedule and device.
 _FAILED: dict[tuple[str, str, str], str] = {}
 
 
-def operator_of(resolution: Resolution, spec: Spec, implementation: str | None = None) -> CompiledOperator | None:
+def operator_of(resolution: Resolution, spec: Spec) -> CompiledOperator | None:
     """The compiled operator of a resolution; None where eager is the answer, or the only thing left.
-
-    Args:
-        implementation: that was forced, if one was.
 
     Raises:
         ImplementationError: the compiler that was forced cannot be loaded.
@@ -214,22 +200,21 @@ def operator_of(resolution: Resolution, spec: Spec, implementation: str | None =
     if resolution.schedule is None:
         return None
     try:
-        return build(spec, resolution.schedule, resolution.device)
+        return build_legal(spec, resolution.schedule, resolution.device)
     except BackendUnavailableError as error:
         # Found out only now: kernels that are kept on the disk need no compiler.
-        forced = implementation or os.environ.get(VARIABLE)
-        if forced:
-            raise ImplementationError(name=forced, reason=str(error.reason)) from error
+        if resolution.is_forced:
+            raise ImplementationError(name=resolution.implementation, reason=str(error.reason)) from error
         _say_eager(str(error.reason))
         return None
     except TrellisError as error:
-        if resolution.match is None:
+        if resolution.match is None or resolution.default is None:
             raise
         _FAILED[_attempt(resolution, spec)] = str(error)
         warnings.warn(
             f"the winner in {resolution.match.path} does not compile, the default is used: {error}", stacklevel=2
         )
-        return build(spec, _default(resolution.implementation, spec, resolution.device), resolution.device)
+        return build_legal(spec, resolution.default, resolution.device)
 
 
 @functools.cache
@@ -245,9 +230,8 @@ def as_served(resolution: Resolution, spec: Spec) -> Resolution:
     if error is None:
         return resolution
     note = f"the {resolution.origin} in {resolution.match.path} is not used: it does not compile here: {error}"
-    schedule = _default(resolution.implementation, spec, resolution.device)
     notes = (*resolution.notes, note)
-    return replace(resolution, schedule=schedule, origin="default schedule", match=None, notes=notes)
+    return replace(resolution, schedule=resolution.default, origin="default schedule", match=None, notes=notes)
 
 
 def forget() -> None:

@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.library import custom_op
 
 from codegen.rule import Rule
-from codegen.schedules.schedule import segment_tokens
 from trellis_ops.arguments import Request
 from trellis_ops.dispatch import launch
 from trellis_ops.dispatch import resolve as dispatch
@@ -60,17 +59,18 @@ def _(*call: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 def _count_kept(tensors: tuple[Any, ...], settings: tuple[Any, ...], implementation: str | None) -> int | torch.SymInt:
     request = _request(*tensors, *settings)
-    if not dispatch.has_kernel(request, implementation):
+    resolution = dispatch.usual(request, implementation)
+    if resolution.schedule is None:
         return 0
     try:
         # What is compiled now may run after `make tune` has found another spacing.
         return torch.library.get_ctx().new_dynamic_size(min=0)
     except DynamicOutputShapeException:
-        resolution = dispatch.resolve_request(request, implementation)
-        assert resolution.schedule is not None
+        schedule = dispatch.best_known(resolution, request.spec).schedule
+        assert schedule is not None
         (batch, length), cu_seqlens = tensors[0].shape[:2], tensors[8]
         packed = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        return launch.count_chunks(batch, length, segment_tokens(request.spec, resolution.schedule), packed)
+        return launch.count_chunks(batch, length, schedule.segment_tokens(request.spec), packed)
 
 
 def _gradient(*settings_and_implementation: Any) -> gradients.VectorJacobian:

@@ -103,22 +103,20 @@ def _refuse_settings(
 ) -> Plan:
     """Raise for settings that cannot be a part of a key, such as a list where a name belongs."""
     request(*tensors, *settings)
-    raise ImplementationError(name=name, reason=f"no such implementation; choose one of {dispatch.IMPLEMENTATIONS}")
+    raise ImplementationError(name=name, reason=f"no such implementation; choose one of {dispatch.implementations()}")
 
 
 def _resolve(request: Request, implementation: str | None, tensors: tuple[Tensor | None, ...], reverse: bool) -> Plan:
-    spec, operator, schedule = request.spec, None, None
-    if spec.problem.direction == "forward" or dispatch.has_kernel(request, implementation):
-        resolution = ranks.resolution_of(request, implementation)
+    resolution = ranks.resolution_of(request, implementation)
+    reach, problem = reach_of(request, resolution.schedule), request.spec.problem
+    if reach.needs is not None:
         # What is too large is refused before anything is compiled for it.
-        needs = reach_of(request, resolution.schedule).needs
-        if needs is not None:
-            memory_room.require(needs, tensors, reverse=reverse)
-        operator = dispatch.operator_of(resolution, spec, implementation)
-    if operator is not None:
-        # Another one than was resolved, if that does not compile.
-        schedule = operator.schedule
-    reach, problem = reach_of(request, schedule), spec.problem
+        memory_room.require(reach.needs, tensors, reverse=reverse)
+    operator = dispatch.operator_of(resolution, request.spec)
+    schedule = None if operator is None else operator.schedule
+    if schedule != resolution.schedule:
+        # What was resolved does not compile.
+        reach = reach_of(request, schedule)
     sequences = launch.even_sequences(problem.batch, problem.tokens, reach.chunk_tokens, request.device)
     heads = problem.batch * problem.heads
     state_bytes = (4 * heads * problem.slots * problem.dim_k, 4 * heads * problem.slots * problem.dim_v)

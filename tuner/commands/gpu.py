@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from codegen.device import NAMED, Device, cpu
-from codegen.schedules.schedule import Schedule, TritonSchedule, TvmSchedule
 from tuner.budget import Budget, parse_budget
 from tuner.commands.command import FAILED, command, print_lines
 from tuner.errors import OfflineDeviceError
@@ -99,19 +98,5 @@ def _row(one: Checked) -> list[str]:
         share = "-" if one.occupancy is None else f"{one.occupancy:.0%}"
         counts = (needs.registers, needs.spill_bytes, needs.shared_bytes, share, needs.mma, needs.wgmma)
         numbers = ["-" if count is None else str(count) for count in counts]
-    about = [job.device.arch, job.name, job.role, one.kernel, _short(job.schedule)]
+    about = [job.device.arch, job.name, job.role, one.kernel, job.schedule.brief()]
     return [*about, *numbers, f"{one.seconds:.1f}"]
-
-
-def _short(schedule: Schedule) -> str:
-    """What sets a schedule apart, so that a row fits on a line."""
-    if isinstance(schedule, TvmSchedule):
-        sums = f"{schedule.accumulators} sums"
-        return f"tvm, {schedule.tile_tokens} tokens, {schedule.threads} threads, {sums}, {schedule.dot_precision}"
-    assert isinstance(schedule, TritonSchedule)
-    words = [f"{schedule.tile_rows} rows", f"{schedule.num_warps} warps", schedule.dot_precision]
-    words += [f"{schedule.num_stages} stages"] if schedule.num_stages > 1 else []
-    words += [f"every {schedule.checkpoint_spacing}"] if schedule.checkpoint_spacing > 1 else []
-    words += [schedule.ptxas] if schedule.ptxas != "standard" else []
-    words += [schedule.loads] if schedule.loads != "pointers" else []
-    return ", ".join(words)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,9 +11,9 @@ from rich.console import Console
 from codegen.backends.tvm_cuda import nvcc
 from codegen.device import NAMED, Device
 from codegen.kernels.export import export
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import Schedule, TvmSchedule
+from codegen.schedules.registry import default, from_settings
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 from tuner.commands.command import command, print_lines
 from tuner.errors import WorkloadError
@@ -75,8 +74,10 @@ def _each_way(listed: Sequence[NamedSpec], device: Device) -> Iterator[tuple[str
     for each in listed:
         schedule = default("tvm", each.spec, device)
         yield each.name, each.spec, schedule
-        if isinstance(schedule, TvmSchedule) and schedule.dot_precision != "ieee":
-            yield f"{each.name}-multiply-adds", each.spec, replace(schedule, dot_precision="ieee")
+        settings = schedule.settings()
+        if settings["dot_precision"] != "ieee":
+            other = from_settings(schedule.backend, {**settings, "dot_precision": "ieee"})
+            yield f"{each.name}-multiply-adds", each.spec, other
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:

@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from codegen.device import Device
 from codegen.errors import TrellisError
 from codegen.kernels.build import operator_digest
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import Schedule, from_settings
+from codegen.schedules.registry import default, from_settings
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Problem, Spec, bucket
 from tuner.budget import Budget, Clock
 from tuner.errors import NothingMeasuredError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from codegen.schedules.schedule import Schedule, TritonSchedule
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 from tuner.errors import NoScheduleError
 from tuner.gpu_run.ledger import Entry
@@ -58,13 +58,9 @@ def first_of_variants(spec: Spec, run: GpuRun) -> list[Schedule]:
     except NoScheduleError:
         return []
     nearest: dict[str, Schedule] = {first.variant: first}
-    for each in sorted(others, key=lambda each: (_tile(each), changes(each, first))):
+    for each in sorted(others, key=lambda each: (each.tile, changes(each, first))):
         nearest.setdefault(each.variant, each)
     return list(nearest.values())
-
-
-def _tile(schedule: Schedule) -> int:
-    return schedule.tile_rows if isinstance(schedule, TritonSchedule) else 0
 
 
 def _candidate(run: GpuRun, spec: Spec, schedule: Schedule) -> Candidate:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import Schedule, TritonSchedule, dot_precisions
+from codegen.schedules.registry import default, from_settings, kind_of
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
@@ -29,7 +29,7 @@ def time_precisions(run: GpuRun) -> Iterator[Entry]:
         if known is not None:
             yield known
         else:
-            candidate = Candidate(spec, run.device, "triton", schedule.settings(), seconds=_SECONDS)
+            candidate = Candidate(spec, run.device, run.backend, schedule.settings(), seconds=_SECONDS)
             todo[run.workers.submit(candidate)] = name, state
     while job := run.workers.compiled_within([*todo], run.left_for("precision")):
         if run.left_for("precision") <= 0:
@@ -46,16 +46,16 @@ def time_precisions(run: GpuRun) -> Iterator[Entry]:
 
 
 def precisions(run: GpuRun) -> Iterator[tuple[str, Spec, Schedule]]:
-    """A name, a spec and a schedule for each type of input and each precision that is legal for it; Triton's only."""
+    """A name, a spec and a schedule for each type of input and each precision that is legal for it."""
     named = next(filter(_has_dots, run.workload), None)
-    if named is None or run.backend != "triton":
+    if named is None:
         return
+    of_dots = kind_of(run.backend).choices.get("dot_precision", ())
     for dtype in DTYPES:
         spec = replace(named.spec, problem=replace(named.spec.problem, dtype=dtype))
-        usual = default("triton", spec, run.device)
-        assert isinstance(usual, TritonSchedule)
-        for precision in dot_precisions(run.device):
-            schedule = replace(usual, dot_precision=precision)
+        usual = default(run.backend, spec, run.device).settings()
+        for precision in of_dots:
+            schedule = from_settings(run.backend, {**usual, "dot_precision": precision})
             if why_illegal(spec, schedule, run.device) is None:
                 yield f"{dtype} {precision}", spec, schedule
 

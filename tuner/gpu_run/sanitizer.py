@@ -19,7 +19,8 @@ from codegen.device import Device
 from codegen.kernels.build import build
 from codegen.kernels.exported import program_of_export
 from codegen.kernels.operator import CompiledOperator
-from codegen.schedules.schedule import Value, from_settings
+from codegen.schedules.registry import from_settings
+from codegen.schedules.schedule import Value
 from codegen.spec import Spec, spec_of_key
 from tuner.gpu_run.correctness import kernels_to_check
 from tuner.gpu_run.exported import exports_for, state_of_export

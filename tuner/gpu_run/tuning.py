@@ -76,10 +76,10 @@ def ordered(run: GpuRun, spec: Spec) -> list[Guessed]:
     legal = legal_schedules(spec, run.backend, device)
     prepared: list[Guessed] = []
     path = list_for(device, run.candidates)
-    if run.backend == "triton" and path is not None:
+    if path is not None:
         for ranked in candidates.read(path):
             if ranked.spec == spec.key():
-                prepared = candidates.schedules_of(ranked, device)
+                prepared = candidates.schedules_of(ranked, run.backend, device)
     guesses = dict(prepared)
     first = (legal[0], guesses.get(legal[0]))
     rest: list[Guessed] = [(schedule, None) for schedule in legal[1:] if schedule not in guesses]

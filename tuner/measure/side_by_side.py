@@ -9,7 +9,7 @@ import torch
 
 from codegen.device import Device
 from codegen.kernels.build import build
-from codegen.schedules.schedule import from_settings
+from codegen.schedules.registry import from_settings
 from codegen.spec import Spec
 from tuner.errors import ThrottledError
 from tuner.measure.baseline import baseline_call

@@ -21,7 +21,8 @@ from codegen.device import Device
 from codegen.errors import TrellisError
 from codegen.kernels.build import operator_digest
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import Schedule, TritonSchedule, from_settings
+from codegen.schedules.registry import first_choice, from_settings
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec, spec_of_key
 from tuner.errors import CandidateFileError
 from tuner.offline.cost_model import predicted_seconds, promising_first
@@ -78,10 +79,10 @@ def choose(spec: Spec, device: Device, most: int) -> list[Schedule]:
 
     Another precision takes more products, so that comes last. A seeded choice decides between equals.
     """
-    first, *others = legal_schedules(spec, "triton", device)
+    first, *others = legal_schedules(spec, first_choice(device), device)
     random.Random(0).shuffle(others)
-    precision = first.settings()["dot_precision"]
-    others.sort(key=lambda each: (each.settings()["dot_precision"] != precision, changes(each, first)))
+    precision = first.settings().get("dot_precision")
+    others.sort(key=lambda each: (each.settings().get("dot_precision") != precision, changes(each, first)))
     by_variant = [
         [each for each in others if each.variant == variant] for variant in {each.variant: 0 for each in others}
     ]
@@ -97,7 +98,7 @@ def rank(named: NamedSpec, device: Device, most: int, seconds: float, processes:
     worth = [
         (each.schedule, predicted_seconds(spec, each.schedule, device, each.kernels))
         for each in examined
-        if _is_worth_it(each, chosen[0]) and isinstance(each.schedule, TritonSchedule)
+        if _is_worth_it(each, chosen[0])
     ]
     guessed = {schedule.key(): guess for schedule, guess in worth}
     ordered = sorted(promising_first(worth), key=lambda schedule: schedule != chosen[0])
@@ -105,7 +106,7 @@ def rank(named: NamedSpec, device: Device, most: int, seconds: float, processes:
         name=named.name,
         spec=spec.key(),
         device=device.key(),
-        template_digest=operator_digest(spec.problem, "triton"),
+        template_digest=operator_digest(spec.problem, chosen[0].backend),
         tried=len(examined),
         pruned=len(examined) - len(worth),
         guesses=tuple(Guess(each.settings(), guessed[each.key()]) for each in ordered),
@@ -164,15 +165,18 @@ def read(path: Path) -> tuple[Ranked, ...]:
         raise CandidateFileError(path=path, problem=error) from error
 
 
-def schedules_of(ranked: Ranked, device: Device) -> list[tuple[Schedule, float | None]]:
-    """The schedules of a list that are legal for `device`, and their guesses; none if the templates have changed."""
+def schedules_of(ranked: Ranked, backend: str, device: Device) -> list[tuple[Schedule, float | None]]:
+    """The schedules of a list that are legal for `device`, and their guesses.
+
+    None if it is another backend's, or if the templates have changed.
+    """
     spec = spec_of_key(ranked.spec)
-    if ranked.template_digest != operator_digest(spec.problem, "triton"):
+    if ranked.template_digest != operator_digest(spec.problem, backend):
         return []
     found = []
     for guess in ranked.guesses:
         try:
-            schedule = from_settings("triton", dict(guess.settings))
+            schedule = from_settings(backend, dict(guess.settings))
         except TrellisError:
             continue  # Of another version's settings.
         if why_illegal(spec, schedule, device) is None:

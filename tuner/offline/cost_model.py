@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codegen.backends import Resources
-from codegen.device import Device
-from codegen.schedules.schedule import Schedule, TritonSchedule
+from codegen.device import THREADS_PER_WARP, Device
+from codegen.schedules.schedule import Schedule, TileLoop
 from codegen.spec import Spec
 from tuner.measure.cost import cost_of
-from tuner.offline.occupancy import THREADS_PER_WARP, occupancy
+from tuner.offline.occupancy import occupancy
 
 _CYCLES_PER_INSTRUCTION = 4.0
 _NUMBERS_TO_GO_ON_WITH = 12.0
@@ -71,39 +71,43 @@ class Walk:
 
 
 def predicted_seconds(
-    spec: Spec, schedule: TritonSchedule, device: Device, kernels: Sequence[tuple[str, Resources]]
+    spec: Spec, schedule: Schedule, device: Device, kernels: Sequence[tuple[str, Resources]]
 ) -> float | None:
-    """About how long a call takes whose kernels need this; None where nothing is known of the device or a kernel."""
-    rates = RATES.get(device.arch)
-    if rates is None or any(needs.code_bytes is None for _, needs in kernels):
+    """About how long a call takes whose kernels need this.
+
+    None where nothing is known of the device, of a kernel, or of how the schedule goes over tiles.
+    """
+    rates, loop = RATES.get(device.arch), schedule.tile_loop()
+    if rates is None or loop is None or any(needs.code_bytes is None for _, needs in kernels):
         return None
-    walks = [walk_of(name, spec, schedule) for name, _ in kernels]
+    walks = [walk_of(name, spec, loop) for name, _ in kernels]
     steps = sum(walk.programs * walk.tiles for walk in walks)
     cost = cost_of(spec)
     seconds = 0.0
     for (name, needs), walk in zip(kernels, walks, strict=True):
         share = walk.programs * walk.tiles / steps
         flops = cost.flops * share / (walk.programs * walk.tiles)
-        numbers = _numbers_of_thread(name, spec, schedule, device)
-        at_work = _seconds_of(needs, walk, flops, numbers, schedule, device, rates)
+        numbers = _numbers_of_thread(name, spec, loop, device)
+        held = occupancy(needs, schedule, device) or 0.0
+        at_work = _seconds_of(needs, walk, flops, numbers, held, loop, device, rates)
         seconds += max(at_work, cost.bytes / len(kernels) / rates.bandwidth)
     return seconds
 
 
-def _numbers_of_thread(kernel: str, spec: Spec, schedule: TritonSchedule, device: Device) -> float:
+def _numbers_of_thread(kernel: str, spec: Spec, loop: TileLoop, device: Device) -> float:
     """Of a tile, or of a state where a program goes token by token."""
-    rows = spec.problem.dim_k if kernel == "memory_step" else schedule.tile_rows
-    return rows * spec.problem.slots / (THREADS_PER_WARP[device.kind] * schedule.num_warps)
+    rows = spec.problem.dim_k if kernel == "memory_step" else loop.tokens
+    return rows * spec.problem.slots / (THREADS_PER_WARP[device.kind] * loop.warps)
 
 
-def walk_of(kernel: str, spec: Spec, schedule: TritonSchedule) -> Walk:
+def walk_of(kernel: str, spec: Spec, loop: TileLoop) -> Walk:
     """The launch of a kernel of `spec`."""
     problem = spec.problem
     heads = problem.batch * problem.heads
     if kernel == "memory_step":
         return Walk(heads, problem.tokens)
-    segment = problem.chunk * schedule.checkpoint_spacing
-    tiles = schedule.checkpoint_spacing * -(-problem.chunk // schedule.tile_rows)
+    segment = problem.chunk * loop.segment
+    tiles = loop.segment * -(-problem.chunk // loop.tokens)
     segments = -(-problem.tokens // segment)
     if kernel.endswith(("_readout", "_reading", "_writing")):
         return Walk(heads * segments, tiles)
@@ -118,25 +122,25 @@ def _seconds_of(
     walk: Walk,
     flops: float,
     numbers: float,
-    schedule: TritonSchedule,
+    held: float,
+    loop: TileLoop,
     device: Device,
     rates: Rates,
 ) -> float:
-    share = occupancy(needs, schedule, device) or 0.0
-    blocks = max(1, int(share * _MOST_WARPS[device.kind] / schedule.num_warps))
+    blocks = max(1, int(held * _MOST_WARPS[device.kind] / loop.warps))
     together = min(blocks, -(-walk.programs // device.cores))
     waves = -(-walk.programs // (device.cores * blocks))
     assert needs.code_bytes is not None
-    described = _DESCRIPTORS if schedule.loads == "descriptors" else 0
+    described = _DESCRIPTORS if loop.copies_tiles else 0
     once = described * _DESCRIPTOR_CODE_BYTES
     instructions = (needs.code_bytes - once + once / walk.tiles) / _INSTRUCTION_BYTES[device.kind]
-    instructions /= 1 + _CODE_PER_STAGE * (schedule.num_stages - 1)
+    instructions /= 1 + _CODE_PER_STAGE * (loop.stages - 1)
     waited = min(_CYCLES_PER_INSTRUCTION, max(1.0, _NUMBERS_TO_GO_ON_WITH / numbers))
-    issued = instructions * max(waited, together * schedule.num_warps / _SCHEDULERS)
-    products = together * flops * _PRODUCTS[schedule.dot_precision] / rates.matrix
+    issued = instructions * max(waited, together * loop.warps / _SCHEDULERS)
+    products = together * flops * _PRODUCTS[loop.dot_precision] / rates.matrix
     # Outside of a pipeline, Triton waits for a copy by a descriptor before it begins the next.
-    waits = described if described and schedule.num_stages == 1 else 1
-    loads = _LOAD_CYCLES * waits / schedule.num_stages
+    waits = described if described and loop.stages == 1 else 1
+    loads = _LOAD_CYCLES * waits / loop.stages
     spilled = _SPILL_CYCLES * (needs.spill_bytes or 0)
     return waves * walk.tiles * (max(issued, products) + loads + spilled) / rates.clock
 

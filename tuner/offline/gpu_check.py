@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import random
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,8 @@ from codegen.kernels.build import operator_digest, parts
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import Schedule, from_settings
+from codegen.schedules.registry import first_choice, from_settings
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Problem, Spec, spec_of_key
 from tuner.errors import NoScheduleError
 from tuner.offline.occupancy import occupancy
@@ -133,7 +133,7 @@ def check(todo: Sequence[Job], processes: int) -> Iterator[Checked]:
 
 def check_one(job: Job) -> list[Checked]:
     """Compile the kernels of one job here."""
-    if job.schedule.backend == "tvm" and not shutil.which("nvcc"):
+    if backend(job.schedule.backend).why_no_resources(job.device) is not None:
         return _compiled_to_source(job)
     examined = examine(job.spec, job.schedule, job.device)
     if not examined.kernels:
@@ -161,12 +161,13 @@ def _fault(job: Job, kernel: str, needs: Resources) -> str | None:
 
 
 def _compiled_to_source(job: Job) -> list[Checked]:
-    """As far as TVM goes without nvcc, which says nothing about registers."""
+    """As far as a compiler goes that lacks what would say something about registers."""
     started, done = time.monotonic(), []
+    compiler = backend(job.schedule.backend)
     for kernel, part in parts(job.spec, job.schedule):
         fault = None
         try:
-            backend("tvm").inspect(render(kernel, part, job.schedule, job.device), part, job.schedule, job.device)
+            compiler.inspect(render(kernel, part, job.schedule, job.device), part, job.schedule, job.device)
         except TrellisError as error:
             fault = f"does not compile: {error}"
         done.append(Checked(job, kernel, None, None, fault, time.monotonic() - started))
@@ -177,9 +178,9 @@ def _of_device(device: Device, sample: int, store: Store) -> Iterator[Job]:
     workload = load_workload(DEFAULT_FILE, "cuda")
     for named in specs():
         try:
-            first, *others = legal_schedules(named.spec, "triton", device)
+            first, *others = legal_schedules(named.spec, first_choice(device), device)
         except NoScheduleError:
-            continue  # No schedule of Triton is legal for it there, and none would be run.
+            continue  # No schedule is legal for it there, and none would be run.
         tuned = device.arch == TUNED_FOR and named in workload
         yield Job(named.name, named.spec, first, device, DEFAULT if tuned else OTHER)
         for schedule in random.Random(0).sample(others, min(sample, len(others))):

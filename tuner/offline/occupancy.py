@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from codegen.backends import Resources
-from codegen.device import Device
-from codegen.schedules.schedule import Schedule, TritonSchedule, TvmSchedule
+from codegen.device import THREADS_PER_WARP, Device
+from codegen.schedules.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ NVIDIA = {
     "sm_80": Limits(64, 32, 65_536, 167_936, 1024, 256),
     "sm_90": Limits(64, 32, 65_536, 233_472, 1024, 256),
 }
-THREADS_PER_WARP = {"cuda": 32, "hip": 64}
 _WARP = THREADS_PER_WARP["cuda"]
 _WAVES, _SIMDS, _VECTOR_REGISTERS, _VECTOR_GRANULE, _LDS_BYTES = 8, 4, 512, 8, 65_536
 
@@ -45,15 +44,11 @@ def occupancy(needs: Resources, schedule: Schedule, device: Device) -> float | N
     """The share of the warps a multiprocessor can hold; 0 if not even one block fits, None if it is not known."""
     if needs.registers is None or needs.shared_bytes is None:
         return None
-    if device.kind == "hip" and isinstance(schedule, TritonSchedule):
-        return _of_amd(needs.registers, needs.shared_bytes, schedule.num_warps)
-    limits, warps = NVIDIA.get(device.arch), _warps(schedule)
+    warps = schedule.block_threads(device) // THREADS_PER_WARP[device.kind]
+    if device.kind == "hip":
+        return _of_amd(needs.registers, needs.shared_bytes, warps)
+    limits = NVIDIA.get(device.arch)
     return None if limits is None else _of_nvidia(needs.registers, needs.shared_bytes, warps, limits)
-
-
-def _warps(schedule: Schedule) -> int:
-    assert isinstance(schedule, TritonSchedule | TvmSchedule)
-    return schedule.num_warps if isinstance(schedule, TritonSchedule) else schedule.threads // _WARP
 
 
 def _of_nvidia(registers: int, shared_bytes: int, warps: int, limits: Limits) -> float:

@@ -12,9 +12,9 @@ from codegen.device import Device
 from codegen.errors import CompileError, TemplateError
 from codegen.kernels.build import parts
 from codegen.render import render
-from codegen.schedules.schedule import Schedule, TritonSchedule, TvmSchedule
+from codegen.schedules.registry import first_choice
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
-from tuner.offline.occupancy import THREADS_PER_WARP
 from tuner.space.legal import legal_schedules
 
 MOST_SPILLED = 64
@@ -42,12 +42,12 @@ class Examined:
 
 
 def examine_some(spec: Spec, device: Device, *, most: int, seconds: float) -> Iterator[Examined]:
-    """Examine the default and then a seeded random choice of Triton candidates: `most` of them, within `seconds`.
+    """Examine the default and then a seeded random choice of candidates: `most` of them, within `seconds`.
 
     A candidate that has begun is finished, so it may last a little longer.
     """
     started = time.monotonic()
-    first, *others = legal_schedules(spec, "triton", device)
+    first, *others = legal_schedules(spec, first_choice(device), device)
     random.Random(0).shuffle(others)
     for schedule in [first, *others][:most]:
         yield examine(spec, schedule, device)
@@ -77,16 +77,10 @@ def why_pruned(kernel: str, needs: Resources, schedule: Schedule, device: Device
         return (
             f"{kernel} needs {needs.shared_bytes:,} bytes of shared memory; {device.arch} has {device.shared_bytes:,}"
         )
-    threads = _threads(schedule, device)
+    threads = schedule.block_threads(device)
     if needs.registers is not None and needs.registers * threads > _REGISTERS_PER_BLOCK[device.kind]:
         most = _REGISTERS_PER_BLOCK[device.kind]
         return f"{kernel} needs {needs.registers} registers in {threads} threads; a block has {most:,}"
     if needs.spill_bytes is not None and needs.spill_bytes > MOST_SPILLED:
         return f"{kernel} spills {needs.spill_bytes} bytes per thread"
     return None
-
-
-def _threads(schedule: Schedule, device: Device) -> int:
-    if isinstance(schedule, TritonSchedule):
-        return schedule.num_warps * THREADS_PER_WARP[device.kind]
-    return schedule.threads if isinstance(schedule, TvmSchedule) else 1

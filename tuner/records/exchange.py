@@ -18,7 +18,7 @@ from codegen.device import Device
 from codegen.errors import TrellisError
 from codegen.kernels.build import operator_digest
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import from_settings
+from codegen.schedules.registry import from_settings
 from codegen.spec import spec_of_key
 from tuner.errors import ExchangeError
 from tuner.measure.timed import Timing

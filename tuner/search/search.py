@@ -11,7 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from codegen.errors import TrellisError
-from codegen.schedules.schedule import Schedule, from_settings
+from codegen.schedules.registry import from_settings
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec, bucket
 from tuner.budget import Budget, Clock
 from tuner.interruption import stop_if_interrupted

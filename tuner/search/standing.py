@@ -10,7 +10,7 @@ from codegen.device import cpu, gpu_names
 from codegen.errors import TrellisError
 from codegen.kernels.build import operator_digest
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import from_settings
+from codegen.schedules.registry import from_settings
 from codegen.spec import spec_of_key
 from tuning_db import Record
 

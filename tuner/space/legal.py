@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable
 
 from codegen.device import Device
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import SCHEDULES, Schedule, Value, variants_of
+from codegen.schedules.registry import SCHEDULES, default, variants_of
+from codegen.schedules.schedule import Schedule, Value
 from codegen.spec import Spec
 from tuner.errors import NoScheduleError
 

@@ -9,7 +9,8 @@ from optuna.distributions import CategoricalDistribution
 
 from codegen.device import Device
 from codegen.errors import TrellisError
-from codegen.schedules.schedule import Schedule, from_settings
+from codegen.schedules.registry import from_settings
+from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 from tuner.space.legal import Settings, legal_schedules
 

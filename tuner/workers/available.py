@@ -9,7 +9,7 @@ import torch
 
 from codegen.backends import backend as compiler
 from codegen.device import Device, cpu, cuda_device, named
-from codegen.schedules.schedule import BACKENDS
+from codegen.schedules.registry import backends, kind_of
 from tuner.errors import MissingGpuError, NoBackendError
 
 
@@ -40,11 +40,8 @@ def backend_for(device: Device, wanted: str | None = None) -> str:
         NoBackendError: there is none, or `wanted` is not it; the message says why.
     """
     reasons = []
-    for name in BACKENDS if wanted is None else (wanted,):
-        if device.kind == "cpu" and name == "triton":
-            reasons.append("triton: its interpreter runs on a CPU, but is no kernel to be timed")
-            continue
-        reason = compiler(name).why_unavailable(device)
+    for name in backends() if wanted is None else (wanted,):
+        reason = kind_of(name).why_untimed(device) or compiler(name).why_unavailable(device)
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")

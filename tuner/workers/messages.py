@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from codegen.errors import TrellisError
+from codegen.schedules.schedule import Schedule
 from tuner.workers.limits import Limits
 
 
@@ -17,11 +18,13 @@ class Setup:
     Attributes:
         parent: process id of the tuner, without which a worker ends.
         templates: where kernels are rendered from.
+        backends: the schedules of every backend that the tuner knows.
         limits: of which the worker sets that of memory itself.
     """
 
     parent: int
     templates: Path
+    backends: tuple[type[Schedule], ...]
     limits: Limits
 
 

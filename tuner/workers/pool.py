@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
-from codegen import render
 from codegen.device import Device, cpu
 from codegen.spec import Spec
 from tuner.errors import WorkerError
@@ -228,7 +227,7 @@ class Workers:
     def _ready(self, role: str) -> WorkerProcess:
         while True:
             worker = self._serving.get(role)
-            if worker is not None and worker.templates != render.TEMPLATES:
+            if worker is not None and not worker.is_current:
                 self._dismiss(role)
                 worker = None
             if worker is None:
@@ -272,7 +271,7 @@ class Workers:
     def _hand_out(self) -> None:
         if self._quiet:
             return
-        for worker in [worker for worker in self._compilers if worker.templates != render.TEMPLATES]:
+        for worker in [worker for worker in self._compilers if not worker.is_current]:
             worker.stop()
             del self._compilers[worker]
         while len(self._compilers) < min(self.ahead, len(self._compilers) + len(self._waiting)):

@@ -12,9 +12,12 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from codegen import render
+from codegen.schedules.registry import SCHEDULES
+from codegen.schedules.schedule import Schedule
 from tuner.own_process import own_process
 from tuner.studies.storage_variable import STORAGE_VARIABLE
 from tuner.workers.limits import Limits, peak_bytes
@@ -58,13 +61,12 @@ class WorkerProcess:
         environment: variables that it sees where the tuner's own environment does not set them.
 
     Attributes:
-        templates: what it renders from.
         connection: becomes readable when it has something to say, or has ended.
         phase: what it is busy with; "starting" until it is ready.
     """
 
     def __init__(self, limits: Limits, environment: Mapping[str, str] | None = None) -> None:
-        self.templates = render.TEMPLATES
+        self._made_for = _kernels_here()
         self.phase = Phase("starting")
         self._limits = limits
         self._paused = False
@@ -83,12 +85,17 @@ class WorkerProcess:
                 env={**(environment or {}), **_for_workers(os.environ)},
             )
         with contextlib.suppress(OSError):  # It has ended already, which the next look shows.
-            self.connection.send(Setup(os.getpid(), self.templates, limits))
+            self.connection.send(Setup(os.getpid(), *self._made_for, limits))
 
     @property
     def pid(self) -> int:
         """Its process id, and that of its process group."""
         return self._process.pid
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it makes the kernels that this process would: of these templates, and of every backend."""
+        return self._made_for == _kernels_here()
 
     @property
     def idle(self) -> bool:
@@ -208,6 +215,11 @@ class WorkerProcess:
         except ProcessLookupError:
             return False
         return True
+
+
+def _kernels_here() -> tuple[Path, tuple[type[Schedule], ...]]:
+    """The templates and the backends of this process."""
+    return render.TEMPLATES, tuple(SCHEDULES.values())
 
 
 def _for_workers(environment: Mapping[str, str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from codegen.device import Device
 from codegen.errors import BackendUnavailableError, IllegalScheduleError, ScheduleFieldError, TrellisError
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
-from codegen.schedules.schedule import from_settings
+from codegen.schedules.registry import from_settings
 from codegen.spec import Spec
 from tuner.errors import ThrottledError
 from tuner.measure.baseline import time_compiled, time_eager

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 
 from codegen import render
 from codegen.errors import TrellisError
+from codegen.schedules.registry import register
 from tuner.workers.limits import limit_memory, peak_bytes, resident_bytes
 from tuner.workers.messages import Done, Failed, GoOn, Phase, Ready, Setup, Task
 from tuner.workers.worker import TASKS
@@ -32,6 +33,8 @@ def main(descriptor: int) -> None:
         setup: Setup = tuner.recv()
         _die_with(setup.parent)
         render.TEMPLATES = setup.templates
+        for kind in setup.backends:
+            register(kind)
         limit_memory(setup.limits.memory_bytes)
         tuner.send(Ready(resident_bytes(), peak_bytes(resource.getrusage(resource.RUSAGE_SELF))))
         while True:

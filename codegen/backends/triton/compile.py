@@ -24,7 +24,8 @@ from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, CompileError
 from codegen.kernels.signatures import dtype_of, kernel_arguments
 from codegen.render import Source, render
-from codegen.schedules.schedule import Schedule, TritonSchedule
+from codegen.schedules.schedule import Schedule
+from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Spec
 from codegen.whole_imports import whole_imports
 
@@ -203,6 +204,11 @@ def resources(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
     addresses = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/", _cuobjdump(compiled, "-sass"), re.MULTILINE)
     length, ptx = int(addresses[-1], 16) + 16 if addresses else None, compiled.asm["ptx"]
     return Resources(registers, stack, shared, length, ptx.count("\tmma.sync."), ptx.count("\twgmma.mma_async."))
+
+
+def why_no_resources(device: Device) -> str | None:
+    """Nothing is missing: Triton brings all that it needs."""
+    return None
 
 
 def toolchain() -> dict[str, str]:

@@ -23,9 +23,10 @@ from codegen.backends.tvm_cuda import nvcc
 from codegen.cache.kernels import Entry, entry
 from codegen.device import Device, cpu, cpu_identity
 from codegen.errors import BackendUnavailableError, CompileError
-from codegen.render import Source, folder_of, render, template_digest
+from codegen.render import Source, render, template_digest
 from codegen.schedules.cuda_block import block_of
-from codegen.schedules.schedule import Schedule, TvmSchedule
+from codegen.schedules.schedule import Schedule
+from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Spec
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> T
         CompileError: TVM refused the source.
     """
     _require_available(device)
-    return TvmKernel(source.kernel, executable(source, device)[source.kernel], _threads(schedule))
+    return TvmKernel(source.kernel, executable(source, device)[source.kernel], schedule.cpu_threads)
 
 
 def inspect(source: Source, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
@@ -160,6 +161,11 @@ def resources(source: Source, spec: Spec, schedule: Schedule, device: Device) ->
     return Resources(registers, spill_bytes, shared_bytes, mma=ptx.count("mma.sync."))
 
 
+def why_no_resources(device: Device) -> str | None:
+    """For CUDA, registers are what nvcc says."""
+    return "nvcc is not on the PATH" if device.kind == "cuda" and not nvcc.is_here() else None
+
+
 @functools.cache
 def toolchain() -> dict[str, str]:
     """The version of TVM, which LLVM comes with: provenance of what this backend compiled. TVM is not imported."""
@@ -185,7 +191,7 @@ def _identity(template: str, spec: Spec, schedule: Schedule, device: Device) -> 
     records = (repr(spec), repr(schedule), repr(device))
     versions = (*toolchain().values(), str(tvm_runtime.load().__version__))
     machine = (platform.system(), platform.machine(), cpu_identity())
-    return (*records, template_digest(folder_of(name, device), (template,)), _code_digest(), *versions, *machine)
+    return (*records, template_digest(type(schedule), (template,), device), _code_digest(), *versions, *machine)
 
 
 @functools.cache
@@ -207,7 +213,7 @@ def _loaded(place: Entry, template: str, schedule: Schedule) -> TvmKernel | None
         function = tvm_runtime.load().load_module(path)[template]
     except (RuntimeError, AttributeError, OSError):
         return None  # Another system's libraries, say, in a folder that both share: it is made again.
-    return TvmKernel(template, function, _threads(schedule), path)
+    return TvmKernel(template, function, schedule.cpu_threads, path)
 
 
 def _compiled(place: Entry, source: Source, schedule: Schedule) -> TvmKernel:
@@ -220,11 +226,7 @@ def _compiled(place: Entry, source: Source, schedule: Schedule) -> TvmKernel:
 
     kept = place.store(export)
     found = None if kept is None else _loaded(place, source.kernel, schedule)
-    return found or TvmKernel(source.kernel, made[source.kernel], _threads(schedule))
-
-
-def _threads(schedule: Schedule) -> int:
-    return schedule.threads if isinstance(schedule, TvmSchedule) else 1
+    return found or TvmKernel(source.kernel, made[source.kernel], schedule.cpu_threads)
 
 
 def executable(source: Source, device: Device, instruments: Sequence[Any] = ()) -> Any:

@@ -25,9 +25,10 @@ from codegen.device import Device, cpu
 from codegen.kernels.operator import CompiledOperator
 from codegen.render import render
 from codegen.rule import MAPS, Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import require_legal
-from codegen.schedules.schedule import Schedule, TvmSchedule, from_settings
+from codegen.schedules.registry import default, from_settings
+from codegen.schedules.schedule import Schedule
+from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import DTYPES, Problem, Spec
 from tests.benchmarks.studies.kernel_parts import Part, parts_of
 from tuner.duration import duration

@@ -23,10 +23,10 @@ from codegen.backends.tvm import compile as tvm
 from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.backends.tvm.parser import quicken_parser
 from codegen.device import cpu
-from codegen.kernels.build import parts, schedule_of
+from codegen.kernels.build import parts
 from codegen.render import render
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Problem, Spec
 
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
         spec = Spec(Rule(), Problem(batch=1, tokens=4096, heads=8, chunk=chunk, direction=direction))
         schedule = default("tvm", spec, cpu())
         for kernel, part in parts(spec, schedule):
-            seconds = compiled(kernel, part, schedule_of(kernel, schedule))
+            seconds = compiled(kernel, part, schedule.of_kernel(kernel))
             seconds[" sum"] = sum(seconds.values()) - seconds["FlattenBuffer"]
             cells = "".join(f"{each:{len(column) + 2}.2f}" for column, each in seconds.items())
             print(f"{f'{direction}, C = {chunk}, {kernel}':34}{cells}", flush=True)

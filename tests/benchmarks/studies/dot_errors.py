@@ -25,7 +25,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import DTYPES, Problem, Spec
 from tuner.verify.adversarial import CASES, adversarial_inputs
 from tuner.verify.check import OF_GRADIENTS, SEED, TOLERANCE, check_inputs, compare, expected

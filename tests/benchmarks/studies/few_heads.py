@@ -25,7 +25,7 @@ from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.render import render
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Problem, Spec
 from tests.benchmarks.turns import ratio, sample, take_turns

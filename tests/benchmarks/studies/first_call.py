@@ -68,7 +68,7 @@ def _compile(direction: str, chunks: tuple[int, ...]) -> dict[str, Spent]:
     from codegen.device import cpu
     from codegen.kernels.build import build
     from codegen.rule import Rule
-    from codegen.schedules.defaults import default
+    from codegen.schedules.registry import default
     from codegen.spec import Problem, Spec
 
     base, found = Problem(batch=1, tokens=_COMPILED_TOKENS, heads=8, direction=direction), {}

@@ -20,7 +20,7 @@ from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Spec
 from tests.support.backward_cases import DIRECTIONS, NAMES, backward_spec, cotangents, expected_backward, run_backward
 from tests.support.inputs import Inputs

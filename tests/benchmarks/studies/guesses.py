@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from codegen.device import NAMED, Device
-from codegen.schedules.schedule import TritonSchedule
+from codegen.schedules.triton import TritonSchedule
 from tuner.gpu_run.ledger import Ledger
 from tuner.offline.cost_model import order_quality, predicted_seconds
 from tuner.offline.offline import examine

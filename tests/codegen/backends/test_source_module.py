@@ -24,7 +24,7 @@ from codegen.cache.process_folder import process_folder
 from codegen.device import cpu
 from codegen.errors import CompileError
 from codegen.render import Source, generated_folder
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from tests.support.kernel_cases import Case
 
 OTHER = 54_321

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from tests.codegen.backends.test_tvm_cuda_emulated import SILU, With
 from tests.emulators.emulated_cuda import COMPILER, HOPPER
 from tests.support.kernel_cases import Case, check_attention, check_readout, check_update

@@ -17,9 +17,10 @@ from codegen.kernels.build import build, parts
 from codegen.kernels.launches import kernels_of
 from codegen.render import TEMPLATES, Source, render
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import VARIANTS, TritonSchedule, variants_of
+from codegen.schedules.registry import default, variants_of
+from codegen.schedules.schedule import VARIANTS
+from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Problem, Spec
 
 pytest.importorskip("triton")

@@ -16,9 +16,9 @@ from codegen.kernels.build import parts
 from codegen.kernels.signatures import kernel_arguments
 from codegen.render import Source, render
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import TritonSchedule
+from codegen.schedules.registry import default
+from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Problem, Spec
 
 triton = pytest.importorskip("triton")

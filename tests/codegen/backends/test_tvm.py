@@ -15,9 +15,9 @@ from codegen.kernels.build import build, parts
 from codegen.kernels.operator import CompiledOperator
 from codegen.render import render
 from codegen.rule import MAPS, Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import TvmSchedule
+from codegen.schedules.registry import default
+from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Spec
 from tests.emulators.assembly import ProductLoop, product_loops
 from tests.support.kernel_cases import Case, check_attention, check_readout, check_step, check_update

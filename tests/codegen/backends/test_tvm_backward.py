@@ -11,9 +11,9 @@ from codegen.kernels.build import build
 from codegen.kernels.launches import GRADIENTS
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import TvmSchedule, segment_tokens
+from codegen.schedules.registry import default
+from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Spec
 from tests.support.backward_cases import NAMES, backward_spec, check_backward, run_backward
 from tests.support.inputs import Inputs
@@ -117,7 +117,7 @@ def test_the_default_keeps_no_more_than_inputs_take(chunk):
     spec = backward_spec(Case(chunk=chunk))
     schedule = default("tvm", spec, NAMED["x86-64-v4"])
     assert why_illegal(spec, schedule, NAMED["x86-64-v4"]) is None
-    assert 16 <= segment_tokens(spec, schedule) <= 64
+    assert 16 <= schedule.segment_tokens(spec) <= 64
 
 
 def test_programs_that_threads_do_not_divide():

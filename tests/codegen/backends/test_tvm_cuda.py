@@ -15,9 +15,10 @@ from codegen.kernels.build import parts
 from codegen.render import Source, render
 from codegen.rule import Rule
 from codegen.schedules.cuda_block import block_of, most_shared_bytes
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import Schedule, TvmSchedule
+from codegen.schedules.registry import default
+from codegen.schedules.schedule import Schedule
+from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import OPERATORS, Problem, Spec
 
 HOPPER = NAMED["sm_90"]

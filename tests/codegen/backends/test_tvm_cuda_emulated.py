@@ -16,8 +16,8 @@ from codegen import render
 from codegen.kernels.operator import CompiledOperator
 from codegen.render import TEMPLATES, template_digest
 from codegen.rule import MAPS, Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.emulators.emulated_cuda import COMPILER, HOPPER, emulated
 from tests.support.kernel_cases import Case, check_attention, check_readout, check_step, check_update

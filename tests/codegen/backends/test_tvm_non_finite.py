@@ -12,8 +12,8 @@ import torch
 
 from codegen.device import cpu
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
-from codegen.schedules.schedule import TvmSchedule
+from codegen.schedules.registry import default
+from codegen.schedules.tvm import TvmSchedule
 from tests.codegen.backends.test_tvm import SILU, With, tiled
 from tests.support import non_finite_cases
 from tests.support.kernel_cases import Case

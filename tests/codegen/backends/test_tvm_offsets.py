@@ -16,7 +16,7 @@ from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.support.inputs import make_inputs
 

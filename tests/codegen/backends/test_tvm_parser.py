@@ -17,7 +17,7 @@ from codegen.errors import CompileError
 from codegen.kernels.build import parts
 from codegen.render import render
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from tests.support.kernel_cases import Case
 
 

@@ -17,7 +17,7 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
 from codegen.render import render
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.support.inputs import Inputs, make_inputs
 from tests.support.programs import sequences_of

@@ -23,7 +23,7 @@ from codegen.cache.kernels import Entry, KernelCacheWarning, entry, kernels_fold
 from codegen.cache.process_folder import process_folder
 from codegen.device import cpu
 from codegen.kernels.operator import CompiledOperator
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from tests.support.kernel_cases import Case, check_step
 
 OTHER = 54_321

@@ -26,7 +26,7 @@ from codegen.kernels import build as builder
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from tests.support.kernel_cases import Case, check_attention, check_step
 
 ROOT = Path(__file__).parents[3]

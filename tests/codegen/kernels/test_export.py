@@ -22,7 +22,7 @@ from codegen.kernels.export import export
 from codegen.kernels.exported import MANIFEST, Manifest, described, image_of, program_of_export, read_manifest
 from codegen.rule import Rule
 from codegen.schedules.cuda_block import block_of
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import OPERATORS, Problem, Spec
 from tests.emulators.emulated_cuda import signature
 from tests.emulators.tvm_host import both_launches

@@ -30,7 +30,7 @@ from codegen.kernels.export import export
 from codegen.kernels.exported import load, read_manifest
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Spec
 from tests.emulators.emulated_cuda import COMPILER
 from tests.emulators.emulated_driver import STREAM, driver, emulated_export, emulated_program

@@ -24,8 +24,7 @@ from codegen.kernels.signatures import (
 )
 from codegen.render import render
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
-from codegen.schedules.schedule import variants_of
+from codegen.schedules.registry import default, variants_of
 from codegen.spec import DIRECTIONS, Problem, Spec
 from codegen.spec import OPERATORS as NAMES_OF_OPERATORS
 

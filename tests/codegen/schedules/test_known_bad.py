@@ -6,10 +6,10 @@ import pytest
 
 from codegen.device import NAMED
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.known_bad import known_bad
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import SCHEDULES, TritonSchedule
+from codegen.schedules.registry import SCHEDULES, default
+from codegen.schedules.triton import TritonSchedule
 from codegen.spec import OPERATORS, Problem, Spec
 
 SPEC = Spec(Rule(), Problem(dtype="bfloat16"))

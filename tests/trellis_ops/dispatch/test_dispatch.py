@@ -14,7 +14,7 @@ from codegen import render
 from codegen.device import cpu
 from codegen.kernels import build as builder
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.support.inputs import make_inputs
 from tests.support.relative_error import assert_close

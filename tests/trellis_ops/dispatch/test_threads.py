@@ -15,8 +15,8 @@ import torch
 import trellis_ops
 from codegen.device import cpu
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.support.inputs import make_inputs
 from tests.support.winner_record import winner_record

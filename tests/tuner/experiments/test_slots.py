@@ -7,7 +7,7 @@ import pytest
 from codegen.device import cpu
 from codegen.kernels.build import operator_digest
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec, bucket
 from tuner.budget import Budget
 from tuner.errors import NothingMeasuredError

@@ -19,7 +19,7 @@ from codegen.device import NAMED, Device, cpu
 from codegen.kernels.export import export
 from codegen.kernels.exported import MANIFEST, read_manifest
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.emulators.emulated_cuda import COMPILER
 from tests.emulators.emulated_driver import emulated_program

@@ -16,7 +16,7 @@ import torch
 
 from codegen.device import NAMED, cpu
 from codegen.kernels.exported import MANIFEST
-from codegen.schedules.schedule import TritonSchedule
+from codegen.schedules.triton import TritonSchedule
 from codegen.spec import spec_of_key
 from tuner.gpu_run import sanitizer
 from tuner.gpu_run.__main__ import main

@@ -13,8 +13,8 @@ import pytest
 from codegen.backends import Resources
 from codegen.device import NAMED
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
-from codegen.schedules.schedule import TritonSchedule
+from codegen.schedules.registry import default
+from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Problem, Spec
 from tuner.errors import CandidateFileError
 from tuner.offline import candidates
@@ -64,11 +64,11 @@ def test_what_costs_more_is_guessed_to_take_longer():
 
 
 def test_how_kernels_are_launched():
-    assert walk_of("trellis_fused", SPEC, FUSED) == Walk(128, 64 * 4)
-    assert walk_of("trellis_update", SPEC, FUSED) == Walk(256, 64 * 4)
-    assert walk_of("memory_readout", SPEC, FUSED) == Walk(128 * 64, 4)
-    assert walk_of("memory_step", changed(tokens=1, chunk=1), FUSED) == Walk(128, 1)
-    assert walk_of("keys_backward", SPEC, FUSED) == Walk(128, 2 * 64 * 4)
+    assert walk_of("trellis_fused", SPEC, FUSED.tile_loop()) == Walk(128, 64 * 4)
+    assert walk_of("trellis_update", SPEC, FUSED.tile_loop()) == Walk(256, 64 * 4)
+    assert walk_of("memory_readout", SPEC, FUSED.tile_loop()) == Walk(128 * 64, 4)
+    assert walk_of("memory_step", changed(tokens=1, chunk=1), FUSED.tile_loop()) == Walk(128, 1)
+    assert walk_of("keys_backward", SPEC, FUSED.tile_loop()) == Walk(128, 2 * 64 * 4)
 
 
 def test_the_quality_of_an_order():
@@ -99,13 +99,13 @@ def test_a_list_is_compiled_pruned_ordered_written_and_read(tmp_path):
     path = candidates.path_for(HOPPER, tmp_path / "made")
     candidates.write([ranked], path)
     assert candidates.read(path) == (ranked,)
-    schedules = candidates.schedules_of(ranked, HOPPER)
+    schedules = candidates.schedules_of(ranked, "triton", HOPPER)
     assert schedules[0][0] == default("triton", step.spec, HOPPER)
     assert all(seconds > 0 for _, seconds in schedules)
     older = candidates.Ranked(
         **{name: getattr(ranked, name) for name in ranked.__struct_fields__} | {"template_digest": "0"}
     )
-    assert candidates.schedules_of(older, HOPPER) == []
+    assert candidates.schedules_of(older, "triton", HOPPER) == []
     other = candidates.Ranked(**{name: getattr(older, name) for name in older.__struct_fields__} | {"spec": "another"})
     candidates.write([other, older], path)
     candidates.write([ranked], path)
@@ -157,7 +157,9 @@ def test_the_list_that_is_shipped_is_of_these_templates():
     listed = candidates.read(candidates.path_for(HOPPER))
     workload = {each.name: each.spec.key() for each in load_workload(DEFAULT_FILE, "cuda")}
     assert {each.name: each.spec for each in listed} == workload
-    assert all(candidates.schedules_of(each, HOPPER) for each in listed), "run make gpu-prepare, and commit the list"
+    assert all(candidates.schedules_of(each, "triton", HOPPER) for each in listed), (
+        "run make gpu-prepare, and commit the list"
+    )
 
 
 WARM = """

@@ -9,8 +9,8 @@ import pytest
 import tuning_db
 from codegen.backends import Resources
 from codegen.device import NAMED
-from codegen.schedules.defaults import default
-from codegen.schedules.schedule import TritonSchedule
+from codegen.schedules.registry import default
+from codegen.schedules.triton import TritonSchedule
 from tests.tuner.conftest import STEP
 from tuner.cli import main
 from tuner.offline.gpu_check import DEFAULT, OTHER, SAMPLED, SHIPPED, Checked, Job, check, check_one, jobs, specs

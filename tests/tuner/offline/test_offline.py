@@ -5,7 +5,7 @@ import pytest
 from codegen.backends import Resources
 from codegen.device import NAMED
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tuner.offline.offline import MOST_SPILLED, examine, examine_some, why_pruned
 

@@ -13,6 +13,7 @@ from codegen.kernels.build import operator_digest
 from codegen.spec import Problem, Spec, bucket
 from tests.tuner.conftest import STEP, TRAIN, UPDATE
 from trellis_ops import forget
+from trellis_ops.arguments import Request
 from trellis_ops.dispatch import resolve as dispatch
 from tuner.budget import Budget
 from tuner.errors import NothingMeasuredError
@@ -183,7 +184,7 @@ def test_a_tuned_backward_is_what_a_training_step_runs(session, progress, monkey
     monkeypatch.setattr(dispatch, "default_store", lambda: session.store)
     forget()
     try:
-        found = dispatch.resolve(TRAIN, torch.device("cpu"), None)
+        found = dispatch.resolve(Request(TRAIN, torch.device("cpu"), float64=False), None)
     finally:
         forget()
     assert found.origin == "exact winner"

@@ -10,9 +10,9 @@ import pytest
 from codegen.device import NAMED, cpu
 from codegen.errors import ScheduleFieldError
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.schedule import SCHEDULES, Schedule, from_settings, variants_of
+from codegen.schedules.registry import SCHEDULES, default, from_settings, variants_of
+from codegen.schedules.schedule import Schedule
 from codegen.spec import OPERATORS, Problem, Spec
 from tuner.errors import NoScheduleError
 from tuner.space.sampler import MOST_DEATHS, FreshSampler, untried

@@ -11,7 +11,7 @@ from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
-from codegen.schedules.defaults import default
+from codegen.schedules.registry import default
 from codegen.spec import OPERATORS, Problem, Spec
 from tuner.verify.adversarial import CASES, adversarial_inputs
 from tuner.verify.check import SEED, TOLERANCE, allowed_digest, check, check_inputs, compare, expected, relative_error

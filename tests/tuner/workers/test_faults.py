@@ -21,8 +21,8 @@ from codegen import render
 from codegen.backends import backend as compiler
 from codegen.device import cpu
 from codegen.kernels.build import build, operator_digest
-from codegen.schedules.defaults import default
-from codegen.schedules.schedule import TvmSchedule
+from codegen.schedules.registry import default
+from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Problem
 from tests.tuner.workers.faulty_templates import FAULTS, at_fault, spec_of, write_faulty_templates
 from tuner.budget import Budget

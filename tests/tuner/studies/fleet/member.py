@@ -15,7 +15,7 @@ from pathlib import Path
 
 from codegen.device import cpu
 from codegen.rule import Rule
-from codegen.schedules.schedule import TvmSchedule
+from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Problem, Spec
 from tuner.budget import Budget
 from tuner.search.search import Searched, search

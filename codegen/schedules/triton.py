@@ -1,0 +1,191 @@
+"""Triton's schedules: for GPUs of both makers, and on a CPU in Triton's interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from codegen.device import THREADS_PER_WARP, Device
+from codegen.extent import Bytes, Extent
+from codegen.schedules.precision import dot_precisions, usual_precision, why_too_few_bits
+from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, VARIANTS, TileLoop
+from codegen.schedules.triton_fields import TritonFields
+from codegen.spec import Problem, Spec, next_power_of_two
+
+_LONGEST_BACKWARD_CHUNK = 1024
+_BYTES_OF_INPUTS = {"float32": 4, "float16": 2, "bfloat16": 2}
+_STATE = 4
+_FIRST_WITH_TMA = 90
+_DESCRIPTOR_ALIGNMENT = 16
+_LONGEST_WHOLE_CHUNK = 64
+_WARPS_AND_STAGES = {"sm_90": (4, 3), "gfx942": (4, 2)}
+
+
+@dataclass(frozen=True)
+class TritonSchedule(TritonFields):
+    """A schedule of the Triton templates; `TritonFields` says what its fields are."""
+
+    compiler: ClassVar[str] = "codegen.backends.triton.compile"
+    first_for: ClassVar[tuple[str, ...]] = ("cuda", "hip")
+    shown_for: ClassVar[str] = "sm_90"
+
+    @classmethod
+    def default(cls, spec: Spec, device: Device) -> Self:
+        """For bfloat16 on sm_90 what won on an H200; else what spills least, or nearly so."""
+        problem = spec.problem
+        precision = usual_precision(problem.dtype, device)
+        large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
+        variant = _default_variant(spec)
+        if variant == "backward":
+            # tf32x3 is three products for one, which take more registers than there are for 64 tokens.
+            longest = 16 if precision == "tf32x3" else _LONGEST_WHOLE_CHUNK
+            if not large and 16 <= problem.chunk <= longest:
+                return cls._default_backward_chunks(problem.chunk, precision, device)
+            return cls("backward_split", 16, 4 if device.kind == "hip" else 8, 1, precision, _default_spacing(problem))
+        # Four warps with the standard assembler are known bad on some devices (codegen/schedules/known_bad.json).
+        ptxas = "blackwell" if device.arch == "sm_90" and not large else "standard"
+        if variant == "recurrent":
+            # The next token's loads are under way without stages; with three an H200 took 1.03 to 1.05 times as long,
+            # bf16.
+            return cls(variant, 16, 8 if large else 4, 1, "ieee", ptxas=ptxas)
+        variant = "split" if variant == "fused" else variant
+        if large or (problem.dtype == "float32" and problem.chunk > 16):
+            return cls(variant, 16, 8, 1, precision)
+        tile = min(64, max(16, next_power_of_two(problem.chunk)))
+        warps, stages = _WARPS_AND_STAGES.get(device.arch, (8, 1))
+        return cls(variant, tile, warps, stages, precision, ptxas=ptxas)
+
+    @classmethod
+    def _default_backward_chunks(cls, chunk: int, precision: str, device: Device) -> Self:
+        tile = max(16, next_power_of_two(chunk))
+        if device.arch == "sm_90" and precision == "bf16":
+            # Its matrix units give 64 rows to four warps; eight compute the maps of each row twice.
+            return cls("backward_chunks", tile, 4, 2, precision, 1, "blackwell")
+        # Of four and eight warps those that spill less: a wave of AMD has twice the threads, with 512 registers each.
+        spill_less = 4 if device.kind == "hip" or (device.arch == "sm_80" and precision == "bf16") else 8
+        return cls("backward_chunks", tile, spill_less, 1, precision)
+
+    def why_illegal(self, spec: Spec, device: Device) -> str | None:
+        """By the chunk, the variant, the assembler, the loads and the precision."""
+        chunk = spec.problem.chunk
+        if spec.problem.direction != "forward" and chunk > _LONGEST_BACKWARD_CHUNK:
+            return f"the backward kernel takes chunks of at most {_LONGEST_BACKWARD_CHUNK} tokens, not {chunk}"
+        if device.kind == "cpu" and self.num_stages > 1:
+            return "the interpreter has no software pipeline: num_stages must be 1"
+        if self.tile_rows > max(16, next_power_of_two(chunk)):
+            return f"tile_rows {self.tile_rows} exceeds the chunk of {chunk} tokens"
+        if self.variant == "backward_chunks" and self.tile_rows < chunk:
+            return f"variant 'backward_chunks' takes whole chunks: tile_rows must hold {chunk} tokens"
+        if self.variant == "backward_chunks" and self.checkpoint_spacing != 1:
+            return "variant 'backward_chunks' reads the first state of every chunk: checkpoint_spacing must be 1"
+        if self.variant == "recurrent" and self.tile_rows != 16:
+            return "variant 'recurrent' has no tile: tile_rows must be 16"
+        if self.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):
+            return f"{device.arch} has one assembler only: ptxas must be 'standard'"
+        if self.loads == "descriptors":
+            reason = self._why_illegal_descriptors(spec.problem, device)
+            if reason is not None:
+                return reason
+        if self.variant != "recurrent":
+            return self._why_illegal_precision(spec, device)
+        return None if self.dot_precision == "ieee" else "variant 'recurrent' has no dots: dot_precision must be 'ieee'"
+
+    def _why_illegal_descriptors(self, problem: Problem, device: Device) -> str | None:
+        has_tma = device.kind == "cuda" and int(device.arch.removeprefix("sm_")) >= _FIRST_WITH_TMA
+        if device.kind != "cpu" and not has_tma:
+            return f"{device.arch} copies no tiles by tensor descriptors, sm_{_FIRST_WITH_TMA} and later do"
+        if self.variant == "recurrent" or problem.direction != "forward":
+            return "only the chunked kernels of a forward have tensor descriptors: loads must be 'pointers'"
+        rows, chunk = self.tile_rows, problem.chunk
+        if self.variant == "readout" and rows >= chunk:
+            return "a readout of one tile has no loop that hides the copies of descriptors: loads must be 'pointers'"
+        if chunk % rows:
+            # Later rows of a chunk's last tile would be tokens of the next: even as NaN they must not reach this chunk.
+            return f"a tensor descriptor copies whole tiles: tile_rows {rows} must divide the chunk of {chunk} tokens"
+        for name, width in (("dim_k", problem.dim_k), ("dim_v", problem.dim_v), ("slots", problem.slots)):
+            if width * _BYTES_OF_INPUTS[problem.dtype] % _DESCRIPTOR_ALIGNMENT:
+                return (
+                    f"a tensor descriptor takes rows of a multiple of {_DESCRIPTOR_ALIGNMENT} bytes, which"
+                    f" {name} {width} of {problem.dtype} is not"
+                )
+        return None
+
+    def _why_illegal_precision(self, spec: Spec, device: Device) -> str | None:
+        if self.dot_precision not in dot_precisions(device):
+            return f"{device.arch} has no {self.dot_precision} dots, only {', '.join(dot_precisions(device))}"
+        reason = why_too_few_bits(spec, self.dot_precision)
+        if reason is not None:
+            return reason
+        cheaper = "tf32x3" in dot_precisions(device)
+        if spec.problem.dtype != "float32" and self.dot_precision == "ieee" and cheaper:
+            return f"ieee dots cost most and gain nothing over tf32x3 for {spec.problem.dtype} inputs"
+        return None
+
+    @classmethod
+    def why_untimed(cls, device: Device) -> str | None:
+        """On a CPU they are interpreted."""
+        return "its interpreter runs on a CPU, but is no kernel to be timed" if device.kind == "cpu" else None
+
+    def brief(self) -> str:
+        """Rows, warps and precision, and what is not usual."""
+        words = [f"{self.tile_rows} rows", f"{self.num_warps} warps", self.dot_precision]
+        words += [f"{self.num_stages} stages"] if self.num_stages > 1 else []
+        words += [f"every {self.checkpoint_spacing}"] if self.checkpoint_spacing > 1 else []
+        words += [self.ptxas] if self.ptxas != "standard" else []
+        words += [self.loads] if self.loads != "pointers" else []
+        return ", ".join(words)
+
+    @property
+    def tile(self) -> int:
+        """The rows."""
+        return self.tile_rows
+
+    def block_threads(self, device: Device) -> int:
+        """Those of the warps."""
+        return self.num_warps * THREADS_PER_WARP[device.kind]
+
+    def tile_loop(self) -> TileLoop:
+        """As the fields say."""
+        return TileLoop(
+            self.tile_rows,
+            self.checkpoint_spacing,
+            self.num_warps,
+            self.num_stages,
+            self.dot_precision,
+            self.loads == "descriptors",
+        )
+
+    def counts(self, spec: Spec, extent: Extent) -> dict[str, int]:
+        """Rows of a tile, from its first on, are 32-bit numbers where registers are short."""
+        widest = max(spec.problem.dim_k, spec.problem.dim_v, spec.problem.slots)
+        rows = self.tile_rows if self.variant == "backward_chunks" else 1
+        return super().counts(spec, extent) | {"H x width x tokens of a tile": extent.heads * widest * rows}
+
+    def reverse_buffers(self, spec: Spec, extent: Extent) -> Bytes:
+        """By the variant."""
+        problem = spec.problem
+        slots, of_dots = extent.tokens * extent.heads * problem.slots, 2 if self.dots_in_bfloat16 else 4
+        dims = problem.dim_k + problem.dim_v
+        if self.variant == "backward_chunks":
+            rows = 4 if spec.rule.link == "identity" else 5
+            of_chunks = 2 * extent.chunks * extent.heads * problem.slots * dims * of_dots
+            return {"codes and their cotangents": slots * (rows * of_dots + 4), "cotangents of chunk states": of_chunks}
+        made = {"r and its cotangent": slots * (2 * of_dots + 4)} if self.variant == "backward_split" else {}
+        if self.keeps_tile_states(spec):
+            states = extent.sequences * extent.heads * self.segment_tiles(spec)
+            made["states of tiles"] = states * problem.slots * dims * _STATE
+        return made
+
+
+def _default_spacing(problem: Problem) -> int:
+    spacings = (n for n in TritonSchedule.choices["checkpoint_spacing"] if isinstance(n, int))
+    return next(n for n in spacings if n * problem.chunk >= FEWEST_TOKENS_PER_STATE)
+
+
+def _default_variant(spec: Spec) -> str:
+    problem = spec.problem
+    if problem.direction != "forward" and problem.operator in BACKWARD_VARIANTS:
+        return BACKWARD_VARIANTS[problem.operator][0]
+    if problem.operator == "trellis_attention" and problem.chunk == 1:
+        return "recurrent"
+    return VARIANTS[problem.operator][0]
