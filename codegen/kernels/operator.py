@@ -12,7 +12,7 @@ from codegen.device import Device
 from codegen.extent import MOST_SEGMENTS
 from codegen.kernels.launches import CHUNKS, GRADIENTS, MEMORIES, Launch, launches_for
 from codegen.kernels.sequences import Sequences
-from codegen.kernels.signatures import Argument, dtype_of, kernel_arguments
+from codegen.kernels.signatures import Argument, dtype_of, kernel_arguments, operator_arguments
 from codegen.schedules.schedule import Schedule, segment_tiles, segment_tokens
 from codegen.spec import Spec
 
@@ -96,6 +96,11 @@ class CompiledOperator:
     def chunk_tokens(self) -> int:
         """The chunk that `Sequences` of a call count: of a backward what lies between the states that it keeps."""
         return self.spec.problem.chunk if self.spec.problem.direction == "forward" else self.segment_tokens
+
+    @functools.cached_property
+    def arguments(self) -> tuple[Argument, ...]:
+        """What it takes and gives."""
+        return operator_arguments(self.spec)
 
     @functools.cached_property
     def steps(self) -> tuple[Step, ...]:

@@ -61,6 +61,11 @@ class Argument:
         """Whether it is a tensor, and no plain number."""
         return bool(self.axes)
 
+    @property
+    def cotangent_of(self) -> str | None:
+        """What it is the cotangent of; None if of nothing."""
+        return self.name[1:] if self.name.startswith("d") else None
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -251,12 +256,13 @@ OPERATORS: dict[str, tuple[Group, ...]] = {
         writes(f"dq dk dv {_BAR_GATED}", _KEEPS),
     ),
     "memory_update": (reads(f"w {_GATED}"), updates("S"), writes("chunk_states codes")),
-    "memory_readout": (reads("read w log_decay step_size chunk_states codes"), writes("y")),
-    "memory_readout_transposed": (reads("read w log_decay step_size chunk_states codes"), writes("y")),
+    "memory_readout": (reads("read w chunk_states codes log_decay step_size"), writes("y")),
+    "memory_readout_transposed": (reads("read w chunk_states codes log_decay step_size"), writes("y")),
     "trellis_step": (reads(f"q k v {_GATED}"), updates("S_k S_v"), writes("y")),
     "trellis_step_chunked": (reads(f"q k v {_GATED}"), updates("S_k S_v"), reads("G_k G_v"), writes("y")),
 }
-"""What a compiled operator takes and gives by name, besides the offsets of sequences; the rest lies between kernels."""
+"""What a compiled operator takes and gives, besides the offsets of sequences; the rest lies between kernels. What is
+read or moved has the order of the registered operators' schemas."""
 
 
 def kernel_arguments(kernel: str, spec: Spec, schedule: Schedule) -> tuple[Argument, ...]:
