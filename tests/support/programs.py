@@ -11,6 +11,7 @@ from torch import Tensor
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
 from tests.support.inputs import Inputs
+from trellis_ops.tokens import Tokens
 
 States = tuple[Tensor, Tensor]
 
@@ -58,7 +59,7 @@ def run_readout(
 def run_step(operator: CompiledOperator, inputs: Inputs, gradient_state: States | None) -> tuple[Tensor, States]:
     """y `[B, H, D_v]` of the first token of each of B sequences, and the states after it."""
     states = _copies(inputs.initial_state)
-    names = ("q", "k", "v", "target", "log_decay", "step_size")
+    names = Tokens._fields
     tensors = {name: x.contiguous() for name, x in zip(names, inputs.token(0), strict=True)}
     y = _poisoned(tensors["v"].shape, tensors["v"].dtype)
     tensors |= {"S_k": states[0], "S_v": states[1], "y": y}
@@ -69,7 +70,7 @@ def run_step(operator: CompiledOperator, inputs: Inputs, gradient_state: States 
 
 
 def _named(inputs: Inputs, states: States) -> dict[str, Tensor]:
-    names = ("q", "k", "v", "target", "log_decay", "step_size")
+    names = Tokens._fields
     return _rows(**dict(zip(names, inputs.args, strict=True))) | {"S_k": states[0], "S_v": states[1]}
 
 

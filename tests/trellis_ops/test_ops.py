@@ -15,6 +15,7 @@ from codegen.rule import Rule
 from tests.support.inputs import make_inputs
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import memory_readout, memory_update, reference, trellis_attention, trellis_step
+from trellis_ops.tokens import Tokens
 
 FLOAT32 = TOLERANCE[torch.float32]
 RULE = Rule(phi_eps=1e-2)
@@ -211,7 +212,7 @@ def test_only_wanted_gradients_are_computed(monkeypatch):
     inputs = make_inputs(1, 9, 2, 4, 4, 4)
     q = inputs.q.clone().requires_grad_()
     reverse, seen = CompiledOperator.backward, []
-    names = ("q", "k", "v", "target", "log_decay", "step_size")
+    names = Tokens._fields
 
     def watched(operator, tensors, sequences, wanted):
         seen.extend(tensors[f"d{name}"].fill_(float("nan")) for name in names)

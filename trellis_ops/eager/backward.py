@@ -160,7 +160,7 @@ def _run(
 def _last_states(tokens: Tokens, states: list[Tensor], rule: Rule, chunk: int) -> list[Tensor]:
     split = tokens.each(lambda x: chunks.split(x.to(states[0].dtype), chunk))
     decay = chunks.decay(chunks.pack(split.log_decay), states[0].dtype)
-    return eager.evolve(split, decay, states, rule, first_order=False)[3]
+    return eager.evolve(split, decay, states, rule, first_order=False).finals
 
 
 def _segment(

@@ -15,8 +15,9 @@ from tests.support.relative_error import assert_close
 from trellis_ops import reference, trellis_attention
 from trellis_ops.eager import backward
 from trellis_ops.eager import forward as eager
+from trellis_ops.tokens import Tokens
 
-NAMES = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
+NAMES = (*Tokens._fields, "S_k", "S_v")
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "tvm"])
 BOTH = pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
 

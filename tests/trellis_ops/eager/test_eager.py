@@ -14,10 +14,11 @@ from tests.support.inputs import Inputs, make_inputs
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import reference
 from trellis_ops.eager import forward as eager
+from trellis_ops.tokens import Tokens
 
 # batch, tokens, heads, dim_k, dim_v, slots
 SHAPES = [(2, 13, 3, 8, 8, 8), (1, 1, 1, 5, 7, 3), (1, 67, 2, 12, 5, 9), (1, 21, 2, 4, 4, 1), (2, 9, 1, 1, 6, 5)]
-NAMES = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
+NAMES = (*Tokens._fields, "S_k", "S_v")
 
 
 def check_against_oracle(x: Inputs, rule: Rule, chunk_size: int, tolerance: float, **options: Any) -> None:

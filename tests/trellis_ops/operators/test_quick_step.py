@@ -12,9 +12,10 @@ from tests.support.relative_error import relative_error
 from trellis_ops import forget, trellis_step
 from trellis_ops.operators import plan
 from trellis_ops.operators import registered as operators
+from trellis_ops.tokens import Tokens
 
 B, H, D, M = 2, 3, 8, 5
-NAMES = ("q", "k", "v", "target", "log_decay", "step_size")
+NAMES = Tokens._fields
 
 
 @pytest.fixture(autouse=True)
