@@ -285,7 +285,8 @@ def _arguments(groups: tuple[Group, ...], spec: Spec, schedule: Schedule | None)
     for group in groups:
         if group.when is None or group.when.holds(spec, schedule):
             for name in group.names:
-                yield Argument(name, _axes(name, spec), TENSORS[name][1], group.access)
+                _, kind = TENSORS[name]
+                yield Argument(name, _axes(name, spec), kind, group.access)
 
 
 def _axes(name: str, spec: Spec) -> tuple[str, ...]:
@@ -293,7 +294,8 @@ def _axes(name: str, spec: Spec) -> tuple[str, ...]:
         return ("heads",)
     if spec.problem.operator == "memory_readout":
         name = {"read": "w", "y": "target"}.get(name, name)
-    return tuple(TENSORS[name][0].split())
+    axes, _ = TENSORS[name]
+    return tuple(axes.split())
 
 
 def dtype_of(argument: Argument, spec: Spec, schedule: Schedule) -> str:

@@ -189,9 +189,10 @@ def test_gradcheck_of_attention_in_float64(chunk_size):
     inputs = make_inputs(1, 5, 2, 3, 2, 3, dtype=torch.float64).leaves()
 
     def run(*tensors):
-        state = tensors[6:]
+        *tokens, s_k, s_v = tensors
+        state = (s_k, s_v)
         y, states = trellis_attention(
-            *tensors[:6], **SETTINGS, chunk_size=chunk_size, initial_state=state, output_final_state=True
+            *tokens, **SETTINGS, chunk_size=chunk_size, initial_state=state, output_final_state=True
         )
         return y, *states
 

@@ -130,7 +130,8 @@ def test_under_activation_checkpointing(reentrant: bool, implementation: str) ->
     x, same = leaves_of(), leaves_of()
 
     def run(*tensors: Tensor) -> Tensor:
-        return loss_of(Inputs(*tensors[:6], initial_state=(tensors[6], tensors[7])), implementation)
+        *tokens, s_k, s_v = tensors
+        return loss_of(Inputs(*tokens, initial_state=(s_k, s_v)), implementation)
 
     torch.utils.checkpoint.checkpoint(run, *x.tensors, use_reentrant=reentrant).backward()
     run(*same.tensors).backward()

@@ -240,8 +240,9 @@ def test_compiles_into_one_graph(chunk_size: int, tokens: int) -> None:
     x = make_inputs(1, tokens, 2, 6, 5, 4, dtype=torch.float64).leaves()
 
     def loss(*tensors: Tensor) -> Tensor:
+        *tokens, s_k, s_v = tensors
         y, (s_k, s_v) = eager.attention(
-            *tensors[:6], rule=Rule(phi_eps=1e-2), chunk_size=chunk_size, initial_state=tensors[6:]
+            *tokens, rule=Rule(phi_eps=1e-2), chunk_size=chunk_size, initial_state=(s_k, s_v)
         )
         return y.square().sum() + s_k.sum() + s_v.sum()
 
