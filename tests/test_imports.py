@@ -31,6 +31,7 @@ ORDER = {
         "backends",
         "kernels.sequences",
         "kernels.launches",
+        "kernels.buffers",
         "kernels.operator",
         "kernels.build",
         "kernels",

@@ -21,6 +21,9 @@ READ, WRITTEN, IN_PLACE = "in", "out", "in place"
 INPUT, FLOAT, INT, DOTS, KEPT = "input", "float32", "int32", "dots", "kept"
 """Types: of the problem; float32; int32; what the schedule's dots round to; what the schedule keeps states in."""
 
+BYTES_OF = {"float32": 4, "int32": 4, "bfloat16": 2, "float16": 2}
+"""Of one number of each type as torch calls it."""
+
 AXES = {
     "tokens": "B*T",
     "heads": "H",
@@ -263,6 +266,9 @@ OPERATORS: dict[str, tuple[Group, ...]] = {
 }
 """What a compiled operator takes and gives, besides the offsets of sequences; the rest lies between kernels. What is
 read or moved has the order of the registered operators' schemas."""
+
+MOVES_STATES = ("trellis_step", "trellis_step_chunked")
+"""Operators that write the caller's own states in place; the others write copies."""
 
 
 def kernel_arguments(kernel: str, spec: Spec, schedule: Schedule) -> tuple[Argument, ...]:

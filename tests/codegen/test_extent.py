@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from codegen.device import NAMED, cpu
 from codegen.errors import ShapeError, SizeError
-from codegen.extent import MOST, Extent, forward_bytes, require_countable, reverse_bytes
+from codegen.extent import MOST, Extent, require_countable
+from codegen.kernels.buffers import forward_bytes, reverse_bytes
 from codegen.kernels.launches import kernels_of
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from codegen.errors import MemoryRoomError
-from codegen.extent import Bytes
+from codegen.kernels.buffers import Bytes
 
 LITTLE = 2**28
 """Bytes of one call below which nobody looks: to write more takes a thousand times as long as to look."""

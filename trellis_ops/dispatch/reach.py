@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegen.extent import Extent, forward_bytes, input_bytes, require_countable, reverse_bytes
+from codegen.extent import Extent, require_countable
+from codegen.kernels.buffers import forward_bytes, input_bytes, reverse_bytes
 from codegen.schedules.schedule import Schedule, segment_tokens
 from trellis_ops.arguments import Request
 from trellis_ops.dispatch import launch, memory_room

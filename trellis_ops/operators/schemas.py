@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from codegen.kernels.signatures import IN_PLACE, WRITTEN, Argument, operator_arguments
+from codegen.kernels.signatures import IN_PLACE, MOVES_STATES, WRITTEN, Argument, operator_arguments
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 
@@ -70,7 +70,6 @@ class Operator:
         seen_as: what users call a tensor, where that is another name.
         packed: whether it takes the offsets of packed sequences.
         keeps: whether it returns, besides its results, what its reverse pass reads again.
-        moves_states: whether states that kernels write in place are arguments that it writes, and no results.
         said_to_move: arguments that it only reads, and whose schema says that they are written.
     """
 
@@ -81,8 +80,12 @@ class Operator:
     seen_as: Mapping[str, str] = field(default_factory=dict)
     packed: bool = False
     keeps: bool = False
-    moves_states: bool = False
     said_to_move: tuple[str, ...] = ()
+
+    @property
+    def moves_states(self) -> bool:
+        """Whether states that kernels write in place are arguments that it writes, and no results."""
+        return all(name in MOVES_STATES for name in self.serves)
 
     @functools.cached_property
     def tensors(self) -> tuple[TensorArgument, ...]:
@@ -222,7 +225,6 @@ STEP = Operator(
     ("trellis_step", "trellis_step_chunked"),
     ("phi", "link", "out", "phi_eps"),
     {"G_k": "gradient_state's S_k", "G_v": "gradient_state's S_v"},
-    moves_states=True,
     said_to_move=("G_k", "G_v"),
 )
 OPERATORS = (ATTENTION, ATTENTION_KEPT, UPDATE, READOUT, STEP)
