@@ -53,8 +53,7 @@ def length(axis: str, spec: Spec, schedule: Schedule | None, extent: Extent) -> 
 
 def input_bytes(spec: Spec, extent: Extent, float64: bool = False) -> int:
     """What the tensors take that a call reads."""
-    read = [each for each in operator_arguments(spec) if each.access == READ and each.cotangent_of is None]
-    return sum(_of_operator(each, spec, extent, float64) for each in read)
+    return sum(_of_operator(each, spec, extent, float64) for each in _read(_of_any_size(spec)))
 
 
 def forward_bytes(spec: Spec, schedule: Schedule | None, extent: Extent, float64: bool = False) -> Bytes:
@@ -86,11 +85,20 @@ def _of_operator(argument: Argument, spec: Spec, extent: Extent, float64: bool) 
     return math.prod(length(axis, spec, None, extent) for axis in argument.axes) * wide
 
 
+# A plan is made for each length of a prompt; what is listed for one serves all.
+def _of_any_size(spec: Spec) -> Spec:
+    return replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=1))
+
+
+@functools.lru_cache(maxsize=512)
+def _read(spec: Spec) -> tuple[Argument, ...]:
+    return tuple(each for each in operator_arguments(spec) if each.access == READ and each.cotangent_of is None)
+
+
 def _between(spec: Spec, schedule: Schedule, extent: Extent, reverse: bool) -> Bytes:
-    sizes = replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=1))
     return {
         name: math.prod(length(axis, part, schedule, extent) for axis in argument.axes) * wide
-        for name, argument, part, wide in _made(sizes, schedule, reverse)
+        for name, argument, part, wide in _made(_of_any_size(spec), schedule, reverse)
     }
 
 
