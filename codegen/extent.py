@@ -10,9 +10,6 @@ MOST = 2**31 - 1
 MOST_SEGMENTS = 32
 """Parts that variant `pair` walks a sequence in, at most."""
 
-Bytes = dict[str, int]
-"""Bytes by the names of tensors."""
-
 
 @dataclass(frozen=True)
 class Extent:

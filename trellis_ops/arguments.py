@@ -5,7 +5,7 @@ Only shapes, types and devices are looked at, so that nothing waits for a GPU; `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +62,11 @@ def pair_of_states(name: str, states: object) -> tuple[Any, Any]:
     if not isinstance(states, tuple | list) or len(states) != 2:
         given = f"of length {len(states)}" if isinstance(states, tuple | list) else f"a {type(states).__name__}"
         raise TypeError(f"{name} is {given}, but must be a pair (S_k, S_v) of torch.Tensor")
-    for part, state in zip(("S_k", "S_v"), states, strict=True):
+    s_k, s_v = states
+    for part, state in _parts((s_k, s_v)):
         if state is not None and not isinstance(state, Tensor):
             raise TypeError(f"{name}'s {part} is {state!r}, but must be a torch.Tensor")
-    return states[0], states[1]
+    return s_k, s_v
 
 
 def require_types(
@@ -137,7 +138,7 @@ def attention_request(
     packed = None if cu_seqlens is None else _offsets(cu_seqlens, q)
     sequences = batch if packed is None else packed
     _both_or_none("initial_state", initial_state)
-    for name, state, dim in (("S_k", initial_state[0], dim_k), ("S_v", initial_state[1], dim_v)):
+    for (name, state), dim in zip(_parts(initial_state), (dim_k, dim_v), strict=True):
         if state is not None:
             _state(f"initial_state's {name}", state, (sequences, heads, slots, dim), q)
     problem = Problem(
@@ -235,10 +236,10 @@ def step_request(
     _sizes(dim_k=dim_k, dim_v=dim_v, slots=slots, batch=batch, heads=heads)
     _same(q, k=k, v=v, target=target)
     for name, pair in (("state", state), ("gradient_state", gradient_state)):
-        for part, tensor, dim in (("S_k", pair[0], dim_k), ("S_v", pair[1], dim_v)):
+        for (part, tensor), dim in zip(_parts(pair), (dim_k, dim_v), strict=True):
             if tensor is not None:
                 _state(f"{name}'s {part}", tensor, (batch, heads, slots, dim), q)
-    operator = "trellis_step" if gradient_state[0] is None else "trellis_step_chunked"
+    operator = "trellis_step" if all(state is None for state in gradient_state) else "trellis_step_chunked"
     problem = Problem(operator, batch, 1, heads, dim_k, dim_v, slots, 1, DTYPES.get(q.dtype, "float32"))
     return Request(Spec(_with_step_size(rule, step_size), problem), q.device, q.dtype == torch.float64)
 
@@ -254,8 +255,13 @@ def _given(**tensors: object) -> None:
 
 
 def _both_or_none(name: str, pair: tuple[object, object]) -> None:
-    if pair[0] is not None or pair[1] is not None:
-        _given(**{f"{name}'s S_k": pair[0], f"{name}'s S_v": pair[1]})
+    if any(part is not None for part in pair):
+        _given(**{f"{name}'s {part}": state for part, state in _parts(pair)})
+
+
+def _parts(pair: tuple[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The states of a pair, each with its name."""
+    return zip(("S_k", "S_v"), pair, strict=True)
 
 
 def _rank(name: str, tensor: Tensor, rank: int, expected: str) -> None:

@@ -19,13 +19,8 @@ from trellis_ops.arguments import LONGEST_CHUNK
 from trellis_ops.operators import autocast, kept_attention, transforms
 from trellis_ops.operators import registered as operators
 from trellis_ops.operators.plan import is_plain, wants_gradient
+from trellis_ops.operators.schemas import ATTENTION, READOUT, STEP, UPDATE, Operator
 from trellis_ops.tokens import States
-
-_TOKENS = ("q", "k", "v", "target", "log_decay", "step_size")
-_ATTENTION = (*_TOKENS, "initial_state's S_k", "initial_state's S_v", "cu_seqlens")
-_UPDATE = ("w", "target", "log_decay", "step_size", "initial_state")
-_READOUT = ("read", "w", "chunk_states", "codes", "log_decay", "step_size")
-_STEP = (*_TOKENS, "S_k", "S_v", "gradient_state's S_k", "gradient_state's S_v")
 
 
 def trellis_attention(
@@ -108,7 +103,7 @@ def trellis_attention(
         y, s_k, s_v = operators.run_attention(*tensors, *settings, implementation)
         return y, (s_k, s_v) if output_final_state else None
     names = {"phi": phi, "link": link, "out": out, "outer_gradient": outer_gradient}
-    _require_types(_ATTENTION, tensors, names, implementation, optional=3)
+    _require_types(ATTENTION, tensors, names, implementation)
     if transforms.differentiates("trellis_attention", tensors, implementation):
         y, s_k, s_v = transforms.attention(*tensors, *settings)
     elif wants_gradient(tensors):
@@ -152,7 +147,7 @@ def memory_update(
     tensors = (w, target, log_decay, step_size, initial_state)
     run = operators.run_update
     if not is_plain(tensors):
-        _require_types(_UPDATE, tensors, {"phi": phi}, implementation, optional=1)
+        _require_types(UPDATE, tensors, {"phi": phi}, implementation)
         if transforms.differentiates("memory_update", tensors, implementation):
             return transforms.update(*tensors, phi, phi_eps, chunk_size)
         run = operators.update
@@ -197,7 +192,7 @@ def memory_readout(
     tensors = (read, w, chunk_states, codes, log_decay, step_size)
     run = operators.run_readout
     if not is_plain(tensors):
-        _require_types(_READOUT, tensors, {}, implementation)
+        _require_types(READOUT, tensors, {}, implementation)
         if transforms.differentiates("memory_readout", tensors, implementation):
             return transforms.readout(*tensors, chunk_size, transpose)
         run = operators.readout
@@ -253,7 +248,7 @@ def trellis_step(
     tensors = (q, k, v, target, log_decay, step_size, s_k, s_v, g_k, g_v)
     if is_plain(tensors):
         return operators.run_step(*tensors, phi, link, out, phi_eps, implementation)
-    _require_types(_STEP, tensors, {"phi": phi, "link": link, "out": out}, implementation, optional=2)
+    _require_types(STEP, tensors, {"phi": phi, "link": link, "out": out}, implementation)
     if wants_gradient(tensors):
         raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
     transforms.refuse("trellis_step", tensors)
@@ -270,14 +265,14 @@ def _pair(name: str, states: States) -> tuple[Any, Any]:
 
 
 def _require_types(
-    arguments_of: tuple[str, ...],
+    operator: Operator,
     tensors: tuple[Tensor | None, ...],
     names: Mapping[str, object],
     implementation: str | None,
-    optional: int = 0,
 ) -> None:
-    """Refuse what is no tensor, or no text, before torch's dispatcher sees it; the last `optional` may be None."""
+    """Refuse what is no tensor, or no text, before torch's dispatcher sees it."""
     if not torch.compiler.is_compiling():
-        given: list[tuple[str, object]] = list(zip(arguments_of, tensors, strict=True))
-        needed = len(given) - optional
-        arguments.require_types(dict(given[:needed]), dict(given[needed:]), names, implementation)
+        given = list(zip(operator.tensors, tensors, strict=True))
+        needed = {argument.public: tensor for argument, tensor in given if not argument.optional}
+        optional = {argument.public: tensor for argument, tensor in given if argument.optional}
+        arguments.require_types(needed, optional, names, implementation)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from codegen.backends import Kernel
 from codegen.device import Device
-from codegen.extent import MOST_SEGMENTS
+from codegen.extent import MOST_SEGMENTS, Extent
+from codegen.kernels.buffers import length
 from codegen.kernels.launches import CHUNKS, GRADIENTS, MEMORIES, Launch, launches_for
 from codegen.kernels.sequences import Sequences
-from codegen.kernels.signatures import Argument, dtype_of, kernel_arguments
+from codegen.kernels.signatures import Argument, dtype_of, kernel_arguments, operator_arguments
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
@@ -98,6 +99,11 @@ class CompiledOperator:
         return self.spec.problem.chunk if self.spec.problem.direction == "forward" else self.segment_tokens
 
     @functools.cached_property
+    def arguments(self) -> tuple[Argument, ...]:
+        """What it takes and gives."""
+        return operator_arguments(self.spec)
+
+    @functools.cached_property
     def steps(self) -> tuple[Step, ...]:
         """The launches in order."""
         found = []
@@ -140,17 +146,6 @@ class CompiledOperator:
             tokens = sequences.most_chunks * self.spec.problem.chunk
             return min(MOST_SEGMENTS, max(2, tokens // _SEGMENT_TOKENS))
         dtype = getattr(torch, dtype_of(argument, spec, self.schedule))
-        return like.new_empty([self._length(axis, spec, like, sequences) for axis in argument.axes], dtype=dtype)
-
-    def _length(self, axis: str, spec: Spec, like: torch.Tensor, sequences: Sequences) -> int:
-        tokens, heads = like.shape
-        if axis.startswith("padded_"):
-            unit = self.schedule.row_unit
-            return -(-int(getattr(spec.problem, axis.removeprefix("padded_"))) // unit) * unit
-        if axis in ("slots", "dim_k", "dim_v"):
-            return int(getattr(spec.problem, axis))
-        if axis == "tiles":
-            return self.schedule.segment_tiles(spec, tokens)
-        if axis == "workers":
-            return self.schedule.workers(sequences.count * heads)
-        return {"tokens": tokens, "heads": heads, "sequences": sequences.count, "chunks": sequences.chunks}[axis]
+        (tokens, heads), count = like.shape, sequences.count
+        extent = Extent(tokens, heads, count, sequences.chunks, sequences.most_chunks)
+        return like.new_empty([length(axis, spec, self.schedule, extent) for axis in argument.axes], dtype=dtype)

@@ -21,6 +21,9 @@ READ, WRITTEN, IN_PLACE = "in", "out", "in place"
 INPUT, FLOAT, INT, DOTS, KEPT = "input", "float32", "int32", "dots", "kept"
 """Types: of the problem; float32; int32; what the schedule's dots round to; what the schedule keeps states in."""
 
+BYTES_OF = {"float32": 4, "int32": 4, "bfloat16": 2, "float16": 2}
+"""Of one number of each type as torch calls it."""
+
 AXES = {
     "tokens": "B*T",
     "heads": "H",
@@ -60,6 +63,11 @@ class Argument:
     def is_tensor(self) -> bool:
         """Whether it is a tensor, and no plain number."""
         return bool(self.axes)
+
+    @property
+    def cotangent_of(self) -> str | None:
+        """What it is the cotangent of; None if of nothing."""
+        return self.name[1:] if self.name.startswith("d") else None
 
 
 @dataclass(frozen=True)
@@ -251,12 +259,16 @@ OPERATORS: dict[str, tuple[Group, ...]] = {
         writes(f"dq dk dv {_BAR_GATED}", _KEEPS),
     ),
     "memory_update": (reads(f"w {_GATED}"), updates("S"), writes("chunk_states codes")),
-    "memory_readout": (reads("read w log_decay step_size chunk_states codes"), writes("y")),
-    "memory_readout_transposed": (reads("read w log_decay step_size chunk_states codes"), writes("y")),
+    "memory_readout": (reads("read w chunk_states codes log_decay step_size"), writes("y")),
+    "memory_readout_transposed": (reads("read w chunk_states codes log_decay step_size"), writes("y")),
     "trellis_step": (reads(f"q k v {_GATED}"), updates("S_k S_v"), writes("y")),
     "trellis_step_chunked": (reads(f"q k v {_GATED}"), updates("S_k S_v"), reads("G_k G_v"), writes("y")),
 }
-"""What a compiled operator takes and gives by name, besides the offsets of sequences; the rest lies between kernels."""
+"""What a compiled operator takes and gives, besides the offsets of sequences; the rest lies between kernels. What is
+read or moved has the order of the registered operators' schemas."""
+
+MOVES_STATES = ("trellis_step", "trellis_step_chunked")
+"""Operators that write the caller's own states in place; the others write copies."""
 
 
 def kernel_arguments(kernel: str, spec: Spec, schedule: Schedule) -> tuple[Argument, ...]:
@@ -279,7 +291,8 @@ def _arguments(groups: tuple[Group, ...], spec: Spec, schedule: Schedule | None)
     for group in groups:
         if group.when is None or group.when.holds(spec, schedule):
             for name in group.names:
-                yield Argument(name, _axes(name, spec), TENSORS[name][1], group.access)
+                _, kind = TENSORS[name]
+                yield Argument(name, _axes(name, spec), kind, group.access)
 
 
 def _axes(name: str, spec: Spec) -> tuple[str, ...]:
@@ -287,7 +300,8 @@ def _axes(name: str, spec: Spec) -> tuple[str, ...]:
         return ("heads",)
     if spec.problem.operator == "memory_readout":
         name = {"read": "w", "y": "target"}.get(name, name)
-    return tuple(TENSORS[name][0].split())
+    axes, _ = TENSORS[name]
+    return tuple(axes.split())
 
 
 def dtype_of(argument: Argument, spec: Spec, schedule: Schedule) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from codegen.device import Device
-from codegen.kernels.signatures import INPUT, Argument, dtype_of, kernel_arguments
+from codegen.kernels.signatures import BYTES_OF, INPUT, Argument, dtype_of, kernel_arguments
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
-_BYTES = {"float32": 4, "int32": 4, "bfloat16": 2, "float16": 2}
 _SEPARATOR_OF_TRITON, _SEPARATOR_OF_TVM = "\n" + 4 * " ", "\n" + 8 * " "
 _NAMES_TO_A_LINE = 4
 _CONSTANTS = {"slots": "M", "dim_k": "D_K", "dim_v": "D_V", "workers": "THREADS"}
@@ -90,5 +89,5 @@ def _extent(axis: str, spec: Spec, schedule: Schedule) -> str:
 def _buffer(argument: Argument, shape: list[str], dtype: str) -> str:
     axes = ", ".join(shape) + ("," if len(shape) == 1 else "")
     # A tensor may be a slice of another: aligned to nothing but its numbers.
-    align = _BYTES[dtype] if argument.type == INPUT else 4
+    align = BYTES_OF[dtype] if argument.type == INPUT else 4
     return f'{argument.name} = T.match_buffer({argument.name}_, ({axes}), "{dtype}", align={align})'

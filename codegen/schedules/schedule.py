@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from codegen.device import Device
-from codegen.extent import Bytes, Extent
+from codegen.extent import Extent
 from codegen.spec import Spec
 
 Value = int | str
@@ -217,7 +217,3 @@ class Schedule(ABC):
         """Programs of the kernel that has most."""
         programs = extent.sequences * extent.heads
         return programs * max(extent.most_chunks, 2) if self.variant in PARALLEL_OVER_CHUNKS else programs
-
-    def reverse_buffers(self, spec: Spec, extent: Extent) -> Bytes:
-        """Bytes that the kernels of a reverse pass leave between and inside them."""
-        return {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from codegen.device import THREADS_PER_WARP, Device
-from codegen.extent import Bytes, Extent
+from codegen.extent import Extent
 from codegen.schedules.precision import dot_precisions, usual_precision, why_too_few_bits
 from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, VARIANTS, TileLoop
 from codegen.schedules.triton_fields import TritonFields
@@ -14,7 +14,6 @@ from codegen.spec import Problem, Spec, next_power_of_two
 
 _LONGEST_BACKWARD_CHUNK = 1024
 _BYTES_OF_INPUTS = {"float32": 4, "float16": 2, "bfloat16": 2}
-_STATE = 4
 _FIRST_WITH_TMA = 90
 _DESCRIPTOR_ALIGNMENT = 16
 _LONGEST_WHOLE_CHUNK = 64
@@ -160,21 +159,6 @@ class TritonSchedule(TritonFields):
         widest = max(spec.problem.dim_k, spec.problem.dim_v, spec.problem.slots)
         rows = self.tile_rows if self.variant == "backward_chunks" else 1
         return super().counts(spec, extent) | {"H x width x tokens of a tile": extent.heads * widest * rows}
-
-    def reverse_buffers(self, spec: Spec, extent: Extent) -> Bytes:
-        """By the variant."""
-        problem = spec.problem
-        slots, of_dots = extent.tokens * extent.heads * problem.slots, 2 if self.dots_in_bfloat16 else 4
-        dims = problem.dim_k + problem.dim_v
-        if self.variant == "backward_chunks":
-            rows = 4 if spec.rule.link == "identity" else 5
-            of_chunks = 2 * extent.chunks * extent.heads * problem.slots * dims * of_dots
-            return {"codes and their cotangents": slots * (rows * of_dots + 4), "cotangents of chunk states": of_chunks}
-        made = {"r and its cotangent": slots * (2 * of_dots + 4)} if self.variant == "backward_split" else {}
-        if self.keeps_tile_states(spec):
-            states = extent.sequences * extent.heads * self.segment_tiles(spec)
-            made["states of tiles"] = states * problem.slots * dims * _STATE
-        return made
 
 
 def _default_spacing(problem: Problem) -> int:

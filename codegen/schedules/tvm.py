@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from codegen.device import Device
-from codegen.extent import MOST_SEGMENTS, Bytes, Extent
+from codegen.extent import MOST_SEGMENTS, Extent
 from codegen.schedules import tvm_cuda
 from codegen.schedules.cuda_block import block_of
 from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, VARIANTS
@@ -19,7 +19,6 @@ _SPANNING = ("fused", "pair", "backward")
 _MOST_TASKS = 64
 """On a CPU a kernel deals its programs to no more."""
 
-_STATE = 4
 _DEFAULT_TILE = 16
 _DEFAULT_ACCUMULATORS = 16
 # Where chunks are shorter than FEWEST_TOKENS_PER_STATE, tiles span chunks, which costs less the more of them.
@@ -146,13 +145,6 @@ class TvmSchedule(TvmFields):
             steps = -(-extent.most_chunks * chunk // span)
             counts["steps of a sequence x segments"] = steps * (MOST_SEGMENTS + 1)
         return counts
-
-    def reverse_buffers(self, spec: Spec, extent: Extent) -> Bytes:
-        """What each thread walks again."""
-        problem, width = spec.problem, self.vector_width
-        slots, dim_k, dim_v = (-(-n // width) * width for n in (problem.slots, problem.dim_k, problem.dim_v))
-        tiles = self.threads * self.segment_tiles(spec, extent.tokens)
-        return {"states of tiles": tiles * slots * (dim_k + dim_v) * _STATE}
 
 
 def _default_variant(spec: Spec, device: Device) -> str:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from codegen.allocation import forward_bytes, require_countable, reverse_bytes
+from codegen.countable import require_countable
 from codegen.device import NAMED, cpu
 from codegen.errors import ShapeError, SizeError
 from codegen.extent import MOST, Extent
+from codegen.kernels.buffers import forward_bytes, reverse_bytes
 from codegen.kernels.launches import kernels_of
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
@@ -19,6 +20,7 @@ from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.support.inputs import make_inputs
 from trellis_ops.dispatch import launch
+from trellis_ops.tokens import Tokens
 
 BATCH, TOKENS, HEADS, DIM_K, DIM_V, SLOTS, CHUNK = 2, 37, 3, 20, 12, 18, 20
 RULE = Rule("silu", step_size="token")
@@ -124,11 +126,12 @@ def test_a_backward_allocates_what_was_foretold(where, dtype, changes, link):
     x, kept = inputs_of(dtype), program.segment_tokens
     extent, sequences = extent_of(program, kept), launch.even_sequences(BATCH, TOKENS, kept, x.q.device)
     with Allocations() as allocations:
-        y, *states, kept_k, kept_v = launch.attention_kept(program, *x.args, *x.initial_state, sequences)
+        y, s_k, s_v, kept_k, kept_v = launch.attention_kept(program, *x.args, *x.initial_state, sequences)
     assert allocations.bytes == sum(forward_bytes(program.spec, program.schedule, extent).values())
     with Allocations() as allocations:
-        given = dict(zip(("q", "k", "v", "target", "log_decay", "step_size"), x.args, strict=True))
-        launch.attention_backward(program, given, (kept_k, kept_v), (y, *states), sequences, (*given, "S_k", "S_v"))
+        given = dict(zip(Tokens._fields, x.args, strict=True)) | {"S_k": s_k, "S_v": s_v}
+        kept, cotangents = {"chunk_states_k": kept_k, "chunk_states_v": kept_v}, {"y": y, "S_k": s_k, "S_v": s_v}
+        launch.attention_backward(program, given, kept, cotangents, sequences, tuple(given))
     assert allocations.bytes == sum(reverse_bytes(program.spec, program.schedule, extent).values())
 
 

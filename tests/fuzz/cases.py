@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from tests.fuzz.kernels import Kernel
 from tests.fuzz.layouts import LAYOUTS, VIEWS
+from trellis_ops.tokens import Tokens
 
-INPUTS = ("q", "k", "v", "target", "log_decay", "step_size")
+INPUTS = Tokens._fields
 STATES = ("S_k", "S_v")
 
 FEWEST_TOKENS = 1

@@ -25,6 +25,7 @@ def test_states_and_cotangents_pass_through(chunk, outer_gradient):
     leaves = x.leaves()
     y, finals = trellis_attention(*leaves.args, initial_state=leaves.initial_state, **maps, **options)
     found = torch.autograd.grad((y, *finals), leaves.tensors, incoming)
+    *_, of_s_k, of_s_v = found
 
     exact = x.to(torch.float64).leaves()
     expected_y, expected_finals = reference.attention(
@@ -36,7 +37,9 @@ def test_states_and_cotangents_pass_through(chunk, outer_gradient):
     assert_close(y.detach(), expected_y.detach(), 1e-5, "y")
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other, 1e-4, "gradient")
-    for memory in range(2):
-        assert torch.equal(plain[memory][EMPTY], x.initial_state[memory][EMPTY])
-        assert torch.equal(finals[memory][EMPTY], x.initial_state[memory][EMPTY])
-        assert torch.equal(found[6 + memory][EMPTY], incoming[1 + memory][EMPTY])
+    _, *of_finals = incoming
+    states = zip(x.initial_state, plain, finals, (of_s_k, of_s_v), of_finals, strict=True)
+    for initial, without_gradient, final, gradient, cotangent in states:
+        assert torch.equal(without_gradient[EMPTY], initial[EMPTY])
+        assert torch.equal(final[EMPTY], initial[EMPTY])
+        assert torch.equal(gradient[EMPTY], cotangent[EMPTY])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from tests.support.kernel_cases import DTYPES, Build, Case
 from tests.support.programs import sequences_of
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import reference
+from trellis_ops.tokens import Tokens
 
-NAMES = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
+NAMES = (*Tokens._fields, "S_k", "S_v")
 DIRECTIONS = {"bilevel": "backward", "first_order": "backward_first_order"}
 
 
@@ -27,11 +29,12 @@ def backward_spec(case: Case, outer_gradient: str = "bilevel") -> Spec:
     )
 
 
-def cotangents(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def cotangents(case: Case, inputs: Inputs) -> dict[str, Tensor]:
+    """Of y and of the final states, by their names."""
     generator = torch.Generator().manual_seed(1)
     outputs = (inputs.v, *inputs.initial_state)
     y, s_k, s_v = (torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in outputs)
-    return y.to(DTYPES[case.dtype]), s_k.float(), s_v.float()
+    return {"y": y.to(DTYPES[case.dtype]), "S_k": s_k.float(), "S_v": s_v.float()}
 
 
 def rows(x: Tensor) -> Tensor:
@@ -47,13 +50,13 @@ def run_backward(
     case: Case,
     inputs: Inputs,
     wanted: tuple[str, ...] = GRADIENTS,
-    given: tuple[Tensor, ...] | None = None,
-) -> tuple[Tensor, ...]:
-    """y, then the gradients in the order of `NAMES`, step_size's summed where it was given per head.
+    given: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """y and the gradients by the names of the inputs, step_size's summed where it was given per head.
 
     `given` are cotangents of y and of the final states, if not those of `cotangents`.
     """
-    names = ("q", "k", "v", "target", "log_decay", "step_size")
+    names = Tokens._fields
     tensors = {name: rows(x) for name, x in zip(names, inputs.args, strict=True)}
     incoming = {f"d{name}": poisoned(tensors[name].shape, tensors[name].dtype) for name in names}
     incoming["dstep_size"] = poisoned(tensors["log_decay"].shape)
@@ -63,17 +66,16 @@ def run_backward(
     y = poisoned(tensors["v"].shape, tensors["v"].dtype)
     tensors |= {**states, **kept, "y": y}
     operator.forward(tensors, sequences)
-    dy, *dstates = (x.clone() for x in given or cotangents(case, inputs))
-    incoming |= {"dy": rows(dy), "dS_k": dstates[0], "dS_v": dstates[1]}
+    incoming |= {f"d{name}": x.clone() for name, x in (given or cotangents(case, inputs)).items()}
+    incoming["dy"] = rows(incoming["dy"])
     operator.backward(tensors | incoming, sequences, wanted)
     if inputs.step_size.dim() == 1:
         incoming["dstep_size"] = incoming["dstep_size"].sum(dim=0)
-    found = (y, *(incoming[f"d{name}"] for name in names))
-    like = (inputs.v, *inputs.args)
-    return *(x.view(given.shape) for x, given in zip(found, like, strict=True)), *dstates
+    found = {name: incoming[f"d{name}"].view(x.shape) for name, x in zip(NAMES, inputs.tensors, strict=True)}
+    return found | {"y": y.view(inputs.v.shape)}
 
 
-def expected_backward(case: Case, inputs: Inputs, outer_gradient: str = "bilevel") -> tuple[Tensor, ...]:
+def expected_backward(case: Case, inputs: Inputs, outer_gradient: str = "bilevel") -> dict[str, Tensor]:
     """What `run_backward` should return, by autograd of the oracle in float64."""
     offsets = torch.tensor(list(itertools.accumulate(case.lengths, initial=0))) if case.packed else None
     leaves = inputs.to(torch.float64).leaves()
@@ -85,8 +87,9 @@ def expected_backward(case: Case, inputs: Inputs, outer_gradient: str = "bilevel
         cu_seqlens=offsets,
         outer_gradient=outer_gradient,
     )
-    incoming = [x.double() for x in cotangents(case, inputs)]
-    return y, *torch.autograd.grad((y, *states), leaves.tensors, incoming)
+    incoming = [x.double() for x in cotangents(case, inputs).values()]
+    gradients = torch.autograd.grad((y, *states), leaves.tensors, incoming)
+    return dict(zip(NAMES, gradients, strict=True)) | {"y": y}
 
 
 def check_backward(
@@ -99,8 +102,8 @@ def check_backward(
     """Outputs start as NaN, so that what a kernel leaves out shows."""
     inputs = case.inputs() if inputs is None else inputs
     found = run_backward(build(backward_spec(case, outer_gradient)), case, inputs)
-    y, *expected = expected_backward(case, inputs, outer_gradient)
+    expected = expected_backward(case, inputs, outer_gradient)
     dtype = DTYPES[case.dtype]
-    assert_close(found[0], y, TOLERANCE[dtype], "y")
-    for name, gradient, wanted in zip(NAMES, found[1:], expected, strict=True):
-        assert_close(gradient, wanted, tolerance or 10 * TOLERANCE[dtype], name)
+    assert_close(found["y"], expected["y"], TOLERANCE[dtype], "y")
+    for name in NAMES:
+        assert_close(found[name], expected[name], tolerance or 10 * TOLERANCE[dtype], name)

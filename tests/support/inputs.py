@@ -34,7 +34,7 @@ class Inputs:
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Every tensor through `function`."""
         states = self.initial_state
-        return Inputs(*map(function, self.args), None if states is None else (function(states[0]), function(states[1])))
+        return Inputs(*map(function, self.args), None if states is None else tuple(map(function, states)))
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """Cast; the states stay float32 below it, as in every implementation."""

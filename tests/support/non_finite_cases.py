@@ -19,6 +19,7 @@ from tests.support.kernel_cases import Build, Case
 from tests.support.programs import run_attention, run_readout, run_step, run_update
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import reference
+from trellis_ops.tokens import Tokens
 
 Tensors = dict[str, Tensor]
 Run = Callable[[Tensors], Tensors]
@@ -30,7 +31,7 @@ SEQUENCE, HEAD, TOKEN = 1, 1, 8
 LENGTHS = (5, 21, 9)
 """Of packed sequences; a batch has as many of the poisoned one's length."""
 
-_OF_TOKENS = ("q", "k", "v", "target", "log_decay", "step_size")
+_OF_TOKENS = Tokens._fields
 _STATES = ("S_k", "S_v")
 
 
@@ -114,18 +115,17 @@ def check_step(build: Build, case: Case, names: Names = None) -> None:
 
 def check_backward(build: Build, case: Case, outer_gradient: str = "bilevel", names: Names = None) -> None:
     program, inputs = build(backward_spec(case, outer_gradient)), case.inputs()
-    incoming = ("dy", "dS_k", "dS_v")
-    tensors = _tensors(inputs) | dict(zip(incoming, cotangents(case, inputs), strict=True))
+    incoming = ("y", *_STATES)
+    tensors = _tensors(inputs) | {f"d{name}": x for name, x in cotangents(case, inputs).items()}
 
     def run(given: Tensors) -> Tensors:
-        found = run_backward(program, case, _inputs(given), GRADIENTS, tuple(given[name] for name in incoming))
-        return dict(zip(("y", *NAMES), found, strict=True))
+        return run_backward(program, case, _inputs(given), GRADIENTS, {name: given[f"d{name}"] for name in incoming})
 
     def oracle(given: Tensors) -> Tensors:
         leaves = _inputs(given).to(torch.float64).leaves()
         options = {"chunk_size": case.chunk, "initial_state": leaves.initial_state, "outer_gradient": outer_gradient}
         y, states = reference.attention(*leaves.args, rule=case.rule, **options)
-        incoming_given = [given[name].double() for name in incoming]
+        incoming_given = [given[f"d{name}"].double() for name in incoming]
         return {"y": y} | dict(
             zip(NAMES, torch.autograd.grad((y, *states), leaves.tensors, incoming_given), strict=True)
         )

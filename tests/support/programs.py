@@ -11,6 +11,7 @@ from torch import Tensor
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
 from tests.support.inputs import Inputs
+from trellis_ops.tokens import Tokens
 
 States = tuple[Tensor, Tensor]
 
@@ -58,19 +59,19 @@ def run_readout(
 def run_step(operator: CompiledOperator, inputs: Inputs, gradient_state: States | None) -> tuple[Tensor, States]:
     """y `[B, H, D_v]` of the first token of each of B sequences, and the states after it."""
     states = _copies(inputs.initial_state)
-    names = ("q", "k", "v", "target", "log_decay", "step_size")
+    names = Tokens._fields
     tensors = {name: x.contiguous() for name, x in zip(names, inputs.token(0), strict=True)}
     y = _poisoned(tensors["v"].shape, tensors["v"].dtype)
-    tensors |= {"S_k": states[0], "S_v": states[1], "y": y}
+    tensors |= dict(zip(("S_k", "S_v"), states, strict=True)) | {"y": y}
     if gradient_state is not None:
-        tensors |= {"G_k": gradient_state[0], "G_v": gradient_state[1]}
+        tensors |= dict(zip(("G_k", "G_v"), gradient_state, strict=True))
     operator.forward(tensors, sequences_of([1] * len(y), 1))
     return y, states
 
 
 def _named(inputs: Inputs, states: States) -> dict[str, Tensor]:
-    names = ("q", "k", "v", "target", "log_decay", "step_size")
-    return _rows(**dict(zip(names, inputs.args, strict=True))) | {"S_k": states[0], "S_v": states[1]}
+    names = Tokens._fields
+    return _rows(**dict(zip(names, inputs.args, strict=True))) | dict(zip(("S_k", "S_v"), states, strict=True))
 
 
 def _rows(**tensors: Tensor) -> dict[str, Tensor]:
@@ -83,7 +84,8 @@ def _poisoned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def _copies(states: States | None) -> States:
     assert states is not None, "the kernels update states in place; give them some"
-    return states[0].float().clone(), states[1].float().clone()
+    s_k, s_v = states
+    return s_k.float().clone(), s_v.float().clone()
 
 
 def _offsets(lengths: Sequence[int]) -> Tensor:

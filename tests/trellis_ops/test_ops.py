@@ -15,6 +15,7 @@ from codegen.rule import Rule
 from tests.support.inputs import make_inputs
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import memory_readout, memory_update, reference, trellis_attention, trellis_step
+from trellis_ops.tokens import Tokens
 
 FLOAT32 = TOLERANCE[torch.float32]
 RULE = Rule(phi_eps=1e-2)
@@ -188,9 +189,10 @@ def test_gradcheck_of_attention_in_float64(chunk_size):
     inputs = make_inputs(1, 5, 2, 3, 2, 3, dtype=torch.float64).leaves()
 
     def run(*tensors):
-        state = tensors[6:]
+        *tokens, s_k, s_v = tensors
+        state = (s_k, s_v)
         y, states = trellis_attention(
-            *tensors[:6], **SETTINGS, chunk_size=chunk_size, initial_state=state, output_final_state=True
+            *tokens, **SETTINGS, chunk_size=chunk_size, initial_state=state, output_final_state=True
         )
         return y, *states
 
@@ -211,7 +213,7 @@ def test_only_wanted_gradients_are_computed(monkeypatch):
     inputs = make_inputs(1, 9, 2, 4, 4, 4)
     q = inputs.q.clone().requires_grad_()
     reverse, seen = CompiledOperator.backward, []
-    names = ("q", "k", "v", "target", "log_decay", "step_size")
+    names = Tokens._fields
 
     def watched(operator, tensors, sequences, wanted):
         seen.extend(tensors[f"d{name}"].fill_(float("nan")) for name in names)

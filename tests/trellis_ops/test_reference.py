@@ -140,7 +140,8 @@ def test_bilevel_gradients_are_the_slopes_of_the_forward(phi: str) -> None:
     x = make_inputs(1, 5, 1, 3, 2, 3, dtype=torch.float64).leaves()
 
     def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
-        y, states = reference.attention(*tensors[:6], rule=rule, chunk_size=2, initial_state=tensors[6:])
+        *tokens, s_k, s_v = tensors
+        y, states = reference.attention(*tokens, rule=rule, chunk_size=2, initial_state=(s_k, s_v))
         return y, *states
 
     assert torch.autograd.gradcheck(forward, x.tensors, eps=1e-6, atol=1e-6, rtol=1e-5)

@@ -14,9 +14,9 @@ from torch.autograd.graph import increment_version
 
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
-from trellis_ops.tokens import States
+from codegen.kernels.signatures import IN_PLACE, INPUT, READ
+from trellis_ops.tokens import States, Tokens
 
-_TOKENS = ("q", "k", "v", "target", "log_decay", "step_size")
 _GRADIENT_OF = {"S_k": "states", "S_v": "states"}
 
 
@@ -69,40 +69,40 @@ def attention_kept(
 def attention_backward(
     operator: CompiledOperator,
     inputs: Mapping[str, Tensor],
-    kept: States,
-    cotangents: Sequence[Tensor],
+    kept: Mapping[str, Tensor],
+    cotangents: Mapping[str, Tensor],
     sequences: Sequences,
     wanted: Sequence[str],
 ) -> dict[str, Tensor]:
     """The wanted gradients by the names of the inputs, each in the shape and type of its input.
 
     Args:
-        inputs: q, k, v, target, log_decay and step_size, as `attention_kept` was given.
-        kept: its last two results.
-        cotangents: of y and of the final states.
+        inputs: q, k, v, target, log_decay, step_size and what else `attention_kept` was given.
+        kept: its last two results, chunk_states_k and chunk_states_v.
+        cotangents: of y and of the final states, S_k and S_v.
         sequences: as it was given.
         wanted: names of the inputs whose gradients are computed, S_k and S_v for the initial states.
     """
-    of_tokens = {
-        name: torch.empty_like(inputs[name], memory_format=torch.contiguous_format)
-        for name in ("q", "k", "v", "target")
-    }
-    of_gates = {
-        name: torch.empty(inputs["log_decay"].shape, dtype=torch.float32, device=inputs["q"].device)
-        for name in ("log_decay", "step_size")
-    }
-    dy, *of_states = cotangents
-    ds_k, ds_v = (x.clone(memory_format=torch.contiguous_format) for x in of_states)
-    tensors = _tokens(**{name: inputs[name] for name in _TOKENS})
-    tensors |= {"chunk_states_k": kept[0], "chunk_states_v": kept[1], "dy": _rows(dy)}
-    tensors |= {"dS_k": ds_k, "dS_v": ds_v}
-    tensors |= {f"d{name}": _rows(x) for name, x in (of_tokens | of_gates).items()}
+    tensors = _tokens(**{name: inputs[name] for name in Tokens._fields}) | dict(kept)
+    found: dict[str, Tensor] = {}
+    for argument in operator.arguments:
+        of = argument.cotangent_of
+        if of is None:
+            continue
+        if argument.access == READ:
+            tensors[argument.name] = _rows(cotangents[of])
+        elif argument.access == IN_PLACE:
+            found[of] = tensors[argument.name] = cotangents[of].clone(memory_format=torch.contiguous_format)
+        else:
+            # A kernel leaves the gradient of each token's step size, also where the tokens of a head share one.
+            like = inputs["log_decay" if of == "step_size" else of]
+            dtype = like.dtype if argument.type == INPUT else torch.float32
+            found[of] = torch.empty(like.shape, dtype=dtype, device=like.device)
+            tensors[argument.name] = _rows(found[of])
     operator.backward(tensors, sequences, tuple(dict.fromkeys(_GRADIENT_OF.get(name, name) for name in wanted)))
     if "step_size" in wanted and inputs["step_size"].ndim == 1:
-        of_gates["step_size"] = of_gates["step_size"].sum(dim=(0, 1))
-    found = of_tokens | {name: x.to(inputs[name].dtype) for name, x in of_gates.items() if name in wanted}
-    found |= {"S_k": ds_k, "S_v": ds_v}
-    return {name: found[name] for name in wanted}
+        found["step_size"] = found["step_size"].sum(dim=(0, 1))
+    return {name: found[name].to(inputs[name].dtype) for name in wanted}
 
 
 def update(
@@ -168,7 +168,8 @@ def step(
     tensors = {"q": q.contiguous(), "k": k.contiguous(), "v": v.contiguous(), "target": target.contiguous()}
     tensors |= {"log_decay": _float32(log_decay).contiguous(), "step_size": _float32(step_size).contiguous()}
     if gradient_state is not None:
-        tensors |= {"G_k": gradient_state[0].contiguous(), "G_v": gradient_state[1].contiguous()}
+        g_k, g_v = gradient_state
+        tensors |= {"G_k": g_k.contiguous(), "G_v": g_v.contiguous()}
     y = torch.empty_like(tensors["v"])
     try:
         operator.forward(tensors | {"S_k": s_k, "S_v": s_v, "y": y}, sequences)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from codegen.errors import MemoryRoomError
-from codegen.extent import Bytes
+from codegen.kernels.buffers import Bytes
 
 LITTLE = 2**28
 """Bytes of one call below which nobody looks: to write more takes a thousand times as long as to look."""
@@ -61,21 +61,18 @@ def require(needed: Needs, tensors: Sequence[Tensor | None], *, reverse: bool) -
         made["contiguous copies of inputs"] = sum(copied)
     first = tensors[0]
     assert first is not None
-    asked, found = sum(made.values()), _room(first.device)
-    if found is not None and asked > found[0]:
+    asked, (there, kind) = sum(made.values()), _room(first.device)
+    if there is not None and asked > there:
         parts = ", ".join(f"{name} {count}" for name, count in made.items())
-        there, kind = found
         raise MemoryRoomError(asked=asked, parts=parts, device=first.device, there=there, kind=kind)
 
 
-def _room(device: torch.device) -> tuple[int, str] | None:
+def _room(device: torch.device) -> tuple[int | None, str]:
+    """The bytes of memory there, None where nobody knows, and which of them they are."""
     if device.type == "cuda":
         # What is free there changes by the call, and torch says so itself when it has none to give.
         return _memory_of_gpu(device.index or 0), "in all"
-    if device.type != "cpu":
-        return None
-    there = available_bytes()
-    return None if there is None else (there, "available")
+    return available_bytes() if device.type == "cpu" else None, "available"
 
 
 @functools.cache

@@ -10,7 +10,8 @@ Internal layout as in `trellis_ops.eager.forward`: `[B x H, N, C, D]` for tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,57 +74,55 @@ def attention(
     first_order = is_first_order(outer_gradient)
     tokens = Tokens(q, k, v, target, log_decay, step_size.expand(log_decay.shape))
     dtype = eager.accumulation_dtype(q)
-    incoming = (dstates[0].to(dtype), dstates[1].to(dtype))
+    ds_k, ds_v = (cotangent.to(dtype) for cotangent in dstates)
+    incoming = (ds_k, ds_v)
     if cu_seqlens is None:
         states = eager.first_states(tokens, initial_state, sequences=q.shape[0])
         return _run(tokens, dy, states, incoming, rule, chunk_size, first_order, wants_gates)
     states = eager.first_states(tokens, initial_state, sequences=len(cu_seqlens) - 1)
 
     def run_batch(batch: Sequence[Tensor], both: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        before, after = (both[0], both[1]), (both[2], both[3])
-        return _run(Tokens(*batch[:6]), batch[6], before, after, rule, chunk_size, first_order, wants_gates)
+        (*part, dy), (s_k, s_v, ds_k, ds_v) = batch, both
+        return _run(Tokens(*part), dy, (s_k, s_v), (ds_k, ds_v), rule, chunk_size, first_order, wants_gates)
 
-    of_tokens, (dk, dv) = packed.run((*tokens, dy), (*states, *incoming), cu_seqlens, run_batch, idle=incoming)
-    return Tokens(*of_tokens), (dk, dv)
+    of_tokens, (ds_k, ds_v) = packed.run((*tokens, dy), (*states, *incoming), cu_seqlens, run_batch, idle=incoming)
+    return Tokens(*of_tokens), (ds_k, ds_v)
 
 
 def gradients(
-    inputs: Sequence[Tensor | None],
-    wanted: Sequence[int],
-    cotangents: Sequence[Tensor],
+    inputs: Mapping[str, Any],
+    wanted: Collection[str],
+    cotangents: Mapping[str, Tensor],
     *,
     rule: Rule,
     chunk_size: int,
     outer_gradient: str,
-) -> list[Tensor]:
-    """The gradients of an operator call, each in the shape and type of its input.
+) -> dict[str, Tensor]:
+    """The gradients of an operator call by name, each in the shape and type of its input.
 
     Args:
-        inputs: q, k, v, target, log_decay, step_size, S_k, S_v, cu_seqlens; the last three may be None.
-        wanted: numbers of the inputs whose gradients are returned, in order.
-        cotangents: of y and of both final states.
+        inputs: q, k, v, target, log_decay, step_size, S_k, S_v and cu_seqlens; the last three may be None.
+        wanted: names of the inputs whose gradients are returned.
+        cotangents: of y and of both final states, S_k and S_v.
         rule, chunk_size, outer_gradient: as in `attention`.
     """
-    q, k, v, target, log_decay, step_size, s_k, s_v, cu_seqlens = inputs
-    assert q is not None and k is not None and v is not None
-    assert target is not None and log_decay is not None and step_size is not None
-    tokens, states = attention(
-        *(q, k, v, target, log_decay, step_size),
-        cotangents[0],
-        (cotangents[1], cotangents[2]),
+    given = {name: inputs[name] for name in Tokens._fields}
+    s_k, s_v = inputs["S_k"], inputs["S_v"]
+    tokens, (ds_k, ds_v) = attention(
+        **given,
+        dy=cotangents["y"],
+        dstates=(cotangents["S_k"], cotangents["S_v"]),
         rule=rule,
         chunk_size=chunk_size,
         initial_state=None if s_k is None or s_v is None else (s_k, s_v),
-        cu_seqlens=cu_seqlens,
+        cu_seqlens=inputs["cu_seqlens"],
         outer_gradient=outer_gradient,
-        wants_gates=4 in wanted or 5 in wanted,
+        wants_gates="log_decay" in wanted or "step_size" in wanted,
     )
-    if step_size.ndim == 1:
+    if given["step_size"].ndim == 1:
         tokens = tokens._replace(step_size=tokens.step_size.sum(dim=(0, 1)))
-    found = (*tokens, *states)
-    return [
-        found[i].to(like.dtype).contiguous() for i, like in enumerate(inputs[:8]) if like is not None and i in wanted
-    ]
+    found = {**tokens._asdict(), "S_k": ds_k, "S_v": ds_v}
+    return {name: found[name].to(inputs[name].dtype).contiguous() for name in wanted}
 
 
 def _run(
@@ -161,7 +160,7 @@ def _run(
 def _last_states(tokens: Tokens, states: list[Tensor], rule: Rule, chunk: int) -> list[Tensor]:
     split = tokens.each(lambda x: chunks.split(x.to(states[0].dtype), chunk))
     decay = chunks.decay(chunks.pack(split.log_decay), states[0].dtype)
-    return eager.evolve(split, decay, states, rule, first_order=False)[3]
+    return eager.evolve(split, decay, states, rule, first_order=False).finals
 
 
 def _segment(

@@ -17,6 +17,7 @@ Internal layout: `[B x H, N, C, D]` for tokens, `[B x H, M, D]` for states; two 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,7 +82,8 @@ def attention(
     states = first_states(tokens, initial_state, sequences=len(cu_seqlens) - 1)
 
     def run_batch(batch: Sequence[Tensor], start: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        y, finals = _run(Tokens(*batch), (start[0], start[1]), rule, chunk_size, first_order)
+        s_k, s_v = start
+        y, finals = _run(Tokens(*batch), (s_k, s_v), rule, chunk_size, first_order)
         return (y,), finals
 
     (y,), (s_k, s_v) = packed.run(tokens, states, cu_seqlens, run_batch, idle=states)
@@ -97,7 +99,8 @@ def first_states(tokens: Tokens, initial_state: States | None, sequences: int) -
     """The initial states in the type of all arithmetic, zero for None."""
     dtype = accumulation_dtype(tokens.q)
     if initial_state is not None:
-        return initial_state[0].to(dtype), initial_state[1].to(dtype)
+        s_k, s_v = initial_state
+        return s_k.to(dtype), s_v.to(dtype)
     heads, slots = tokens.target.shape[-2:]
     return (
         tokens.q.new_zeros(sequences, heads, slots, tokens.q.shape[-1], dtype=dtype),
@@ -135,30 +138,39 @@ def _segment(
     dtype = states[0].dtype
     split = tokens.each(lambda x: chunks.split(x.to(dtype), chunk))
     decay = chunks.decay(chunks.pack(split.log_decay), dtype)
-    starts, codes, scaled, finals = evolve(split, decay, states, rule, first_order)
-    o = _read(chunks.pack(split.q), scaled[0], codes[0], starts[0].mT, decay)
-    y = _read(apply_map(rule.link, o), codes[1], scaled[1], starts[1], decay)
+    evolved = evolve(split, decay, states, rule, first_order)
+    (start_k, start_v), (u_k, u_v), (scaled_k, scaled_v), finals = evolved
+    o = _read(chunks.pack(split.q), scaled_k, u_k, start_k.mT, decay)
+    y = _read(apply_map(rule.link, o), u_v, scaled_v, start_v, decay)
     return apply_map(rule.out, y), finals
 
 
-def evolve(
-    split: Tokens, decay: Decay, states: list[Tensor], rule: Rule, first_order: bool
-) -> tuple[list[Tensor], ...]:
+class Evolved(NamedTuple):
+    """What became of both memories, each pair in their order.
+
+    Shapes: starts, the chunk-start states, `[B x H, N, M, D]`; codes `[B x H, N, C, M]`; scaled, which is gamma w,
+    `[B x H, N, C, D]`; finals, the last states, `[B x H, M, D]`.
+    """
+
+    starts: list[Tensor]
+    codes: list[Tensor]
+    scaled: list[Tensor]
+    finals: list[Tensor]
+
+
+def evolve(split: Tokens, decay: Decay, states: list[Tensor], rule: Rule, first_order: bool) -> Evolved:
     """Run both memories through the chunks, side by side where their shapes allow it.
 
     Args:
         split: tokens by chunk, `[B, H, N, C, ...]`.
         decay: inside each chunk, `[B x H, N, ...]`.
         states: the first ones, `[B x H, M, D_k]` and `[B x H, M, D_v]`.
-
-    Returns:
-        Four pairs: chunk-start states `[B x H, N, M, D]`, codes `[B x H, N, C, M]`, gamma w, the last states.
     """
     target, step_size = chunks.pack(split.target), chunks.pack(split.step_size).unsqueeze(-1)
     side_by_side = ((split.k, split.v),) if split.k.shape == split.v.shape else ((split.k,), (split.v,))
-    found: tuple[list[Tensor], ...] = ([], [], [], [])
+    found = Evolved([], [], [], [])
     for writes in side_by_side:
-        count, first = len(writes), len(found[0])
+        count, first = len(writes), len(found.starts)
         state = torch.cat(states[first : first + count]) if count > 1 else states[first]
         results = _evolve(chunks.pack(*writes), target, step_size, decay, state, rule, first_order)
         for memory, result in zip(found, results, strict=True):

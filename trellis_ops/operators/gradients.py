@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,33 +17,54 @@ from torch import Tensor
 
 from codegen.errors import GradientError
 from trellis_ops.operators import autocast, batching
-
-Forward = Callable[..., tuple[Tensor, ...]]
-VectorJacobian = Callable[[Sequence[Tensor | None], Sequence[int], Sequence[Tensor]], list[Tensor]]
-"""The inputs, the numbers of those whose gradients are wanted, and cotangents, to the wanted gradients."""
+from trellis_ops.operators.schemas import Call, Operator
 
 
-def by_autograd(forward: Callable[..., Forward]) -> Callable[..., VectorJacobian]:
-    """What `register` takes, made of settings to a differentiable function from the tensors to a tuple of outputs."""
-    return lambda *settings: functools.partial(differentiate, forward(*settings))
+@dataclass(frozen=True)
+class Reverse:
+    """A call's reverse pass.
+
+    Attributes:
+        call: of the operator.
+        kept: what it kept, by name.
+        cotangents: of its results, by their names.
+        wanted: names of the tensors whose gradients are wanted.
+    """
+
+    call: Call
+    kept: Mapping[str, Tensor]
+    cotangents: Mapping[str, Tensor]
+    wanted: Sequence[str]
 
 
-def differentiate(
-    forward: Forward, inputs: Sequence[Tensor | None], wanted: Sequence[int], cotangents: Sequence[Tensor]
-) -> list[Tensor]:
-    """Vector-Jacobian products of `forward` at `inputs` for the inputs numbered in `wanted`."""
+VectorJacobian = Callable[[Reverse], Mapping[str, Tensor]]
+"""From a reverse pass to the wanted gradients by name, which are contiguous and share no storage."""
+
+
+def by_autograd(forward: Callable[[Call], tuple[Tensor, ...]]) -> VectorJacobian:
+    """What `register` takes, made of a differentiable function from a call to its results in order."""
+    return functools.partial(differentiate, forward)
+
+
+def differentiate(forward: Callable[[Call], tuple[Tensor, ...]], reverse: Reverse) -> dict[str, Tensor]:
+    """Vector-Jacobian products of `forward`."""
     with _autograd(), torch.enable_grad():
-        leaves = [None if x is None else x.detach().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
-        outputs = forward(*leaves)
+        leaves: dict[str, Any] = {
+            name: None if x is None else x.detach().requires_grad_(name in reverse.wanted)
+            for name, x in reverse.call.tensors.items()
+        }
+        outputs = forward(replace(reverse.call, tensors=leaves))
+        cotangents = reverse.cotangents.values()
         pairs = [(out, cotangent) for out, cotangent in zip(outputs, cotangents, strict=True) if out.requires_grad]
         gradients = torch.autograd.grad(
             [out for out, _ in pairs],
-            [leaf for i, leaf in enumerate(leaves) if leaf is not None and i in wanted],
+            [leaves[name] for name in reverse.wanted],
             [cotangent for _, cotangent in pairs],
             materialize_grads=True,
         )
     # Copied apart: gradients of stacked tensors share one storage, and an operator must not return overlapping tensors.
-    return [gradient.clone(memory_format=torch.contiguous_format) for gradient in gradients]
+    apart = (gradient.clone(memory_format=torch.contiguous_format) for gradient in gradients)
+    return dict(zip(reverse.wanted, apart, strict=True))
 
 
 @contextlib.contextmanager
@@ -55,66 +77,56 @@ def _autograd() -> Iterator[None]:
         yield
 
 
-def register(
-    name: str, tensors: str, settings: str, vector_jacobian: Callable[..., VectorJacobian], outputs: int, kept: int = 0
-) -> None:
-    """Give the operator `trellis_ops::name` its gradient.
-
-    Args:
-        name: of the operator.
-        tensors: its tensor arguments, as in a schema.
-        settings: its other arguments, as in a schema.
-        vector_jacobian: settings to the function that computes the gradients; they are contiguous and share no storage.
-        outputs: how many outputs it has that users see.
-        kept: how many more it has for `vector_jacobian`, which finds them behind its inputs.
-    """
-    count = tensors.count(",") + 1
-    saved = count + kept
-    more = "".join(f"Tensor kept_{i}, " for i in range(kept))
-    incoming = ", ".join(f"Tensor d{i}" for i in range(outputs))
+def register(operator: Operator, vector_jacobian: VectorJacobian) -> None:
+    """Give a registered operator its gradient, which `vector_jacobian` computes."""
+    returned = operator.results + operator.kept
 
     def backward_of(*arguments: Any) -> list[Tensor]:
-        cotangents, wanted = arguments[:outputs], arguments[outputs]
-        inputs, rest = arguments[outputs + 1 : outputs + 1 + saved], arguments[outputs + 1 + saved :]
-        with autocast.off(cotangents[0].device):
-            return vector_jacobian(*rest)(inputs, wanted, cotangents)
+        named = dict(zip(operator.reverse_names, arguments, strict=True))
+        cotangents = {name: named[f"d{name}"] for name in operator.results}
+        kept = {name: named[name] for name in operator.kept}
+        wanted = operator.names_of(named["wanted"])
+        reverse = Reverse(operator.call_of_named(named), kept, cotangents, wanted)
+        with autocast.off(next(iter(cotangents.values())).device):
+            gradients = vector_jacobian(reverse)
+        return [gradients[name] for name in wanted]
 
-    operator = torch.library.custom_op(
-        f"trellis_ops::{name}_backward",
-        backward_of,
-        mutates_args=(),
-        schema=f"({incoming}, int[] wanted, {tensors}, {more}{settings}) -> Tensor[]",
+    registered = torch.library.custom_op(
+        f"trellis_ops::{operator.name}_backward", backward_of, mutates_args=(), schema=operator.reverse_schema
     )
 
-    @operator.register_fake
+    @registered.register_fake
     def _(*arguments: Any) -> list[Tensor]:
-        inputs = arguments[outputs + 1 : outputs + 1 + count]
-        return [torch.empty_like(inputs[i], memory_format=torch.contiguous_format) for i in arguments[outputs]]
+        named = dict(zip(operator.reverse_names, arguments, strict=True))
+        wanted = operator.names_of(named["wanted"])
+        return [torch.empty_like(named[name], memory_format=torch.contiguous_format) for name in wanted]
 
-    batching.map_by_calls(operator)
-    public = {"attention": "trellis_attention", "attention_kept": "trellis_attention"}.get(name, f"memory_{name}")
+    batching.map_by_calls(registered)
 
     def refuse(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
         advice = 'take second derivatives by torch.func, of a call with implementation="eager"'
-        raise GradientError(name=f"the gradient of {public}", advice=advice)
+        raise GradientError(name=f"the gradient of {operator.function}", advice=advice)
 
-    torch.library.register_autograd(f"trellis_ops::{name}_backward", refuse)
+    torch.library.register_autograd(f"trellis_ops::{operator.name}_backward", refuse)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        given = (output,) if isinstance(output, Tensor) else output
-        ctx.save_for_backward(*inputs[:count], *given[outputs:])
-        ctx.settings = inputs[count:]
-        ctx.outputs = [(out.shape, out.dtype, out.device) for out in given[:outputs]]
+        given = dict(zip(returned, (output,) if isinstance(output, Tensor) else output, strict=True))
+        call = operator.call_of(inputs)
+        ctx.save_for_backward(*call.tensors.values(), *(given[name] for name in operator.kept))
+        ctx.settings = (*call.settings.values(), call.implementation)
+        ctx.outputs = {name: (given[name].shape, given[name].dtype, given[name].device) for name in operator.results}
         # Autograd would fill zeros for what is kept, too, which is as large as inputs are.
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        wanted = [i for i in range(count) if ctx.needs_input_grad[i]]
+        given = dict(zip(returned, cotangents, strict=True))
         incoming = [
-            torch.zeros(shape, dtype=dtype, device=device) if cotangent is None else cotangent
-            for cotangent, (shape, dtype, device) in zip(cotangents[:outputs], ctx.outputs, strict=True)
+            torch.zeros(shape, dtype=dtype, device=device) if given[name] is None else given[name]
+            for name, (shape, dtype, device) in ctx.outputs.items()
         ]
-        gradients = iter(operator(*incoming, wanted, *ctx.saved_tensors, *ctx.settings))
-        return (*(next(gradients) if i in wanted else None for i in range(count)), *(None for _ in ctx.settings))
+        wanted = [number for number, wants in enumerate(ctx.needs_input_grad) if wants]
+        found = registered(*incoming, wanted, *ctx.saved_tensors, *ctx.settings)
+        gradients = dict(zip(operator.names_of(wanted), found, strict=True))
+        return tuple(gradients.get(name) for name in operator.names)
 
-    torch.library.register_autograd(f"trellis_ops::{name}", backward, setup_context=setup_context)
+    torch.library.register_autograd(f"trellis_ops::{operator.name}", backward, setup_context=setup_context)

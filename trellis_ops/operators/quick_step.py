@@ -21,19 +21,25 @@ _increment_version = torch._C._increment_version
 
 
 def key_of(
-    tensors: tuple[Tensor | None, ...], settings: tuple[Hashable, ...], implementation: str | None
+    q: Tensor | None,
+    v: Tensor | None,
+    step_size: Tensor | None,
+    S_k: Tensor | None,
+    G_k: Tensor | None,
+    G_v: Tensor | None,
+    settings: tuple[Hashable, ...],
+    implementation: str | None,
 ) -> Hashable | None:
     """All that chooses a kernel, and what kernels do not compare; None where no kernel checks, or a tensor is missing.
 
     Args:
-        tensors: q, k, v, target, log_decay, step_size, S_k, S_v, G_k, G_v, as `operators.run_step` takes them.
+        q, v, step_size, S_k, G_k, G_v: of the call, as `operators.run_step` takes them.
         settings, implementation: those that a plan is made with.
     """
-    q, _, v, _, _, step_size, s_k, _, g_k, g_v = tensors
-    if q is None or v is None or step_size is None or s_k is None or not q.is_cpu:
+    if q is None or v is None or step_size is None or S_k is None or not q.is_cpu:
         return None
-    shapes = (q.shape, v.shape, step_size.ndim, s_k.shape)
-    return (shapes, q.dtype, g_k is None, g_v is None, settings, implementation, torch.get_num_threads())
+    shapes = (q.shape, v.shape, step_size.ndim, S_k.shape)
+    return (shapes, q.dtype, G_k is None, G_v is None, settings, implementation, torch.get_num_threads())
 
 
 def step(
@@ -65,7 +71,7 @@ def step(
         if -bytes_v < at_v - at_k < bytes_k:
             return None
         if starts:
-            start_k, start_v = starts[0].data_ptr(), starts[1].data_ptr()
+            start_k, start_v = [start.data_ptr() for start in starts]
             if (
                 -bytes_k < start_k - at_k < bytes_k
                 or -bytes_v < start_v - at_v < bytes_v
@@ -74,7 +80,8 @@ def step(
             ):
                 return None
         sequences = found.sequences.cu_seqlens
-        found.operator.kernels[0](found.heads, q, k, v, target, log_decay, step_size, S_k, S_v, *starts, sequences, y)
+        (kernel,) = found.operator.kernels
+        kernel(found.heads, q, k, v, target, log_decay, step_size, S_k, S_v, *starts, sequences, y)
     except (AttributeError, ValueError, TypeError):
         return None
     except BaseException:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from codegen.device import Device
+from codegen.kernels.signatures import operator_arguments
 from codegen.spec import Spec
 from trellis_ops.eager import forward as eager
 from tuner.measure.measure import measure
 from tuner.measure.timed import Timed, Timing
 from tuner.policy import policy_for
-from tuner.verify.inputs import Inputs, timing_inputs
+from tuner.verify.inputs import Inputs, names_of_tokens, timing_inputs
 
 _SECONDS = 1.0
 
@@ -49,35 +50,31 @@ def baseline_call(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Tim
     problem, rule = spec.problem, spec.rule
     if problem.operator.startswith("trellis_step"):
         return _step(spec, inputs, made)
-    t = {name: _batched(name, tensor, spec) for name, tensor in inputs.tensors.items()}
+    t = _batched(spec, inputs)
     if problem.direction != "forward":
         return _training_step(spec, t, made)
+    tokens = {name: t[name] for name in names_of_tokens(spec)}
     if problem.operator == "trellis_attention":
-        attention = made(eager.attention)
-        tokens = [t[name] for name in ("q", "k", "v", "target", "log_decay", "step_size")]
-        first = (t["S_k"], t["S_v"])
-        return _pure(lambda: attention(*tokens, rule=rule, chunk_size=problem.chunk, initial_state=first))
+        attention, first = made(eager.attention), (t["S_k"], t["S_v"])
+        return _pure(lambda: attention(**tokens, rule=rule, chunk_size=problem.chunk, initial_state=first))
     if problem.operator == "memory_update":
         update = made(eager.update)
-        tokens = [t[name] for name in ("w", "target", "log_decay", "step_size")]
-        return _pure(lambda: update(*tokens, rule=rule, chunk_size=problem.chunk, initial_state=t["S"]))
+        return _pure(lambda: update(**tokens, rule=rule, chunk_size=problem.chunk, initial_state=t["S"]))
     readout = made(eager.readout)
     transpose = problem.operator == "memory_readout_transposed"
-    names = ("read", "w", "chunk_states", "codes", "log_decay", "step_size")
-    return _pure(lambda: readout(*[t[name] for name in names], chunk_size=problem.chunk, transpose=transpose))
+    states = t["chunk_states"]
+    return _pure(lambda: readout(**tokens, chunk_states=states, chunk_size=problem.chunk, transpose=transpose))
 
 
 def _training_step(spec: Spec, t: dict[str, Tensor], made: Callable[[Any], Any]) -> Timed:
     """The forward, and autograd of it; `first_order` is timed as `bilevel`, whose graph it has."""
-    names = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
-    leaves = [t[name].detach().requires_grad_() for name in names]
-    incoming = [t[f"d{name}"] for name in ("y", "S_k", "S_v")]
+    tokens = {name: t[name].detach().requires_grad_() for name in names_of_tokens(spec)}
+    states = (t["S_k"].detach().requires_grad_(), t["S_v"].detach().requires_grad_())
+    leaves, incoming = [*tokens.values(), *states], [t[f"d{name}"] for name in ("y", "S_k", "S_v")]
     attention = made(eager.attention)
 
     def run() -> object:
-        y, finals = attention(
-            *leaves[:6], rule=spec.rule, chunk_size=spec.problem.chunk, initial_state=(leaves[6], leaves[7])
-        )
+        y, finals = attention(**tokens, rule=spec.rule, chunk_size=spec.problem.chunk, initial_state=states)
         return torch.autograd.grad((y, *finals), leaves, incoming)
 
     return _pure(run)
@@ -85,7 +82,7 @@ def _training_step(spec: Spec, t: dict[str, Tensor], made: Callable[[Any], Any])
 
 def _step(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:
     step = made(eager.step)
-    tokens = [inputs[name] for name in ("q", "k", "v", "target", "log_decay", "step_size")]
+    tokens = {name: inputs[name] for name in names_of_tokens(spec)}
     states = (inputs["S_k"].clone(), inputs["S_v"].clone())
     chunked = spec.problem.operator == "trellis_step_chunked"
     start = (inputs["G_k"], inputs["G_v"]) if chunked else None
@@ -94,15 +91,17 @@ def _step(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:
         for state, name in zip(states, ("S_k", "S_v"), strict=True):
             state.copy_(inputs[name])
 
-    return Timed(lambda: step(*tokens, states, rule=spec.rule, gradient_state=start), reset)
+    return Timed(lambda: step(**tokens, state=states, rule=spec.rule, gradient_state=start), reset)
 
 
 def _pure(run: Callable[[], object]) -> Timed:
     return Timed(run, lambda: None)
 
 
-def _batched(name: str, tensor: Tensor, spec: Spec) -> Tensor:
-    """A tensor of the kernels' layout with its batch axis: `[B * T, ...]` as `[B, T, ...]`."""
-    if name.startswith(("S", "G_", "dS_")) or (name == "step_size" and spec.rule.step_size == "head"):
-        return tensor
-    return tensor.reshape(spec.problem.batch, -1, *tensor.shape[1:])
+def _batched(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
+    """The tensors in the kernels' layout with their batch axis: `[B * T, ...]` as `[B, T, ...]`."""
+    apart = {each.name for each in operator_arguments(spec) if each.axes[:1] in (("tokens",), ("chunks",))}
+    return {
+        name: tensor.reshape(spec.problem.batch, -1, *tensor.shape[1:]) if name in apart else tensor
+        for name, tensor in inputs.tensors.items()
+    }

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from codegen.device import Device
+from codegen.kernels.signatures import TENSORS
 from codegen.spec import Spec
 from tuner.verify.inputs import Inputs, make_inputs
 
 HUGE, TINY = 100.0, 0.01
 _SMALL_STEP = 1 / 16
 
-_STATES = ("S", "S_k", "S_v", "G_k", "G_v", "chunk_states")
+_STATES = tuple(name for name, (axes, _) in TENSORS.items() if "slots" in axes.split()[:-1] and name[0] != "d")
 _TARGETS = ("target", "codes")
 _WRITTEN = ("k", "v", "w")
 

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from codegen.device import Device
 from codegen.kernels.sequences import Sequences
-from codegen.kernels.signatures import INPUT, WRITTEN, Argument, operator_arguments
-from codegen.spec import Spec
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from codegen.kernels.signatures import INPUT, READ, WRITTEN, Argument, operator_arguments
+from codegen.spec import Problem, Spec
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,21 @@ def sequences_of(lengths: tuple[int, ...], chunk: int, where: torch.device) -> S
     return Sequences(_offsets(lengths, where), _offsets(chunks, where), sum(chunks), max(chunks))
 
 
+def sizes_of(problem: Problem, lengths: tuple[int, ...], sequences: Sequences, heads: int) -> dict[str, int]:
+    """The sizes of the axes of what an operator takes and gives, on sequences of these lengths."""
+    widths = {"heads": heads, "slots": problem.slots, "dim_k": problem.dim_k, "dim_v": problem.dim_v}
+    return widths | {"tokens": sum(lengths), "sequences": len(lengths), "chunks": sequences.chunks}
+
+
+def names_of_tokens(spec: Spec) -> tuple[str, ...]:
+    """Names of what the operator reads of each token; of step sizes also where those of a head share one."""
+    return tuple(
+        each.name
+        for each in operator_arguments(spec)
+        if each.access == READ and each.cotangent_of is None and each.axes[:1] in (("tokens",), ("heads",))
+    )
+
+
 def make_inputs(
     spec: Spec, lengths: tuple[int, ...], device: Device, seed: int = 0, *, drawn_there: bool = False
 ) -> Inputs:
@@ -76,22 +89,19 @@ def make_inputs(
     """
     problem, where = spec.problem, torch_device(device)
     order = sequences_of(lengths, problem.chunk, where)
-    sizes = {"tokens": sum(lengths), "heads": problem.heads, "sequences": len(lengths), "chunks": order.chunks}
-    sizes |= {"slots": problem.slots, "dim_k": problem.dim_k, "dim_v": problem.dim_v}
+    sizes = sizes_of(problem, lengths, order, problem.heads)
     drawn = {}
     for argument in operator_arguments(spec):
         if argument.access != WRITTEN:
             generator = _generator(argument.name, seed, where if drawn_there else torch.device("cpu"))
             value = _drawn(argument, [sizes[axis] for axis in argument.axes], generator)
-            dtype = _DTYPES[problem.dtype] if argument.type == INPUT else torch.float32
+            dtype = getattr(torch, problem.dtype) if argument.type == INPUT else torch.float32
             drawn[argument.name] = value.to(dtype).to(where)
     return Inputs(lengths, order, drawn)
 
 
 _SAME_AS = {"w": "k", "S": "S_k", "read": "q"}
 """What operators of one memory call otherwise than attention does, so that both are given the same numbers."""
-
-_DIRECTIONS = ("q", "k", "v", "w")
 
 
 def _generator(name: str, seed: int, where: torch.device) -> torch.Generator:
@@ -107,10 +117,11 @@ def _drawn(argument: Argument, shape: list[int], generator: torch.Generator) -> 
     if argument.name == "step_size":
         return 0.05 + 0.1 * torch.rand(shape, generator=generator, device=where)
     normal = torch.randn(shape, generator=generator, device=where)
-    if argument.name in _DIRECTIONS or (argument.axes[-1] != "slots" and argument.name == "read"):
+    *outer, width = argument.axes
+    if argument.type == INPUT and argument.cotangent_of is None and width != "slots":
         return normal / normal.square().sum(dim=-1, keepdim=True).sqrt()
     # States, and what is shaped like them.
-    return normal / math.sqrt(shape[-1]) if "slots" in argument.axes[:-1] else normal
+    return normal / math.sqrt(shape[-1]) if "slots" in outer else normal
 
 
 @functools.lru_cache(maxsize=1)

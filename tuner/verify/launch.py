@@ -10,8 +10,8 @@ from torch import Tensor
 
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
-from codegen.kernels.signatures import IN_PLACE, READ, Argument, dtype_of, operator_arguments
-from tuner.verify.inputs import Inputs, sequences_of
+from codegen.kernels.signatures import IN_PLACE, READ, Argument, dtype_of
+from tuner.verify.inputs import Inputs, sequences_of, sizes_of
 
 GUARD = 64
 """Values on either side of every output that no kernel may touch."""
@@ -27,12 +27,14 @@ class Launch:
         run: run the kernels once; outputs land in `outputs`.
         outputs: by name, states included: what the kernels write.
         first: what each output holds before a run: states their first value, everything else NaN.
+        moved: names of the outputs that are read before they are written.
         guards: the memory on both sides of each output.
     """
 
     run: Callable[[], None]
     outputs: dict[str, Tensor]
     first: dict[str, Tensor]
+    moved: tuple[str, ...]
     guards: dict[str, tuple[Tensor, Tensor]]
 
     def reset(self) -> None:
@@ -42,9 +44,8 @@ class Launch:
 
     def reset_states(self) -> None:
         """Put the states back; enough between two samples of a timing."""
-        for name in ("S", "S_k", "S_v", "dS_k", "dS_v"):
-            if name in self.outputs:
-                self.outputs[name].copy_(self.first[name])
+        for name in self.moved:
+            self.outputs[name].copy_(self.first[name])
 
     def outputs_of_run(self) -> dict[str, Tensor]:
         """Copies of what one run writes into poisoned outputs."""
@@ -59,7 +60,7 @@ class Launch:
 
 def bind(operator: CompiledOperator, inputs: Inputs) -> Launch:
     """`operator` on `inputs`, with fresh poisoned outputs between guards."""
-    arguments = operator_arguments(operator.spec)
+    arguments = operator.arguments
     sequences = sequences_of(inputs.lengths, operator.chunk_tokens, inputs.device)
     first = {each.name: _first_value(each, operator, inputs, sequences) for each in arguments if each.access != READ}
     outputs, guards = {}, {}
@@ -72,7 +73,8 @@ def bind(operator: CompiledOperator, inputs: Inputs) -> Launch:
         if operator.spec.problem.direction != "forward":
             operator.backward(tensors, sequences)
 
-    launch = Launch(run, outputs, first, guards)
+    moved = tuple(each.name for each in arguments if each.access == IN_PLACE)
+    launch = Launch(run, outputs, first, moved, guards)
     launch.reset()
     return launch
 
@@ -81,11 +83,9 @@ def _first_value(argument: Argument, operator: CompiledOperator, inputs: Inputs,
     """What an output holds before a run: a state its first value, everything else NaN."""
     if argument.access == IN_PLACE:
         return inputs[argument.name].clone()
-    problem = operator.spec.problem
-    widths = {"slots": problem.slots, "dim_k": problem.dim_k, "dim_v": problem.dim_v, "heads": inputs.heads}
-    lengths = {"tokens": sum(inputs.lengths), "chunks": sequences.chunks} | widths
+    sizes = sizes_of(operator.spec.problem, inputs.lengths, sequences, inputs.heads)
     dtype = getattr(torch, dtype_of(argument, operator.spec, operator.schedule))
-    return torch.full([lengths[axis] for axis in argument.axes], float("nan"), dtype=dtype, device=inputs.device)
+    return torch.full([sizes[axis] for axis in argument.axes], float("nan"), dtype=dtype, device=inputs.device)
 
 
 def _guarded(value: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:

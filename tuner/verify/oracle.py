@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from codegen.kernels.signatures import IN_PLACE, operator_arguments
 from codegen.spec import Spec
 from trellis_ops import reference
-from tuner.verify.inputs import Inputs
-
-_GATES = ("log_decay", "step_size")
+from tuner.verify.inputs import Inputs, names_of_tokens
 
 
 def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
@@ -33,26 +33,23 @@ def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _attention(spec: Spec, inputs: Inputs, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    q, k, v, target, log_decay = (tensors[name][None] for name in ("q", "k", "v", "target", "log_decay"))
+    tokens: dict[str, Any] = {name: _of_one_batch(tensors[name]) for name in names_of_tokens(spec)}
     y, (s_k, s_v) = reference.attention(
-        q,
-        k,
-        v,
-        target,
-        log_decay,
-        tensors["step_size"] if tensors["step_size"].ndim == 1 else tensors["step_size"][None],
+        **tokens,
         rule=spec.rule,
         chunk_size=spec.problem.chunk,
         initial_state=(tensors["S_k"], tensors["S_v"]),
         cu_seqlens=inputs.sequences.cu_seqlens,
         outer_gradient="first_order" if spec.problem.direction == "backward_first_order" else "bilevel",
     )
-    return {"y": y[0], "S_k": s_k, "S_v": s_v}
+    (y,) = y
+    return {"y": y, "S_k": s_k, "S_v": s_v}
 
 
 def _gradients(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
     """Outputs, final states and the gradients of all inputs; that of step_size per token, as the kernels write it."""
-    leaves = {name: inputs[name].double().requires_grad_() for name in ("q", "k", "v", "target", *_GATES, "S_k", "S_v")}
+    states = (each.name for each in operator_arguments(spec) if each.access == IN_PLACE and each.cotangent_of is None)
+    leaves = {name: inputs[name].double().requires_grad_() for name in (*names_of_tokens(spec), *states)}
     step_size = inputs["step_size"].double().expand(inputs["log_decay"].shape).clone().requires_grad_()
     leaves["step_size"] = step_size
     with torch.enable_grad():
@@ -64,16 +61,11 @@ def _gradients(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _step(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
-    q, k, v, target, log_decay, step_size = (inputs[name] for name in ("q", "k", "v", "target", *_GATES))
     chunked = spec.problem.operator == "trellis_step_chunked"
+    tokens: dict[str, Any] = {name: inputs[name] for name in names_of_tokens(spec)}
     y, (s_k, s_v) = reference.step(
-        q,
-        k,
-        v,
-        target,
-        log_decay,
-        step_size,
-        (inputs["S_k"], inputs["S_v"]),
+        **tokens,
+        state=(inputs["S_k"], inputs["S_v"]),
         rule=spec.rule,
         gradient_state=(inputs["G_k"], inputs["G_v"]) if chunked else None,
     )
@@ -82,31 +74,33 @@ def _step(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
 
 def _update(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
     results = [
-        reference.update(*part, rule=spec.rule, chunk_size=spec.problem.chunk, initial_state=inputs["S"][number, None])
-        for number, part in enumerate(_each_sequence(spec, inputs, ("w", "target", *_GATES)))
+        reference.update(**part, rule=spec.rule, chunk_size=spec.problem.chunk, initial_state=inputs["S"][number, None])
+        for number, part in enumerate(_each_sequence(spec, inputs))
     ]
     chunk_states, codes, finals = zip(*results, strict=True)
-    joined = {"chunk_states": torch.cat(chunk_states, dim=1)[0], "codes": torch.cat(codes, dim=1)[0]}
-    return joined | {"S": torch.cat(finals)}
+    (chunk_states,), (codes,) = (torch.cat(parts, dim=1) for parts in (chunk_states, codes))
+    return {"chunk_states": chunk_states, "codes": codes, "S": torch.cat(finals)}
 
 
 def _readout(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
-    transpose = spec.problem.operator == "memory_readout_transposed"
+    options: dict[str, Any] = {
+        "chunk_size": spec.problem.chunk,
+        "transpose": spec.problem.operator == "memory_readout_transposed",
+    }
     offsets = itertools.pairwise(inputs.sequences.chunk_offsets.tolist())
     chunk_states = [inputs["chunk_states"][None, start:end] for start, end in offsets]
-    outputs = []
-    tensors = _each_sequence(spec, inputs, ("read", "w", "codes", *_GATES))
-    for states, (read, w, codes, log_decay, step_size) in zip(chunk_states, tensors, strict=True):
-        outputs.append(
-            reference.readout(
-                read, w, states, codes, log_decay, step_size, chunk_size=spec.problem.chunk, transpose=transpose
-            )
-        )
-    return {"y": torch.cat(outputs, dim=1)[0]}
+    parts = zip(chunk_states, _each_sequence(spec, inputs), strict=True)
+    (y,) = torch.cat([reference.readout(**part, chunk_states=states, **options) for states, part in parts], dim=1)
+    return {"y": y}
 
 
-def _each_sequence(spec: Spec, inputs: Inputs, names: tuple[str, ...]) -> Iterator[list[Tensor]]:
-    """The named tensors of one sequence after another, with a batch axis of one before their tokens."""
+def _each_sequence(spec: Spec, inputs: Inputs) -> Iterator[dict[str, Any]]:
+    """What is read of the tokens of one sequence after another."""
     for start, end in itertools.pairwise(inputs.sequences.cu_seqlens.tolist()):
-        whole = {"step_size"} if spec.rule.step_size == "head" else set()
-        yield [inputs[name] if name in whole else inputs[name][None, start:end] for name in names]
+        given = {name: inputs[name] for name in names_of_tokens(spec)}
+        yield {name: x if x.ndim == 1 else _of_one_batch(x[start:end]) for name, x in given.items()}
+
+
+def _of_one_batch(x: Tensor) -> Tensor:
+    """With a batch axis of one before its tokens; a step size for each head has none."""
+    return x if x.ndim == 1 else x[None]

@@ -31,7 +31,8 @@ from trellis_ops.eager import backward
 CHUNKS = (1, 16, 64)
 LABELS = {"eager": "eager, float64", "tvm": "TVM, float32", "triton": "Triton interpreted, float32"}
 
-Gradients = Callable[[Case, Inputs, str], tuple[Tensor, ...]]
+Gradients = Callable[[Case, Inputs, str], dict[str, Tensor]]
+"""The gradients of a case by the names of its inputs."""
 
 
 def case_of(name: str, chunk: int) -> Case:
@@ -40,20 +41,20 @@ def case_of(name: str, chunk: int) -> Case:
     return Case(chunk=chunk, lengths=(90,), rule=rule)
 
 
-def by_eager(case: Case, inputs: Inputs, outer_gradient: str) -> tuple[Tensor, ...]:
+def by_eager(case: Case, inputs: Inputs, outer_gradient: str) -> dict[str, Tensor]:
     """The gradients by `trellis_ops.eager.backward`, in float64."""
-    dy, *dstates = (x.double() for x in cotangents(case, inputs))
+    dy, ds_k, ds_v = (x.double() for x in cotangents(case, inputs).values())
     exact = inputs.to(float64)
     tokens, states = backward.attention(
         *exact.args,
         dy,
-        (dstates[0], dstates[1]),
+        (ds_k, ds_v),
         rule=case.rule,
         chunk_size=case.chunk,
         initial_state=exact.initial_state,
         outer_gradient=outer_gradient,
     )
-    return *tokens, *states
+    return dict(zip(NAMES, (*tokens, *states), strict=True))
 
 
 def by_kernels(backend: str) -> Gradients:
@@ -62,15 +63,15 @@ def by_kernels(backend: str) -> Gradients:
     def program(spec: Spec) -> CompiledOperator:
         return build(spec, default(backend, spec, cpu()), cpu())
 
-    def gradients(case: Case, inputs: Inputs, outer_gradient: str) -> tuple[Tensor, ...]:
-        return run_backward(program(backward_spec(case, outer_gradient)), case, inputs)[1:]
+    def gradients(case: Case, inputs: Inputs, outer_gradient: str) -> dict[str, Tensor]:
+        return run_backward(program(backward_spec(case, outer_gradient)), case, inputs)
 
     return gradients
 
 
-def worst(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> tuple[float, str]:
+def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
     """The largest relative error, and the gradient that has it."""
-    return max((relative_error(a, b), name) for name, a, b in zip(NAMES, found, expected, strict=True))
+    return max((relative_error(found[name], expected[name]), name) for name in NAMES)
 
 
 def rows(implementations: list[str]) -> None:
@@ -85,9 +86,9 @@ def rows(implementations: list[str]) -> None:
             for chunk in CHUNKS:
                 case = case_of(name, chunk)
                 inputs = case.inputs()
-                _, *expected = expected_backward(case, inputs, outer_gradient)
+                expected = expected_backward(case, inputs, outer_gradient)
                 for implementation, gradients in computed.items():
-                    error, of = worst(gradients(case, inputs, outer_gradient), tuple(expected))
+                    error, of = worst(gradients(case, inputs, outer_gradient), expected)
                     cells[implementation, chunk] = f"{error:.1e} {of}"
             ordered = [cells[implementation, chunk] for implementation in implementations for chunk in CHUNKS]
             print(f"| {name} | {outer_gradient} | {' | '.join(ordered)} |", flush=True)

@@ -54,7 +54,8 @@ def test_what_is_not_wanted_is_not_computed(chunk, link, wanted):
     spec, inputs = backward_spec(case), case.inputs()
     program = build(spec, default("tvm", spec, cpu()), cpu())
     everything, found = run_backward(program, case, inputs), run_backward(program, case, inputs, (wanted,))
-    for name, one, full in zip(NAMES, found[1:], everything[1:], strict=True):
+    for name in NAMES:
+        one, full = found[name], everything[name]
         if name == wanted or (wanted == "states" and name.startswith("S_")):
             assert_close(one, full, 1e-6, name)
         elif not name.startswith("S_"):

@@ -19,6 +19,7 @@ from tests.support import non_finite_cases
 from tests.support.kernel_cases import Case
 from tests.support.non_finite_cases import LENGTHS, batch, packed
 from tests.support.programs import run_attention
+from trellis_ops.tokens import Tokens
 
 SCHEDULE = default("tvm", Case().spec, cpu())
 assert isinstance(SCHEDULE, TvmSchedule)
@@ -98,7 +99,7 @@ def test_earlier_tokens_further_back_than_a_tile(build, chunk, back):
     program, inputs, token = build(case.spec), case.inputs(), 100
     clean, _ = run_attention(program, inputs, case.lengths)
     kept = min(token // chunk * chunk, token - back)
-    for name in ("q", "k", "v", "target", "log_decay", "step_size"):
+    for name in Tokens._fields:
         changed = getattr(inputs, name).clone()
         changed[:, token] = non_finite_cases.NAN
         y, _ = run_attention(program, dataclasses.replace(inputs, **{name: changed}), case.lengths)

@@ -19,6 +19,7 @@ from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.support.inputs import make_inputs
+from trellis_ops.tokens import Tokens
 
 TOKENS, SIZE = 20, 16
 FAR = 2**31 // SIZE  # Rows of one head before those that a kernel touches.
@@ -33,7 +34,7 @@ def operator_of(operator: str, chunk: int, **changes: object) -> CompiledOperato
     return build(spec, schedule if variant is None else dataclasses.replace(schedule, variant=variant), cpu())
 
 
-NAMES = ("q", "k", "v", "target", "log_decay", "step_size")
+NAMES = Tokens._fields
 
 
 def empty(*shape: int) -> Tensor:

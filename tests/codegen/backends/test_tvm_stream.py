@@ -21,11 +21,12 @@ from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.support.inputs import Inputs, make_inputs
 from tests.support.programs import sequences_of
+from trellis_ops.tokens import Tokens
 
 FEWEST_STREAMED = 8 * 2**20
 DIM = 32
 TOKENS = FEWEST_STREAMED // (4 * DIM)
-NAMES = ("q", "k", "v", "target", "log_decay", "step_size")
+NAMES = Tokens._fields
 
 
 @pytest.fixture(scope="module")

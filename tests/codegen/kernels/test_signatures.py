@@ -95,3 +95,12 @@ def test_the_source_of_a_kernel_has_its_declared_parameters(case):
         declared = [each.name for each in kernel_arguments(kernel, part, schedule)]
         bare = [name.removesuffix("_ptr") if backend == "triton" else name.removesuffix("_") for name in given]
         assert bare == ([*declared, "H"] if backend == "triton" else ["programs", *declared])
+
+
+@pytest.mark.parametrize("case", [case for case in cases() if case[1] == "triton"], ids=named)
+def test_the_first_argument_of_a_kernel_of_triton_says_how_many_heads_there_are(case):
+    spec, backend, variant = case
+    schedule = replace(default(backend, spec, BACKENDS[backend]), variant=variant)
+    for kernel, part in parts(spec, schedule):
+        first, *_ = kernel_arguments(kernel, part, schedule)
+        assert first.axes[:2] == ("tokens", "heads")

@@ -49,7 +49,7 @@ def test_results_and_buffers_that_do_not_fit(implementation):
 
 def test_a_gradient_whose_kept_states_or_whose_reverse_pass_do_not_fit(monkeypatch):
     huge = [x.requires_grad_() for x in tokens(2**26, 16, 16, 16)]
-    with pytest.raises(MemoryRoomError, match="kept states"):
+    with pytest.raises(MemoryRoomError, match="chunk_states_k"):
         trellis_attention(*huge, phi="silu", link="silu", chunk_size=16, implementation="tvm")
 
     monkeypatch.setattr(memory_room, "LITTLE", 0)
@@ -57,7 +57,7 @@ def test_a_gradient_whose_kept_states_or_whose_reverse_pass_do_not_fit(monkeypat
     x = make_inputs(1, 20, 2, 8, 6, 5).leaves()
     y, _ = trellis_attention(*x.args, phi="silu", link="silu", chunk_size=16, implementation="tvm")
     monkeypatch.setattr(memory_room, "available_bytes", lambda: 100)
-    with pytest.raises(MemoryRoomError, match="gradients of q, k, v and target"):
+    with pytest.raises(MemoryRoomError, match=r"dq \d+, dk \d+"):
         torch.autograd.grad(y.sum(), x.args)
     monkeypatch.undo()
     forget()

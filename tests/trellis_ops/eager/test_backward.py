@@ -15,8 +15,9 @@ from tests.support.relative_error import assert_close
 from trellis_ops import reference, trellis_attention
 from trellis_ops.eager import backward
 from trellis_ops.eager import forward as eager
+from trellis_ops.tokens import Tokens
 
-NAMES = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
+NAMES = (*Tokens._fields, "S_k", "S_v")
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "tvm"])
 BOTH = pytest.mark.parametrize("outer_gradient", ["bilevel", "first_order"])
 
@@ -129,7 +130,8 @@ def test_under_activation_checkpointing(reentrant: bool, implementation: str) ->
     x, same = leaves_of(), leaves_of()
 
     def run(*tensors: Tensor) -> Tensor:
-        return loss_of(Inputs(*tensors[:6], initial_state=(tensors[6], tensors[7])), implementation)
+        *tokens, s_k, s_v = tensors
+        return loss_of(Inputs(*tokens, initial_state=(s_k, s_v)), implementation)
 
     torch.utils.checkpoint.checkpoint(run, *x.tensors, use_reentrant=reentrant).backward()
     run(*same.tensors).backward()

@@ -14,10 +14,11 @@ from tests.support.inputs import Inputs, make_inputs
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import reference
 from trellis_ops.eager import forward as eager
+from trellis_ops.tokens import Tokens
 
 # batch, tokens, heads, dim_k, dim_v, slots
 SHAPES = [(2, 13, 3, 8, 8, 8), (1, 1, 1, 5, 7, 3), (1, 67, 2, 12, 5, 9), (1, 21, 2, 4, 4, 1), (2, 9, 1, 1, 6, 5)]
-NAMES = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
+NAMES = (*Tokens._fields, "S_k", "S_v")
 
 
 def check_against_oracle(x: Inputs, rule: Rule, chunk_size: int, tolerance: float, **options: Any) -> None:
@@ -239,8 +240,9 @@ def test_compiles_into_one_graph(chunk_size: int, tokens: int) -> None:
     x = make_inputs(1, tokens, 2, 6, 5, 4, dtype=torch.float64).leaves()
 
     def loss(*tensors: Tensor) -> Tensor:
+        *tokens, s_k, s_v = tensors
         y, (s_k, s_v) = eager.attention(
-            *tensors[:6], rule=Rule(phi_eps=1e-2), chunk_size=chunk_size, initial_state=tensors[6:]
+            *tokens, rule=Rule(phi_eps=1e-2), chunk_size=chunk_size, initial_state=(s_k, s_v)
         )
         return y.square().sum() + s_k.sum() + s_v.sum()
 

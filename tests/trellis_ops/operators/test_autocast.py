@@ -10,8 +10,9 @@ from tests.support.inputs import Inputs, make_inputs
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import memory_readout, memory_update, trellis_attention, trellis_step
 from trellis_ops.operators import autocast as operators_autocast
+from trellis_ops.tokens import Tokens
 
-NAMES = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
+NAMES = (*Tokens._fields, "S_k", "S_v")
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "tvm"])
 LOW = TOLERANCE[torch.bfloat16]
 

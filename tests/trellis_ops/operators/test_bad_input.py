@@ -18,8 +18,9 @@ from codegen.errors import (
 )
 from tests.support.inputs import make_inputs
 from trellis_ops import forget, memory_readout, memory_update, trellis_attention, trellis_step
+from trellis_ops.tokens import Tokens
 
-NAMES = ("q", "k", "v", "target", "log_decay", "step_size")
+NAMES = Tokens._fields
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from trellis_ops import forget, trellis_attention, trellis_step
 from trellis_ops.operators import plan
 from trellis_ops.operators import registered as operators
 from trellis_ops.operators.plan import is_plain
+from trellis_ops.tokens import Tokens
 
 SETTINGS = ("ln_silu", "ln_silu", "identity", 1e-2)
 
@@ -59,7 +60,7 @@ def test_a_full_table_of_plans_starts_again(monkeypatch):
     ],
 )
 def test_a_bad_call_is_refused_after_a_good_one(implementation, name, change, error):
-    names = ("q", "k", "v", "target", "log_decay", "step_size")
+    names = Tokens._fields
     inputs = make_inputs(1, 5, 2, 8, 8, 4)
     good = dict(zip(names, inputs.args, strict=True))
     trellis_attention(**good, implementation=implementation)

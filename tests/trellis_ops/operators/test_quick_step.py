@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -12,9 +14,10 @@ from tests.support.relative_error import relative_error
 from trellis_ops import forget, trellis_step
 from trellis_ops.operators import plan
 from trellis_ops.operators import registered as operators
+from trellis_ops.tokens import Tokens
 
 B, H, D, M = 2, 3, 8, 5
-NAMES = ("q", "k", "v", "target", "log_decay", "step_size")
+NAMES = Tokens._fields
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +58,24 @@ def test_the_second_call_goes_straight_to_the_kernel_and_does_the_same(inputs, l
     for a, b, c in zip(first, second, call(inputs, "eager", gradient_state=kept), strict=True):
         assert torch.equal(a, b)
         assert relative_error(b, c) < 1e-5
+
+
+@pytest.mark.parametrize("own_gradient_state", [False, True])
+def test_the_kernel_is_given_its_arguments_in_their_declared_order(inputs, monkeypatch, own_gradient_state):
+    kept = tuple(s.clone() for s in inputs.initial_state) if own_gradient_state else None
+    call(inputs, gradient_state=kept)
+    ((key, found),) = plan.QUICK_PLANS.items()
+    seen = []
+    kernel = lambda programs, *arguments: seen.extend(arguments)  # noqa: E731
+    watched = dataclasses.replace(found.operator, kernels=(kernel,))
+    monkeypatch.setitem(plan.QUICK_PLANS, key, dataclasses.replace(found, operator=watched))
+    y, *states = call(inputs, gradient_state=kept)
+    given = dict(zip(NAMES, inputs.token(0), strict=True)) | dict(zip(("S_k", "S_v"), states, strict=True))
+    given |= dict(zip(("G_k", "G_v"), kept or (), strict=False))
+    given |= {"cu_seqlens": found.sequences.cu_seqlens, "y": y}
+    (step,) = found.operator.steps
+    for (name, _), tensor in zip(step.arguments, seen, strict=True):
+        assert tensor.data_ptr() == given[name].data_ptr(), name
 
 
 def test_without_a_kernel_that_checks_every_call_goes_the_long_way(inputs, long_ways):
