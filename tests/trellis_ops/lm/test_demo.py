@@ -74,7 +74,8 @@ def test_numbers_out_of_range_are_refused_by_the_parser(option: str, capsys: pyt
     [
         *(f"--learning-rate={value}" for value in ("nan", "inf", "-1", "0")),
         *(f"--temperature={value}" for value in ("nan", "inf", "-1")),
-        *(f"--{name}={value}" for name in ("batch", "length", "chunk-size") for value in ("0", "-1", "1" + "0" * 30)),
+        *(f"--{name}={value}" for name in ("batch", "length", "chunk-size") for value in ("0", "-1")),
+        *(f"--{name}={10**30}" for name in ("batch", "length")),  # A chunk of so many tokens is one of all tokens.
     ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_trained(option: str, tmp_path: Path) -> None:
