@@ -168,6 +168,7 @@ from triton.backends.compiler import GPUTarget
 from codegen.backends.triton import compile as backend
 from codegen.backends.source_module import module_of
 from codegen.device import NAMED
+from codegen.kernels.signatures import dtype_of, kernel_arguments
 from codegen.render import render
 from tests.tuner.offline.test_candidates import CACHED_SPEC as spec, CACHED as schedule
 
