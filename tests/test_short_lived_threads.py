@@ -143,12 +143,12 @@ def test_what_a_kernel_refuses_is_refused_in_any_thread_and_tensors_are_let_go()
     from trellis_ops.operators import registered as operators
     from trellis_ops.operators.plan import plan
     settings = ("ln_silu", "ln_silu", "identity", 1e-6, 16, "bilevel")
-    program = plan(operators.attention_request, (*inputs.args, None, None, None), settings, "tvm").program
+    compiled = plan(operators.attention_request, (*inputs.args, None, None, None), settings, "tvm").operator
     thread_owners._threads.owners = [os.getpid()] * thread_owners.most_owners()
     said, gone = [], []
     def work():
         try:
-            program.kernels[0](8, *inputs.args)
+            compiled.kernels[0](8, *inputs.args)
         except (TypeError, ValueError) as error:
             said.append(type(error))
         mine = make_inputs(2, 40, 4, 8, 8, 8)

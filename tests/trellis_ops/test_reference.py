@@ -113,9 +113,9 @@ def test_identity_is_the_gated_delta_rule(step_size: str) -> None:
             s_k, s_v = (s[b, h].clone() for s in x.initial_state)
             for t in range(9):
                 target, beta = x.target[b, t, h], math.exp(x.log_decay[b, t, h])
-                step_size = x.step_size[h] if step_size == "head" else x.step_size[b, t, h]
-                s_k = beta * s_k - step_size * torch.outer(s_k @ x.k[b, t, h] - target, x.k[b, t, h])
-                s_v = beta * s_v - step_size * torch.outer(s_v @ x.v[b, t, h] - target, x.v[b, t, h])
+                gamma = x.step_size[h] if step_size == "head" else x.step_size[b, t, h]
+                s_k = beta * s_k - gamma * torch.outer(s_k @ x.k[b, t, h] - target, x.k[b, t, h])
+                s_v = beta * s_v - gamma * torch.outer(s_v @ x.v[b, t, h] - target, x.v[b, t, h])
                 assert_close(y[b, t, h], torch.softmax(s_k @ x.q[b, t, h], 0) @ s_v, 1e-12)
             assert_close(states[0][b, h], s_k, 1e-12)
             assert_close(states[1][b, h], s_v, 1e-12)

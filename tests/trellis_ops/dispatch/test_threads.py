@@ -42,10 +42,10 @@ results = []
 for threads in (1, 2, 1):
     torch.set_num_threads(threads)
     y, _ = trellis_attention(*inputs.args, chunk_size=8, implementation="tvm")
-    program = plan(operators.attention_request, (*inputs.args, None, None, None), settings, "tvm").program
-    assert program.schedule.key() == explain(trellis_attention, *inputs.args, chunk_size=8).schedule
+    compiled = plan(operators.attention_request, (*inputs.args, None, None, None), settings, "tvm").operator
+    assert compiled.schedule.key() == explain(trellis_attention, *inputs.args, chunk_size=8).schedule
     results.append(y)
-    print(program.schedule.threads)
+    print(compiled.schedule.threads)
 assert all(torch.equal(y, results[0]) for y in results)
 """
 
