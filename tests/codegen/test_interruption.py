@@ -18,7 +18,7 @@ import pytest
 from codegen.backends.source_module import module_of
 from codegen.backends.tvm import parser as tvm_parser
 from codegen.backends.tvm import runtime as tvm_runtime
-from codegen.backends.tvm.compile import compiler
+from codegen.backends.tvm.executable import compiler
 from codegen.cache.kernels import entry, kernels_folder
 from codegen.interruption import uninterrupted
 from codegen.render import Source

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from codegen.backends.tvm.compile import executable
+from codegen.backends.tvm.executable import executable
 from codegen.device import NAMED, Device
 from codegen.kernels.build import parts
 from codegen.kernels.operator import CompiledOperator

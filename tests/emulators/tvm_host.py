@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from codegen.backends.tvm.compile import executable
+from codegen.backends.tvm.executable import executable
 from codegen.backends.tvm.launch import lowered
 from codegen.backends.tvm_cuda.launch import LaunchPlan
 from codegen.device import NAMED

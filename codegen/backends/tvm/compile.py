@@ -9,7 +9,6 @@ import importlib.util
 import platform
 import re
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from codegen.backends import Resources
 from codegen.backends.source_module import module_of
 from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.backends.tvm import thread_owners
-from codegen.backends.tvm.parser import quicken_parser
+from codegen.backends.tvm.executable import NAME, compiler, compiler_or_fault, executable
 from codegen.backends.tvm_cuda import nvcc
 from codegen.cache.kernels import Entry, entry
 from codegen.device import Device, cpu, cpu_identity
@@ -32,11 +31,8 @@ from codegen.spec import Spec
 if TYPE_CHECKING:
     import torch
 
-name = "tvm"
+name = NAME
 
-_FOREIGN_TARGETS: dict[str, dict[str, Any]] = {"aarch64": {"mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}}
-# Buffers are as small as they can be, and LLVM finds the rest: a third of TVM's time, and kernels as fast without.
-_USELESS_PASSES = ["s_tir.CompactBufferAllocation", "s_tir.HoistIfThenElse", "tirx.CommonSubexprElim"]
 _PTXAS_REPORT = re.compile(r"(\d+) bytes stack frame.*?Used (\d+) registers(?:.*?(\d+) bytes smem)?", re.DOTALL)
 
 
@@ -173,7 +169,7 @@ def toolchain() -> dict[str, str]:
         return {"apache-tvm": importlib.metadata.version("apache-tvm")}
     except importlib.metadata.PackageNotFoundError:
         # Built from source and put on the path.
-        return {"apache-tvm": str(getattr(_compiler_or_fault()[0], "__version__", "unknown"))}
+        return {"apache-tvm": str(getattr(compiler_or_fault()[0], "__version__", "unknown"))}
 
 
 def _require_available(device: Device) -> None:
@@ -227,61 +223,3 @@ def _compiled(place: Entry, source: Source, schedule: Schedule) -> TvmKernel:
     kept = place.store(export)
     found = None if kept is None else _loaded(place, source.kernel, schedule)
     return found or TvmKernel(source.kernel, made[source.kernel], schedule.cpu_threads)
-
-
-def executable(source: Source, device: Device, instruments: Sequence[Any] = ()) -> Any:
-    """What TVM makes of `source`, for a device that need not be here: TVM's host function, and for CUDA its kernel.
-
-    Args:
-        instruments: look on while TVM's passes run, see `tvm.instrument.pass_instrument`.
-
-    Raises:
-        CompileError: TVM refused the source.
-    """
-    tvm = compiler()
-    module = module_of(source, name)
-    on_cuda = device.kind == "cuda"
-    # CUDA kernels place every barrier and buffer themselves; the few passes of "tirx" leave both where they are.
-    options = {"tir_pipeline": "tirx"} if on_cuda else {}
-    useless = [] if on_cuda else _USELESS_PASSES
-    try:
-        with tvm.transform.PassContext(disabled_pass=useless, instruments=[*instruments]):
-            return tvm.compile(module.Module, target=_target(device), **options)
-    except Exception as error:
-        raise CompileError(backend=name, path=source.path, reason=f"{type(error).__name__}: {error}") from error
-
-
-def _target(device: Device) -> Any:
-    tvm = compiler()
-    if device.kind == "cuda":
-        return tvm.target.Target({"kind": "cuda", "arch": device.arch}, host={"kind": "llvm"})
-    if device.arch in _FOREIGN_TARGETS:
-        return tvm.target.Target({"kind": "llvm", **_FOREIGN_TARGETS[device.arch]})
-    mcpu = tvm.target.codegen.llvm_get_system_cpu() if device == cpu() else device.arch
-    # For many processors LLVM halves 512-bit vectors on its own account; how wide they are is for the schedule to say.
-    mattr = ["-prefer-256-bit"] if device.vector_bits == 512 else []
-    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "mattr": mattr})
-
-
-def compiler() -> Any:
-    """The package tvm, made faster.
-
-    Raises:
-        BackendUnavailableError: it cannot be imported.
-    """
-    found, fault = _compiler_or_fault()
-    if found is None:
-        raise BackendUnavailableError(backend=name, reason=fault)
-    return found
-
-
-@functools.cache
-def _compiler_or_fault() -> tuple[Any, str]:
-    """The package tvm, or what keeps it from being imported: half an import later it would be something else."""
-    try:
-        found = tvm_runtime.compiler()
-        quicken_parser()
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}".replace("\n", " ")
-        return None, f"the package tvm, which compiles, cannot be imported ({said}); install apache-tvm again"
-    return found, ""

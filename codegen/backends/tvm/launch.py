@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codegen.backends.tvm.compile import compiler, executable, name
+from codegen.backends.tvm.executable import NAME, compiler, executable
 from codegen.backends.tvm_cuda.launch import Argument, Extent, LaunchPlan, Size
 from codegen.device import Device
 from codegen.errors import CompileError
@@ -126,4 +126,4 @@ class _Reader:
 
     def _refusal(self, problem: str) -> CompileError:
         reason = f"the host function that TVM makes {problem}, so that its launch cannot be exported"
-        return CompileError(backend=name, path=self.source.path, reason=reason)
+        return CompileError(backend=NAME, path=self.source.path, reason=reason)

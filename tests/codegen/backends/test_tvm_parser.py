@@ -11,7 +11,7 @@ import pytest
 from codegen.backends import backend
 from codegen.backends.source_module import module_of
 from codegen.backends.tvm import parser as tvm_parser
-from codegen.backends.tvm.compile import compiler
+from codegen.backends.tvm.executable import compiler
 from codegen.device import NAMED, Device, cpu
 from codegen.errors import CompileError
 from codegen.kernels.build import parts
