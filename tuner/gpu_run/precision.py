@@ -46,7 +46,7 @@ def time_precisions(run: GpuRun) -> Iterator[Entry]:
 
 
 def precisions(run: GpuRun) -> Iterator[tuple[str, Spec, Schedule]]:
-    """A name, a spec and a schedule for each type of input and each precision that is legal for it."""
+    """A name, a spec and a schedule for each type of input and each precision, where several are legal for it."""
     named = next(filter(_has_dots, run.workload), None)
     if named is None:
         return
@@ -54,9 +54,10 @@ def precisions(run: GpuRun) -> Iterator[tuple[str, Spec, Schedule]]:
     for dtype in DTYPES:
         spec = replace(named.spec, problem=replace(named.spec.problem, dtype=dtype))
         usual = default(run.backend, spec, run.device).settings()
-        for precision in of_dots:
-            schedule = from_settings(run.backend, {**usual, "dot_precision": precision})
-            if why_illegal(spec, schedule, run.device) is None:
+        every = {each: from_settings(run.backend, {**usual, "dot_precision": each}) for each in of_dots}
+        legal = {each: schedule for each, schedule in every.items() if not why_illegal(spec, schedule, run.device)}
+        if len(legal) > 1:
+            for precision, schedule in legal.items():
                 yield f"{dtype} {precision}", spec, schedule
 
 
