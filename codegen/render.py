@@ -118,11 +118,11 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
     Args:
         kind: the backend's schedules.
         kernels: names of templates.
-        device: whose folder of templates it is about; the backend's first unless given.
+        device: whose folder of templates it is about; all of the backend's unless given.
     """
-    folder = kind.templates if device is None else kind.templates_on(device)
+    folders = kind.templates if device is None else (kind.templates_on(device),)
     names: set[str] = set()
-    waiting = [] if folder is None else [f"{folder}/{kernel}.py.j2" for kernel in kernels]
+    waiting = [f"{folder}/{kernel}.py.j2" for folder in folders for kernel in kernels if _is_there(folder, kernel)]
     while waiting:
         name = waiting.pop()
         if name not in names:
@@ -131,6 +131,10 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
     files = [TEMPLATES / name for name in sorted(names)] + _emitters(kind)
     content = b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _is_there(folder: str | None, kernel: str) -> bool:
+    return folder is not None and (TEMPLATES / folder / f"{kernel}.py.j2").is_file()
 
 
 def _emitters(kind: type[Schedule]) -> list[Path]:

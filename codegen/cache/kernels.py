@@ -67,14 +67,20 @@ class Entry:
     path: Path
     key: bytes | None = field(default=None, repr=False)
 
+    def content(self) -> bytes | None:
+        """What was kept, if it is there and whole; it is then what was used last."""
+        content = self._library()
+        if content is not None:
+            # Whoever may read but not write cannot say that the entry is in use; it is no less right for that.
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+        return content
+
     def find(self) -> Path | None:
         """The library, if it is there and whole, to be loaded at once; it is then the one used last."""
-        library = self._library()
+        library = self.content()
         if library is None:
             return None
-        # Whoever may read but not write cannot say that the entry is in use; it is no less right for that.
-        with contextlib.suppress(OSError):
-            os.utime(self.path)
         if self.key is None or why_exposed(self.path) is None:
             return self.path
         # By the time that it is loaded, another holder of the folder may have put something else there.
@@ -86,7 +92,7 @@ class Entry:
             return None
         return copy
 
-    def store(self, export: Callable[[Path], None]) -> Path | None:
+    def store(self, export: Callable[[Path], object]) -> Path | None:
         """Keep the library that `export` writes; None, and a warning, if that is not possible."""
         folder = self.path.parent
         try:

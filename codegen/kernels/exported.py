@@ -6,18 +6,15 @@ its machine code.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from codegen.backends.tvm_cuda import nvcc
-from codegen.backends.tvm_cuda.driver import CudaDriver, CudaFunction
+from codegen.backends.tvm_cuda.kernel import CudaKernel, Place, place_of
 from codegen.backends.tvm_cuda.launch import LaunchPlan
 from codegen.cache.ownership import read_regular, why_written_by_others
 from codegen.device import Device, cuda_device
@@ -28,7 +25,7 @@ from codegen.schedules.schedule import Schedule, Value
 from codegen.spec import Spec, spec_of_key
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 MANIFEST = "manifest.json"
 
@@ -85,36 +82,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where kernels run: a card, through the driver.
-
-    Attributes:
-        driver: that loads and launches.
-        where: tensors must be there.
-        stream: the handle of the stream that a launch goes to, asked at each.
-    """
-
-    driver: CudaDriver
-    where: torch.device
-    stream: Callable[[], int]
-
-
-@dataclass(frozen=True)
-class ExportedKernel:
-    """A loaded kernel; calling it checks its arguments and puts one launch on the current stream."""
-
-    plan: LaunchPlan
-    function: CudaFunction
-    place: Place
-
-    def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
-        """Launch `programs` blocks; none if there is nothing to do, which the driver would call an error."""
-        launch = self.plan.launch((programs, *arguments), self.place.where)
-        if 0 not in launch.grid:
-            self.function.launch(launch, self.place.stream())
-
-
 def read_manifest(folder: Path) -> Manifest:
     """What the folder at `folder` holds.
 
@@ -144,12 +111,11 @@ def program_of_export(folder: Path, card: int | None = None) -> CompiledOperator
     if not torch.cuda.is_available():
         raise BackendUnavailableError(backend="cuda", reason="torch sees no GPU here")
     index = torch.cuda.current_device() if card is None else card
-    device, where = cuda_device(index), torch.device("cuda", index)
+    device = cuda_device(index)
     if device.arch != manifest.arch:
         reason = f"{folder} was made for {manifest.arch}, this card is {device.arch}"
         raise BackendUnavailableError(backend="cuda", reason=reason)
-    place = Place(_driver(), where, lambda: int(torch.cuda.current_stream(where).cuda_stream))
-    return load(folder, device, place)
+    return load(folder, device, place_of(torch.device("cuda", index)))
 
 
 def load(folder: Path, device: Device, place: Place) -> CompiledOperator:
@@ -160,13 +126,10 @@ def load(folder: Path, device: Device, place: Place) -> CompiledOperator:
     """
     manifest = read_manifest(folder)
     spec, schedule = described(folder, manifest)
-    loaded: dict[str, ExportedKernel] = {}
+    loaded: dict[str, CudaKernel] = {}
     for part in manifest.parts:
         if part.file not in loaded:
-            card = place.where.index or 0
-            image = image_of(folder, part, manifest.arch)
-            function = place.driver.function(image, part.plan.function, part.plan.shared_bytes, card)
-            loaded[part.file] = ExportedKernel(part.plan, function, place)
+            loaded[part.file] = place.kernel(image_of(folder, part, manifest.arch), part.plan)
     return CompiledOperator(spec, schedule, device, tuple(loaded[part.file] for part in manifest.parts))
 
 
@@ -209,8 +172,3 @@ def _content(path: Path) -> bytes:
         return read_regular(path, _MOST_BYTES)
     except OSError as error:
         raise ExportError(path=path.parent, reason=f"{path.name}: {error.strerror or error}") from error
-
-
-@functools.cache
-def _driver() -> CudaDriver:
-    return CudaDriver()

@@ -80,7 +80,7 @@ class Schedule(ABC):
         own_variants: those of `VARIANTS` and `BACKWARD_VARIANTS` that it has kernels for.
         first_for: kinds of devices on which it serves a call that names no backend.
         shown_for: name of the device that its kernels are printed for unless another is named.
-        templates: folder under templates/; None if its kernels are not rendered.
+        templates: folders under templates/; none if its kernels are not rendered.
         writers: modules of codegen.maps.emit that its kernels take their maps from.
         emitters: Python files, beside those that all backends share, that decide what its kernels are.
         checks_arguments: whether its kernels refuse tensors that are not as the spec says, before they write anything.
@@ -95,7 +95,7 @@ class Schedule(ABC):
     own_variants: ClassVar[tuple[str, ...]]
     first_for: ClassVar[tuple[str, ...]]
     shown_for: ClassVar[str]
-    templates: ClassVar[str | None]
+    templates: ClassVar[tuple[str, ...]]
     writers: ClassVar[tuple[str, ...]]
     emitters: ClassVar[tuple[Path, ...]]
     checks_arguments: ClassVar[bool]
@@ -141,7 +141,7 @@ class Schedule(ABC):
     @classmethod
     def templates_on(cls, device: Device) -> str | None:
         """The folder under templates/ that has the kernels for `device`."""
-        return cls.templates
+        return next(iter(cls.templates), None)
 
     def template_variables(self, kernel: str, spec: Spec, device: Device) -> dict[str, object]:
         """What its templates are given besides what all are."""

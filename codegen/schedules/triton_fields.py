@@ -44,7 +44,7 @@ class TritonFields(Schedule):
         *("fused", "split", "recurrent", "update", "readout"),
         *("backward", "backward_split", "backward_chunks"),
     )
-    templates: ClassVar[str | None] = "triton"
+    templates: ClassVar[tuple[str, ...]] = ("triton",)
     writers: ClassVar[tuple[str, ...]] = ("triton",)
     emitters: ClassVar[tuple[Path, ...]] = (Path(__file__),)
     checks_arguments: ClassVar[bool] = False

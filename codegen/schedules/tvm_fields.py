@@ -45,7 +45,7 @@ class TvmFields(Schedule):
         "dot_precision": ("ieee", "tf32x3", "tf32", "bf16"),
     }
     own_variants: ClassVar[tuple[str, ...]] = ("fused", "pair", "split", "recurrent", "update", "readout", "backward")
-    templates: ClassVar[str | None] = "tvm"
+    templates: ClassVar[tuple[str, ...]] = ("tvm", "tvm_cuda")
     writers: ClassVar[tuple[str, ...]] = ("tvm", "tvm_cuda")
     emitters: ClassVar[tuple[Path, ...]] = (Path(__file__), Path(__file__).with_name("cuda_block.py"))
     checks_arguments: ClassVar[bool] = True

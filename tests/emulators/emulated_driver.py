@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from codegen.backends.tvm_cuda.driver import CudaDriver
+from codegen.backends.tvm_cuda.kernel import Place
 from codegen.device import cpu
-from codegen.kernels.exported import Place, load, read_manifest
+from codegen.kernels.exported import load, read_manifest
 from codegen.kernels.operator import CompiledOperator
 from tests.emulators.emulated_cuda import as_cpp, library, signature
 
@@ -71,9 +72,13 @@ def emulated_export(folder: Path, into: Path) -> Path:
     """A copy of the export in `folder` whose machine code is for the emulated driver."""
     shutil.copytree(folder, into, dirs_exist_ok=True)
     for part in read_manifest(folder).parts:
-        image = library(_with_entry((folder / f"{part.file}.cu").read_text()))
-        (into / f"{part.file}.cubin").write_bytes(str(image).encode() + b"\0")
+        (into / f"{part.file}.cubin").write_bytes(emulated_image((folder / f"{part.file}.cu").read_text()))
     return into
+
+
+def emulated_image(cuda: str) -> bytes:
+    """Machine code of some CUDA source for the emulated driver."""
+    return str(library(_with_entry(cuda))).encode() + b"\0"
 
 
 def emulated_program(folder: Path, into: Path) -> CompiledOperator:

@@ -25,7 +25,7 @@ class ToySchedule(Schedule):
     own_variants: ClassVar[tuple[str, ...]] = ("fused", "recurrent")
     first_for: ClassVar[tuple[str, ...]] = ()
     shown_for: ClassVar[str] = "here"
-    templates: ClassVar[str | None] = None
+    templates: ClassVar[tuple[str, ...]] = ()
     writers: ClassVar[tuple[str, ...]] = ("pytorch",)
     emitters: ClassVar[tuple[Path, ...]] = (Path(__file__), Path(__file__).with_name("compile.py"))
     checks_arguments: ClassVar[bool] = False

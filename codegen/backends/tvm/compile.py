@@ -1,4 +1,4 @@
-"""TVM: TVMScript sources compiled through LLVM for CPUs, and to CUDA for devices that need not be here."""
+"""TVM: TVMScript sources compiled through LLVM for CPUs, and to CUDA, for cards that need not be here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from codegen.backends.source_module import module_of
 from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.backends.tvm import thread_owners
 from codegen.backends.tvm.executable import NAME, compiler, compiler_or_fault, executable
+from codegen.backends.tvm_cuda import compile as cuda
 from codegen.backends.tvm_cuda import nvcc
+from codegen.backends.tvm_cuda.kernel import CompiledCuda
 from codegen.cache.kernels import Entry, entry
 from codegen.device import Device, cpu, cpu_identity
 from codegen.errors import BackendUnavailableError, CompileError
@@ -66,8 +68,10 @@ def why_unavailable(device: Device) -> str | None:
     """Why kernels for `device` cannot run in this process, in one sentence; None if they can."""
     if importlib.util.find_spec("tvm") is None:
         return "the package apache-tvm is not installed (it comes with trellis-ops on Linux x86-64)"
+    if device.kind == "cuda":
+        return cuda.why_unavailable(device)
     if device.kind != "cpu":
-        return f"TVM kernels run on CPU tensors in this version, not on {device.key()}"
+        return f"TVM has templates for CPUs and CUDA, not for {device.key()}"
     if device != cpu():
         return f"this machine is {cpu().key()}, not {device.key()}"
     return why_broken()
@@ -81,16 +85,19 @@ def why_broken() -> str | None:
     return tvm_runtime.why_broken() if importlib.util.find_spec("tvm") is not None else None
 
 
-def kernel(template: str, spec: Spec, schedule: Schedule, device: Device) -> TvmKernel:
-    """The kernel for the CPU of this machine, as an earlier process compiled it, or rendered, compiled and kept now.
+def kernel(template: str, spec: Spec, schedule: Schedule, device: Device) -> TvmKernel | CompiledCuda:
+    """The kernel for this machine's CPU or card, as an earlier process compiled it, or rendered, compiled and kept now.
 
     Raises:
-        BackendUnavailableError: `device` is not this machine's CPU, or TVM is missing.
+        BackendUnavailableError: `device` is not of this machine, or TVM is missing.
         TemplateError: the template does not render.
         CompileError: TVM refused the source.
         SizeError: TRELLIS_OPS_CACHE_MEGABYTES is no size.
     """
     _require_available(device)
+    if device.kind == "cuda":
+        identity = _identity(template, spec, schedule, device)
+        return cuda.kernel(template, identity, lambda: render(template, spec, schedule, device), device)
     place = entry(template, _identity(template, spec, schedule, device))
     if place is None:
         return compile(render(template, spec, schedule, device), spec, schedule, device)
@@ -104,14 +111,16 @@ def kernel(template: str, spec: Spec, schedule: Schedule, device: Device) -> Tvm
         )
 
 
-def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> TvmKernel:
-    """Compile for the CPU of this machine, in memory.
+def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> TvmKernel | CompiledCuda:
+    """Compile for the CPU or a card of this machine, in memory.
 
     Raises:
-        BackendUnavailableError: `device` is not this machine's CPU, or TVM is missing.
+        BackendUnavailableError: `device` is not of this machine, or TVM is missing.
         CompileError: TVM refused the source.
     """
     _require_available(device)
+    if device.kind == "cuda":
+        return cuda.compiled(source, device)
     return TvmKernel(source.kernel, executable(source, device)[source.kernel], schedule.cpu_threads)
 
 
