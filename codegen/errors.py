@@ -232,10 +232,10 @@ class UnknownStageError(TrellisError, ValueError):
 
 
 class ExportError(TrellisError, ValueError):
-    """A folder that holds no exported program that this version can run."""
+    """A folder that holds no exported operator that this version can run."""
 
     message = (
-        "{path} holds no exported program of this version: {reason}; make it again with python -m tuner gpu-export"
+        "{path} holds no exported operator of this version: {reason}; make it again with python -m tuner gpu-export"
     )
 
 

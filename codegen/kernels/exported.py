@@ -97,7 +97,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def program_of_export(folder: Path, card: int | None = None) -> CompiledOperator:
+def operator_of_export(folder: Path, card: int | None = None) -> CompiledOperator:
     """The operator in `folder`, loaded on a card: torch's current one, or number `card`.
 
     Raises:
@@ -122,7 +122,7 @@ def load(folder: Path, device: Device, place: Place) -> CompiledOperator:
     """The operator in `folder`, loaded at `place`.
 
     Raises:
-        ExportError, BackendUnavailableError, CompileError, CudaDriverError: as for `program_of_export`.
+        ExportError, BackendUnavailableError, CompileError, CudaDriverError: as for `operator_of_export`.
     """
     manifest = read_manifest(folder)
     spec, schedule = described(folder, manifest)

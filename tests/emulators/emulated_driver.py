@@ -1,4 +1,4 @@
-"""Exported programs run on this CPU: the real launcher, a CUDA driver that is emulated, kernels that are emulated."""
+"""Exported operators run on this CPU: the real launcher, a CUDA driver that is emulated, kernels that are emulated."""
 
 from __future__ import annotations
 

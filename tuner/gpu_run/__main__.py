@@ -102,7 +102,7 @@ def _not_reached(run: GpuRun) -> Iterator[str]:
         ("correct", "kernels were not checked"): kernels,
         ("sanitizer", "examinations by the sanitizer were not made"): examinations,
         ("precision", "precisions were not timed"): len(list(precisions(run))),
-        ("tvm", "exported programs were not run"): programs,
+        ("tvm", "exported operators were not run"): programs,
     }
     for (stage, words), count in planned.items():
         if (missed := count - len(ledger.of(stage))) > 0:

@@ -20,7 +20,7 @@ import torch
 from codegen.device import NAMED, Device
 from codegen.errors import ExportError, TrellisError
 from codegen.kernels.export import templates_digest
-from codegen.kernels.exported import MANIFEST, described, program_of_export, read_manifest
+from codegen.kernels.exported import MANIFEST, described, operator_of_export, read_manifest
 from codegen.kernels.operator import CompiledOperator
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
@@ -150,7 +150,7 @@ def main(folders: Sequence[str]) -> None:
 def _examined_in(folder: Path) -> Found:
     """The one place where exceptions of an exported operator become a finding."""
     try:
-        found = examined(folder.name, program_of_export(folder))
+        found = examined(folder.name, operator_of_export(folder))
         stale = _why_stale(folder)
     except Exception as error:
         text = str(error) if isinstance(error, TrellisError) else f"{type(error).__name__}: {error}"

@@ -17,7 +17,7 @@ import msgspec
 
 from codegen.device import Device
 from codegen.kernels.build import build
-from codegen.kernels.exported import program_of_export
+from codegen.kernels.exported import operator_of_export
 from codegen.kernels.operator import CompiledOperator
 from codegen.schedules.registry import from_settings
 from codegen.schedules.schedule import Value
@@ -146,7 +146,7 @@ def main(operators: str) -> None:
 
 def _operator(each: Described | Exported, device: Device) -> CompiledOperator:
     if isinstance(each, Exported):
-        return program_of_export(Path(each.folder))
+        return operator_of_export(Path(each.folder))
     return build(_small(spec_of_key(each.spec)), from_settings(each.backend, dict(each.settings)), device)
 
 

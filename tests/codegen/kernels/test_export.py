@@ -19,7 +19,7 @@ from codegen.device import NAMED
 from codegen.errors import BackendUnavailableError, ExportError, IllegalScheduleError
 from codegen.kernels.build import parts
 from codegen.kernels.export import export
-from codegen.kernels.exported import MANIFEST, Manifest, described, image_of, program_of_export, read_manifest
+from codegen.kernels.exported import MANIFEST, Manifest, described, image_of, operator_of_export, read_manifest
 from codegen.rule import Rule
 from codegen.schedules.cuda_block import block_of
 from codegen.schedules.registry import default
@@ -137,7 +137,7 @@ def test_what_this_version_does_not_know_is_refused(prefill, tmp_path, changes, 
 
 def test_a_folder_without_a_manifest_and_a_changed_source_are_refused(prefill, tmp_path):
     with pytest.raises(ExportError, match="No such file"):
-        program_of_export(tmp_path)
+        operator_of_export(tmp_path)
     folder = changed(prefill, tmp_path)
     (part, *_) = read_manifest(folder).parts
     (folder / f"{part.file}.cu").write_text("// other")
@@ -151,7 +151,7 @@ def test_without_a_gpu_it_says_so(prefill):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(BackendUnavailableError, match="sees no GPU"):
-        program_of_export(prefill)
+        operator_of_export(prefill)
 
 
 def test_what_has_no_kernel_is_not_exported(tmp_path):

@@ -1,4 +1,4 @@
-"""Exported programs run by the real launcher, with an emulated CUDA driver and an emulated GPU, against the oracle."""
+"""Exported operators run by the real launcher, with an emulated CUDA driver and an emulated GPU, against the oracle."""
 
 from __future__ import annotations
 

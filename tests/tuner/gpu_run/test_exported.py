@@ -1,4 +1,4 @@
-"""The GPU run's stage for exported programs: on an emulated GPU, and in processes that die."""
+"""The GPU run's stage for exported operators: on an emulated GPU, and in processes that die."""
 
 from __future__ import annotations
 
