@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from operator import attrgetter
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.codegen.backends.test_tvm_backward import check
 from tests.support.inputs import Inputs, make_inputs
 from tests.support.kernel_cases import Case, check_attention, check_step
 from tests.support.relative_error import assert_close
-from tests.support.user_maps import GELU, HUBER, NAMES, RMS_SILU, WRITES
+from tests.support.user_maps import CUBIC, GELU, HUBER, NAMES, RMS_SILU, WRITES
 from trellis_ops import reference, trellis_attention, trellis_step
 from trellis_ops.eager import backward
 from trellis_ops.eager import forward as eager
@@ -57,18 +58,22 @@ def test_eager(write: str, outer_gradient: str, state: str) -> None:
 
 @writes
 def test_kernels_of_tvm(write: str) -> None:
-    """Forward with tokens in the lanes, and both gradients."""
+    """Forward and backward with tokens in the lanes, and decoding with slots in the lanes."""
     case = Case(chunk=16, lengths=(21, 21), rule=rule_of(write))
     check(case)
+    check_step(With(), Case("trellis_step", lengths=(1, 1, 1), rule=case.rule))
+
+
+@pytest.mark.parametrize("write", [RMS_SILU, HUBER], ids=attrgetter("name"))
+def test_first_order_gradients_of_tvm(write: str) -> None:
+    case = Case(chunk=16, lengths=(21, 21), rule=rule_of(write))
     check(case, "first_order", case.inputs(state="zero"))
 
 
-@writes
-def test_kernels_of_tvm_for_one_token(write: str) -> None:
-    """Decoding, and chunks that share a tile: slots in the lanes, of which the last vector is padded."""
-    rule = rule_of(write)
-    check_step(With(), Case("trellis_step", lengths=(1, 1, 1), rule=rule))
-    check(Case(chunk=3, lengths=(20,), heads=1, rule=rule))
+@pytest.mark.parametrize("write", [RMS_SILU, CUBIC], ids=attrgetter("name"))
+def test_kernels_of_tvm_whose_chunks_share_a_tile(write: str) -> None:
+    """Slots in the lanes of a backward, the last vector padded: a row with a sum over slots, and a loss."""
+    check(Case(chunk=3, lengths=(20,), heads=1, rule=rule_of(write)))
 
 
 def test_at_the_kinks_of_a_loss() -> None:
