@@ -24,7 +24,7 @@ MAX_DEPTH = 16
 
 _SAID, _ECHO, _MOST = 500, 120, 2**40
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}\Z")]
 
 
 @dataclass(frozen=True)

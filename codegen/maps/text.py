@@ -87,7 +87,7 @@ def parsed(written: str, inputs: tuple[str, ...]) -> Expr:
     try:
         body = ast.parse(written.strip(), mode="eval").body
         return _parsed(body, inputs)
-    except (SyntaxError, TypeError, ValueError, ZeroDivisionError, RecursionError) as error:
+    except (SyntaxError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         raise MapTextError(text=written, reason=f"{error}") from error
 
 
