@@ -22,7 +22,6 @@ from codegen.maps.emit import pytorch
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.schedules.registry import default, from_settings, kind_of
-from codegen.schedules.schedule import Schedule
 from codegen.spec import Problem, Spec, spec_of_key
 from tests.hostile.entrance import Entrance
 from tuner.offline.candidates import path_for

@@ -101,7 +101,9 @@ def _text_file(name: str, given: Path) -> None:
 def _option(*arguments: str) -> Entrance:
     def entrance(name: str, given: Path) -> None:
         (given / "text.txt").write_text("text")
-        cli.main([str(given / "text.txt"), f"--folder={given / 'run'}", *(each.replace("NAME", name) for each in arguments)])
+        cli.main(
+            [str(given / "text.txt"), f"--folder={given / 'run'}", *(each.replace("NAME", name) for each in arguments)]
+        )
 
     return entrance
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,12 +23,16 @@ from tuner.commands.command import print_lines
 from tuner.gpu_run.ledger import Entry, Ledger
 from tuner.offline import candidates
 from tuner.offline.candidates import Guess, Ranked
-from tuner.report.page import render_page
+from tuner.records.history import History
 from tuner.report.report import known_lines
+from tuner.report.why import why_lines
 from tuner.studies.storage import StudyStorage
 from tuner.studies.studies import StudyKey, open_storage, open_study
 from tuner.workload import load_workload, parse_spec
-from tuning_db import Store
+from tuning_db import Record, Store
+
+TEXTS = ("spec", "backend", "template_digest", "schedule", "reason", "policy", "source")
+"""Fields of a record that may hold more than a key of this project."""
 
 _FIELDS = ("name", "operator", "dtype", "direction", "phi", "link", "out", "step_size", "heads", "phi_eps")
 HOPPER = NAMED["sm_90"]
@@ -99,9 +102,9 @@ def _member(content: dict[str, Any], name: str) -> None:
 
 
 @functools.cache
-def _storage() -> StudyStorage:
-    """One for all names: to make its tables takes a second."""
-    return open_storage(f"sqlite:///{Path(tempfile.mkdtemp()) / 'studies.db'}")
+def storage(folder: Path) -> StudyStorage:
+    """The studies of a folder, one storage for all names: to make its tables takes a second."""
+    return open_storage(f"sqlite:///{folder / 'studies.db'}")
 
 
 def _study(field: str) -> Entrance:
@@ -109,7 +112,7 @@ def _study(field: str) -> Entrance:
 
     def entrance(name: str, given: Path) -> None:
         key = StudyKey(**{**asdict(plain), field: name})
-        study = open_study(_storage(), key, optuna.samplers.RandomSampler(), lambda point: True)
+        study = open_study(storage(given.parent), key, optuna.samplers.RandomSampler(), lambda point: True)
         assert study.study_name == key.name()
         assert study.user_attrs[field] == name
 
@@ -120,15 +123,19 @@ def _url(name: str, given: Path) -> None:
     open_storage(name)
 
 
-def _shown(field: str) -> Entrance:
-    """A record with a text that its fields allow, in a table and on a page."""
+def record_with(field: str, name: str) -> Record:
+    """A record that holds a name where its fields allow any text. Raises RecordError where they do not."""
+    return record(**{field: {"variant": name} if field == "schedule" else name})
 
+
+def _shown(field: str) -> Entrance:
     def entrance(name: str, given: Path) -> None:
         store = Store(given / "user", given / "shipped")
-        assert store.commit(record(**{field: {"variant": name} if field == "schedule" else name}))
-        print_lines(Console(width=400), known_lines(store, None))
-        page = render_page(store, _storage(), None)
-        assert "<script>alert" not in page
+        made = record_with(field, name)
+        assert store.commit(made)
+        console = Console(width=400)
+        print_lines(console, known_lines(store, None))
+        print_lines(console, why_lines(History(made, "user", None)))
 
     return entrance
 
@@ -167,16 +174,12 @@ ENTRANCES: dict[str, Entrance] = {
     "a setting of a candidate": _list(_of_guess),
     "a field of a candidate": _list(_field_of_guess),
     "a field of a list of candidates": _list(_member),
-    **{f"{field} of a study": _study(field) for field in StudyKey.__dataclass_fields__},
+    **{f"{field} of a study": _study(field) for field in ("spec", "device")},
     "the storage of studies": _url,
-    **{
-        f"{field} of a record that is shown": _shown(field)
-        for field in ("spec", "backend", "template_digest", "schedule", "reason", "policy", "source")
-    },
+    **{f"{field} of a record that is shown": _shown(field) for field in TEXTS},
     **{f"{field} of a finding": _ledger(field) for field in ("stage", "name", "state", "text")},
     "tuner show --device": _command("show", "--device=NAME"),
     "tuner tune --spec": _command("tune", "--offline", "--device=sm_90", "--spec=NAME"),
-    "tuner tune --offline --device": _command("tune", "--offline", "--device=NAME"),
     "tuner report --storage": _command("report", "--text", "--storage=NAME"),
     "tuner export --device": _command("export", "--device=NAME", "GIVEN/exported"),
 }

@@ -41,7 +41,6 @@ _RECOMMENDATION: dict[str, Fields] = {
     **{name: _field(name) for name in ("device", "created", "source", "slots", "surprise")},
     "package": lambda name: {"toolchain": {name: "1"}},
     "number of pairs": lambda name: {"front": [{**_ROW, "recall_by_pairs": {name: 0.5}}]},
-    "field of the front": lambda name: {"front": [{**_ROW, name: 1}]},
 }
 
 
@@ -155,6 +154,7 @@ ENTRANCES: dict[str, Entrance] = {
     **{f"{name} of a record in a file": _read(fields, "record") for name, fields in _RECORD.items()},
     **{f"{name} of a recommendation": _recommended(fields) for name, fields in _RECOMMENDATION.items()},
     **{f"{name} of a recommendation in a file": _read(fields, "front") for name, fields in _RECOMMENDATION.items()},
+    "field of a front in a file": _read(lambda name: {"front": [{**_ROW, name: 1}]}, "front"),
     "a member of a file of records": _member,
     "the device of a file of records": _device_of_file,
     "the name of a file of records": _file_name,
