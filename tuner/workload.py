@@ -92,7 +92,7 @@ def _decoded(data: bytes) -> object:
             if depth > MAX_DEPTH:
                 raise ValueError(f"it is nested more than {MAX_DEPTH} deep; a workload is two deep")
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(" ".join(str(error).split())) from error
     return msgspec.yaml.decode(data)
 
 

@@ -124,9 +124,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = msgspec.json.decode(_content(folder / MANIFEST), type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ExportError(
-            path=folder, reason=f"{MANIFEST} is none of this project ({printable(str(error))})"
-        ) from error
+        said = printable(str(error))
+        raise ExportError(path=folder, reason=f"{MANIFEST} is none of this project ({said})") from error
     if manifest.version != VERSION:
         raise ExportError(path=folder, reason=f"its form is version {manifest.version}, not {VERSION}")
     return manifest
