@@ -39,11 +39,11 @@ def _key(piece: str) -> Entrance:
 
 
 def _of_problem(field: str) -> Entrance:
-    return lambda name, given: Problem(**{field: name})  # type: ignore[arg-type]
+    return lambda name, given: Problem(**{field: name})
 
 
 def _of_rule(field: str) -> Entrance:
-    return lambda name, given: Rule(**{field: name})  # type: ignore[arg-type]
+    return lambda name, given: Rule(**{field: name})
 
 
 def _rendered(rule: Rule, device: Device = HERE) -> None:
@@ -120,7 +120,7 @@ def _schedule_object(name: str, given: Path) -> None:
 
 def _device(field: str) -> Entrance:
     def entrance(name: str, given: Path) -> None:
-        device = replace(HERE, **{field: name})  # type: ignore[arg-type]
+        device = replace(HERE, **{field: name})
         assert path_for(device, given).parent == given
         _rendered(Rule(), device)
 

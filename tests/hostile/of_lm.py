@@ -126,7 +126,7 @@ _NAMED_FIELDS = ("phi", "link", "out", "step_size", "outer_gradient", "decode", 
 
 ENTRANCES: dict[str, Entrance] = {
     **{
-        f"{field} of a model": lambda name, given, field=field: replace(TINY, **{field: name})  # type: ignore[misc]
+        f"{field} of a model": lambda name, given, field=field: replace(TINY, **{field: name})
         for field in _NAMED_FIELDS
     },
     "a preset": lambda name, given: TrellisConfig.preset(name),
@@ -138,7 +138,7 @@ ENTRANCES: dict[str, Entrance] = {
     "a digest in a model's file": _model(lambda content, name: content.update({"sha256": name})),
     **{
         f"a name among the {group} of a checkpoint": _checkpoint(
-            lambda run, name, group=group: replace(run, **{group: {**getattr(run, group), name: torch.ones(1)}})  # type: ignore[misc]
+            lambda run, name, group=group: replace(run, **{group: {**getattr(run, group), name: torch.ones(1)}})
         )
         for group in ("weights", "optimizer", "carried", "random")
     },

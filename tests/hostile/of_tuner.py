@@ -142,7 +142,7 @@ def _shown(field: str) -> Entrance:
 
 def _ledger(field: str) -> Entrance:
     def entrance(name: str, given: Path) -> None:
-        entry = Entry(**{"stage": "correct", "name": "a", "state": "0", "ok": True, field: name})  # type: ignore[arg-type]
+        entry = Entry(**{"stage": "correct", "name": "a", "state": "0", "ok": True, field: name})
         Ledger(given / "findings.jsonl").add(entry)
         assert Ledger(given / "findings.jsonl").of(entry.stage) in ([], [entry])
 
@@ -158,7 +158,7 @@ def _command(*arguments: str) -> Entrance:
 
 
 ENTRANCES: dict[str, Entrance] = {
-    **{f"{field} of a workload": _workload(lambda name, field=field: {field: name}) for field in _FIELDS},  # type: ignore[misc]
+    **{f"{field} of a workload": _workload(lambda name, field=field: {field: name}) for field in _FIELDS},
     "a field of a workload": _workload(lambda name: {name: 1}),
     "a section of a workload": _section,
     "what is no YAML": _no_yaml,
@@ -168,7 +168,7 @@ ENTRANCES: dict[str, Entrance] = {
     "the operator of --spec": lambda name, given: parse_spec(f"x: operator={name}"),
     "what is no field of --spec": lambda name, given: parse_spec(f"x: {name}"),
     **{
-        f"{field} of a list of candidates": _list(lambda content, name, field=field: content.update({field: name}))  # type: ignore[misc]
+        f"{field} of a list of candidates": _list(lambda content, name, field=field: content.update({field: name}))
         for field in ("name", "spec", "device", "template_digest", "tried")
     },
     "a setting of a candidate": _list(_of_guess),
