@@ -13,7 +13,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from codegen.errors import UnknownDeviceError
+from codegen.errors import DeviceFieldError, UnknownDeviceError
+
+KINDS = ("cpu", "cuda", "hip")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_LONGEST = {"name": 64, "arch": 16}
+"""Characters of each: a key is made of both, and the name of a file of a key."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,15 @@ class Device:
     """A machine, as far as kernels care.
 
     Attributes:
-        kind: "cpu", "cuda" or "hip".
+        kind: one of `KINDS`.
         name: what its maker calls it, in lower case with dashes ("nvidia-h200", "amd-epyc-f25m17").
         arch: what a compiler calls it ("x86-64-v4", "aarch64", "sm_90", "gfx942").
         cores: processors that this process may use, or multiprocessors.
         vector_bits: width of a CPU vector register in bits; 0 for a GPU.
         shared_bytes: shared memory that one block may use, in bytes; 0 for a CPU.
+
+    Raises:
+        DeviceFieldError: another kind, or a name or an architecture that is no such text.
     """
 
     kind: str
@@ -35,6 +44,15 @@ class Device:
     cores: int
     vector_bits: int = 0
     shared_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise DeviceFieldError(field="kind", value=self.kind, expected=f"one of {', '.join(KINDS)}")
+        for field, most in _LONGEST.items():
+            value = getattr(self, field)
+            if len(value) > most or _NAME.fullmatch(value) is None:
+                expected = f"at most {most} lower-case letters, digits, '.', '_' and '-', one of the first two first"
+                raise DeviceFieldError(field=field, value=value, expected=expected)
 
     def key(self) -> str:
         """Stable text key, fit for a file name; the second half of a tuning record's identity."""
@@ -123,13 +141,13 @@ def cuda_device(index: int) -> Device:
 def _cpu_identity(facts: dict[str, str], machine: str) -> tuple[str, str, int]:
     model = _slug(facts.get("model name", "") or platform.processor() or "cpu")
     if machine in ("x86_64", "amd64"):
-        name = f"{model}-f{facts.get('cpu family', '0')}m{facts.get('model', '0')}"
+        name = _slug(f"{model[:48]}-f{facts.get('cpu family', '0')}m{facts.get('model', '0')}")
         flags = set(facts.get("flags", "").split())
         for arch, bits, needed in _X86_LEVELS:
             if flags.issuperset(needed):
                 return name, arch, bits
         return name, "x86-64", 128
-    return model, "aarch64" if machine in ("arm64", "aarch64") else machine, 128
+    return model, "aarch64" if machine in ("arm64", "aarch64") else _slug(machine)[: _LONGEST["arch"]], 128
 
 
 @functools.cache
@@ -149,4 +167,5 @@ def _usable_cores() -> int:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("(r)", "").replace("(tm)", "")).strip("-")
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower().replace("(r)", "").replace("(tm)", "")).strip("-")
+    return plain[: _LONGEST["name"]].strip("-") or "unknown"

@@ -7,16 +7,33 @@ Raise with the details as keywords; they fill the message and stay readable as a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from string import Formatter
 from typing import ClassVar
+
+_REPORTS = ("reason", "reasons")
+"""Details that may take several lines, as what a compiler says does."""
+
+
+def printable(text: str, kept: str = "") -> str:
+    """`text` with every character escaped that `repr` escapes, line ends among them, but for those `kept`.
+
+    Example:
+        >>> printable("reversed: \\u202e")
+        'reversed: \\u202e'
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in kept else ascii(each)[1:-1] for each in text)
 
 
 class TrellisError(Exception):
-    """Base of every error that this project raises on purpose."""
+    """Base of every error that this project raises on purpose; no detail acts on the terminal that shows it."""
 
     message: ClassVar[str] = "{detail}"
 
     def __init__(self, **details: object) -> None:
-        super().__init__(self.message.format(**details))
+        super().__init__(_filled(self.message, details))
         self.details = details
 
     def __getattr__(self, name: str) -> object:
@@ -27,6 +44,17 @@ class TrellisError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.details))
+
+
+def _filled(message: str, details: Mapping[str, object]) -> str:
+    """`message` with its fields filled in, as `str.format` does it, and made printable."""
+    filled = []
+    for text, name, form, conversion in Formatter().parse(message):
+        filled.append(text)
+        if name is not None:
+            value = repr(details[name]) if conversion == "r" else details[name]
+            filled.append(printable(format(value, form or ""), kept="\n\t" if name in _REPORTS else ""))
+    return "".join(filled)
 
 
 def _rebuild(kind: type[TrellisError], details: dict[str, object]) -> TrellisError:
@@ -223,6 +251,12 @@ class BackendUnavailableError(TrellisError, RuntimeError):
     """A backend whose package, or whose device, is missing."""
 
     message = "backend {backend!r} is not available: {reason}"
+
+
+class DeviceFieldError(TrellisError, ValueError):
+    """A device whose name could be no part of a file's, or of a line in a generated source."""
+
+    message = "{field}={value!r} of a device is not valid; expected {expected}"
 
 
 class UnknownStageError(TrellisError, ValueError):

@@ -21,7 +21,7 @@ from codegen.cache.folder import cache_folder, is_shared, say_exposed
 from codegen.cache.ownership import make_own, read_own, write_own
 from codegen.cache.process_folder import process_folder
 from codegen.device import Device
-from codegen.errors import TemplateError, UnknownKernelError
+from codegen.errors import TemplateError, UnknownKernelError, printable
 from codegen.kernels import signatures, text
 from codegen.rule import READOUT_EPS
 from codegen.schedules.registry import SCHEDULES
@@ -173,14 +173,16 @@ def _environment() -> jinja2.Environment:
 def _header(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
     folder = schedule.templates_on(device)
     digest = template_digest(type(schedule), (kernel,), device)
-    return (
-        f"# {kernel} for {schedule.backend}, generated; do not edit.\n"
-        f"# template  templates/{folder}/{kernel}.py.j2, digest {digest}\n"
-        f"# spec      {spec.key()}\n"
-        f"# schedule  {schedule.key()}\n"
-        f"# device    {device.key()}\n"
-        f"# again     {show_command(kernel, spec, schedule, device)}\n"
+    lines = (
+        f"{kernel} for {schedule.backend}, generated; do not edit.",
+        f"template  templates/{folder}/{kernel}.py.j2, digest {digest}",
+        f"spec      {spec.key()}",
+        f"schedule  {schedule.key()}",
+        f"device    {device.key()}",
+        f"again     {show_command(kernel, spec, schedule, device)}",
     )
+    # What follows an end of a line would be code.
+    return "".join(f"# {printable(line)}\n" for line in lines)
 
 
 def show_command(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:

@@ -24,7 +24,7 @@ MAX_DEPTH = 16
 
 _SAID, _ECHO, _MOST = 500, 120, 2**40
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}\Z")]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _decoded(data: bytes) -> object:
             if depth > MAX_DEPTH:
                 raise ValueError(f"it is nested more than {MAX_DEPTH} deep; a workload is two deep")
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(" ".join(str(error).split())) from error
     return msgspec.yaml.decode(data)
 
 

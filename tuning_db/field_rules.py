@@ -50,6 +50,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
+def one_line(text: str) -> str:
+    """`text` as `printable` has it, line ends and tabs escaped too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def utc_now() -> str:
     """This moment as a record's `created`: ISO 8601, UTC, microseconds."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
@@ -141,6 +146,8 @@ def check_schedule(schedule: object) -> None:
 def _check_setting(field: str, value: object) -> None:
     if type(value) is str:
         check_text(field, value, MAX_KEY)
+        if "\n" in value:
+            raise RecordError(field=field, value=_clipped(value), expected="one line of text")
         return
     small = type(value) is int and -MAX_INTEGER <= value <= MAX_INTEGER
     if not (type(value) is bool or small or (type(value) is float and math.isfinite(value))):

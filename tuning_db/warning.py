@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import warnings
 
+from tuning_db.field_rules import one_line
+
 _warned: set[str] = set()
 _lock = threading.Lock()
 
@@ -14,9 +16,12 @@ class TuningDatabaseWarning(UserWarning):
 
 
 def warn_once(subject: str, text: str) -> None:
-    """Warn with `text`, unless this process was already warned about `subject` (a file path or a device key)."""
+    """Warn with `text`, unless this process was already warned about `subject` (a file path or a device key).
+
+    The text is escaped to one printable line: names of files that others chose are in it.
+    """
     with _lock:
         if subject in _warned:
             return
         _warned.add(subject)
-    warnings.warn(text, TuningDatabaseWarning, stacklevel=3)
+    warnings.warn(one_line(text), TuningDatabaseWarning, stacklevel=3)

@@ -18,7 +18,7 @@ from codegen.backends.tvm_cuda.kernel import CudaKernel, Place, place_of
 from codegen.backends.tvm_cuda.launch import LaunchPlan
 from codegen.cache.ownership import read_regular, why_written_by_others
 from codegen.device import Device, cuda_device
-from codegen.errors import BackendUnavailableError, ExportError, TrellisError
+from codegen.errors import BackendUnavailableError, ExportError, TrellisError, printable
 from codegen.kernels.operator import CompiledOperator
 from codegen.schedules.registry import from_settings
 from codegen.schedules.schedule import Schedule, Value
@@ -91,7 +91,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = msgspec.json.decode(_content(folder / MANIFEST), type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ExportError(path=folder, reason=f"{MANIFEST} is none of this project ({error})") from error
+        said = printable(str(error))
+        raise ExportError(path=folder, reason=f"{MANIFEST} is none of this project ({said})") from error
     if manifest.version != VERSION:
         raise ExportError(path=folder, reason=f"its form is version {manifest.version}, not {VERSION}")
     return manifest

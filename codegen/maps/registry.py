@@ -13,7 +13,7 @@ from codegen.maps.functions import l2_norm, layer_norm, silu, softmax
 from codegen.maps.text import parsed, text
 
 _DEFINITION = re.compile(r"\s*(?P<name>[A-Za-z]\w*)\s*\(\s*z\s*(?P<target>,\s*a\s*)?\)\s*=(?P<text>[^=].*)", re.DOTALL)
-_NAME = re.compile(r"[A-Za-z]\w*")
+_NAME = re.compile(r"[A-Za-z]\w{0,63}")
 
 
 class Map(str):
@@ -33,7 +33,13 @@ class Map(str):
     is_loss: bool
 
     def __new__(cls, name: str, expression: Expr, is_loss: bool = False, built_in: bool = False) -> Map:
-        """See `define` and `define_loss`."""
+        """See `define` and `define_loss`.
+
+        Raises:
+            MapTextError: the name is none; it stands in keys and in the heads of generated sources.
+        """
+        if _NAME.fullmatch(name) is None:
+            raise MapTextError(text=name, reason="a name is a letter, then at most 63 letters and digits")
         definition = f"{name}({'z, a' if is_loss else 'z'}) = {text(expression)}"
         made = super().__new__(cls, name if built_in else definition)
         made.name, made.expression, made.is_loss = name, expression, is_loss
@@ -119,8 +125,8 @@ def define_loss(name: str, formula: Callable[[Expr, Expr], Expr]) -> Map:
 
 
 def _registered(name: str, expression: Expr, is_loss: bool) -> Map:
-    if _NAME.fullmatch(name) is None or name in MAPS:
-        raise MapTextError(text=name, reason=_TAKEN if name in MAPS else "a name is a letter, then letters and digits")
+    if name in MAPS:
+        raise MapTextError(text=name, reason=_TAKEN)
     made = Map(name, expression, is_loss)
     for each in (name, str(made), made.key):
         _DEFINED[each] = made

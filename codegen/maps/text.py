@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -23,6 +24,9 @@ from codegen.maps.expression import (
     total,
     where,
 )
+
+_LARGEST_EXPONENT = 64
+_SMALLEST, _LARGEST = Fraction(sys.float_info.min), Fraction(sys.float_info.max)
 
 _PRECEDENCE = {"compare": 0, "add": 1, "mul": 2, "pow": 3}
 
@@ -87,7 +91,7 @@ def parsed(written: str, inputs: tuple[str, ...]) -> Expr:
     try:
         body = ast.parse(written.strip(), mode="eval").body
         return _parsed(body, inputs)
-    except (SyntaxError, TypeError, ValueError, ZeroDivisionError, RecursionError) as error:
+    except (SyntaxError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         raise MapTextError(text=written, reason=f"{error}") from error
 
 
@@ -121,7 +125,7 @@ def _parsed(node: ast.expr, inputs: tuple[str, ...]) -> Expr:
             exponent = _parsed(right, inputs)
             if exponent.op != "number":
                 raise ValueError(f"the exponent {ast.unparse(right)} is no number")
-            return power(_parsed(left, inputs), exponent.number)
+            return _power(_parsed(left, inputs), exponent.number)
         case ast.BinOp(left=left, op=kind, right=right) if type(kind) in _OPERATORS:
             return _OPERATORS[type(kind)](_parsed(left, inputs), _parsed(right, inputs))
         case ast.Compare(left=left, ops=[kind], comparators=[right]) if type(kind) in _COMPARISONS:
@@ -129,6 +133,16 @@ def _parsed(node: ast.expr, inputs: tuple[str, ...]) -> Expr:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
             return _applied(name, [_parsed(arg, inputs) for arg in args])
     raise ValueError(f"{ast.unparse(node)!r} is nothing that a map is made of")
+
+
+def _power(base: Expr, exponent: Exact) -> Expr:
+    # Whole numbers are exact here: a tower of exponents in somebody's model file would be computed for hours.
+    if abs(exponent) > _LARGEST_EXPONENT:
+        raise ValueError(f"the exponent {decimal(exponent)} is beyond {_LARGEST_EXPONENT}")
+    found = power(base, exponent)
+    if found.op == "number" and found.number and not _SMALLEST <= abs(found.number) <= _LARGEST:
+        raise ValueError("a power of numbers is beyond those of float64")
+    return found
 
 
 def _applied(name: str, args: list[Expr]) -> Expr:

@@ -245,7 +245,7 @@ def test_a_folder_that_cannot_be_is_a_miss(tmp_path: Path, warned: Warned, folde
     store = Store(tmp_path / folder, tmp_path / "shipped")
     for _ in range(2):
         assert store.lookup(**ASKED) is None
-    assert len(warned()) == 1 and folder in warned()[0]
+    assert len(warned()) == 1 and folder.replace("\0", "\\x00") in warned()[0]
     assert store.records() == ()
 
 

@@ -62,6 +62,7 @@ def test_a_device_file_survives_json_whatever_the_order(originals: list[Record])
         ("schedule", {"threads": math.nan}),
         ("schedule", {"threads": 2**63}),
         ("schedule", {"not a name": 2}),
+        ("schedule", {"variant": "two\nlines"}),
         ("schedule", {1: 2}),
         ("schedule", {f"s{i}": i for i in range(101)}),
         ("outcome", "ok"),

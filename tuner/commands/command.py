@@ -17,6 +17,9 @@ from tuner.studies.studies import default_url, open_storage
 from tuning_db.field_rules import printable
 from tuning_db.masking import masked
 
+_SET_IN = " " * 8
+"""Before the second line of a text, as of a reason in a record, so that it cannot be taken for a line of the report."""
+
 FAILED = 1
 """Exit code of a command that could not do what it was asked for."""
 
@@ -67,6 +70,6 @@ def command_line(arguments: Sequence[str], storage: str | None) -> str:
 
 
 def print_lines(console: Console, lines: Iterable[str]) -> None:
-    """Print lines as they are, but for characters that would rewrite a terminal."""
+    """Print lines as they are, but for characters that would rewrite a terminal; what follows a line end is set in."""
     for line in lines:
-        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line).replace("\n", f"\n{_SET_IN}"), markup=False, highlight=False, soft_wrap=True)
