@@ -41,7 +41,7 @@ def test_every_file_of_the_packages_is_declared():
 
 def test_a_file_that_is_not_declared_is_found():
     assert not declared("trellis_ops/another/__init__.py")
-    assert not declared("templates/triton/parts/rows.j2")
+    assert not declared("templates/hip/rows.j2")
     assert not declared("tuner/page.css")
 
 
