@@ -25,6 +25,7 @@ import os
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,8 @@ _LOOK_SECONDS = 0.05
 _UNFINISHED_SECONDS = 3600.0
 
 _copies = itertools.count()
+_locks: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
+"""Files that are locked, or about to be."""
 
 
 class KernelCacheWarning(UserWarning):
@@ -191,6 +194,7 @@ def _locked_file(path: Path) -> IO[bytes]:
         raise NotImplementedError("this system has no locks of files") from error
     until = time.monotonic() + _PATIENCE_SECONDS
     file = open(path, "a+b", buffering=0)  # noqa: SIM115 - open for as long as the lock is held
+    _locks.add(file)
     try:
         while True:
             try:
@@ -203,6 +207,16 @@ def _locked_file(path: Path) -> IO[bytes]:
     except BaseException:
         file.close()
         raise
+
+
+def _let_go() -> None:
+    # A lock is that of the open file, which a child has too: unless it closes it, nobody gets the lock while it lives.
+    for file in list(_locks):
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows, which has no fork.
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _evict(kept: Path) -> None:

@@ -125,6 +125,24 @@ def test_of_many_processes_one_compiles():
     assert list(kernels_folder().glob("*.tmp*")) == []
 
 
+def test_a_child_that_is_forked_while_a_kernel_is_compiled_does_not_hold_its_lock(monkeypatch):
+    monkeypatch.setattr(kernel_cache, "_PATIENCE_SECONDS", 0.2)
+    place, (ready, go) = entry("memory_step", ("forked",)), os.pipe()
+    with place.locked():
+        child = os.fork()
+        if child == 0:
+            os.read(ready, 1)  # It lives until the parent is done.
+            os._exit(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", KernelCacheWarning)
+            with place.locked():
+                pass
+    finally:
+        os.write(go, b".")
+        assert os.waitpid(child, 0)[1] == 0
+
+
 def test_an_entry_is_found_again():
     first, second = kernel(), kernel()
     assert first.library == second.library == entries()[0]
