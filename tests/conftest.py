@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 # How fast a machine is, and how busy, must not decide whether a test passes.
@@ -13,11 +14,12 @@ settings.load_profile("any machine")
 
 @pytest.fixture(scope="module", autouse=True)
 def settings_are_left_alone() -> Iterator[None]:
-    """What a module sets in the environment must not decide whether the next module's tests pass."""
+    """What a module sets for its process must not decide whether the next module's tests pass."""
     before = _settings()
     yield
     assert _settings() == before
 
 
-def _settings() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(("TRELLIS_OPS_", "TRITON_"))}
+def _settings() -> tuple[dict[str, str], int]:
+    environment = {name: value for name, value in os.environ.items() if name.startswith(("TRELLIS_OPS_", "TRITON_"))}
+    return environment, torch.get_num_threads()

@@ -61,7 +61,6 @@ def test_the_parser_at_work_is_found_in_the_frames():
         (cpu(), "trellis_attention", "backward_first_order", 16, {}),
         (cpu(), "trellis_step_chunked", "forward", 1, {}),
         (NAMED["sm_90"], "trellis_attention", "forward", 20, {}),
-        (NAMED["sm_90"], "trellis_step_chunked", "forward", 1, {}),
     ],
     ids=lambda value: value.name if isinstance(value, Device) else None,
 )

@@ -166,13 +166,13 @@ def test_where_the_time_is_up_or_no_nvidia_card_is_nothing_is_run(exports, tmp_p
     assert list(check_exported(gpu_run(tmp_path, device=cpu()), exports)) == []
     assert list(check_exported(gpu_run(tmp_path), tmp_path / "none")) == []
     assert "NVIDIA" in why_left_out(cpu(), exports)
-    assert "no program for sm_90 in" in why_left_out(HOPPER, tmp_path / "none")
+    assert "no operator for sm_90 in" in why_left_out(HOPPER, tmp_path / "none")
     assert why_left_out(HOPPER, exports) is None
 
 
 def test_programs_for_another_architecture_are_not_run(exports, tmp_path):
     assert list(check_exported(gpu_run(tmp_path, device=NAMED["sm_80"]), exports)) == []
-    assert "no program for sm_80 in" in why_left_out(NAMED["sm_80"], exports)
+    assert "no operator for sm_80 in" in why_left_out(NAMED["sm_80"], exports)
 
 
 def test_what_libraries_print_is_no_finding(as_process):
