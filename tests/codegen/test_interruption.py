@@ -18,10 +18,13 @@ import pytest
 from codegen.backends.source_module import module_of
 from codegen.backends.tvm import parser as tvm_parser
 from codegen.backends.tvm import runtime as tvm_runtime
-from codegen.backends.tvm.executable import compiler
+from codegen.backends.tvm.executable import compiler, executable
 from codegen.cache.kernels import entry, kernels_folder
+from codegen.device import cpu
 from codegen.interruption import uninterrupted
-from codegen.render import Source
+from codegen.render import Source, render
+from codegen.schedules.registry import default
+from tests.support.kernel_cases import Case
 
 ROOT = Path(__file__).parents[2]
 
@@ -221,3 +224,19 @@ def test_garbage_is_collected_again_after_an_interruption():
     with pytest.raises(KeyboardInterrupt), tvm_runtime.without_collection():
         press()
     assert gc.isenabled()
+
+
+def test_ctrl_c_in_a_pass_of_the_compiler_is_an_interruption_and_no_error_of_the_compiler():
+    tvm, spec, sent = compiler(), Case("trellis_step", dim_k=7, dim_v=9, slots=5, lengths=(1,)).spec, []
+
+    class Interrupting:
+        def run_before_pass(self, module, info):
+            if not sent:
+                sent.append(info.name)
+                press()
+
+    source = render("memory_step", spec, default("tvm", spec, cpu()), cpu())
+    with pytest.raises(KeyboardInterrupt):
+        executable(source, cpu(), [tvm.instrument.pass_instrument(Interrupting)()])
+    assert sent
+    assert executable(source, cpu())["memory_step"]

@@ -13,9 +13,6 @@ from trellis_ops.tokens import Tokens
 INPUTS = Tokens._fields
 STATES = ("S_k", "S_v")
 
-FEWEST_TOKENS = 1
-"""Of a packed sequence. The operators refuse empty ones; once they allow them, 0."""
-
 _INF = float("inf")
 _LOG_DECAYS = (-0.02, 0.0, -1e-8, -5.0, -80.0, -_INF, -1.0, -20.0, -120.0, -1e-30)
 _STEP_SIZES = (0.1, 0.0, 1.0, 1e-6, 8.0, 1e-30, 0.03)
@@ -98,7 +95,7 @@ def _lengths(draw: st.DrawFn, chunk: int, packed: bool, most: int) -> tuple[int,
         return (each,) * draw(st.integers(1, max(1, min(3, most // each))))
     lengths, left = [], most
     for _ in range(draw(st.integers(1, 5))):
-        lengths.append(min(draw(length | st.just(FEWEST_TOKENS)), left))
+        lengths.append(min(draw(length | st.just(0)), left))
         left -= lengths[-1]
         if left < 1:
             break

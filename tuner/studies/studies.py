@@ -24,6 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from codegen.backends import backend as compiler
+from codegen.cache.ownership import make_private
 from codegen.device import Device
 from codegen.kernels.build import operator_digest
 from codegen.render import generated_folder
@@ -115,7 +116,10 @@ def open_storage(url: str, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> StudyS
         if parsed.get_backend_name() != "sqlite" or not parsed.database:
             return _shared(plain.replace("postgresql://", "postgresql+psycopg://", 1), heartbeat_seconds)
         path = Path(parsed.database)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if url == default_url():
+            make_private(path.parent)  # The folder of the cache, whose kernels are run.
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
         check_file(path, own=url == default_url())
         # Two processes that create the tables at once would trip over each other.
         with FileLock(f"{path}.lock", timeout=_BUSY_SECONDS):

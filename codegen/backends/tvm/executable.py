@@ -11,6 +11,7 @@ from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.backends.tvm.parser import quicken_parser
 from codegen.device import Device, cpu
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.interruption import uninterrupted
 from codegen.render import Source
 
 NAME = "tvm"
@@ -36,7 +37,8 @@ def executable(source: Source, device: Device, instruments: Sequence[Any] = ()) 
     options = {"tir_pipeline": "tirx"} if on_cuda else {}
     useless = [] if on_cuda else _USELESS_PASSES
     try:
-        with tvm.transform.PassContext(disabled_pass=useless, instruments=[*instruments]):
+        # Ctrl-C in a pass that is Python would come out of TVM as a RuntimeError that says nothing.
+        with uninterrupted(), tvm.transform.PassContext(disabled_pass=useless, instruments=[*instruments]):
             return tvm.compile(module.Module, target=_target(device), **options)
     except Exception as error:
         raise CompileError(backend=NAME, path=source.path, reason=f"{type(error).__name__}: {error}") from error

@@ -181,3 +181,14 @@ def test_a_full_disk_is_said_to_be_full(tmp_path):
     assert "database or disk is full; make room on that disk" in said
     assert "invalid data" not in said
     storage.engine.dispose()
+
+
+def test_the_folder_of_own_studies_is_for_the_user_alone(tmp_path, monkeypatch):
+    """It is that of compiled kernels too, which nobody else may write to, whichever of the two is made first."""
+    monkeypatch.setenv("TRELLIS_OPS_CACHE", str(tmp_path / "made here"))
+    before = os.umask(0)
+    try:
+        open_storage(default_url()).engine.dispose()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made here").stat().st_mode & 0o777 == 0o700
