@@ -154,9 +154,12 @@ def _check(case: Case, run: Run, oracle: Run, tensors: Tensors, names: Names) ->
 
 
 def _poisons(names: tuple[str, ...]) -> list[tuple[str, float]]:
-    """Tensors, and what one number of each is; that log beta is -inf forgets everything, and is legal."""
-    infinite = (("k", INF), ("log_decay", INF), ("log_decay", -INF), ("step_size", INF))
-    return [*((name, NAN) for name in names), *(each for each in infinite if each[0] in names)]
+    """Tensors, and what one number of each is.
+
+    That log beta is -inf forgets everything, and is legal; 3e38 is finite, and what is computed of it is not.
+    """
+    others = (("k", INF), ("k", 3e38), ("log_decay", INF), ("log_decay", -INF), ("step_size", INF))
+    return [*((name, NAN) for name in names), *(each for each in others if each[0] in names)]
 
 
 def _poisoned(case: Case, name: str, x: Tensor, value: float) -> Tensor:

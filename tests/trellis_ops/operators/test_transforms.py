@@ -15,7 +15,7 @@ from tests.support.relative_error import assert_close
 from trellis_ops import memory_readout, memory_update, trellis_attention, trellis_step
 
 SETTINGS = {"phi_eps": 1e-2, "chunk_size": 4}
-FORWARD = pytest.mark.parametrize("name", ["trellis_attention", "packed", "memory_update"])
+FORWARD = pytest.mark.parametrize("name", ["trellis_attention", "packed", "memory_update", "memory_readout"])
 X = make_inputs(2, 6, 2, 4, 4, 3)
 ONE = make_inputs(1, 6, 2, 4, 4, 3)
 
@@ -37,10 +37,18 @@ def write_and_read(k, implementation=None):
     return memory_readout(X.q, k, states, codes, X.log_decay, X.step_size, **options)
 
 
+WRITTEN = memory_update(X.k, *X.args[3:], phi_eps=1e-2, chunk_size=4, implementation="eager")[:2]
+
+
+def read(q, implementation=None):
+    return memory_readout(q, X.k, *WRITTEN, X.log_decay, X.step_size, chunk_size=4, implementation=implementation)
+
+
 FUNCTIONS = {
     "trellis_attention": (attend, X.q),
     "packed": (attend_packed, ONE.q),
     "memory_update": (write_and_read, X.k),
+    "memory_readout": (read, X.q),
 }
 
 
