@@ -47,7 +47,7 @@ def test_softmax():
     non_finite_cases.check_attention(triton(variant="fused"), packed(Case(chunk=16, rule=rule, **SIZES)), ("k",))
 
 
-@pytest.mark.parametrize("operator", ["memory_update", "memory_readout"])
+@pytest.mark.parametrize("operator", ["memory_update", "memory_readout", "memory_readout_transposed"])
 def test_parts(operator):
     case = batch(Case(operator, chunk=24, rule=RULE, **SIZES | {"dim_v": 5}))
     check = non_finite_cases.check_update if operator == "memory_update" else non_finite_cases.check_readout
@@ -63,4 +63,6 @@ def test_step(operator):
 @pytest.mark.parametrize("variant", variants_of("trellis_attention", "triton", "backward"))
 def test_backward(variant):
     case = packed(Case(chunk=16, rule=RULE, **SIZES))
-    non_finite_cases.check_backward(triton(variant=variant, checkpoint_spacing=1), case, names=("v",))
+    build = triton(variant=variant, checkpoint_spacing=1)
+    outer_gradient = "first_order" if variant == "backward" else "bilevel"
+    non_finite_cases.check_backward(build, case, outer_gradient, names=("v", "dy"))

@@ -129,6 +129,20 @@ def test_step(operator):
     non_finite_cases.check_step(With(), case, names)
 
 
+def test_parts_and_steps_without_padding():
+    whole = HEADS | {"dim_k": 64, "dim_v": 64, "slots": 64}
+    non_finite_cases.check_update(tiled("update", 16), batch(Case("memory_update", 20, **whole)), ("k", "S_k"))
+    non_finite_cases.check_readout(tiled("readout", 16), batch(Case("memory_readout", 20, **whole)), ("k", "codes"))
+    case = Case("trellis_step", lengths=(1,) * len(LENGTHS), **whole)
+    non_finite_cases.check_step(With(), case, ("k", "v", "S_v"))
+
+
+@pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(24, 40, 60), (32, 32, 32)])
+def test_backward_of_sizes(dim_k, dim_v, slots):
+    sizes = HEADS | {"dim_k": dim_k, "dim_v": dim_v, "slots": slots}
+    non_finite_cases.check_backward(With(), batch(Case(chunk=16, rule=SILU, **sizes)), names=("k", "S_v", "dy"))
+
+
 @pytest.mark.parametrize(
     ("chunk", "rule", "outer_gradient", "changes"),
     [
