@@ -7,14 +7,10 @@ import torch
 
 
 @pytest.fixture(scope="module", autouse=True)
-def torch_threads() -> Iterator[None]:
+def threads() -> Iterator[None]:
     """What `--threads` sets for a whole process ends with the module, whose runs are made before any test."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `--threads` sets for a whole process ends with the test."""
-    monkeypatch.setenv("TVM_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TVM_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
