@@ -30,7 +30,7 @@ train: .venv/installed-train
 
 # Run the tests, then those that need Triton's interpreter, which is chosen when Triton is imported.
 test: .venv/installed-test
-	@echo 'Testing, in two runs: about twenty-five minutes on two cores.'
+	@echo 'Testing, in two runs: about forty minutes on two cores.'
 	@status=0; \
 	$(undisturbed) $(VENV)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	$(undisturbed) TRITON_INTERPRET=1 $(VENV)/python -m pytest tests/interpreted -n 2 $(ARGS) || status=$$?; \

@@ -28,7 +28,8 @@ def project() -> dict[str, object]:
 def why_not_buildable() -> str | None:
     """Why nothing can be built here without a network; None if it can. Looks in another process, as pip and
     setuptools change the one that imports them."""
-    code = "import pip, setuptools; print(setuptools.__version__.partition('.')[0])"
+    # In this order: pip imports distutils, and setuptools then refuses to be imported.
+    code = "import setuptools, pip; print(setuptools.__version__.partition('.')[0])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode or int(done.stdout) < OLDEST_SETUPTOOLS:
         return f"needs pip and setuptools {OLDEST_SETUPTOOLS}: {done.stdout.strip() or done.stderr.strip()[-80:]}"
