@@ -11,6 +11,18 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+_OURS = ("TRELLIS_OPS_", "TRITON_", "GOMP_", "OMP_", "TVM_")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What a module sets when it is imported must not decide whether the others' tests pass, either."""
+    before = _settings()[0]
+    result = yield
+    changed = _settings()[0].items() - before.items()
+    assert not changed, f"the import of a test module has set {changed}"
+    return result
+
 
 @pytest.fixture(scope="module", autouse=True)
 def settings_are_left_alone() -> Iterator[None]:
@@ -21,5 +33,5 @@ def settings_are_left_alone() -> Iterator[None]:
 
 
 def _settings() -> tuple[dict[str, str], int]:
-    environment = {name: value for name, value in os.environ.items() if name.startswith(("TRELLIS_OPS_", "TRITON_"))}
+    environment = {name: value for name, value in os.environ.items() if name.startswith(_OURS)}
     return environment, torch.get_num_threads()

@@ -73,8 +73,8 @@ def environment_with(folder: Path, *what: str | Path) -> Path:
 
 
 def bare_environment() -> dict[str, str]:
-    """The variables of this process without those that say where Python looks for modules."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    """The variables of this process without those that say where Python looks for modules, or how OpenMP waits."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GOMP_", "OMP_"))}
 
 
 def run(

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 # Read when torch starts its threads, which must not spin while those of a kernel work.
-os.environ.setdefault("GOMP_SPINCOUNT", "200")
+if __name__ == "__main__":
+    os.environ.setdefault("GOMP_SPINCOUNT", "200")
 
 import torch
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 # Read when torch starts its threads, which must not spin while those of a kernel work.
-os.environ.setdefault("GOMP_SPINCOUNT", "200")
+if __name__ == "__main__":
+    os.environ.setdefault("GOMP_SPINCOUNT", "200")
 
 import torch
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 # Read when torch starts its threads, which must not spin while those of a kernel work.
-os.environ.setdefault("GOMP_SPINCOUNT", "200")
+if __name__ == "__main__":
+    os.environ.setdefault("GOMP_SPINCOUNT", "200")
 
 import torch
 
