@@ -140,10 +140,10 @@ def test_what_a_kernel_refuses_is_refused_in_any_thread_and_tensors_are_let_go()
     run("""
     import gc, weakref
     from codegen.device import cpu
-    from trellis_ops.operators import registered as operators
+    from trellis_ops.operators import registered
     from trellis_ops.operators.plan import plan
     settings = ("ln_silu", "ln_silu", "identity", 1e-6, 16, "bilevel")
-    compiled = plan(operators.attention_request, (*inputs.args, None, None, None), settings, "tvm").operator
+    compiled = plan(registered.attention_request, (*inputs.args, None, None, None), settings, "tvm").operator
     thread_owners._threads.owners = [os.getpid()] * thread_owners.most_owners()
     said, gone = [], []
     def work():

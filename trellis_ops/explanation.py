@@ -9,9 +9,8 @@ from typing import Any
 
 from trellis_ops import arguments, ops
 from trellis_ops.arguments import Request
-from trellis_ops.dispatch import ranks
-from trellis_ops.dispatch import resolve as dispatch
-from trellis_ops.operators import registered as operators
+from trellis_ops.dispatch import ranks, resolve
+from trellis_ops.operators import registered
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     given = dict(call.arguments)
     implementation = given.pop("implementation")
     request = _REQUESTS[operator.__name__](given)
-    found = dispatch.as_served(ranks.expected_of(request, implementation), request.spec)
+    found = resolve.as_served(ranks.expected_of(request, implementation), request.spec)
     return Explanation(
         spec=request.spec.key(),
         implementation=found.implementation,
@@ -82,18 +81,18 @@ def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
 def _attention(given: dict[str, Any]) -> Request:
     arguments.flag("output_final_state", given.pop("output_final_state"))
     s_k, s_v = _pair(given, "initial_state")
-    return operators.attention_request(**given, S_k=s_k, S_v=s_v)
+    return registered.attention_request(**given, S_k=s_k, S_v=s_v)
 
 
 def _update(given: dict[str, Any]) -> Request:
     state = given.pop("initial_state")
-    return operators.update_request(**given, S=state)
+    return registered.update_request(**given, S=state)
 
 
 def _step(given: dict[str, Any]) -> Request:
     s_k, s_v = arguments.pair_of_states("state", given.pop("state"))
     g_k, g_v = _pair(given, "gradient_state")
-    return operators.step_request(**given, S_k=s_k, S_v=s_v, G_k=g_k, G_v=g_v)
+    return registered.step_request(**given, S_k=s_k, S_v=s_v, G_k=g_k, G_v=g_v)
 
 
 def _pair(given: dict[str, Any], name: str) -> tuple[Any, Any]:

@@ -16,8 +16,7 @@ from torch import Tensor
 from codegen.errors import GradientError
 from trellis_ops import arguments
 from trellis_ops.arguments import LONGEST_CHUNK
-from trellis_ops.operators import autocast, kept_attention, transforms
-from trellis_ops.operators import registered as operators
+from trellis_ops.operators import autocast, kept_attention, registered, transforms
 from trellis_ops.operators.plan import is_plain, wants_gradient
 from trellis_ops.operators.schemas import ATTENTION, READOUT, STEP, UPDATE, Operator
 from trellis_ops.tokens import States
@@ -100,7 +99,7 @@ def trellis_attention(
     tensors = (q, k, v, target, log_decay, step_size, s_k, s_v, cu_seqlens)
     settings = (phi, link, out, phi_eps, chunk_size, outer_gradient)
     if is_plain(tensors):
-        y, s_k, s_v = operators.run_attention(*tensors, *settings, implementation)
+        y, s_k, s_v = registered.run_attention(*tensors, *settings, implementation)
         return y, (s_k, s_v) if output_final_state else None
     names = {"phi": phi, "link": link, "out": out, "outer_gradient": outer_gradient}
     _require_types(ATTENTION, tensors, names, implementation)
@@ -109,7 +108,7 @@ def trellis_attention(
     elif wants_gradient(tensors):
         y, s_k, s_v, _, _ = kept_attention.attention(*tensors, *settings, implementation)
     else:
-        y, s_k, s_v = operators.attention(*tensors, *settings, implementation)
+        y, s_k, s_v = registered.attention(*tensors, *settings, implementation)
     return y, (s_k, s_v) if output_final_state else None
 
 
@@ -145,12 +144,12 @@ def memory_update(
     if phi_eps.__class__ is not float or chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
         phi_eps, chunk_size = arguments.numbers_of_call(phi_eps, chunk_size)
     tensors = (w, target, log_decay, step_size, initial_state)
-    run = operators.run_update
+    run = registered.run_update
     if not is_plain(tensors):
         _require_types(UPDATE, tensors, {"phi": phi}, implementation)
         if transforms.differentiates("memory_update", tensors, implementation):
             return transforms.update(*tensors, phi, phi_eps, chunk_size)
-        run = operators.update
+        run = registered.update
     chunk_states, codes, final_state = run(*tensors, phi, phi_eps, chunk_size, implementation)
     return chunk_states, codes, final_state
 
@@ -190,12 +189,12 @@ def memory_readout(
     if transpose.__class__ is not bool:
         arguments.flag("transpose", transpose)
     tensors = (read, w, chunk_states, codes, log_decay, step_size)
-    run = operators.run_readout
+    run = registered.run_readout
     if not is_plain(tensors):
         _require_types(READOUT, tensors, {}, implementation)
         if transforms.differentiates("memory_readout", tensors, implementation):
             return transforms.readout(*tensors, chunk_size, transpose)
-        run = operators.readout
+        run = registered.readout
     y: Tensor = run(*tensors, chunk_size, transpose, implementation)
     return y
 
@@ -247,14 +246,14 @@ def trellis_step(
         g_k = g_v = None
     tensors = (q, k, v, target, log_decay, step_size, s_k, s_v, g_k, g_v)
     if is_plain(tensors):
-        return operators.run_step(*tensors, phi, link, out, phi_eps, implementation)
+        return registered.run_step(*tensors, phi, link, out, phi_eps, implementation)
     _require_types(STEP, tensors, {"phi": phi, "link": link, "out": out}, implementation)
     if wants_gradient(tensors):
         raise GradientError(name="trellis_step", advice="use trellis_attention, or call it under torch.no_grad()")
     transforms.refuse("trellis_step", tensors)
     # By keyword: torch's cache of compiled graphs does not look at schemas, and has wrong ones where G is only read.
     settings = {"phi": phi, "link": link, "out": out, "phi_eps": phi_eps, "implementation": implementation}
-    y: Tensor = operators.step(*tensors, **settings)
+    y: Tensor = registered.step(*tensors, **settings)
     return y
 
 

@@ -23,7 +23,7 @@ from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import ratio, sample, take_turns
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import Explanation, explain, forget
-from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.dispatch import resolve
 from tuner.measure.cost import cost_of
 from tuner.measure.timed import Timed, Timing
 from tuner.verify.inputs import torch_device
@@ -148,7 +148,7 @@ def without_records() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", TuningDatabaseWarning)
         empty = Store(user=None, shipped=Path(folder))
-        patch.setattr(dispatch, "store", lambda: empty)
+        patch.setattr(resolve, "store", lambda: empty)
         yield
 
 

@@ -17,7 +17,7 @@ from tests.benchmarks.comparison import without_records
 from tests.benchmarks.studies.replay import Replay
 from tests.benchmarks.summary import Overhead, Results
 from trellis_ops import explain, forget
-from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.dispatch import resolve
 from tuner.duration import duration
 from tuner.measure.measure import measure
 from tuner.measure.timed import Timed
@@ -37,7 +37,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def serial(backend: str, spec: Spec, device: Device) -> object:
         return default(backend, spec, device).within_threads(1, device)
 
-    monkeypatch.setattr(dispatch, "default", serial)
+    monkeypatch.setattr(resolve, "default", serial)
     forget()
     with without_records():
         yield
@@ -79,5 +79,5 @@ def _kernel(spec: Spec, bound: Subject) -> tuple[Callable[[], None], Callable[[]
     tensors = {**rows, "step_size": inputs.step_size, "S_k": first[0], "S_v": first[1]}
     lengths = (p.tokens,) * p.batch
     flat = Inputs(lengths, sequences_of(lengths, p.chunk, torch.device("cpu")), tensors)
-    launch = bind(build(spec, dispatch.default("tvm", spec, cpu()), cpu()), flat)
+    launch = bind(build(spec, resolve.default("tvm", spec, cpu()), cpu()), flat)
     return launch.run, launch.reset_states

@@ -19,7 +19,7 @@ from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import from_settings
 from codegen.spec import Spec
 from trellis_ops.arguments import Request
-from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.dispatch import resolve
 from trellis_ops.dispatch.resolve import Resolution
 
 LEADER = 0
@@ -50,7 +50,7 @@ def begin(group: dist.ProcessGroup | None) -> None:
 
 def resolution_of(request: Request, implementation: str | None) -> Resolution:
     """What a checked call runs: the leader's selection where ranks agree, else this rank's own."""
-    own = dispatch.resolve(request, implementation)
+    own = resolve.resolve(request, implementation)
     if _agreement is None or not _takes_part(request, implementation):
         return own
     if own.schedule is None and request.spec.problem.direction != "forward":
@@ -68,11 +68,11 @@ def expected_of(request: Request, implementation: str | None) -> Resolution:
         known = _agreement.settled.get(request.spec.key())
         if known is not None:
             return known
-    return dispatch.resolve(request, implementation)
+    return resolve.resolve(request, implementation)
 
 
 def _takes_part(request: Request, implementation: str | None) -> bool:
-    forced = dispatch.forced_implementation(implementation)
+    forced = resolve.forced_implementation(implementation)
     return dist.is_initialized() and forced is None and not request.float64
 
 

@@ -17,10 +17,8 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.library import custom_op
 
 from trellis_ops.arguments import Request
-from trellis_ops.dispatch import launch
-from trellis_ops.dispatch import resolve as dispatch
-from trellis_ops.operators import batching, fakes, gradients
-from trellis_ops.operators import registered as operators
+from trellis_ops.dispatch import launch, resolve
+from trellis_ops.operators import batching, fakes, gradients, registered
 from trellis_ops.operators.gradients import Reverse
 from trellis_ops.operators.plan import Plan, plan
 from trellis_ops.operators.schemas import ATTENTION_KEPT, Call
@@ -32,9 +30,9 @@ def run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     call = ATTENTION_KEPT.call_of(arguments)
     found = _plan(call)
     if found.operator is None:
-        y, s_k, s_v = operators.run_attention(*arguments)
+        y, s_k, s_v = registered.run_attention(*arguments)
         return y, s_k, s_v, s_k.new_empty((0, *s_k.shape[1:])), s_v.new_empty((0, *s_v.shape[1:]))
-    sequences = operators.attention_sequences(found, **call.tensors)
+    sequences = registered.attention_sequences(found, **call.tensors)
     tensors = {name: tensor for name, tensor in call.tensors.items() if name != "cu_seqlens"}
     return launch.attention_kept(found.operator, **tensors, sequences=sequences)
 
@@ -50,14 +48,14 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _count_kept(request: Request, implementation: str | None) -> int | torch.SymInt:
-    resolution = dispatch.usual(request, implementation)
+    resolution = resolve.usual(request, implementation)
     if resolution.schedule is None:
         return 0
     try:
         # What is compiled now may run after `make tune` has found another spacing.
         return torch.library.get_ctx().new_dynamic_size(min=0)
     except DynamicOutputShapeException:
-        schedule = dispatch.best_known(resolution, request.spec).schedule
+        schedule = resolve.best_known(resolution, request.spec).schedule
         assert schedule is not None
         problem, kept = request.spec.problem, schedule.segment_tokens(request.spec)
         return launch.count_chunks(problem.batch, problem.tokens, kept, request.packed)
@@ -71,7 +69,7 @@ def _gradient(reverse: Reverse) -> Mapping[str, Tensor]:
         sequences = launch.packed_sequences(cu_seqlens, call.tensors["q"].shape[1], found.chunk_tokens)
     # Another operator than that of the forward, as after `make tune`, may need other states than were kept.
     if found.operator is None or any(sequences.chunks != states.shape[0] for states in reverse.kept.values()):
-        return operators.attention_gradient(reverse)
+        return registered.attention_gradient(reverse)
     return launch.attention_backward(
         found.operator, call.tensors, reverse.kept, reverse.cotangents, sequences, reverse.wanted
     )
@@ -87,7 +85,7 @@ def _plan(call: Call, *, reverse: bool = False) -> Plan:
 
 
 def _request(*arguments: Any) -> Request:
-    request = operators.attention_request(*arguments)
+    request = registered.attention_request(*arguments)
     outer_gradient = ATTENTION_KEPT.call_of((*arguments, None)).settings["outer_gradient"]
     direction = "backward_first_order" if is_first_order(outer_gradient) else "backward"
     spec = replace(request.spec, problem=replace(request.spec.problem, direction=direction))

@@ -15,8 +15,7 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
 from trellis_ops import values
 from trellis_ops.arguments import Request
-from trellis_ops.dispatch import launch, memory_room, ranks
-from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.dispatch import launch, memory_room, ranks, resolve
 from trellis_ops.dispatch.memory_room import Needs
 from trellis_ops.dispatch.reach import reach_of
 from trellis_ops.operators import transforms
@@ -103,7 +102,7 @@ def _refuse_settings(
 ) -> Plan:
     """Raise for settings that cannot be a part of a key, such as a list where a name belongs."""
     request(*tensors, *settings)
-    raise ImplementationError(name=name, reason=f"no such implementation; choose one of {dispatch.implementations()}")
+    raise ImplementationError(name=name, reason=f"no such implementation; choose one of {resolve.implementations()}")
 
 
 def _resolve(request: Request, implementation: str | None, tensors: tuple[Tensor | None, ...], reverse: bool) -> Plan:
@@ -112,7 +111,7 @@ def _resolve(request: Request, implementation: str | None, tensors: tuple[Tensor
     if reach.needs is not None:
         # What is too large is refused before anything is compiled for it.
         memory_room.require(reach.needs, tensors, reverse=reverse)
-    operator = dispatch.operator_of(resolution, request.spec)
+    operator = resolve.operator_of(resolution, request.spec)
     schedule = None if operator is None else operator.schedule
     if schedule != resolution.schedule:
         # What was resolved does not compile.
@@ -127,7 +126,7 @@ def forget() -> None:
     """Drop every plan and what was read of the tuning database: after tuning, or after changing the environment."""
     _PLANS.clear()
     QUICK_PLANS.clear()
-    dispatch.forget()
+    resolve.forget()
 
 
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from codegen.errors import TransformError
 from codegen.rule import Rule
 from trellis_ops import arguments, values
-from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.dispatch import resolve
 from trellis_ops.eager import forward as eager
 from trellis_ops.operators import autocast
 
@@ -43,7 +43,7 @@ def differentiates(name: str, tensors: Tensors, implementation: str | None) -> b
     kinds = _kinds(tensors)
     if "Jvp" not in kinds and "Grad" not in kinds:
         return False
-    forced = implementation or os.environ.get(dispatch.VARIABLE) or None
+    forced = implementation or os.environ.get(resolve.VARIABLE) or None
     if "Jvp" in kinds and forced != "eager":
         transform = "forward-mode differentiation (torch.func.jvp, jacfwd)"
         raise TransformError(

@@ -24,7 +24,7 @@ from tests.emulators.emulated_driver import driver, emulated_image
 from tests.support.inputs import make_inputs
 from tests.support.kernel_cases import Case, check_attention, check_readout, check_step, check_update
 from tests.support.relative_error import TOLERANCE
-from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.dispatch import resolve
 from trellis_ops.operators.registered import attention_request
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")
@@ -98,17 +98,17 @@ def request_on_a_card(direction: str = "forward"):
 
 @pytest.fixture
 def faked_gpu(monkeypatch):
-    monkeypatch.setattr(dispatch, "device_of", lambda where: HOPPER)
+    monkeypatch.setattr(resolve, "device_of", lambda where: HOPPER)
 
 
 def test_tvm_serves_a_gpu_that_is_faked_here_where_it_is_asked_for(emulated_card, faked_gpu):
-    found = dispatch.resolve(request_on_a_card(), "tvm")
+    found = resolve.resolve(request_on_a_card(), "tvm")
     assert (found.implementation, found.device) == ("tvm", HOPPER)
     assert found.schedule == default("tvm", request_on_a_card().spec, HOPPER)
 
 
 def test_where_tvm_has_no_kernel_for_a_gpu_that_is_faked_here_it_says_so(emulated_card, faked_gpu):
-    found = dispatch.resolve(request_on_a_card("backward"), "tvm")
+    found = resolve.resolve(request_on_a_card("backward"), "tvm")
     assert found.implementation == "eager"
     assert "for CUDA there are TVM templates of" in " ".join(found.notes)
 

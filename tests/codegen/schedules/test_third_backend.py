@@ -23,7 +23,7 @@ from tests.support.inputs import Inputs, make_inputs
 from tests.support.relative_error import assert_close
 from tests.toy_backend.schedule import ToySchedule
 from trellis_ops import explain, forget, reference, trellis_attention, trellis_step
-from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.dispatch import resolve
 from trellis_ops.tokens import States
 from tuner.budget import Budget
 from tuner.search.progress import SearchProgress
@@ -46,9 +46,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """The backend, registered for one test, over a tuning database of its own."""
     monkeypatch.setenv("TRELLIS_OPS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TRELLIS_OPS_TUNING_DB", str(tmp_path / "user"))
-    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.delenv(resolve.VARIABLE, raising=False)
     store = Store(tmp_path / "user", tmp_path / "shipped")
-    monkeypatch.setattr(dispatch, "default_store", lambda: store)
+    monkeypatch.setattr(resolve, "default_store", lambda: store)
     forget()
     register(ToySchedule)
     yield store

@@ -20,7 +20,7 @@ from tests.support.inputs import make_inputs
 from tests.support.relative_error import assert_close
 from tests.support.winner_record import winner_record
 from trellis_ops import explain, selection, trellis_attention, trellis_step
-from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.dispatch import resolve
 from tuning_db import Record, Store, TuningDatabaseWarning
 
 SIZES = (1, 24, 2, 16, 16, 8)
@@ -31,8 +31,8 @@ SPEC = Spec(Rule(), Problem("trellis_attention", *SIZES, chunk=8))
 def store(tmp_path, monkeypatch):
     """An empty user layer over an empty shipped one."""
     made = Store(tmp_path / "user", tmp_path / "shipped")
-    monkeypatch.setattr(dispatch, "default_store", lambda: made)
-    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.setattr(resolve, "default_store", lambda: made)
+    monkeypatch.delenv(resolve.VARIABLE, raising=False)
     trellis_ops.forget()
     yield made
     trellis_ops.forget()
@@ -112,7 +112,7 @@ def test_an_implementation_can_be_forced(implementation):
 
 
 def test_an_implementation_can_be_forced_for_a_process(monkeypatch):
-    monkeypatch.setenv(dispatch.VARIABLE, "eager")
+    monkeypatch.setenv(resolve.VARIABLE, "eager")
     assert ask().origin == "forced"
 
 

@@ -12,8 +12,7 @@ from codegen.errors import MemoryRoomError
 from tests.support.inputs import make_inputs
 from trellis_ops import forget, memory_readout, memory_update, trellis_attention
 from trellis_ops.dispatch import memory_room
-from trellis_ops.operators import plan
-from trellis_ops.operators import registered as operators
+from trellis_ops.operators import plan, registered
 
 GIBIBYTE = 2**30
 
@@ -82,7 +81,7 @@ def test_copies_of_inputs_count(monkeypatch):
 def test_a_call_that_fits_runs_and_a_small_one_is_not_looked_at(monkeypatch):
     x = make_inputs(1, 20, 2, 8, 6, 5)
     settings = ("silu", "silu", "identity", 1e-6, 16, "bilevel")
-    arguments = (operators.attention_request, (*x.args, None, None, None), settings, "eager")
+    arguments = (registered.attention_request, (*x.args, None, None, None), settings, "eager")
     assert plan.plan(*arguments).needs is None
     monkeypatch.setattr(memory_room, "LITTLE", 0)
     forget()

@@ -21,7 +21,7 @@ from codegen.spec import Problem, Spec
 from tests.support.inputs import make_inputs
 from tests.support.winner_record import winner_record
 from trellis_ops import explain, trellis_attention
-from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.dispatch import resolve
 from tuning_db import Store, TuningDatabaseWarning
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,7 +34,7 @@ SCRIPT = """
 import torch
 from tests.support.inputs import make_inputs
 from trellis_ops import explain, trellis_attention
-from trellis_ops.operators import registered as operators
+from trellis_ops.operators import registered
 from trellis_ops.operators.plan import plan
 inputs = make_inputs(1, 24, 2, 16, 16, 8)
 settings = ("ln_silu", "ln_silu", "identity", 1e-6, 8, "bilevel")
@@ -42,7 +42,7 @@ results = []
 for threads in (1, 2, 1):
     torch.set_num_threads(threads)
     y, _ = trellis_attention(*inputs.args, chunk_size=8, implementation="tvm")
-    compiled = plan(operators.attention_request, (*inputs.args, None, None, None), settings, "tvm").operator
+    compiled = plan(registered.attention_request, (*inputs.args, None, None, None), settings, "tvm").operator
     assert compiled.schedule.key() == explain(trellis_attention, *inputs.args, chunk_size=8).schedule
     results.append(y)
     print(compiled.schedule.threads)
@@ -61,8 +61,8 @@ def torch_threads():
 def winner(tmp_path, monkeypatch):
     """A record of the default on two threads, where there are two."""
     made = Store(tmp_path / "user", tmp_path / "shipped")
-    monkeypatch.setattr(dispatch, "default_store", lambda: made)
-    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.setattr(resolve, "default_store", lambda: made)
+    monkeypatch.delenv(resolve.VARIABLE, raising=False)
     trellis_ops.forget()
     schedule = dataclasses.replace(default("tvm", SPEC, cpu()), threads=MOST)
     with warnings.catch_warnings():
@@ -95,8 +95,8 @@ def test_a_winner_keeps_its_threads_when_torch_has_more(winner):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_default_is_that_of_a_machine_with_so_many_cores(threads, tmp_path, monkeypatch):
-    monkeypatch.setattr(dispatch, "default_store", lambda: Store(tmp_path / "user", tmp_path / "shipped"))
-    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.setattr(resolve, "default_store", lambda: Store(tmp_path / "user", tmp_path / "shipped"))
+    monkeypatch.delenv(resolve.VARIABLE, raising=False)
     trellis_ops.forget()
     torch.set_num_threads(threads)
     fewer = dataclasses.replace(cpu(), cores=min(cpu().cores, threads))
@@ -113,7 +113,7 @@ def test_numbers_of_threads_that_nobody_tuned_are_legal(threads):
 
 def test_a_process_that_changes_its_mind(tmp_path):
     environment = {**os.environ, "TRELLIS_OPS_TUNING_DB": str(tmp_path), "PYTHONWARNINGS": "ignore"}
-    environment.pop(dispatch.VARIABLE, None)
+    environment.pop(resolve.VARIABLE, None)
     ran = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, text=True, capture_output=True, check=False
     )

@@ -10,8 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from codegen.errors import DeviceMismatchError, DtypeError, ShapeError, ValueCheckError
 from tests.support.inputs import make_inputs
 from trellis_ops import forget, trellis_attention, trellis_step
-from trellis_ops.operators import plan
-from trellis_ops.operators import registered as operators
+from trellis_ops.operators import plan, registered
 from trellis_ops.operators.plan import is_plain
 from trellis_ops.tokens import Tokens
 
@@ -27,7 +26,7 @@ def fresh():
 
 def found(inputs, implementation="eager"):
     tensors = (*inputs.token(0), *inputs.initial_state, None, None)
-    return plan.plan(operators.step_request, tensors, SETTINGS, implementation)
+    return plan.plan(registered.step_request, tensors, SETTINGS, implementation)
 
 
 def test_equal_calls_share_a_plan_and_others_do_not():

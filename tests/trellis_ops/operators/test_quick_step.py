@@ -12,8 +12,7 @@ from codegen.errors import DeviceMismatchError, DtypeError, ShapeError
 from tests.support.inputs import make_inputs
 from tests.support.relative_error import relative_error
 from trellis_ops import forget, trellis_step
-from trellis_ops.operators import plan
-from trellis_ops.operators import registered as operators
+from trellis_ops.operators import plan, registered
 from trellis_ops.tokens import Tokens
 
 B, H, D, M = 2, 3, 8, 5
@@ -46,7 +45,7 @@ def call(inputs, implementation="tvm", **changes):
 def long_ways(monkeypatch):
     """The calls that went the long way."""
     taken = []
-    monkeypatch.setattr(operators, "plan", lambda *call: taken.append(call) or plan.plan(*call))
+    monkeypatch.setattr(registered, "plan", lambda *call: taken.append(call) or plan.plan(*call))
     return taken
 
 

@@ -13,7 +13,7 @@ from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tests.support.inputs import make_inputs
 from trellis_ops.dispatch import launch
-from trellis_ops.operators import registered as operators
+from trellis_ops.operators import registered
 from trellis_ops.operators.schemas import ATTENTION, ATTENTION_KEPT, OPERATORS, READOUT, STEP, UPDATE
 from trellis_ops.tokens import Tokens
 
@@ -84,11 +84,11 @@ def test_the_schemas_of_a_step_and_of_a_readout():
 @pytest.mark.parametrize(
     ("operator", "run", "request_of"),
     [
-        (ATTENTION, operators.run_attention, operators.attention_request),
-        (ATTENTION_KEPT, operators.run_attention, operators.attention_request),
-        (UPDATE, operators.run_update, operators.update_request),
-        (READOUT, operators.run_readout, trellis_ops.arguments.readout_request),
-        (STEP, operators.run_step, operators.step_request),
+        (ATTENTION, registered.run_attention, registered.attention_request),
+        (ATTENTION_KEPT, registered.run_attention, registered.attention_request),
+        (UPDATE, registered.run_update, registered.update_request),
+        (READOUT, registered.run_readout, trellis_ops.arguments.readout_request),
+        (STEP, registered.run_step, registered.step_request),
     ],
     ids=lambda each: getattr(each, "name", ""),
 )

@@ -14,7 +14,7 @@ from codegen.spec import Problem, Spec, bucket
 from tests.tuner.conftest import STEP, TRAIN, UPDATE
 from trellis_ops import forget
 from trellis_ops.arguments import Request
-from trellis_ops.dispatch import resolve as dispatch
+from trellis_ops.dispatch import resolve
 from tuner.budget import Budget
 from tuner.errors import NothingMeasuredError
 from tuner.search.search import Status, search
@@ -181,10 +181,10 @@ def test_a_winner_is_committed_with_where_it_comes_from(session, progress):
 
 def test_a_tuned_backward_is_what_a_training_step_runs(session, progress, monkeypatch):
     tuned = tune(NamedSpec("train", TRAIN), replace(session, budget=Budget(trials=1)), progress)
-    monkeypatch.setattr(dispatch, "default_store", lambda: session.store)
+    monkeypatch.setattr(resolve, "default_store", lambda: session.store)
     forget()
     try:
-        found = dispatch.resolve(Request(TRAIN, torch.device("cpu"), float64=False), None)
+        found = resolve.resolve(Request(TRAIN, torch.device("cpu"), float64=False), None)
     finally:
         forget()
     assert found.origin == "exact winner"
