@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
-_OURS = ("TRELLIS_OPS_", "TRITON_", "GOMP_", "OMP_", "TVM_")
+_OURS = ("TRELLIS_OPS_", "TRITON_", "GOMP_", "OMP_")
 
 
 @pytest.hookimpl(wrapper=True)
