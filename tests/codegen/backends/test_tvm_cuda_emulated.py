@@ -21,6 +21,7 @@ from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.emulators.emulated_cuda import COMPILER, HOPPER, emulated
 from tests.support.kernel_cases import Case, check_attention, check_readout, check_step, check_update
+from tests.support.user_maps import GELU, NAMES, RMS_SILU, WRITES
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")
 
@@ -58,6 +59,14 @@ def test_split_with_every_readout_map(name, tile):
 def test_recurrent_with_every_map(phi):
     rule = Rule(phi, link=phi, out=phi, phi_eps=1e-2, step_size="token")
     check_attention(With(), Case(chunk=1, lengths=(9, 9), dim_v=40, rule=rule))
+
+
+@pytest.mark.parametrize("write", WRITES, ids=NAMES)
+def test_maps_that_a_user_defines(write):
+    """Tokens of a tile and, in the exact recurrence, one token after the other; readouts by user's maps as well."""
+    rule = Rule(write, link=RMS_SILU, out=GELU, phi_eps=1e-2, step_size="token")
+    check_attention(With(), Case(chunk=16, lengths=(21, 21), rule=rule))
+    check_step(With(), Case("trellis_step", lengths=(1, 1, 1), rule=rule))
 
 
 @pytest.mark.parametrize(
