@@ -186,7 +186,7 @@ def test_gradients_agree_with_those_of_the_oracle(chunk_size, outer_gradient):
 
 @pytest.mark.parametrize("chunk_size", [1, 3])
 def test_gradcheck_of_attention_in_float64(chunk_size):
-    inputs = make_inputs(1, 5, 2, 3, 2, 3, dtype=torch.float64).leaves()
+    inputs = make_inputs(1, 4, 1, 3, 2, 3, dtype=torch.float64).leaves()
 
     def run(*tensors):
         *tokens, s_k, s_v = tensors
@@ -200,7 +200,7 @@ def test_gradcheck_of_attention_in_float64(chunk_size):
 
 
 def test_gradcheck_of_update_and_readout_in_float64():
-    inputs = make_inputs(1, 5, 2, 3, 3, 3, dtype=torch.float64).leaves()
+    inputs = make_inputs(1, 4, 1, 3, 3, 3, dtype=torch.float64).leaves()
     memory = (inputs.k, inputs.target, inputs.log_decay, inputs.step_size)
     assert torch.autograd.gradcheck(lambda *x: memory_update(*x, **SETTINGS, chunk_size=2), memory)
     starts, codes, _ = (x.detach().requires_grad_() for x in memory_update(*memory, **SETTINGS, chunk_size=2))

@@ -95,15 +95,11 @@ def test_the_backwards_compile_for_sm_90(variant, sizes, settings, direction):
         assert 0 < needs.shared_bytes <= device.shared_bytes
 
 
-@pytest.mark.parametrize(
-    ("chunk", "stages", "direction"),
-    [(16, 2, "backward"), (64, 2, "backward"), (64, 2, "backward_first_order")],
-)
-def test_the_backward_of_whole_chunks_compiles_for_sm_90(chunk, stages, direction):
-    """With 64 slots and channels too the walk back spills nothing."""
+def test_the_first_order_backward_of_whole_chunks_compiles_for_sm_90():
+    """With 64 slots and channels, too, the walk back spills nothing; what gpu-check compiles is bilevel."""
     sizes = {"dim_k": 64, "dim_v": 64, "slots": 64}
-    spec, device = spec_of("trellis_attention", direction=direction, chunk=chunk, **sizes), named("sm_90")
-    schedule = dataclasses.replace(default("triton", spec, device), num_stages=stages)
+    spec, device = spec_of("trellis_attention", direction="backward_first_order", chunk=64, **sizes), named("sm_90")
+    schedule = dataclasses.replace(default("triton", spec, device), num_stages=2)
     assert schedule.variant == "backward_chunks"
     spilled = {}
     for source, part in sources(spec, schedule, device):
@@ -148,18 +144,9 @@ def test_other_gpus(arch, operator):
         assert needs.code_bytes > 1000
 
 
-@pytest.mark.parametrize(
-    "problem",
-    [
-        Problem(dtype="bfloat16"),
-        Problem(dtype="float16"),
-        Problem(dtype="float32"),
-        Problem(dtype="bfloat16", chunk=16, direction="backward"),
-    ],
-    ids=lambda problem: f"{problem.dtype}-{problem.direction}",
-)
-def test_the_default_schedule_of_the_paper_s_sizes_spills_nothing(problem):
-    spec, device = Spec(Rule(), problem), named("sm_90")
+def test_the_default_schedule_of_the_paper_s_sizes_in_float16_spills_nothing():
+    """Those of the other types are among what gpu-check compiles."""
+    spec, device = Spec(Rule(), Problem(dtype="float16")), named("sm_90")
     schedule = default("triton", spec, device)
     for source, part in sources(spec, schedule, device):
         assert backend("triton").resources(source, part, schedule, device).spill_bytes == 0
