@@ -45,6 +45,7 @@ class Workers:
         return Job(candidate)
 
     def withdraw(self, jobs: Sequence[Job]) -> None:
+        assert len(self.withdrawn) < 1000, "the search goes round in circles"
         self.withdrawn += [SPACE.at(job.candidate.settings) for job in jobs]
 
     def compiled_within(self, jobs: Sequence[Job], seconds: float = float("inf")) -> Job | None:

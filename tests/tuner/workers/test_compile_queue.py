@@ -39,6 +39,7 @@ def test_a_job_whose_worker_was_killed_comes_first_and_one_that_is_withdrawn_nev
     (prefetched,) = queue.prefetch([candidate(3)])
     assert queue.take() is job
     queue.again(job)
+    assert queue.take() is job
     queue.withdraw([other, prefetched])
-    assert taken(queue) == [1]
+    assert taken(queue) == []
     assert queue.submit(candidate(3)) is not prefetched
