@@ -227,19 +227,20 @@ def _wrong_use(package: str, importer: str, name: str) -> str | None:
     return None
 
 
+def reached(module: str, imports: dict[str, set[str]]) -> set[str]:
+    """Every module that `module` imports, by way of others or directly."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        new = imports.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return found
+
+
 def circles(imports: dict[str, set[str]]) -> list[set[str]]:
     """Groups of modules that import each other, by way of each other or directly."""
-
-    def reached(module: str) -> set[str]:
-        found: set[str] = set()
-        waiting = [module]
-        while waiting:
-            new = imports.get(waiting.pop(), set()) - found
-            found |= new
-            waiting += new
-        return found
-
-    far = {module: reached(module) for module in imports}
+    far = {module: reached(module, imports) for module in imports}
     groups = ({module} | {other for other in far[module] if module in far.get(other, ())} for module in far)
     return list(map(set, {frozenset(group) for group in groups if len(group) > 1}))
 
@@ -267,6 +268,15 @@ def test_no_modules_import_each_other() -> None:
         for module, path in MODULES.items()
     }
     assert circles(imports) == CIRCLES
+
+
+def test_a_gpu_run_reaches_no_module_that_imports_what_its_machine_lacks() -> None:
+    imports = {
+        module: imported(path.read_text(), module, path.name == "__init__.py") for module, path in MODULES.items()
+    }
+    far = reached("tuner.gpu_run.__main__", imports)
+    assert "tuner.search.search" in far
+    assert {name.partition(".")[0] for name in far} & {"optuna", "sqlalchemy", "rich", "plotly", "scipy"} == set()
 
 
 def test_a_circle_is_found() -> None:

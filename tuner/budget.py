@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -16,18 +17,21 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True)
 class Budget:
-    """What one spec may cost; exactly one of the two is set.
+    """What one spec may cost; at least one of the two is set, and what is reached first ends the search.
 
     Attributes:
         seconds: time of this run, whatever earlier runs took.
-        trials: measured candidates of the study, those of earlier runs included.
+        trials: measured candidates, those of earlier runs included.
+        strict: whether candidates that have begun when the seconds are over are given back, instead of finished.
     """
 
     seconds: float | None = None
     trials: int | None = None
+    strict: bool = False
 
     def __str__(self) -> str:
-        return f"{self.trials} trials" if self.seconds is None else f"{self.seconds:g} s"
+        parts = [f"{self.seconds:g} s"] if self.seconds is not None else []
+        return " or ".join(parts + ([f"{self.trials} trials"] if self.trials is not None else []))
 
 
 DEFAULT = Budget(seconds=40.0)
@@ -63,10 +67,13 @@ class Clock:
 
     def spent(self, trials: int) -> bool:
         """Whether nothing is left once `trials` candidates are measured."""
-        if self.budget.trials is not None:
-            return trials >= self.budget.trials
-        assert self.budget.seconds is not None
-        return self.elapsed() >= self.budget.seconds
+        return self.share(trials) >= 1.0
+
+    def patience(self) -> float:
+        """Seconds to wait for a candidate that has begun: without end unless the budget is strict."""
+        if self.budget.seconds is None or not self.budget.strict:
+            return math.inf
+        return self.budget.seconds - self.elapsed()
 
     def left(self, trials: int) -> int:
         """How many candidates more may be begun once `trials` were; a budget of seconds does not say."""
@@ -74,7 +81,6 @@ class Clock:
 
     def share(self, trials: int) -> float:
         """The share of the budget that is gone, 0 to 1."""
-        if self.budget.trials is not None:
-            return min(1.0, trials / self.budget.trials)
-        assert self.budget.seconds is not None
-        return min(1.0, self.elapsed() / self.budget.seconds)
+        of_trials = 0.0 if self.budget.trials is None else trials / self.budget.trials
+        of_seconds = 0.0 if self.budget.seconds is None else self.elapsed() / self.budget.seconds
+        return min(1.0, max(of_trials, of_seconds))

@@ -35,8 +35,8 @@ from tuner.offline.offline import examine_some
 from tuner.policy import POLICIES, policy_for
 from tuner.report import report
 from tuner.search.progress import SearchProgress
+from tuner.search.study import StudySession
 from tuner.search.tune import Tuned, tune
-from tuner.session import Session
 from tuner.studies.storage_url import shown
 from tuner.studies.studies import unusable
 from tuner.workers.pool import Workers
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
 
 
-def _session(options: argparse.Namespace, workers: Workers, device: Device) -> Session:
-    return Session(
+def _session(options: argparse.Namespace, workers: Workers, device: Device) -> StudySession:
+    return StudySession(
         device=device,
         backend=workers.backend(device, options.backend),
         storage=storage_of(options),
@@ -103,7 +103,7 @@ def _tune(options: argparse.Namespace, console: Console) -> int:
 
 
 def _tune_workload(
-    options: argparse.Namespace, workload: Sequence[NamedSpec], session: Session, console: Console
+    options: argparse.Namespace, workload: Sequence[NamedSpec], session: StudySession, console: Console
 ) -> int:
     device = session.device
     console.print(
@@ -139,7 +139,7 @@ def _regret(options: argparse.Namespace, console: Console) -> int:
         return experiments.run_regret(named, _session(options, workers, device), options.runs, console)
 
 
-def _recommend(session: Session, budget: Budget, console: Console) -> None:
+def _recommend(session: StudySession, budget: Budget, console: Console) -> None:
     with SearchProgress(console) as progress:
         progress.begin("slots and chunk")
         recommendation, status = recommend(session, budget, progress.show_slots)
@@ -169,7 +169,7 @@ def _examine_sample(console: Console) -> None:
 
 
 def _tune_all(
-    workload: Sequence[NamedSpec], session: Session, console: Console
+    workload: Sequence[NamedSpec], session: StudySession, console: Console
 ) -> tuple[list[Tuned], list[tuple[str, TrellisError]]]:
     results: list[Tuned] = []
     problems: list[tuple[str, TrellisError]] = []

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from codegen.device import Device
+from codegen.spec import Spec
 from tuner.budget import Budget
 from tuner.policy import Policy, policy_for
-from tuner.studies.storage import StudyStorage
+from tuner.space.legal import Settings
 from tuner.workers.pool import Workers
+from tuner.workers.worker import Candidate
 from tuning_db import Store
 
 
@@ -19,7 +21,6 @@ class Session:
     Attributes:
         device: the machine.
         backend: the compiler whose kernels are measured.
-        storage: of the studies.
         store: where winners go.
         budget: for each spec.
         workers: the processes that compile, check and time.
@@ -31,7 +32,6 @@ class Session:
 
     device: Device
     backend: str
-    storage: StudyStorage
     store: Store
     budget: Budget
     workers: Workers
@@ -44,3 +44,7 @@ class Session:
     def policy(self) -> Policy:
         """How times are taken. Raises PolicyError if `timing` names none for the device."""
         return policy_for(self.device, self.timing)
+
+    def candidate(self, spec: Spec, settings: Settings) -> Candidate:
+        """The schedule with these settings as a candidate for `spec` in this session."""
+        return Candidate(spec, self.device, self.backend, settings, self.policy.name)

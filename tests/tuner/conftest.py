@@ -16,7 +16,7 @@ from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tuner.budget import Budget
 from tuner.search.progress import SearchProgress
-from tuner.session import Session
+from tuner.search.study import StudySession
 from tuner.studies.studies import open_storage
 from tuner.workers.pool import Workers
 from tuning_db import Store
@@ -54,9 +54,9 @@ def workers() -> Iterator[Workers]:
 
 
 @pytest.fixture
-def session(tmp_path: Path, store: Store, workers: Workers) -> Session:
+def session(tmp_path: Path, store: Store, workers: Workers) -> StudySession:
     storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
-    return Session(cpu(), "tvm", storage, store, Budget(trials=3), workers, final_seconds=0.2)
+    return StudySession(cpu(), "tvm", store, Budget(trials=3), workers, final_seconds=0.2, storage=storage)
 
 
 @pytest.fixture

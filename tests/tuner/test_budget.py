@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -39,3 +40,19 @@ def test_a_budget_of_seconds_ends_whatever_was_tried():
     assert clock.spent(0)
     assert clock.share(0) == 1.0
     assert not Clock(Budget(seconds=1000.0)).spent(10**6)
+
+
+def test_of_seconds_and_trials_what_is_reached_first_ends_it():
+    budget = Budget(seconds=10.0, trials=4)
+    assert str(budget) == "10 s or 4 trials"
+    assert Clock(budget).spent(4)
+    assert not Clock(budget).spent(3)
+    assert Clock(budget).left(3) == 1
+    assert Clock(budget, started=time.monotonic() - 11).spent(0)
+
+
+def test_only_a_strict_budget_of_seconds_limits_the_wait():
+    started = time.monotonic() - 4
+    assert Clock(Budget(seconds=10.0), started).patience() == math.inf
+    assert Clock(Budget(trials=3, strict=True), started).patience() == math.inf
+    assert 5.0 < Clock(Budget(seconds=10.0, strict=True), started).patience() <= 6.0

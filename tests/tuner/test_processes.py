@@ -19,8 +19,7 @@ from optuna.trial import TrialState
 from codegen.device import cpu
 from tests.tuner.conftest import UPDATE
 from tuner.budget import Budget
-from tuner.search.search import search
-from tuner.session import Session
+from tuner.search.study import StudySession, search_study
 from tuner.studies.owner import NAMELESS_FOR, SILENT_FOR, is_lost, this_process
 from tuner.studies.studies import open_storage, outcomes, release_lost_trials, take
 from tuner.telling import ended, fail, is_given_up, release, tell
@@ -61,14 +60,17 @@ def test_a_killed_tuner_loses_at_most_the_trials_that_had_begun(tmp_path: Path):
     assert before >= 3
 
     with Workers(compilers=0) as workers:
-        session = Session(cpu(), "tvm", storage, Store(tmp_path / "db"), Budget(trials=before + 2), workers)
-        again = search(UPDATE, session, lambda status: None)
-    trials = again.study.get_trials()
-    assert len(again.trials()) == before + 2
+        session = StudySession(
+            cpu(), "tvm", Store(tmp_path / "db"), Budget(trials=before + 2), workers, storage=storage
+        )
+        again = search_study(UPDATE, session)
+    (study,) = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(study_name=study, storage=storage).get_trials()
+    assert len(again.tried) == before + 2
     assert sum(trial.state is TrialState.RUNNING for trial in trials) == 0
     begun = 1 + min(8, cpu().cores)  # One that was measured, the others compiled ahead.
     assert sum(trial.state is TrialState.FAIL for trial in trials) <= begun
-    tried = [trial.params for trial in again.trials()]
+    tried = [each.settings for each in again.tried]
     assert all(tried.count(settings) == 1 for settings in tried)
 
 

@@ -15,7 +15,7 @@ from tuner.errors import WorkloadError
 from tuner.experiments.calibration import LEAST_POINTS, correlation, read_points, verdict
 from tuner.experiments.regret import Regret, Tuning, regret
 from tuner.experiments.replay import RECORDED, SEEDS, Replayed, read_spaces, replay
-from tuner.session import Session
+from tuner.search.study import StudySession
 from tuner.space.sampler import SAMPLERS, default_sampler
 from tuner.workload import NamedSpec
 
@@ -64,7 +64,7 @@ def run_calibrate(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def run_regret(named: NamedSpec, session: Session, runs: int, console: Console) -> int:
+def run_regret(named: NamedSpec, session: StudySession, runs: int, console: Console) -> int:
     """Tune `named` `runs` times, and print the regret of each winner."""
     console.print(f"{named.name}: {runs} tunings, {session.budget} each", highlight=False, markup=False)
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 from tuner.errors import NothingMeasuredError
-from tuner.search.search import search
-from tuner.search.tune import finalists_of, hold_finals
-from tuner.session import Session
+from tuner.search.finals import finalists_of, hold_finals
+from tuner.search.study import StudySession, search_study
 from tuner.studies.studies import open_storage
-from tuner.workers.worker import Candidate, Finals
+from tuner.workers.worker import Finals
 from tuning_db import Store
 
 _SECONDS_EACH = 1.5
@@ -67,7 +66,7 @@ class Regret:
         return statistics.mean(self.of(tuning) for tuning in self.tunings)
 
 
-def regret(spec: Spec, session: Session, runs: int, show: Callable[[Tuning], None]) -> Regret:
+def regret(spec: Spec, session: StudySession, runs: int, show: Callable[[Tuning], None]) -> Regret:
     """Tune `spec` `runs` times within the session's budget each, and measure all finalists together.
 
     Args:
@@ -84,10 +83,7 @@ def regret(spec: Spec, session: Session, runs: int, show: Callable[[Tuning], Non
         tunings.append(_tuned(spec, session, seed))
         show(tunings[-1])
     every = {schedule.key(): schedule for tuning in tunings for schedule in tuning.finalists}
-    candidates = [
-        Candidate(spec, session.device, session.backend, each.settings(), session.policy.name)
-        for each in every.values()
-    ]
+    candidates = [session.candidate(spec, each.settings()) for each in every.values()]
     timings = session.workers.finals(Finals(tuple(candidates), _SECONDS_EACH * len(candidates), _ROUNDS))
     seconds = {list(every)[place]: timing.seconds for place, timing in timings.items()}
     for tuning in tunings:
@@ -97,14 +93,14 @@ def regret(spec: Spec, session: Session, runs: int, show: Callable[[Tuning], Non
     return Regret(tuple(tunings), seconds, min(seconds, key=lambda key: seconds[key]))
 
 
-def _tuned(spec: Spec, session: Session, seed: int) -> Tuning:
+def _tuned(spec: Spec, session: StudySession, seed: int) -> Tuning:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         storage = open_storage(f"sqlite:///{folder / 'studies.db'}")
         alone = replace(session, storage=storage, store=Store(None, folder / "nothing"))
-        searched = search(spec, alone, lambda status: None, seed=seed)
+        searched = search_study(spec, alone, seed=seed)
         _, verdict = hold_finals(spec, alone, searched)
-        finalists, trials = tuple(finalists_of(searched)), len(searched.trials())
+        finalists, trials = tuple(finalists_of(searched)), len(searched.tried)
         storage.engine.dispose()
     winner = searched.space.schedules[verdict.winner]
     return Tuning(seed, trials, winner, tuple(dict.fromkeys((*finalists, winner))))

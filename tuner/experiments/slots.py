@@ -25,7 +25,7 @@ from tuner.experiments.quality import PAIRS, RULE, recall_by_pairs
 from tuner.interruption import stop_if_interrupted
 from tuner.measure.cost import state_bytes
 from tuner.search.progress import SlotStatus
-from tuner.session import Session
+from tuner.search.study import StudySession
 from tuner.space.pareto import front_of, knee_of
 from tuner.space.sampler import FreshSampler, untried
 from tuner.studies.damaged_trials import Expected
@@ -50,7 +50,7 @@ _DIRECTIONS = (StudyDirection.MINIMIZE, StudyDirection.MINIMIZE, StudyDirection.
 
 
 def recommend(
-    session: Session, budget: Budget, show: Callable[[SlotStatus], None]
+    session: StudySession, budget: Budget, show: Callable[[SlotStatus], None]
 ) -> tuple[Recommendation, SlotStatus]:
     """Measure slot counts and chunk sizes, and store the knee of their front as what "auto" reads.
 
@@ -125,7 +125,7 @@ def _distributions() -> dict[str, CategoricalDistribution]:
     return {"slots": CategoricalDistribution(SLOTS), "chunk": CategoricalDistribution(CHUNKS)}
 
 
-def _study(session: Session, schedules: dict[tuple[int, int], Schedule]) -> optuna.Study:
+def _study(session: StudySession, schedules: dict[tuple[int, int], Schedule]) -> optuna.Study:
     about = [
         session.device.key(),
         str(toolchain(session.backend)),
@@ -143,7 +143,9 @@ def _same(point: Mapping[str, object], other: Mapping[str, object]) -> bool:
     return point == other and all(type(value) is int for value in point.values())
 
 
-def _one_trial(study: optuna.Study, session: Session, schedules: dict[tuple[int, int], Schedule], heart: Heart) -> None:
+def _one_trial(
+    study: optuna.Study, session: StudySession, schedules: dict[tuple[int, int], Schedule], heart: Heart
+) -> None:
     trial = take(study, session.storage, _distributions())
     heart.beat_for([trial])
     slots, chunk = trial.params["slots"], trial.params["chunk"]

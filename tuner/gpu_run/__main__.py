@@ -60,6 +60,7 @@ def _run(options: argparse.Namespace, workers: Workers) -> int:
         store=Store(folder / "winners"),
         candidates=options.candidates,
         seconds=60.0 * options.minutes,
+        most=options.most,
     )
     left_out = list(_left_out(device, run.candidates))
     print(f"{device.key()}, backend {backend}: {options.minutes:g} minutes; findings in {folder}")
@@ -135,9 +136,18 @@ def _left_out(device: Device, folder: Path) -> Iterator[str]:
         yield f"no list of candidates for {device.arch} in {folder}: all legal schedules are tried, in no order"
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of candidates; give 1 or more")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tuner.gpu_run", description=__doc__)
     parser.add_argument("--minutes", type=float, default=9.5, help="how long all of it may take (default %(default)s)")
+    parser.add_argument(
+        "--most", type=_count, metavar="N", help="candidates of each spec (default: as the time allows)"
+    )
     parser.add_argument("--folder", default="gpu-results", help="what is brought home (default %(default)s)")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda; the GPU unless given")
     parser.add_argument("--workload", metavar="FILE", default=str(DEFAULT_FILE), help="a file like tuner/workload.yaml")

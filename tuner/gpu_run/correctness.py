@@ -12,7 +12,7 @@ from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
 from tuner.offline.gpu_check import specs
 from tuner.space.legal import changes, legal_schedules
-from tuner.workers.pool import Job
+from tuner.workers.compile_queue import Job
 from tuner.workers.worker import Candidate
 from tuner.workload import NamedSpec
 from tuning_db import Outcome

@@ -32,6 +32,7 @@ class GpuRun:
         store: where winners go.
         candidates: folder of the lists that were prepared.
         seconds: how long all of it may take.
+        most: candidates of each spec that are measured at most; None for as many as the time allows.
         started: when it began, on the clock of `time.monotonic`.
     """
 
@@ -43,6 +44,7 @@ class GpuRun:
     store: Store
     candidates: Path
     seconds: float
+    most: int | None = None
     started: float = field(default_factory=time.monotonic)
 
     def left_for(self, stage: str) -> float:

@@ -11,7 +11,7 @@ from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
-from tuner.workers.pool import Job
+from tuner.workers.compile_queue import Job
 from tuner.workers.worker import Candidate
 from tuner.workload import NamedSpec
 from tuning_db import Outcome

@@ -90,8 +90,9 @@ def sanitize_all(run: GpuRun) -> Iterator[Entry]:
 
 
 def _cases(run: GpuRun) -> Iterator[Case]:
+    kernels = kernels_to_check(run)
     for tool in TOOLS:
-        for named, schedule in kernels_to_check(run):
+        for named, schedule in kernels:
             name = f"{tool} {named.name} {schedule.key()}"
             described = Described(named.spec.key(), schedule.backend, schedule.settings())
             yield Case(tool, name, run.state_of(named.spec), described)

@@ -5,12 +5,11 @@ schedulers issue one a cycle and which a lone warp waits for, unless its threads
 share of the matrix units; the loads that nothing hides; and a trip to memory for each spilled register. Programs that
 do not fit run in waves. No kernel is faster than its bytes at the speed of memory. The numbers are round ones of the
 makers' manuals, but for two that are fitted to what 200 schedules took on an H200 (docs/gpu.md). Only the order counts,
-and once times are known `order_quality` says whether it was worth anything. Where it was not, the guesses are dropped.
+and once times are known `tuner/search/guesses.py` says whether it was worth anything.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,9 +34,6 @@ _DESCRIPTOR_CODE_BYTES = 2048
 _SPILL_CYCLES = 8.0
 _PRODUCTS = {"ieee": 16.0, "tf32x3": 6.0, "tf32": 2.0, "bf16x3": 3.0, "bf16": 1.0}
 """How many times what a bf16 product takes, a product of that precision takes."""
-
-FEWEST_TO_JUDGE = 5
-"""Measured candidates below which a rank correlation says little about the guesses; a prepared list has 2 to 8."""
 
 
 @dataclass(frozen=True)
@@ -143,26 +139,6 @@ def _seconds_of(
     loads = _LOAD_CYCLES * waits / loop.stages
     spilled = _SPILL_CYCLES * (needs.spill_bytes or 0)
     return waves * walk.tiles * (max(issued, products) + loads + spilled) / rates.clock
-
-
-def order_quality(predicted: Sequence[float], measured: Sequence[float]) -> float | None:
-    """Spearman's rank correlation of guessed with measured times; None for fewer than three, or where all are equal."""
-    if len(predicted) < 3 or len(set(predicted)) == 1 or len(set(measured)) == 1:
-        return None
-    return statistics.correlation(_ranks(predicted), _ranks(measured))
-
-
-def is_worth_nothing(pairs: Sequence[tuple[float, float]]) -> bool:
-    """Whether the times of enough candidates show that the guesses order them no better than chance does."""
-    quality = order_quality([guess for guess, _ in pairs], [seconds for _, seconds in pairs])
-    return len(pairs) >= FEWEST_TO_JUDGE and quality is not None and quality <= 0.0
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Places in rising order; equal values share the mean of theirs."""
-    ordered = sorted(values)
-    first = {value: ordered.index(value) for value in ordered}
-    return [first[value] + (ordered.count(value) - 1) / 2 for value in values]
 
 
 def promising_first(schedules: Sequence[tuple[Schedule, float | None]]) -> list[Schedule]:

@@ -1,17 +1,33 @@
-"""Who won: the default, or a simpler one, unless another is faster by more than the noise of a measurement in turn.
+"""The finals: the best few of a search and the default, timed in turn.
 
-Rounds are compared in pairs, since what disturbs a machine disturbs a whole round, and how sure a comparison is comes
-from a bootstrap over the rounds (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+The default wins, or a simpler one, unless another is faster by more than the noise. Rounds are compared in pairs, since
+what disturbs a machine disturbs a whole round. How sure a comparison is comes from a bootstrap over the rounds (Efron
+and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 """
 
 from __future__ import annotations
 
 import random
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from codegen.schedules.schedule import Schedule
+from codegen.spec import Spec
+from tuner.errors import NothingMeasuredError
 from tuner.measure.timed import Timing
+from tuner.search.search import Searched
+from tuner.search.strategy import right
+from tuner.session import Session
+from tuner.space.legal import changes
+from tuner.workers.worker import Finals
+
+FINALISTS = 3
+"""How many candidates meet the default once more."""
+
+FINAL_ROUNDS = 60
+"""Most rounds of the finals."""
 
 LEAST_GAIN = 0.01
 """A gain below one in a hundred is never called one, however quiet the machine is."""
@@ -55,6 +71,38 @@ class Verdict:
     gain: float
     noise: float
     reason: str
+
+
+def hold_finals(spec: Spec, session: Session, searched: Searched) -> tuple[dict[str, Timing], Verdict]:
+    """Time the default and the best of a search in turn, and judge; times by key of the schedule.
+
+    Raises:
+        NothingMeasuredError: no candidate was right.
+    """
+    finalists = finalists_of(searched)
+    candidates = tuple(session.candidate(spec, schedule.settings()) for schedule in finalists)
+    timings = {}
+    if right(searched.tried):
+        timings = session.workers.finals(Finals(candidates, session.final_seconds, FINAL_ROUNDS))
+    if not timings:
+        raise NothingMeasuredError(spec=spec.key(), reasons=_why_nothing(searched))
+    by_key = {finalists[place].key(): timing for place, timing in timings.items()}
+    default = searched.space.default
+    return by_key, judge(by_key, default.key(), {each.key(): changes(each, default) for each in finalists})
+
+
+def finalists_of(searched: Searched) -> list[Schedule]:
+    """The default, and the best `FINALISTS` of the others."""
+    best = [searched.space.at(settings) for _, settings in right(searched.tried)]
+    others = [schedule for schedule in best if schedule != searched.space.default]
+    return [searched.space.default, *others[:FINALISTS]]
+
+
+def _why_nothing(searched: Searched) -> str:
+    if right(searched.tried):
+        return "none was right when the best were measured again"
+    reasons = Counter(f"{each.outcome.value}: {each.reason}" for each in searched.tried)
+    return "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common(2)) or "none was tried"
 
 
 def judge(timings: Mapping[str, Timing], default: str, changes: Mapping[str, int] | None = None) -> Verdict:

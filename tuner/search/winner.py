@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from codegen.device import Device
 from codegen.kernels.build import operator_digest
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec, bucket
+from tuner.measure.cost import cost_of
 from tuner.measure.timed import Timing
+from tuner.policy import stated
+from tuner.search.finals import FINAL_ROUNDS, Verdict
+from tuner.search.search import Searched
+from tuner.session import Session
 from tuner.toolchain import toolchain
 from tuning_db import Outcome, Record, shortened, utc_now
 
@@ -29,6 +37,40 @@ class Beside:
     eager_seconds: float | None
     ceiling_share: float | None
     trials: int
+
+
+def commit_winner(
+    spec: Spec, session: Session, searched: Searched, timings: Mapping[str, Timing], verdict: Verdict
+) -> Record:
+    """Measure what the winner of the finals is compared with, and commit its record.
+
+    Raises:
+        WorkerError: eager PyTorch, or the machine's ceiling, could not be measured.
+        tuning_db.TuningDatabaseError: the record could not be stored.
+    """
+    device, workers = session.device, session.workers
+    timing, cost = timings[verdict.winner], cost_of(spec)
+    ceiling = workers.ceiling(device, spec.problem.dtype, cost.bytes)
+    beside = Beside(
+        default=timings.get(searched.space.default.key()),
+        eager_seconds=workers.eager(spec, device).seconds,
+        ceiling_share=ceiling.share(cost, timing.seconds),
+        trials=len(searched.tried),
+    )
+    record = winner_record(
+        spec,
+        searched.space.schedules[verdict.winner],
+        device,
+        timing,
+        beside,
+        reason=verdict.reason,
+        policy=stated(session.policy, device, FINAL_ROUNDS),
+        source=session.source,
+    )
+    if session.with_compile:
+        record = replace(record, compile_seconds=workers.compiled(spec, device).seconds)
+    session.store.commit(record)
+    return record
 
 
 def winner_record(

@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.space.space import Space
 from tuner.telling import RELEASED
 
 Point = Mapping[str, Any]
@@ -34,6 +35,11 @@ def default_sampler() -> str:
 
 MOST_DEATHS = 2
 """A point is given up after the process that tried it died this often."""
+
+
+def distributions_of(space: Space) -> dict[str, CategoricalDistribution]:
+    """A box that contains `space`, for Optuna. Not all of a box is legal: `FreshSampler` proposes only what is."""
+    return {name: CategoricalDistribution(values) for name, values in space.choices().items()}
 
 
 class FreshSampler(BaseSampler):

@@ -1,16 +1,14 @@
-"""What may be tried for a spec: every legal schedule, and the same as Optuna distributions."""
+"""What may be tried for a spec: every legal schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from optuna.distributions import CategoricalDistribution
-
 from codegen.device import Device
 from codegen.errors import TrellisError
 from codegen.schedules.registry import from_settings
-from codegen.schedules.schedule import Schedule
+from codegen.schedules.schedule import Schedule, Value
 from codegen.spec import Spec
 from tuner.space.legal import Settings, legal_schedules
 
@@ -21,16 +19,19 @@ class Space:
 
     Attributes:
         schedules: all of them, by key, the default first.
-        distributions: for each field, the values that some legal schedule has.
     """
 
     schedules: dict[str, Schedule]
-    distributions: dict[str, CategoricalDistribution]
 
     @property
     def default(self) -> Schedule:
         """The schedule to beat."""
         return next(iter(self.schedules.values()))
+
+    def choices(self) -> dict[str, tuple[Value, ...]]:
+        """For each field, the values that some legal schedule has."""
+        every = [schedule.settings() for schedule in self.schedules.values()]
+        return {name: tuple(dict.fromkeys(settings[name] for settings in every)) for name in every[0]}
 
     def at(self, settings: Settings) -> Schedule:
         """The legal schedule with these settings.
@@ -49,14 +50,5 @@ class Space:
 
 
 def space_of(spec: Spec, backend: str, device: Device) -> Space:
-    """The space to search for `spec`.
-
-    Optuna's distributions span a box, and not all of a box is legal: `tuner.space.sampler` proposes only the points of
-    `schedules`.
-    """
-    legal = legal_schedules(spec, backend, device)
-    distributions = {
-        name: CategoricalDistribution(tuple(dict.fromkeys(schedule.settings()[name] for schedule in legal)))
-        for name in legal[0].settings()
-    }
-    return Space({schedule.key(): schedule for schedule in legal}, distributions)
+    """The space to search for `spec`. Raises NoScheduleError if it is empty."""
+    return Space({schedule.key(): schedule for schedule in legal_schedules(spec, backend, device)})

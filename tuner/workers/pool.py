@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 import multiprocessing.connection
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -25,6 +23,7 @@ from tuner.measure.ceiling import Ceiling
 from tuner.measure.side_by_side import SideBySide
 from tuner.measure.timed import Timing
 from tuner.workers.available import backend_for, device_here, may_have_gpu
+from tuner.workers.compile_queue import CompileQueue, Job
 from tuner.workers.limits import Limits
 from tuner.workers.messages import Done, Failed, Phase
 from tuner.workers.process import End, WorkerProcess
@@ -44,19 +43,6 @@ _ENVIRONMENTS = {_MEASURING: {"GOMP_SPINCOUNT": "200"}, _COMPARING: {}}
 Kind = TypeVar("Kind")
 
 
-@dataclass(eq=False)
-class Job:
-    """A candidate on its way.
-
-    Attributes:
-        candidate: what to try.
-        compiled: None until a worker has compiled it, or found that it cannot be.
-    """
-
-    candidate: Candidate
-    compiled: Result | None = None
-
-
 class Workers:
     """Starts workers as they are needed; a context manager, which ends them all.
 
@@ -71,7 +57,7 @@ class Workers:
         self.ahead = min(_MOST_COMPILERS, cpu().cores) if compilers is None else compilers
         self._compilers: dict[WorkerProcess, Job | None] = {}
         self._serving: dict[str, WorkerProcess] = {}
-        self._waiting: deque[Job] = deque()
+        self._queue = CompileQueue()
         self._quiet = False
 
     def __enter__(self) -> Workers:
@@ -84,34 +70,38 @@ class Workers:
 
     def close(self) -> None:
         """End all workers, whatever they do."""
-        self._waiting.clear()
+        self._queue = CompileQueue()
         for worker in [*self._compilers, *self._serving.values()]:
             worker.stop()
         self._compilers.clear()
         self._serving.clear()
 
-    def submit(self, candidate: Candidate, urgent: bool = False) -> Job:
-        """Have `candidate` compiled ahead of its turn; if it is urgent, before all that wait."""
-        job = Job(candidate)
-        if self.ahead:
-            (self._waiting.appendleft if urgent else self._waiting.append)(job)
-            self._hand_out()
-        else:
-            job.compiled = Result(Outcome.ok)
+    def submit(self, candidate: Candidate) -> Job:
+        """Have `candidate` compiled ahead of its turn; what was prefetched is found again."""
+        if not self.ahead:
+            return Job(candidate, Result(Outcome.ok))
+        job = self._queue.submit(candidate)
+        self._hand_out()
         return job
+
+    def prefetch(self, candidates: Iterable[Candidate]) -> list[Job]:
+        """Have candidates compiled that will be submitted later, whenever nothing that is submitted waits."""
+        jobs = self._queue.prefetch(candidates) if self.ahead else []
+        self._hand_out()
+        return jobs
 
     def withdraw(self, jobs: Sequence[Job]) -> None:
         """Forget jobs; what is being compiled already goes on, for the cache."""
-        self._waiting = deque(job for job in self._waiting if job not in jobs)
+        self._queue.withdraw(jobs)
 
     def first_compiled(self, jobs: Sequence[Job]) -> Job:
         """The first of `jobs`, at least one, that has been compiled; waits until there is one."""
-        job = self.compiled_within(jobs, math.inf)
+        job = self.compiled_within(jobs)
         assert job is not None
         return job
 
-    def compiled_within(self, jobs: Sequence[Job], seconds: float) -> Job | None:
-        """The first of `jobs` that has been compiled; None if there is none within so many seconds."""
+    def compiled_within(self, jobs: Sequence[Job], seconds: float = math.inf) -> Job | None:
+        """The first of `jobs` that has been compiled; None if there is none within so many seconds, or no job."""
         until = time.monotonic() + seconds
         while True:
             for job in jobs:
@@ -260,7 +250,7 @@ class Workers:
                 if job is None and worker.phase.name == "starting":
                     raise WorkerError(task="start", reason=said.reason)
                 if job is not None and said.innocent:
-                    self._waiting.appendleft(job)
+                    self._queue.again(job)
                 elif job is not None:
                     job.compiled = Result(said.outcome, said.reason)
             elif isinstance(said, (Done, Failed)) and job is not None:
@@ -274,11 +264,11 @@ class Workers:
         for worker in [worker for worker in self._compilers if not worker.is_current]:
             worker.stop()
             del self._compilers[worker]
-        while len(self._compilers) < min(self.ahead, len(self._compilers) + len(self._waiting)):
+        while len(self._compilers) < min(self.ahead, len(self._compilers) + self._queue.waiting()):
             self._compilers[WorkerProcess(self.limits)] = None
         for worker, job in self._compilers.items():
-            if self._waiting and job is None and worker.idle:
-                self._compilers[worker] = job = self._waiting.popleft()
+            if self._queue.waiting() and job is None and worker.idle:
+                self._compilers[worker] = job = self._queue.take()
                 worker.give("compile", job.candidate)
 
     def _keep_quiet(self, quiet: bool) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from codegen.device import NAMED, Device
 from codegen.schedules.triton import TritonSchedule
 from tuner.gpu_run.ledger import Ledger
-from tuner.offline.cost_model import order_quality, predicted_seconds
+from tuner.offline.cost_model import predicted_seconds
 from tuner.offline.offline import examine
+from tuner.search.guesses import order_quality
 from tuner.space.legal import legal_schedules
 from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
 

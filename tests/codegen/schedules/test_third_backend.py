@@ -27,8 +27,8 @@ from trellis_ops.dispatch import resolve
 from trellis_ops.tokens import States
 from tuner.budget import Budget
 from tuner.search.progress import SearchProgress
+from tuner.search.study import StudySession
 from tuner.search.tune import tune
-from tuner.session import Session
 from tuner.studies.studies import open_storage
 from tuner.workers.pool import Workers
 from tuner.workload import NamedSpec
@@ -156,7 +156,7 @@ def test_its_digest_is_that_of_its_own_code(toy, tmp_path, monkeypatch):
 def test_the_tuner_searches_all_its_schedules_in_worker_processes_and_the_winner_serves(toy, tmp_path):
     storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     with Workers(compilers=0) as workers, SearchProgress(Console(quiet=True)) as progress:
-        session = Session(cpu(), "toy", storage, toy, Budget(trials=10), workers, final_seconds=0.2)
+        session = StudySession(cpu(), "toy", toy, Budget(trials=10), workers, final_seconds=0.2, storage=storage)
         tuned = tune(NamedSpec("toy", SPEC), session, progress)
     assert tuned.exhausted
     assert (tuned.points, tuned.record.trials, tuned.failures.total()) == (2, 2, 0)

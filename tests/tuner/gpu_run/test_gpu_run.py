@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from codegen.device import NAMED, cpu
+from codegen.kernels.build import operator_digest
 from codegen.kernels.exported import MANIFEST
-from codegen.schedules.triton import TritonSchedule
+from codegen.schedules.schedule import Schedule
 from codegen.spec import spec_of_key
 from tuner.gpu_run import sanitizer
 from tuner.gpu_run.__main__ import main
@@ -27,13 +28,14 @@ from tuner.gpu_run.ledger import Entry, Ledger, LedgerError
 from tuner.gpu_run.plan import GpuRun
 from tuner.gpu_run.precision import precisions
 from tuner.gpu_run.tables import page
-from tuner.gpu_run.tuning import _shuffled
 from tuner.gpu_run.warm_up import RIVALS, WarmUp
 from tuner.measure.side_by_side import KERNEL, _able, compiled_spec
 from tuner.measure.timed import Timed
+from tuner.offline import candidates
 from tuner.policy import policy_for
+from tuner.space.legal import changes, legal_schedules
 from tuner.workers.pool import Workers
-from tuner.workload import DEFAULT_FILE, load_workload
+from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
 from tuning_db import Store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,6 +45,13 @@ cpu:
   - {name: decode, operator: trellis_step, batch: 2, tokens: 1, heads: 2, dim: 8, slots: 8, chunk: 1}
 """
 WITHOUT = "import sys\nsys.modules.update(dict.fromkeys(['optuna', 'rich', 'scipy', 'plotly', 'sqlalchemy']))\n"
+SHORTLY = """
+import functools, sys
+from tuner.gpu_run import __main__, timing, tuning
+timing.SECONDS = tuning.FINAL_SECONDS = 0.1
+__main__.Workers = functools.partial(__main__.Workers, compilers=1)
+sys.exit(__main__.main())
+"""
 
 
 def entry(stage: str = "correct", name: str = "one", ok: bool = True, **values) -> Entry:
@@ -72,13 +81,19 @@ def test_the_page_says_what_is_wrong_and_what_was_left_out(tmp_path):
     assert "| prefill | wrong_answer: y |" in text
 
 
-def run(tmp_path: Path, *arguments: str, minutes: str = "0.5") -> subprocess.CompletedProcess[str]:
+def arguments(tmp_path: Path, minutes: str = "60") -> list[str]:
+    """Of a GPU run on this CPU that ends when nothing is left: no test waits for its time."""
     (tmp_path / "workload.yaml").write_text(WORKLOAD)
+    options = ["--device", "cpu", "--workload", str(tmp_path / "workload.yaml"), "--minutes", minutes, "--most", "2"]
+    return [*options, "--folder", str(tmp_path / "home"), "--candidates", str(tmp_path / "lists")]
+
+
+def run(tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """A GPU run of few worker processes, each of which takes seconds to start, where Optuna cannot be imported."""
     (tmp_path / "without").mkdir(exist_ok=True)
     (tmp_path / "without" / "sitecustomize.py").write_text(WITHOUT)
-    options = ["--workload", str(tmp_path / "workload.yaml"), "--minutes", minutes, "--folder", str(tmp_path / "home")]
     return subprocess.run(
-        [sys.executable, "-m", "tuner.gpu_run", "--device", "cpu", *options, *arguments],
+        [sys.executable, "-c", SHORTLY, *arguments(tmp_path)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -86,20 +101,35 @@ def run(tmp_path: Path, *arguments: str, minutes: str = "0.5") -> subprocess.Com
     )
 
 
-def finished(tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """Run again until nothing is left: on a busy machine half a minute does not reach the end."""
-    for _ in range(8):
-        done = run(tmp_path)
-        if "the time was up" not in (tmp_path / "home" / cpu().key() / "tables.md").read_text():
-            break
-    return done
+def prepare(tmp_path: Path) -> list[Schedule]:
+    """Write a list of two candidates for the first spec, neither of them its default; what a run of two measures."""
+    named = workload(tmp_path)[0]
+    default, *others = legal_schedules(named.spec, "tvm", cpu())
+    chosen = sorted(others, key=lambda each: -changes(each, default))[:2]
+    ranked = candidates.Ranked(
+        name=named.name,
+        spec=named.spec.key(),
+        device=cpu().key(),
+        template_digest=operator_digest(named.spec.problem, "tvm"),
+        tried=2,
+        pruned=0,
+        guesses=tuple(candidates.Guess(each.settings(), 1e-6 * (place + 1)) for place, each in enumerate(chosen)),
+    )
+    candidates.write([ranked], candidates.path_for(cpu(), tmp_path / "lists"))
+    return [default, chosen[0]]
+
+
+def workload(tmp_path: Path) -> tuple[NamedSpec, ...]:
+    (tmp_path / "workload.yaml").write_text(WORKLOAD)
+    return load_workload(tmp_path / "workload.yaml", "cpu")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder of a GPU run that has nothing left to do, and its last process."""
+    """The folder of a GPU run that has nothing left to do, and its process."""
     folder = tmp_path_factory.mktemp("gpu-run")
-    return folder, finished(folder)
+    prepare(folder)
+    return folder, run(folder)
 
 
 def test_a_gpu_run_without_optuna_checks_tunes_and_times_and_goes_on_where_it_was(whole):
@@ -113,19 +143,29 @@ def test_a_gpu_run_without_optuna_checks_tunes_and_times_and_goes_on_where_it_wa
     assert {"kernel", "eager", "one head alone"} <= ledger.of("timed")[0].values["seconds"].keys()
     records = Store(folder / "winners").records(cpu().key(), "user")
     assert {spec_of_key(each.spec).problem.operator for each in records} == {"trellis_attention", "trellis_step"}
-    assert "| decode |" in (folder / "tables.md").read_text()
+    assert {each.source for each in records} == {"python -m tuner.gpu_run"}
+    tables = (folder / "tables.md").read_text()
+    assert "| decode |" in tables
+    assert "the time was up" not in tables
     before = (folder / "findings.jsonl").read_bytes()
-    again = run(tmp_path)
-    assert again.returncode == 0, again.stdout + again.stderr
+    assert main(arguments(tmp_path)) == 0, "Optuna, which is here, makes no difference"
     assert (folder / "findings.jsonl").read_bytes() == before
 
 
-def test_a_gpu_run_whose_time_is_up_says_what_is_left(tmp_path):
-    done = run(tmp_path, minutes="0.0001")
+def test_the_prepared_candidates_are_measured_after_the_default_and_no_more_than_asked_for(whole):
+    tmp_path, _ = whole
+    ledger = Ledger(tmp_path / "home" / cpu().key() / "findings.jsonl")
+    measured = [each.name.split(" ", 1) for each in ledger.of("measured")]
+    assert [key for name, key in measured if name == "prefill"] == [each.key() for each in prepare(tmp_path)]
+    assert [name for name, _ in measured].count("decode") == 2
+    assert [each.values["tried"] for each in ledger.of("tuned")] == [2, 2]
+
+
+def test_a_gpu_run_whose_time_is_up_says_what_is_left(tmp_path, capsys):
+    assert main(arguments(tmp_path, minutes="0.0001")) == 0
     text = (tmp_path / "home" / cpu().key() / "tables.md").read_text()
     assert "kernels were not checked; the time was up" in text
     assert "not tuned: prefill, decode" in text
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_without_a_gpu_it_says_so(capsys):
@@ -220,16 +260,15 @@ def test_what_torch_compile_gets_is_short_enough_to_be_unrolled():
         assert replace(short, tokens=problem.tokens) == problem
 
 
-def test_a_wrong_kernel_ends_the_gpu_run_with_failure(whole, tmp_path):
+def test_a_wrong_kernel_ends_the_gpu_run_with_failure(whole, tmp_path, capsys):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     findings = tmp_path / "home" / cpu().key() / "findings.jsonl"
     found = [msgspec.json.decode(line) for line in findings.read_bytes().splitlines()]
     checked = next(each for each in found if each["stage"] == "correct")
     checked |= {"ok": False, "text": "wrong_answer: y"}
     findings.write_bytes(b"\n".join(map(msgspec.json.encode, found)))
-    done = run(tmp_path)
-    assert done.returncode == 1
-    assert "BAD" in done.stdout
+    assert main(arguments(tmp_path)) == 1
+    assert "BAD" in capsys.readouterr().out
 
 
 def test_a_rival_that_fails_is_left_out_and_costs_no_other_its_time():
@@ -242,16 +281,6 @@ def test_a_rival_that_fails_is_left_out_and_costs_no_other_its_time():
     assert left_out == {"bad": "it failed: RuntimeError: no such operation in a graph"}
     with pytest.raises(RuntimeError):
         _able({KERNEL: calls["bad"]}, cpu(), policy_for(cpu()), {})
-
-
-def test_without_guesses_that_are_worth_something_the_prepared_come_in_a_random_order_before_the_others():
-    schedules = [TritonSchedule("fused", 16, 8, stages, "bf16") for stages in (1, 2, 3)]
-    others = [TritonSchedule("split", 16, 8, stages, "bf16") for stages in (1, 2, 3)]
-    left = [*((each, 1.0) for each in schedules), *((each, None) for each in others)]
-    mixed = _shuffled(left)
-    assert {schedule for schedule, _ in mixed[:3]} == set(schedules)
-    assert mixed[3:] == left[3:]
-    assert [schedule for schedule, _ in mixed[:3]] != schedules
 
 
 HOSTILE_LINES = [

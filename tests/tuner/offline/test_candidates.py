@@ -18,15 +18,7 @@ from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Problem, Spec
 from tuner.errors import CandidateFileError
 from tuner.offline import candidates
-from tuner.offline.cost_model import (
-    FEWEST_TO_JUDGE,
-    Walk,
-    is_worth_nothing,
-    order_quality,
-    predicted_seconds,
-    promising_first,
-    walk_of,
-)
+from tuner.offline.cost_model import Walk, predicted_seconds, promising_first, walk_of
 from tuner.space.legal import changes
 from tuner.workload import DEFAULT_FILE, load_workload
 
@@ -71,14 +63,6 @@ def test_how_kernels_are_launched():
     assert walk_of("keys_backward", SPEC, FUSED.tile_loop()) == Walk(128, 2 * 64 * 4)
 
 
-def test_the_quality_of_an_order():
-    assert order_quality([1.0, 2.0, 3.0], [10.0, 20.0, 40.0]) == pytest.approx(1.0)
-    assert order_quality([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
-    assert order_quality([1.0, 1.0, 3.0], [1.0, 1.0, 2.0]) == pytest.approx(1.0)
-    assert order_quality([1.0, 2.0], [1.0, 2.0]) is None
-    assert order_quality([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
-
-
 def test_the_promising_come_first_and_those_without_a_guess_last():
     slow, fast, unknown = (dataclasses.replace(FUSED, num_warps=warps) for warps in (1, 2, 4))
     assert promising_first([(unknown, None), (slow, 2.0), (fast, 1.0)]) == [fast, slow, unknown]
@@ -110,14 +94,6 @@ def test_a_list_is_compiled_pruned_ordered_written_and_read(tmp_path):
     candidates.write([other, older], path)
     candidates.write([ranked], path)
     assert candidates.read(path) == (ranked, other)
-
-
-def test_guesses_that_order_no_better_than_chance_are_dropped_once_enough_times_are_known():
-    enough = range(FEWEST_TO_JUDGE)
-    assert not is_worth_nothing([(float(n), float(n)) for n in enough])
-    assert is_worth_nothing([(float(n), float(-n)) for n in enough])
-    assert not is_worth_nothing([(float(n), float(-n)) for n in enough[1:]])
-    assert not is_worth_nothing([(1.0, float(n)) for n in enough])
 
 
 def test_what_differs_least_from_the_default_comes_first():

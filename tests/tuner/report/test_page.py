@@ -19,6 +19,7 @@ from tuner.records.history import histories
 from tuner.report.page import render_page
 from tuner.report.why import why_lines
 from tuner.search.tune import tune
+from tuner.space.sampler import distributions_of
 from tuner.space.space import space_of
 from tuner.studies.studies import default_url, open_storage
 from tuner.workload import NamedSpec
@@ -50,7 +51,7 @@ def page(session, progress, tmp_path: Path) -> Path:
     (history,) = (each for each in histories(session.store, session.storage, None) if each.record.spec == UPDATE.key())
     space = space_of(UPDATE, "tvm", cpu())
     history.study.enqueue_trial(list(space.schedules.values())[-1].settings())
-    failed = history.study.ask(dict(space.distributions))
+    failed = history.study.ask(distributions_of(space))
     failed.set_user_attr("outcome", "wrong_answer")
     history.study.tell(failed, state=TrialState.PRUNED)
     path = tmp_path / "report.html"

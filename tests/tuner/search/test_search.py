@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
@@ -17,7 +18,8 @@ from trellis_ops.arguments import Request
 from trellis_ops.dispatch import resolve
 from tuner.budget import Budget
 from tuner.errors import NothingMeasuredError
-from tuner.search.search import Status, search
+from tuner.search.search import Status
+from tuner.search.study import search_study
 from tuner.search.tune import tune
 from tuner.space.space import space_of
 from tuner.workload import NamedSpec
@@ -26,24 +28,24 @@ from tuning_db import Outcome, Record, utc_now
 
 def run(session, spec=STEP, budget=None, statuses: list[Status] | None = None):
     show = statuses.append if statuses is not None else lambda status: None
-    return search(spec, session, show, budget=budget)
+    return search_study(spec, session, show, budget=budget)
 
 
 def settings_of(searched) -> list[dict]:
-    return [trial.params for trial in searched.trials()]
+    return [each.settings for each in searched.tried]
 
 
 def test_the_default_comes_first_and_a_second_run_goes_on(session):
     statuses: list[Status] = []
     first = run(session, UPDATE, statuses=statuses)
     assert settings_of(first)[0] == first.space.default.settings()
-    assert len(first.trials()) == 3
+    assert len(first.tried) == 3
     assert [status.trials for status in statuses] == [0, 1, 2, 3]
     assert statuses[-1].best is not None
     assert statuses[-1].best <= statuses[-1].default
     second = run(session, UPDATE, Budget(trials=5))
-    assert len(second.trials()) == 5
-    assert second.study.study_name == first.study.study_name
+    assert len(second.tried) == 5
+    assert len(optuna.get_all_study_names(session.storage)) == 1
     tried = settings_of(second)
     assert all(tried.count(settings) == 1 for settings in tried)
 
@@ -56,11 +58,11 @@ def test_a_search_ends_when_every_point_was_tried(session):
     statuses: list[Status] = []
     searched = run(session, STEP, Budget(trials=10_000), statuses)
     assert searched.exhausted
-    assert len(searched.trials()) == len(searched.space.schedules)
+    assert len(searched.tried) == len(searched.space.schedules)
     assert statuses[-1].share == 1.0
-    assert all(trial.user_attrs["outcome"] == "ok" for trial in searched.trials())
+    assert all(each.outcome is Outcome.ok for each in searched.tried)
     again = run(session, STEP, Budget(trials=10_000))
-    assert len(again.trials()) == len(searched.trials())
+    assert len(again.tried) == len(searched.tried)
 
 
 def test_earlier_winners_come_right_after_the_default(session):
@@ -102,7 +104,8 @@ def test_interruption_releases_the_running_trial(session, monkeypatch):
         run(session)
     monkeypatch.undo()
     searched = run(session, budget=Budget(trials=1))
-    states = [trial.state for trial in searched.study.trials]
+    (name,) = optuna.get_all_study_names(session.storage)
+    states = [trial.state for trial in optuna.load_study(study_name=name, storage=session.storage).trials]
     assert len(calls) == 1
     assert states.count(TrialState.RUNNING) == 0
     assert settings_of(searched) == [searched.space.default.settings()]
@@ -130,12 +133,12 @@ def test_a_broken_candidate_is_recorded_and_cannot_win(session, templates, progr
     break_step(templates, "one sign wrong", bad.key())
     remember(session, STEP, bad.settings(), "digest")
     tuned = tune(NamedSpec("step", STEP), session, progress)
-    trials = run(session).trials()
-    assert trials[1].params == bad.settings()
-    assert trials[1].user_attrs["outcome"] == "wrong_answer"
-    assert "S_k: relative error" in trials[1].user_attrs["reason"]
+    trials = run(session).tried
+    assert trials[1].settings == bad.settings()
+    assert trials[1].outcome is Outcome.wrong_answer
+    assert "S_k: relative error" in trials[1].reason
     assert len(trials) == 3, "the study goes on"
-    assert trials[2].user_attrs["outcome"] == "ok"
+    assert trials[2].outcome is Outcome.ok
     assert tuned.winner != bad.key()
     assert tuned.failures == {Outcome.wrong_answer: 1}
 

@@ -17,12 +17,12 @@ from tuner.report import report
 from tuner.report.page import render_page
 from tuner.report.why import why_lines
 from tuner.search.finals import Verdict
-from tuner.search.search import search
 from tuner.search.standing import standings, why_passed_over
+from tuner.search.strategy import right
+from tuner.search.study import StudySession, search_study
 from tuner.search.tune import Tuned
-from tuner.session import Session
 from tuner.space.space import space_of
-from tuner.studies.studies import measured, open_storage
+from tuner.studies.studies import open_storage
 from tuning_db import Store
 
 EARLIER, LATER = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"
@@ -99,23 +99,23 @@ def test_a_share_above_the_ceiling_is_marked(store, storage):
 
 
 def test_another_that_was_faster_in_the_search_is_explained(store, storage):
-    session = Session(cpu(), "tvm", storage, store, Budget(trials=4), PretendingWorkers(0.0))
-    found = search(STEP, session, lambda status: None)
-    fastest, second = measured(found.trials())[:2]
-    store.commit(winner_record(STEP, found.space.at(second.params)))
+    session = StudySession(cpu(), "tvm", store, Budget(trials=4), PretendingWorkers(0.0), storage=storage)
+    found = search_study(STEP, session)
+    (fastest, best), (slower, second) = right(found.tried)[:2]
+    store.commit(winner_record(STEP, found.space.at(second)))
     (history,) = histories(store, storage, None)
     line = next(line for line in why_lines(history) if "the best other" in line)
-    assert f"{fastest.value / second.value:.2f}x the winner's" in line
+    assert f"{fastest / slower:.2f}x the winner's" in line
     assert line.endswith("; less there and not in the finals, which time both in turn")
-    store.commit(winner_record(STEP, found.space.at(fastest.params)))
+    store.commit(winner_record(STEP, found.space.at(best)))
     (history,) = histories(store, storage, None)
     assert not any("less there" in line for line in why_lines(history))
 
 
 @pytest.mark.parametrize("changes", [{"policy": "cpu-cold: other"}, {"toolchain": {"apache-tvm": "0.1"}}])
 def test_a_study_of_another_compiler_or_policy_is_not_a_records(store, storage, changes):
-    session = Session(cpu(), "tvm", storage, store, Budget(trials=2), PretendingWorkers(0.0))
-    search(STEP, session, lambda status: None)
+    session = StudySession(cpu(), "tvm", store, Budget(trials=2), PretendingWorkers(0.0), storage=storage)
+    search_study(STEP, session)
     written = winner_record(STEP, space_of(STEP, "tvm", cpu()).default)
     for each, has in ((written, True), (replace(written, **changes), False)):
         store.commit(each)

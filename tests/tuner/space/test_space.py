@@ -15,7 +15,7 @@ from codegen.schedules.registry import SCHEDULES, default, from_settings, varian
 from codegen.schedules.schedule import Schedule
 from codegen.spec import OPERATORS, Problem, Spec
 from tuner.errors import NoScheduleError
-from tuner.space.sampler import MOST_DEATHS, FreshSampler, untried
+from tuner.space.sampler import MOST_DEATHS, FreshSampler, distributions_of, untried
 from tuner.space.space import space_of
 from tuner.telling import release
 
@@ -48,21 +48,22 @@ def test_the_space_is_every_legal_schedule_and_no_other(spec, backend, device):
     legal = {schedule.key() for schedule in every if why_illegal(spec, schedule, device) is None}
     assert set(space.schedules) == legal
     assert space.default == default(backend, spec, device)
+    choices = space.choices()
     for schedule in space.schedules.values():
         for name, value in schedule.settings().items():
-            assert value in space.distributions[name].choices
+            assert value in choices[name]
 
 
 def test_the_sampler_proposes_each_legal_point_once_and_nothing_else():
     spec = Spec(Rule(), Problem(chunk=16))
     space = space_of(spec, "tvm", NAMED["x86-64-v3"])
-    points = [schedule.settings() for schedule in space.schedules.values()]
-    assert len(points) < len(list(itertools.product(*(values.choices for values in space.distributions.values()))))
-    study = optuna.create_study(sampler=FreshSampler(points, space.distributions, seed=1))
+    points, distributions = [schedule.settings() for schedule in space.schedules.values()], distributions_of(space)
+    assert len(points) < len(list(itertools.product(*(values.choices for values in distributions.values()))))
+    study = optuna.create_study(sampler=FreshSampler(points, distributions, seed=1))
     study.enqueue_trial(points[0])
     proposed = []
     while untried(study, points) or not proposed:
-        trial = study.ask(dict(space.distributions))
+        trial = study.ask(distributions)
         proposed.append(trial.params)
         worth = trial.params["accumulators"] * trial.params["tile_tokens"] + trial.params["threads"]
         study.tell(trial, -float(worth))

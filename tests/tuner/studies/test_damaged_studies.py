@@ -19,10 +19,10 @@ from tuner.records.history import histories
 from tuner.report import report
 from tuner.report.page import render_page
 from tuner.report.why import why_lines
-from tuner.search.search import Searched, search
-from tuner.search.tune import finalists_of
+from tuner.search.finals import finalists_of
+from tuner.search.search import Searched
+from tuner.search.study import StudySession, search_study
 from tuner.search.winner import Beside, winner_record
-from tuner.session import Session
 from tuner.studies.damaged_trials import DAMAGE
 from tuner.studies.studies import open_storage
 from tuning_db import Outcome, Store
@@ -128,10 +128,10 @@ PLANTED: dict[str, tuple[str, tuple[object, ...]]] = {
 }
 
 
-def session(folder: Path, trials: int) -> Session:
+def session(folder: Path, trials: int) -> StudySession:
     storage = open_storage(f"sqlite:///{folder / 'studies.db'}")
     store = Store(folder / "tuning_db", folder / "shipped")
-    return Session(cpu(), "tvm", storage, store, Budget(trials=trials), PretendingWorkers(0.0))
+    return StudySession(cpu(), "tvm", store, Budget(trials=trials), PretendingWorkers(0.0), storage=storage)
 
 
 @pytest.fixture(scope="module")
@@ -141,17 +141,17 @@ def searched_before(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRELLIS_OPS_CACHE", str(folder))
         begun = session(folder, 3)
-        found = search(STEP, begun, lambda status: None)
+        found = search_study(STEP, begun)
         others = optuna.create_study(storage=begun.storage, study_name="someone else's")
         others.set_user_attr("backend", 3)
-    assert len(found.trials()) == 3
+    assert len(found.tried) == 3
     begun.storage.engine.dispose()
     return folder / "studies.db"
 
 
-def commit(again: Session, found: Searched) -> None:
+def commit(again: StudySession, found: Searched) -> None:
     best = finalists_of(found)[0]
-    beside = Beside(default=None, eager_seconds=None, ceiling_share=None, trials=len(found.trials()))
+    beside = Beside(default=None, eager_seconds=None, ceiling_share=None, trials=len(found.tried))
     timing = Timing((pretended_seconds(best.settings()),) * 3)
     record = winner_record(STEP, best, cpu(), timing, beside, reason="made up", policy="", source="a test")
     again.store.commit(record)
@@ -182,12 +182,12 @@ def test_a_row_that_nobody_wrote_stops_nothing(searched_before, tmp_path, plante
     plant(path, planted)
     again = session(tmp_path, 6)
     lines = list(report.study_lines(again.storage))
-    found = search(STEP, again, lambda status: None)
-    right = [trial for trial in found.trials() if trial.user_attrs["outcome"] == Outcome.ok.value]
-    points = sorted(str(sorted(trial.params.items())) for trial in right)
+    found = search_study(STEP, again)
+    right = [each for each in found.tried if each.outcome is Outcome.ok]
+    points = sorted(str(sorted(each.settings.items())) for each in right)
     every = sorted(str(sorted(schedule.settings().items())) for schedule in found.space.schedules.values())
     assert points == every, "each point counts once, whatever was planted"
-    assert all(trial.value == pretended_seconds(trial.params) for trial in right), "and nothing that was planted does"
+    assert all(each.seconds == pretended_seconds(each.settings) for each in right), "and nothing that was planted does"
     commit(again, found)
     lines += report.study_lines(again.storage)
     (history,) = histories(again.store, again.storage, None)

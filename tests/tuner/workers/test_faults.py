@@ -27,8 +27,7 @@ from codegen.spec import Problem
 from tests.tuner.workers.faulty_templates import FAULTS, at_fault, spec_of, write_faulty_templates
 from tuner.budget import Budget
 from tuner.search.finals import judge
-from tuner.search.search import search
-from tuner.session import Session
+from tuner.search.study import StudySession, search_study
 from tuner.space.space import space_of
 from tuner.studies.studies import open_storage
 from tuner.verify.check import check
@@ -79,12 +78,11 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     render.template_digest.cache_clear()
 
 
-def session_of(workers: Workers, folder: Path, fault: str) -> Session:
+def session_of(workers: Workers, folder: Path, fault: str) -> StudySession:
     """A session in whose searches the schedule at fault comes second."""
     store = Store(folder / "tuning_db", folder / "shipped")
-    session = Session(
-        cpu(), "tvm", open_storage(f"sqlite:///{folder / 'studies.db'}"), store, Budget(trials=3), workers
-    )
+    storage = open_storage(f"sqlite:///{folder / 'studies.db'}")
+    session = StudySession(cpu(), "tvm", store, Budget(trials=3), workers, storage=storage)
     spec = spec_of(fault)
     store.commit(
         Record(
@@ -105,14 +103,14 @@ def session_of(workers: Workers, folder: Path, fault: str) -> Session:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_candidate_at_fault_costs_itself_only(faulty: Workers, tmp_path: Path, fault: str):
     session, spec = session_of(faulty, tmp_path, fault), spec_of(fault)
-    searched = search(spec, session, lambda status: None)
+    searched = search_study(spec, session)
     bad = searched.space.at(at_fault(searched.space.default.settings()))
-    (failed,) = [trial for trial in searched.trials() if trial.user_attrs["outcome"] != "ok"]
-    assert failed.params == bad.settings()
+    (failed,) = [each for each in searched.tried if each.outcome is not Outcome.ok]
+    assert failed.settings == bad.settings()
     outcome, reason = ENDS[fault]
-    assert failed.user_attrs["outcome"] == outcome, failed.user_attrs["reason"]
-    assert reason in failed.user_attrs["reason"]
-    assert len(searched.trials()) == min(3, len(searched.space.schedules)), "the study goes on"
+    assert failed.outcome.value == outcome, failed.reason
+    assert reason in failed.reason
+    assert len(searched.tried) == min(3, len(searched.space.schedules)), "the study goes on"
 
     known = session.store.failures.known(
         spec=spec.key(),
@@ -141,18 +139,18 @@ def test_the_finals_are_held_without_a_candidate_at_fault(faulty: Workers, fault
 
 def test_a_candidate_that_failed_is_not_tried_again(faulty: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     session, spec = session_of(faulty, tmp_path, "wrong_result"), spec_of("wrong_result")
-    search(spec, session, lambda status: None)
+    search_study(spec, session)
     tried = []
     monkeypatch.setattr(
         faulty, "submit", lambda candidate: tried.append(candidate) or Workers.submit(faulty, candidate)
     )
     elsewhere = replace(session, storage=open_storage(f"sqlite:///{tmp_path / 'others.db'}"))
-    again = search(spec, elsewhere, lambda status: None)
-    (failed,) = [trial for trial in again.trials() if trial.user_attrs["outcome"] != "ok"]
-    assert failed.user_attrs["outcome"] == "wrong_answer"
-    assert failed.user_attrs["reason"].startswith("known since 20")
-    assert failed.params not in [candidate.settings for candidate in tried]
-    assert len(tried) == len(again.trials()) - 1
+    again = search_study(spec, elsewhere)
+    (failed,) = [each for each in again.tried if each.outcome is not Outcome.ok]
+    assert failed.outcome is Outcome.wrong_answer
+    assert failed.reason.startswith("known since 20")
+    assert failed.settings not in [candidate.settings for candidate in tried]
+    assert len(tried) == len(again.tried) - 1
 
 
 def test_a_worker_that_is_killed_by_hand_costs_its_candidate(faulty: Workers, tmp_path: Path):
@@ -168,14 +166,14 @@ def test_a_worker_that_is_killed_by_hand_costs_its_candidate(faulty: Workers, tm
 
     killer = threading.Thread(target=kill)
     killer.start()
-    searched = search(spec, session, lambda status: None)
+    searched = search_study(spec, session)
     stop.set()
     killer.join()
-    (failed,) = [trial for trial in searched.trials() if trial.user_attrs["outcome"] != "ok"]
-    assert failed.user_attrs["outcome"] == "killed"
-    assert "ended with SIGKILL, by hand" in failed.user_attrs["reason"]
+    (failed,) = [each for each in searched.tried if each.outcome is not Outcome.ok]
+    assert failed.outcome is Outcome.killed
+    assert "ended with SIGKILL, by hand" in failed.reason
     assert not (tmp_path / "tuning_db" / "failures").exists(), "which is no fault of the candidate"
-    assert len(searched.trials()) == min(3, len(searched.space.schedules))
+    assert len(searched.tried) == min(3, len(searched.space.schedules))
 
 
 def test_a_worker_that_is_killed_while_it_waits_is_replaced(faulty: Workers):

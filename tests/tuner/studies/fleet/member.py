@@ -18,10 +18,11 @@ from codegen.rule import Rule
 from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Problem, Spec
 from tuner.budget import Budget
-from tuner.search.search import Searched, search
-from tuner.session import Session
-from tuner.studies.studies import measured, open_storage
-from tuner.workers.pool import Job
+from tuner.search.search import Searched
+from tuner.search.strategy import right
+from tuner.search.study import StudySession, search_study
+from tuner.studies.studies import open_storage
+from tuner.workers.compile_queue import Job
 from tuner.workers.worker import Candidate, Result
 from tuning_db import Outcome, Store
 
@@ -45,7 +46,7 @@ class PretendingWorkers:
     def submit(self, candidate: Candidate) -> Job:
         return Job(candidate, Result(Outcome.ok))
 
-    def first_compiled(self, jobs: Sequence[Job]) -> Job:
+    def compiled_within(self, jobs: Sequence[Job], seconds: float) -> Job:
         return jobs[0]
 
     def evaluate(self, job: Job) -> Result:
@@ -58,20 +59,20 @@ class PretendingWorkers:
 
 def run(url: str, folder: Path, seconds: float) -> Searched:
     """Search until every point was tried."""
-    session = Session(
+    session = StudySession(
         cpu(),
         "tvm",
-        open_storage(url, heartbeat_seconds=HEARTBEAT_SECONDS),
         Store(folder / "tuning_db", folder / "shipped"),
         Budget(trials=10_000),
         PretendingWorkers(seconds),
+        storage=open_storage(url, heartbeat_seconds=HEARTBEAT_SECONDS),
     )
-    return search(SPEC, session, lambda status: None)
+    return search_study(SPEC, session)
 
 
 def winner(searched: Searched) -> TvmSchedule:
     """The schedule of the best trial."""
-    return searched.space.at(measured(searched.trials())[0].params)
+    return searched.space.at(right(searched.tried)[0][1])
 
 
 if __name__ == "__main__":
