@@ -22,6 +22,7 @@ from codegen.backends.tvm.emit.products import product
 from codegen.backends.tvm.emit.recurrence import clear_past
 from codegen.backends.tvm.emit.tile import Tile
 from codegen.backends.tvm.emit.transpose import transpose
+from codegen.backends.tvm.emit.vectors import registers
 from codegen.backends.tvm.emit.walks import Lanes, Token
 
 _MOST_VECTORS = 8
@@ -100,7 +101,7 @@ def codes_by_token(
     u: Buffer,
 ) -> None:
     """U of the tile, token after token, transposed."""
-    width, chunk = tile.width, tile.chunk
+    width = tile.width
     project(tile, S, w_cols, Z)
     transpose(tile, Z_rows, Z)
     product(
@@ -109,7 +110,7 @@ def codes_by_token(
         tile.tokens,
         (extent(w_rows, 1), lambda t, i: w_rows[t, i], lambda i, s: w_cols[i, s]),
         lambda t, s, x: T.buffer_store(
-            earlier, x * gate.decay[T.max(t // chunk * chunk - 1, 0), s] * (T.float32(0) - gate.g[s]), [t, s]
+            earlier, x * gate.decay[before_chunk(tile, t), s] * (T.float32(0) - gate.g[s]), [t, s]
         ),
     )
     with T.serial(valid) as t:
@@ -130,37 +131,56 @@ def _each_lane(tile: Tile, statement: Callable[[Expr, Expr], None]) -> None:
 
 
 def _carry(tile: Tile, z: Buffer, Z_rows: Buffer, U_rows: Buffer, earlier: Buffer, gate: Gates, t: Expr) -> None:
-    """Emits z <- z_t from Z = S w_t and the codes of earlier chunks, a few vectors at a time."""
+    """z <- z_t from Z = S w_t and the codes of earlier chunks."""
+    begin = t // tile.chunk * tile.chunk
+    scale = T.Select(begin > 0, gate.start[before_chunk(tile, t)], T.float32(1))
+    sum_of_rows(
+        tile,
+        lambda b, lane, x: T.buffer_store(z, x, [b, lane]),
+        lambda m: scale * Z_rows[t, m],
+        begin,
+        lambda s: earlier[t, s],
+        lambda s, m: U_rows[s, m],
+    )
+
+
+def before_chunk(tile: Tile, t: Expr) -> Expr:
+    """The last token before that of t's chunk; 0 in the first chunk, where there is none."""
+    return T.max(t // tile.chunk * tile.chunk - 1, 0)
+
+
+def sum_of_rows(
+    tile: Tile,
+    store: Callable[[Expr, Expr, Expr], None],
+    initial: Callable[[Expr], Expr],
+    count: Expr,
+    weight: Callable[[Expr], Expr],
+    row: Callable[[Expr, Expr], Expr],
+) -> None:
+    """Emits store(b, lane, initial(m) + the sum over i < count of weight(i) * row(i, m)) for every slot m.
+
+    Slot m lies in a lane of vector b. A few vectors are summed at a time.
+    """
+
+    def of_vectors(first: Expr, vectors: int) -> None:
+        sums = registers(tile.width, vectors)
+
+        def every_vector(statement: Callable[[Buffer, Expr, Expr], None]) -> None:
+            with T.vectorized(tile.width) as lane:
+                for b, x in enumerate(sums):
+                    statement(x, first + b, lane)
+
+        def add_row(x: Buffer, b: Expr, lane: Expr) -> None:
+            T.buffer_store(x, x[lane] + weight(i) * row(i, b * tile.width + lane), [lane])
+
+        every_vector(lambda x, b, lane: T.buffer_store(x, initial(b * tile.width + lane), [lane]))
+        with T.serial(count) as i:
+            every_vector(add_row)
+        every_vector(lambda x, b, lane: store(b, lane, x[lane]))
+
     vectors = tile.slot_vectors
     together = min(vectors, _MOST_VECTORS)
     with T.serial(vectors // together) as j:
-        _carry_vectors(tile, z, Z_rows, U_rows, earlier, gate, t, j * together, together)
-    rest = vectors % together
-    if rest:
-        _carry_vectors(tile, z, Z_rows, U_rows, earlier, gate, t, vectors - rest, rest)
-
-
-def _carry_vectors(
-    tile: Tile,
-    z: Buffer,
-    Z_rows: Buffer,
-    U_rows: Buffer,
-    earlier: Buffer,
-    gate: Gates,
-    t: Expr,
-    first: Expr,
-    vectors: int,
-) -> None:
-    sums = [T.alloc_buffer((tile.width,), "float32") for _ in range(vectors)]
-    begin = t // tile.chunk * tile.chunk
-
-    def every_vector(statement: Callable[[int, Expr, Expr], None]) -> None:
-        with T.vectorized(tile.width) as lane:
-            for b in range(vectors):
-                statement(b, lane, (first + b) * tile.width + lane)
-
-    scale = T.Select(begin > 0, gate.start[T.max(begin - 1, 0)], T.float32(1))
-    every_vector(lambda b, lane, m: T.buffer_store(sums[b], scale * Z_rows[t, m], [lane]))
-    with T.serial(begin) as s:
-        every_vector(lambda b, lane, m: T.buffer_store(sums[b], sums[b][lane] + earlier[t, s] * U_rows[s, m], [lane]))
-    every_vector(lambda b, lane, m: T.buffer_store(z, sums[b][lane], [first + b, lane]))
+        of_vectors(j * together, together)
+    if vectors % together:
+        of_vectors(vectors // together * together, vectors % together)

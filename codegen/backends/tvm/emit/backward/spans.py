@@ -20,13 +20,11 @@ from codegen.backends.tvm.emit.expressions import Buffer, Expr, extent
 from codegen.backends.tvm.emit.gates import Gates
 from codegen.backends.tvm.emit.memory import project
 from codegen.backends.tvm.emit.products import product
+from codegen.backends.tvm.emit.spans import before_chunk, sum_of_rows
 from codegen.backends.tvm.emit.tile import Tile
 from codegen.backends.tvm.emit.transpose import transpose
-from codegen.backends.tvm.emit.vectors import add, registers, sum_of_lanes, zeros
+from codegen.backends.tvm.emit.vectors import add, sum_of_lanes, zeros
 from codegen.backends.tvm.emit.walks import Slots
-
-_MOST_VECTORS = 8
-"""Vectors of slots that are summed in registers at a time."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +60,8 @@ class Token:
 def find_starts(tile: Tile, gate: Gates, start_z: Buffer) -> None:
     """start_z[t] <- exp(L) where the z of t is taken."""
     with T.serial(tile.tokens) as t:
-        kept = T.Select(t < tile.chunk, T.float32(1), gate.start[_before_chunk(tile, t)])
+        kept = T.Select(t < tile.chunk, T.float32(1), gate.start[before_chunk(tile, t)])
         T.buffer_store(start_z, kept, [t])
-
-
-def _before_chunk(tile: Tile, t: Expr) -> Expr:
-    """The last token before that of t's chunk; 0 in the first chunk, where there is none."""
-    return T.max(t // tile.chunk * tile.chunk - 1, 0)
 
 
 def codes(
@@ -98,9 +91,9 @@ def codes(
     project(tile, S, w_cols, Z)
     transpose(tile, memory.z_rows, Z)
     with T.serial(valid) as t:
-        _sum_of_rows(
+        sum_of_rows(
             tile,
-            token.z,
+            _to(tile, token.z),
             lambda m: start_z[t] * memory.z_rows[t, m],
             t // tile.chunk * tile.chunk,
             lambda s: memory.crossing[t, s],
@@ -117,7 +110,7 @@ def codes(
 
 
 def _crossing(tile: Tile, gate: Gates, t: Expr, s: Expr, x: Expr) -> Expr:
-    return T.Select(t < tile.chunk, T.float32(0), x * gate.decay[_before_chunk(tile, t), s])
+    return T.Select(t < tile.chunk, T.float32(0), x * gate.decay[before_chunk(tile, t), s])
 
 
 def _write(
@@ -153,9 +146,9 @@ def push_tokens(
             _each_slot(tile, lambda m: T.buffer_store(token.y, y_rows[t, m], [m, 0]))
         else:
             later = (t // tile.chunk + 1) * tile.chunk
-            _sum_of_rows(
+            sum_of_rows(
                 tile,
-                token.y,
+                _to(tile, token.y),
                 lambda m: y_rows[t, m],
                 T.max(valid - later, 0),
                 lambda i: memory.crossing[later + i, t],
@@ -263,7 +256,7 @@ def pull_crossing_gates(tile: Tile, pairs: Buffer, kept_z: Buffer, turned: Buffe
     transpose(tile, turned, pairs)
     add_pairs(tile, sums, turned, lambda j, t: j // chunk * chunk > t)
     with T.serial(tile.tokens - chunk) as j:
-        t = _before_chunk(tile, chunk + j)
+        t = before_chunk(tile, chunk + j)
         T.buffer_store(sums, sums[KEPT, t] + kept_z[chunk + j], [KEPT, t])
 
 
@@ -273,38 +266,12 @@ def _each_slot(tile: Tile, statement: Callable[[Expr], None]) -> None:
         statement(j * tile.width + lane)
 
 
+def _to(tile: Tile, x: Buffer) -> Callable[[Expr, Expr, Expr], None]:
+    """What stores a sum of rows in a buffer of one column."""
+    return lambda b, lane, value: T.buffer_store(x, value, [b * tile.width + lane, 0])
+
+
 def _clear_rows(tile: Tile, rows: Buffer, valid: Expr) -> None:
     """Rows past the tile's end <- 0."""
     with T.serial(tile.tokens - valid) as p:
         _each_slot(tile, lambda m: T.buffer_store(rows, T.float32(0), [valid + p, m]))
-
-
-def _sum_of_rows(
-    tile: Tile,
-    to: Buffer,
-    initial: Callable[[Expr], Expr],
-    count: Expr,
-    weight: Callable[[Expr], Expr],
-    row: Callable[[Expr, Expr], Expr],
-) -> None:
-    """to[m] <- initial(m) + the sum over i < count of weight(i) * row(i, m), a few vectors at a time."""
-
-    def of_vectors(first: Expr, vectors: int) -> None:
-        sums = registers(tile.width, vectors)
-
-        def every_vector(statement: Callable[[Buffer, Expr, Expr], None]) -> None:
-            with T.vectorized(tile.width) as lane:
-                for j in range(vectors):
-                    statement(sums[j], (first + j) * tile.width + lane, lane)
-
-        every_vector(lambda x, m, lane: T.buffer_store(x, initial(m), [lane]))
-        with T.serial(count) as i:
-            every_vector(lambda x, m, lane: T.buffer_store(x, x[lane] + weight(i) * row(i, m), [lane]))
-        every_vector(lambda x, m, lane: T.buffer_store(to, x[lane], [m, 0]))
-
-    vectors = tile.slot_vectors
-    together = min(vectors, _MOST_VECTORS)
-    with T.serial(vectors // together) as j:
-        of_vectors(j * together, together)
-    if vectors % together:
-        of_vectors(vectors // together * together, vectors % together)
