@@ -115,7 +115,7 @@ class TvmSchedule(TvmFields):
         """For CUDA what a block is made of."""
         if device.kind == "cuda":
             return {"block": block_of(kernel, spec.problem, self)}
-        return {"VECTORS_PER_ROW": VECTORS_PER_ROW}
+        return {}
 
     @property
     def tile(self) -> int:

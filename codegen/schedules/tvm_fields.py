@@ -13,7 +13,7 @@ from codegen.schedules.schedule import Schedule, Value
 from codegen.spec import Spec
 
 VECTORS_PER_ROW = 4
-"""Vectors of an output row that the templates for CPUs accumulate at once."""
+"""Vectors of an output row that the kernels for CPUs accumulate at once."""
 
 FEWEST_ACCUMULATORS = 4
 """What variant `recurrent`, which has no tile, has to name."""
@@ -47,7 +47,10 @@ class TvmFields(Schedule):
     own_variants: ClassVar[tuple[str, ...]] = ("fused", "pair", "split", "recurrent", "update", "readout", "backward")
     templates: ClassVar[tuple[str, ...]] = ("tvm", "tvm_cuda")
     writers: ClassVar[tuple[str, ...]] = ("tvm", "tvm_cuda")
-    emitters: ClassVar[tuple[Path, ...]] = (Path(__file__), Path(__file__).with_name("cuda_block.py"))
+    emitters: ClassVar[tuple[Path, ...]] = (
+        *(Path(__file__), Path(__file__).with_name("cuda_block.py")),
+        *sorted((Path(__file__).parents[1] / "backends" / "tvm" / "emit").rglob("*.py")),
+    )
     checks_arguments: ClassVar[bool] = True
     skips_unwanted: ClassVar[bool] = True
     joins_updates: ClassVar[bool] = False

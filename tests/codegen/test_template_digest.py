@@ -14,7 +14,9 @@ from codegen.device import NAMED
 from codegen.render import TEMPLATES, template_digest
 from codegen.schedules.triton import TritonSchedule
 from codegen.schedules.tvm import TvmSchedule
+from tests.test_imports import ROOT, imported
 
+GOLDEN = ROOT / "tests" / "golden"
 NAMES = sorted(str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*.j2"))
 
 
@@ -52,8 +54,8 @@ def test_every_way_to_name_a_template(text, templates):
     ("name", "counts"),
     [
         ("tvm/memory_step.py.j2", True),
-        ("tvm/parts/row.j2", True),
-        ("tvm/parts/constants.j2", True),
+        ("tvm/parts/head.j2", True),
+        ("tvm/parts/spans.j2", False),
         ("tvm_cuda/memory_step.py.j2", True),
         ("tvm/trellis_fused.py.j2", False),
         ("triton/parts/maps.j2", False),
@@ -92,24 +94,36 @@ def test_a_change_of_what_writes_maps_counts_for_its_backend(name, counts, tmp_p
 
 def test_a_template_that_does_not_parse_has_a_digest(templates):
     before = template_digest(TvmSchedule, ("memory_step",))
-    (templates / "tvm" / "parts" / "row.j2").write_text("{% if %}")
+    (templates / "tvm" / "parts" / "head.j2").write_text("{% if %}")
     template_digest.cache_clear()
     assert template_digest(TvmSchedule, ("memory_step",)) != before
 
 
-@pytest.mark.parametrize("name", ["tvm_fields.py", "cuda_block.py"])
-def test_a_change_of_what_a_backend_makes_of_its_schedules_counts_for_it_alone(name, tmp_path, monkeypatch):
+CODEGEN = Path(render.__file__).parent
+OWN_PYTHON = ["schedules/tvm_fields.py", "schedules/cuda_block.py"]
+EMIT = sorted(str(path.relative_to(CODEGEN)) for path in (CODEGEN / "backends" / "tvm" / "emit").rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", [*OWN_PYTHON, *EMIT])
+def test_a_change_of_a_backend_s_own_python_counts_for_it_alone(name, tmp_path, monkeypatch):
     other = template_digest(TritonSchedule, ("memory_step",))
     before = template_digest(TvmSchedule, ("memory_step",))
-    changed = []
-    for path in TvmSchedule.emitters:
-        changed.append(tmp_path / path.name)
-        changed[-1].write_text(path.read_text() + ("# a remark\n" if path.name == name else ""))
-    monkeypatch.setattr(TvmSchedule, "emitters", tuple(changed))
+    changed = tmp_path / Path(name).name
+    changed.write_text((CODEGEN / name).read_text() + "# a remark\n")
+    emitters = [changed if path == CODEGEN / name else path for path in TvmSchedule.emitters]
+    monkeypatch.setattr(TvmSchedule, "emitters", tuple(emitters))
     template_digest.cache_clear()
     assert template_digest(TvmSchedule, ("memory_step",)) != before
     assert template_digest(TritonSchedule, ("memory_step",)) == other
     template_digest.cache_clear()
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.rglob("tvm*/*.py.txt")), ids=lambda path: path.name)
+def test_what_a_generated_module_imports_of_this_package_is_in_its_digest(path):
+    names = [name for name in imported(path.read_text(), "generated") if name.startswith("codegen")]
+    files = [ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names]
+    assert names
+    assert [file for file in files if file not in TvmSchedule.emitters] == []
 
 
 def test_the_kernels_of_one_backend_for_two_devices_have_two_digests():

@@ -1,8 +1,8 @@
 """Maps as TVM code for CPUs: Python functions that emit sweeps over rows; numbers are those of docs/backward.md.
 
 One text serves a tile, with tokens in the lanes, and one token, with slots in the lanes: how a row is walked is for the
-object `walk` of templates/tvm/parts/walks.j2 to say. Sums and scalars live in vectors of WIDTH lanes, named as in the
-program.
+object `walk` of codegen/backends/tvm/emit/walks.py to say. Sums and scalars live in vectors of WIDTH lanes, named as in
+the program.
 """
 
 from __future__ import annotations
@@ -140,11 +140,11 @@ class _Function:
         """Its body."""
         masked = masked_names(self.made, ("z", "a", "ct"), results=False)
         vectors = [each.name for part in self.parts for each in (*part.reductions, *part.scalars)]
-        lines = [f"{', '.join(vectors)}{',' if len(vectors) == 1 else ''} = zeros({len(vectors)})"] if vectors else []
+        lines = _made(vectors, "zeros")
         for each in early_scalars(self.made):
             self.places.scalars.setdefault(each.name, f"({self.places.text(each.value)})")
         long = sorted({each.name for part in self.parts for each in part.rows if is_long(each.value)})
-        lines += [f"{', '.join(long)}{',' if len(long) == 1 else ''} = registers({len(long)})"] if long else []
+        lines += _made(long, "registers")
         for place, part in enumerate(self.parts):
             lines += self._sweep(place, part, masked)
         return lines
@@ -162,6 +162,13 @@ class _Function:
         lines.append(f"walk.sweep(b, {self.places.width}, {name})")
         lines += [f"walk.{kind}({', '.join(names)})" for kind, names in (("highest", maxima), ("total", sums)) if names]
         return lines + _scalars(part, self.places) + self.after(part)
+
+
+def _made(vectors: Sequence[str], how: str) -> list[str]:
+    if not vectors:
+        return []
+    names = ", ".join(vectors) if len(vectors) > 1 else f"({vectors[0]},)"
+    return [f"{names} = walk.{how}({len(vectors)})"]
 
 
 def statements(part: Sweep, places: Places, keep: Callable[[str], str], masked: Collection[str]) -> list[str]:
@@ -216,11 +223,10 @@ def _indented(lines: Iterable[str]) -> list[str]:
     return [f"    {part}" for line in lines for part in folded(line, 12)]
 
 
-def _written(head: str, says: str, lines: Iterable[str], before: Iterable[str] = ()) -> str:
+def _written(head: str, says: str, lines: Iterable[str]) -> str:
     """The text of a function whose body is that of every vector b of a walk."""
-    setup = "".join(f"    {line}\n" for line in before)
     body = "".join(f"        {line}".rstrip() + "\n" for line in lines)
-    return f'def {head}:\n    """{says}"""\n{setup}\n    def of_vector(b):\n{body}\n    walk.each_vector(of_vector)\n'
+    return f'def {head}:\n    """{says}"""\n\n    def of_vector(b):\n{body}\n    walk.each_vector(of_vector)\n'
 
 
 def identifier(of: str) -> str:
@@ -239,24 +245,25 @@ def any_reads_eps(several: Iterable[str]) -> bool:
 
 
 def apply(of: str) -> str:
-    """A function apply_<map>(walk, X, features, eps): X <- y of X."""
+    """A function apply_<map>(walk, X, features): X <- y of X."""
     made = program({"y": value_of(find(of).expression)}, RESERVED, early=True)
     parts = sweeps(made)
     rows, setup = _kept_in(made, parts, ["X[m, t]"])
-    places = Places({"z": "X[m, t]"})
+    places = Places({"z": "X[m, t]"}, eps="READOUT_EPS")
     body = _Function(made, places, parts, rows.__getitem__, lambda p: [store("X[m, t]", p.text(made.outputs["y"]))])
-    head = f"apply_{identifier(of)}(walk, X, features, eps)"
-    return _written(head, f"X <- {find(of).name} of X.", [*setup, *body.lines()])
+    return _written(
+        f"apply_{identifier(of)}(walk, X, features)", f"X <- {find(of).name} of X.", [*setup, *body.lines()]
+    )
 
 
 def codes(of: str) -> str:
-    """A function codes(walk, Z, A, U): U <- u of Z and A; overwrites Z."""
+    """A function codes_of(walk, Z, A, U): U <- u of Z and A; overwrites Z."""
     made = program({"u": write(of).u}, RESERVED, early=True)
     parts = sweeps(made)
     rows, setup = _kept_in(made, parts, ["Z[m, t]", "U[m, t]"])
     places = Places({"z": "Z[m, t]", "a": "A[m, t]"}, width="M", eps="PHI_EPS")
     body = _Function(made, places, parts, rows.__getitem__, lambda p: [store("U[m, t]", p.text(made.outputs["u"]))])
-    return _written("codes(walk, Z, A, U)", says(of), [*setup, *body.lines()])
+    return _written("codes_of(walk, Z, A, U)", says(of), [*setup, *body.lines()])
 
 
 def write(of: str) -> Write:
@@ -365,11 +372,10 @@ def apply_and_pull(of: str) -> str:
         results=lambda p: [store("ct[m, t]", p.text(back.outputs["dz"]))],
     )
     name = identifier(of)
-    walk = ("walk = LANES",)
     return "\n\n".join(
         (
-            _written(f"apply_{name}(X, Y, kept, stats, features)", f"Y <- {find(of).name} of X.", apply_.lines(), walk),
-            _written(f"pull_{name}(X, Y, kept, stats, features, ct)", "dX <- J^T dX (B14).", pull.lines(), walk),
+            _written(f"apply_{name}(walk, X, Y, kept, stats, features)", f"Y <- {find(of).name} of X.", apply_.lines()),
+            _written(f"pull_{name}(walk, X, Y, kept, stats, features, ct)", "dX <- J^T dX (B14).", pull.lines()),
         )
     )
 
@@ -458,47 +464,35 @@ def kept_rows(phi: str, applied: Iterable[str], bilevel: bool) -> int:
     return max(1, *(len(kept.rows) for kept in _all_kept(phi, applied, bilevel)))
 
 
-def _text(phi: str, applied: Iterable[str], backward: bool) -> str:
-    if backward:
-        return write_and_push(phi, True) + "".join(apply_and_pull(of) for of in applied if of != "identity")
-    return codes(phi) + "".join(apply(of) for of in applied if of != "identity")
+def functions(phi: str | None, applied: Iterable[str]) -> str:
+    """What a forward calls for its maps: codes_of, if it writes, and apply_<map> of readouts."""
+    readouts = [apply(of) for of in _mapped(applied)]
+    return "\n\n".join([*readouts, *([codes(phi)] if phi is not None else [])])
 
 
-def used_by(phi: str, applied: Iterable[str], backward: bool) -> set[str]:
-    """What the functions of the maps named use of templates/tvm/parts/walks.j2."""
-    text = _text(phi, applied, backward)
-    found = {name for name in ("LOWEST", "fill", "zeros", "registers", "add") if re.search(rf"\b{name}\b", text)}
-    found |= {"zeros", "add"} if backward else set()
-    return found | ({"registers"} if "zeros" in found else set())
+def functions_and_pulls(phi: str, applied: Iterable[str], bilevel: bool) -> str:
+    """What a backward calls for its maps."""
+    return "\n\n".join([*map(apply_and_pull, _mapped(applied)), write_and_push(phi, bilevel)])
 
 
-def helpers_of(phi: str, applied: Iterable[str], backward: bool) -> str:
-    """Functions of one number that those of the maps named call, beside exp."""
-    text = _text(phi, applied, backward)
-    found = [each for name, each in HELPERS.items() if f"{name}(" in text]
-    return "".join(f"{each}\n\n" for each in found)
+def _mapped(applied: Iterable[str]) -> list[str]:
+    return [of for of in dict.fromkeys(applied) if of != "identity"]
 
 
-HELPERS = {
-    "minus_mean": '''def minus_mean(x, mean, width):
-    """x - mean, exactly 0 in a row of one number: a product in x, added without rounding, would leave its rounding."""
-    return T.float32(0) if width == 1 else x - mean
-''',
-    "sigmoid": """def sigmoid(x):
-    return T.float32(1) / (T.float32(1) + exp(T.float32(0) - x))
-""",
-    "tanh_of": '''def tanh_of(x):
-    """tanh(x), near 0 by its series: the quotient would lose its digits there."""
-    square, weight = x * x, exp(T.abs(x) * T.float32(-2))
-    far = (T.float32(1) - weight) / (T.float32(1) + weight)
-    series = T.float32(62 / 2835)
-    for c in (-17 / 315, 2 / 15, -1 / 3, 1.0):
-        series = series * square + T.float32(c)
-    return T.Select(T.abs(x) < T.float32(0.3), x * series, T.Select(x < T.float32(0), T.float32(0) - far, far))
-''',
-    "sign_of": '''def sign_of(x):
-    """-1, 0 or 1."""
-    above, below = (T.Select(each > T.float32(0), T.float32(1), T.float32(0)) for each in (x, T.float32(0) - x))
-    return above - below
-''',
+def imports(text: str, *more: str) -> str:
+    """The lines that import what a text, such as that of `functions`, uses, and some names more."""
+    lines = []
+    for module, names in _PROVIDED.items():
+        used_names = [name for name in names if name in more or re.search(rf"(?<![.\w]){name}\b", text)]
+        if used_names:
+            lines.append(f"from codegen.backends.tvm.emit.{module} import {', '.join(used_names)}\n")
+    return "".join(lines)
+
+
+_PROVIDED = {
+    "expressions": ("exp", "forget_gate", "minus_mean", "sigmoid", "sign_of", "tanh_of"),
+    "tile": ("Tile",),
+    "transpose": ("transpose",),
+    "vectors": ("LOWEST", "add", "clear", "fill"),
 }
+"""What `imports` finds in codegen.backends.tvm.emit, by its modules."""

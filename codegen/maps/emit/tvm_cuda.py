@@ -15,10 +15,10 @@ from codegen.maps.emit.steps import Program, program
 from codegen.maps.emit.sweeps import Sweep, early_scalars, is_long, sweeps
 from codegen.maps.emit.tvm import (
     FUNCTIONS,
-    HELPERS,
     RESERVED,
     Places,
     identifier,
+    imports,
     reads_eps,
     replaces_z,
     says,
@@ -30,7 +30,7 @@ from codegen.maps.emit.tvm import (
 from codegen.maps.folding import folded
 from codegen.maps.registry import find
 
-__all__ = ["apply", "codes", "functions_of", "identifier", "reads_eps"]
+__all__ = ["apply", "codes", "functions_of", "identifier", "imports", "reads_eps"]
 
 _TOGETHER = 2
 """Sums of one sweep: half of the rows of `sums`."""
@@ -38,6 +38,7 @@ _TOGETHER = 2
 _FUNCTIONS: Mapping[str, Callable[..., str]] = {
     **FUNCTIONS,
     "exp": lambda x: f"T.exp({x})",
+    "sigmoid": lambda x: f"sigmoid({x}, T.exp)",
     "tanh": lambda x: f"T.tanh({x})",
     # CUDA's own drop a NaN, whichever argument it is.
     "max": lambda x, y: selected("max", x, y),
@@ -60,19 +61,13 @@ def codes(of: str) -> str:
 
 
 def functions_of(phi: str | None, applied: Iterable[str]) -> str:
-    """What generated code calls for these maps, and the functions that it calls."""
+    """What generated code calls for these maps, and the function that it calls."""
     texts = [apply(of) for of in applied if of != "identity"] + ([codes(phi)] if phi is not None else [])
     body = "\n\n".join(texts)
-    helpers = [each.replace("exp(", "T.exp(") for name, each in HELPERS.items() if f" {name}(" in f" {body}"]
-    helpers += [_SUMS] if "_lanes(" in body else []
-    return "".join(f"{each}\n\n" for each in (*helpers, body))
+    return "".join(f"{each}\n\n" for each in (*([_SUMS] if "_lanes(" in body else []), body))
 
 
-_SUMS = '''def add(x, l, value):
-    T.buffer_store(x, x[l] + value, [l])
-
-
-def combine_lanes(x, sums, which, row, combine):
+_SUMS = '''def combine_lanes(x, sums, which, row, combine):
     """Emits x <- what the lanes of a row have written, combined."""
     T.buffer_store(x, sums[which, row * LANES], [0])
     with T.serial(LANES - 1) as lane:
