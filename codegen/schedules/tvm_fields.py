@@ -46,7 +46,9 @@ class TvmFields(Schedule):
     }
     own_variants: ClassVar[tuple[str, ...]] = ("fused", "pair", "split", "recurrent", "update", "readout", "backward")
     templates: ClassVar[tuple[str, ...]] = ("tvm", "tvm_cuda")
-    writers: ClassVar[tuple[str, ...]] = ("tvm", "tvm_cuda")
+    writers: ClassVar[tuple[str, ...]] = tuple(
+        path.stem for path in sorted((Path(__file__).parents[1] / "maps" / "emit").glob("tvm*.py"))
+    )
     emitters: ClassVar[tuple[Path, ...]] = (
         *(Path(__file__), Path(__file__).with_name("cuda_block.py")),
         *sorted((Path(__file__).parents[1] / "backends" / "tvm" / "emit").rglob("*.py")),

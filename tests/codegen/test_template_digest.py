@@ -75,6 +75,7 @@ def test_a_change_counts_where_it_is_imported(name, counts, templates):
         ("derive.py", True),
         ("registry.py", True),
         ("emit/tvm.py", True),
+        ("emit/tvm_reverse.py", True),
         ("emit/triton.py", False),
         ("emit/pytorch.py", False),
     ],
