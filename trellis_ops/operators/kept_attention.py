@@ -19,7 +19,7 @@ from torch.library import custom_op
 from trellis_ops.arguments import Request
 from trellis_ops.dispatch import launch
 from trellis_ops.dispatch import resolve as dispatch
-from trellis_ops.operators import batching, fakes, gradients
+from trellis_ops.operators import batching, fakes, gradients, transforms
 from trellis_ops.operators import registered as operators
 from trellis_ops.operators.gradients import Reverse
 from trellis_ops.operators.plan import Plan, plan
@@ -39,7 +39,12 @@ def run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return launch.attention_kept(found.operator, **tensors, sequences=sequences)
 
 
-attention = custom_op("trellis_ops::attention_kept", run, mutates_args=(), schema=ATTENTION_KEPT.schema)
+attention = custom_op(
+    "trellis_ops::attention_kept",
+    transforms.without_tangents(ATTENTION_KEPT.function, run),
+    mutates_args=(),
+    schema=ATTENTION_KEPT.schema,
+)
 
 
 @attention.register_fake
