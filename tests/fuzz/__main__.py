@@ -19,6 +19,9 @@ _ROUNDS_OF_A_PROCESS = 8
 _INTERPRETING_PROCESS = 4
 """Every fourth process interprets Triton's kernels; the others run TVM's."""
 
+_TIMES_AS_LONG = 6
+"""An interpreted call takes about so many times as long as a compiled one, so there are fewer of them."""
+
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -34,7 +37,8 @@ def main() -> int:
             interprets = _HAS_TRITON and process % _INTERPRETING_PROCESS == _INTERPRETING_PROCESS - 1
             count = min(_ROUNDS_OF_A_PROCESS - place, options.first + options.rounds - number)
             left = (end - time.monotonic()) / 60
-            arguments = [first_seed, number, count, options.examples, left]
+            examples = max(1, options.examples // _TIMES_AS_LONG) if interprets else options.examples
+            arguments = [first_seed, number, count, examples, left]
             command = [sys.executable, "-m", "tests.fuzz.rounds", *map(str, arguments)]
             child = subprocess.Popen(command, env=os.environ | {INTERPRETING: str(int(interprets))})
             status = child.wait()

@@ -110,7 +110,7 @@ def main(first_seed: int, first: int, count: int, examples: int, minutes: float)
             break
         wrong = run_round(first_seed, number, examples)
         kernel = kernel_of(first_seed, number)
-        chosen = "its own choice" if kernel.schedule is None else kernel.schedule.key()
+        chosen = f"its own choice of {kernel.backend}" if kernel.schedule is None else kernel.schedule.key()
         print(f"round {number}: {'WRONG' if wrong else 'right'}, {kernel.spec.key()}, {chosen}", flush=True)
         if wrong:
             print(wrong, flush=True)

@@ -11,7 +11,7 @@ from tests.fuzz.cases import Case, cases
 from tests.fuzz.kernels import KINDS, chosen, draw_kernels
 
 SEED = 2512
-MOST_TOKENS = 12
+MOST_TOKENS = 10
 KERNELS = draw_kernels(SEED, KINDS, "triton")
 
 
@@ -26,7 +26,7 @@ def torch_threads():
 def test_random_calls(kernel):
     @settings(
         derandomize=True,
-        max_examples=4,
+        max_examples=3 if kernel.spec.problem.direction == "forward" else 2,
         deadline=None,
         database=None,
         phases=(Phase.generate,),
