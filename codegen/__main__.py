@@ -116,7 +116,7 @@ def _add_rule(show: argparse.ArgumentParser) -> None:
 
 def _show(options: argparse.Namespace) -> str:
     spec = _spec(options)
-    device = named(options.device or kind_of(options.backend).shown_for)
+    device = named(kind_of(options.backend).shown_for if options.device is None else options.device)
     schedule = _schedule(options, spec, device)
     source = render(options.kernel, spec, schedule, device)
     if options.stage:

@@ -94,7 +94,7 @@ def _session(options: argparse.Namespace, workers: Workers, device: Device) -> S
 
 def _tune(options: argparse.Namespace, console: Console) -> int:
     if options.offline:
-        device = named(options.device or _OFFLINE_DEVICE)
+        device = named(_OFFLINE_DEVICE if options.device is None else options.device)
         return gpu_commands.prepare(options, _workload(options, device), device, console)
     with Workers() as workers:
         device = workers.device(options.device)
@@ -149,7 +149,7 @@ def _recommend(session: StudySession, budget: Budget, console: Console) -> None:
 
 
 def _prune(options: argparse.Namespace, console: Console) -> int:
-    device = named(options.device or _OFFLINE_DEVICE)
+    device = named(_OFFLINE_DEVICE if options.device is None else options.device)
     for each in _workload(options, device):
         examined = list(examine_some(each.spec, device, most=options.most, seconds=options.seconds))
         console.print(report.examined_table(each.name, device, examined))

@@ -43,7 +43,7 @@ from tests.support.inputs import make_inputs
 from tests.support.relative_error import assert_close
 from trellis_ops import trellis_attention
 
-where, presses = sys.argv[1], int(sys.argv[2])
+where, implementation, presses = sys.argv[1], sys.argv[2], 1
 inputs = make_inputs(1, 5, 2, 4, 4, 4)
 expected, _ = trellis_attention(*inputs.args, chunk_size=1, implementation="eager")
 
@@ -60,20 +60,25 @@ sys.meta_path.insert(0, Press())
 stopped = 0
 for _ in range(3):
     try:
-        y, _ = trellis_attention(*inputs.args, chunk_size=1, implementation="tvm")
+        y, _ = trellis_attention(*inputs.args, chunk_size=1, implementation=implementation)
     except KeyboardInterrupt:
         stopped += 1
+        assert where in sys.modules, "the import was left half-way"
 assert_close(y, expected, 1e-5)
 print(stopped)
 """
 
 
-@pytest.mark.parametrize("where", ["tvm_ffi.module", "tvm.relax"])
-def test_an_import_that_is_interrupted_does_not_break_the_next_call(where, tmp_path):
+@pytest.mark.parametrize(
+    ("where", "implementation"),
+    [("tvm_ffi.module", "tvm"), ("tvm.relax", "tvm"), ("jinja2.nodes", "tvm"), ("triton.language.standard", "triton")],
+)
+def test_an_import_that_is_interrupted_does_not_break_the_next_call(where, implementation, tmp_path):
+    interprets = {"TRITON_INTERPRET": "1"} if implementation == "triton" else {}
     done = subprocess.run(
-        [sys.executable, "-c", CALL, where, "1"],
+        [sys.executable, "-c", CALL, where, implementation],
         cwd=ROOT,
-        env={**os.environ, "TRELLIS_OPS_CACHE": str(tmp_path)},
+        env={**os.environ, "TRELLIS_OPS_CACHE": str(tmp_path), **interprets},
         capture_output=True,
         text=True,
         check=False,

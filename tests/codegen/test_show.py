@@ -95,6 +95,7 @@ def test_what_the_compiler_made_of_it(capsys):
         ("trellis_fused --dim-k 0", "dim_k=0"),
         ("trellis_fused --phi-eps -1", "phi_eps=-1.0"),
         ("trellis_fused --device sm_1", "sm_1"),
+        ("trellis_fused --device=", "'' is no known device"),
         ("trellis_fused --set tile_rows=17", "tile_rows=17"),
         ("trellis_fused --set colour=red", "colour"),
         ("trellis_fused --set tile_rows=64 --chunk 16", "exceeds the chunk of 16"),

@@ -30,6 +30,8 @@ from tuning_db.field_rules import is_device_key
 HERE = NAMED["x86-64-v3"]
 SPEC = Spec(Rule(), Problem("memory_update", dim_k=16, dim_v=16, slots=16))
 KEY = SPEC.key()
+TARGETS = (("tvm", HERE), ("tvm", NAMED["sm_90"]), ("triton", NAMED["sm_90"]))
+"""A backend and a device for each folder of templates."""
 _PIECES = ("memory_update", "forward", "B1", "T4096", "Dk16", "float32", "ln_silu", "1e-06", "head", "phi_eps")
 _KERNEL = "memory_update"
 
@@ -46,11 +48,17 @@ def _of_rule(field: str) -> Entrance:
     return lambda name, given: Rule(**{field: name})
 
 
-def _rendered(rule: Rule, device: Device = HERE) -> None:
+def _rendered(rule: Rule) -> None:
+    """Render a kernel by every folder of templates, as `_rendered_for` does."""
+    for backend, device in TARGETS:
+        _rendered_for(rule, backend, device)
+
+
+def _rendered_for(rule: Rule, backend: str, device: Device) -> None:
     """Render a kernel, and compare it with the one where no name of the user's own takes part."""
     spec, plain = (replace(SPEC, rule=each) for each in (rule, Rule(_plain(rule.phi))))
-    made = render(_KERNEL, spec, default("tvm", spec, device), device)
-    expected = _render_plainly(plain)
+    made = render(_KERNEL, spec, default(backend, spec, device), device)
+    expected = _render_plainly(plain, backend, device)
     assert _nodes(made.text) == _nodes(expected)
     assert made.path.read_text() == made.text
 
@@ -62,8 +70,8 @@ def _plain(phi: str) -> Map:
 
 
 @functools.cache
-def _render_plainly(spec: Spec) -> str:
-    return render(_KERNEL, spec, default("tvm", spec, HERE), HERE).text
+def _render_plainly(spec: Spec, backend: str, device: Device) -> str:
+    return render(_KERNEL, spec, default(backend, spec, device), device).text
 
 
 def _nodes(source: str) -> str:
@@ -111,18 +119,20 @@ def _setting(field: str) -> Callable[[dict[str, Any], str], dict[str, Any]]:
 
 
 def _schedule_object(name: str, given: Path) -> None:
-    texts = []
-    for variant in (name, "plain"):
-        schedule = replace(default("tvm", SPEC, HERE), variant=variant)
-        texts.append(render(_KERNEL, SPEC, schedule, HERE).text)
-    assert _nodes(texts[0]) == _nodes(texts[1])
+    for backend, device in TARGETS:
+        texts = []
+        for variant in (name, "plain"):
+            schedule = replace(default(backend, SPEC, device), variant=variant)
+            texts.append(render(_KERNEL, SPEC, schedule, device).text)
+        assert _nodes(texts[0]) == _nodes(texts[1])
 
 
 def _device(field: str) -> Entrance:
     def entrance(name: str, given: Path) -> None:
         device = replace(HERE, **{field: name})
         assert path_for(device, given).parent == given
-        _rendered(Rule(), device)
+        made = render(_KERNEL, SPEC, default("tvm", SPEC, device), device)
+        assert _nodes(made.text) == _nodes(_render_plainly(SPEC, "tvm", HERE))
 
     return entrance
 

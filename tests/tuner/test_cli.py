@@ -75,6 +75,9 @@ def test_nothing_is_shipped_before_anything_is_tuned(tmp_path: Path, capsys):
         (["report", "--file", "/proc"], 1, "name another place with --file"),
         (["show", "--device", "sm_1"], 1, "'sm_1' is no known device"),
         (["prune", "--device", "sm_1"], 1, "'sm_1' is no known device"),
+        (["prune", "--device", ""], 1, "'' is no known device"),
+        (["tune", "--device", ""], 1, "'' is no known device"),
+        (["tune", "--offline", "--device", ""], 1, "'' is no known device"),
     ],
 )
 def test_mistakes_are_said_in_a_line(capsys, arguments, code, said):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from codegen.errors import GradientError
-from trellis_ops.operators import autocast, batching
+from trellis_ops.operators import autocast, batching, transforms
 from trellis_ops.operators.schemas import Call, Operator
 
 
@@ -92,7 +92,10 @@ def register(operator: Operator, vector_jacobian: VectorJacobian) -> None:
         return [gradients[name] for name in wanted]
 
     registered = torch.library.custom_op(
-        f"trellis_ops::{operator.name}_backward", backward_of, mutates_args=(), schema=operator.reverse_schema
+        f"trellis_ops::{operator.name}_backward",
+        transforms.without_tangents(operator.function, backward_of),
+        mutates_args=(),
+        schema=operator.reverse_schema,
     )
 
     @registered.register_fake

@@ -18,7 +18,7 @@ from torch.library import custom_op
 
 from trellis_ops.arguments import Request
 from trellis_ops.dispatch import launch, resolve
-from trellis_ops.operators import batching, fakes, gradients, registered
+from trellis_ops.operators import batching, fakes, gradients, registered, transforms
 from trellis_ops.operators.gradients import Reverse
 from trellis_ops.operators.plan import Plan, plan
 from trellis_ops.operators.schemas import ATTENTION_KEPT, Call
@@ -37,7 +37,12 @@ def run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return launch.attention_kept(found.operator, **tensors, sequences=sequences)
 
 
-attention = custom_op("trellis_ops::attention_kept", run, mutates_args=(), schema=ATTENTION_KEPT.schema)
+attention = custom_op(
+    "trellis_ops::attention_kept",
+    transforms.without_tangents(ATTENTION_KEPT.function, run),
+    mutates_args=(),
+    schema=ATTENTION_KEPT.schema,
+)
 
 
 @attention.register_fake

@@ -17,7 +17,7 @@ from trellis_ops import arguments, values
 from trellis_ops.dispatch import launch
 from trellis_ops.eager import backward
 from trellis_ops.eager import forward as eager
-from trellis_ops.operators import autocast, batching, fakes, gradients, overlap, quick_step
+from trellis_ops.operators import autocast, batching, fakes, gradients, overlap, quick_step, transforms
 from trellis_ops.operators.gradients import Reverse
 from trellis_ops.operators.plan import QUICK_PLANS, Plan, plan
 from trellis_ops.operators.schemas import ATTENTION, READOUT, STEP, UPDATE, Call
@@ -119,7 +119,12 @@ def attention_gradient(reverse: Reverse) -> Mapping[str, Tensor]:
     )
 
 
-attention = torch.library.custom_op("trellis_ops::attention", run_attention, mutates_args=(), schema=ATTENTION.schema)
+attention = torch.library.custom_op(
+    "trellis_ops::attention",
+    transforms.without_tangents(ATTENTION.function, run_attention),
+    mutates_args=(),
+    schema=ATTENTION.schema,
+)
 fakes.register(attention, ATTENTION, attention_request)
 batching.map_by_calls(attention)
 gradients.register(ATTENTION, attention_gradient)
@@ -172,7 +177,12 @@ def _eager_update(call: Call) -> tuple[Tensor, ...]:
     return eager.update(**tensors, rule=call.rule, chunk_size=call.settings["chunk_size"], initial_state=state)
 
 
-update = torch.library.custom_op("trellis_ops::update", run_update, mutates_args=(), schema=UPDATE.schema)
+update = torch.library.custom_op(
+    "trellis_ops::update",
+    transforms.without_tangents(UPDATE.function, run_update),
+    mutates_args=(),
+    schema=UPDATE.schema,
+)
 fakes.register(update, UPDATE, update_request)
 batching.map_by_calls(update)
 gradients.register(UPDATE, gradients.by_autograd(_eager_update))
@@ -204,7 +214,12 @@ def _eager_readout(call: Call) -> tuple[Tensor, ...]:
     return (eager.readout(**call.tensors, **call.settings),)
 
 
-readout = torch.library.custom_op("trellis_ops::readout", run_readout, mutates_args=(), schema=READOUT.schema)
+readout = torch.library.custom_op(
+    "trellis_ops::readout",
+    transforms.without_tangents(READOUT.function, run_readout),
+    mutates_args=(),
+    schema=READOUT.schema,
+)
 fakes.register(readout, READOUT, arguments.readout_request)
 batching.map_by_calls(readout)
 gradients.register(READOUT, gradients.by_autograd(_eager_readout))
@@ -279,5 +294,10 @@ def step_request(
     return arguments.step_request(q, k, v, target, log_decay, step_size, (S_k, S_v), (G_k, G_v), rule)
 
 
-step = torch.library.custom_op("trellis_ops::step", run_step, mutates_args=STEP.mutated, schema=STEP.schema)
+step = torch.library.custom_op(
+    "trellis_ops::step",
+    transforms.without_tangents(STEP.function, run_step),
+    mutates_args=STEP.mutated,
+    schema=STEP.schema,
+)
 fakes.register(step, STEP, step_request)

@@ -7,9 +7,10 @@ made of torch's own operators, which every transform differentiates, also twice 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,9 +25,12 @@ from trellis_ops.eager import forward as eager
 from trellis_ops.operators import autocast
 
 Tensors = tuple[Tensor | None, ...]
+Result = TypeVar("Result")
+
+FORWARD_MODE = "forward-mode differentiation (torch.func.jvp, jacfwd)"
 
 
-def has_tangent(tensors: Tensors) -> bool:
+def has_tangent(tensors: tuple[object, ...]) -> bool:
     """Whether one of these is a dual number of `torch.autograd.forward_ad`."""
     if forward_ad._current_level < 0:
         return False
@@ -45,14 +49,29 @@ def differentiates(name: str, tensors: Tensors, implementation: str | None) -> b
         return False
     forced = implementation or os.environ.get(resolve.VARIABLE) or None
     if "Jvp" in kinds and forced != "eager":
-        transform = "forward-mode differentiation (torch.func.jvp, jacfwd)"
         raise TransformError(
-            name=name, transform=transform, advice='give implementation="eager", or differentiate in reverse'
+            name=name, transform=FORWARD_MODE, advice='give implementation="eager", or differentiate in reverse'
         )
     if forced not in (None, "eager"):
         advice = f'give implementation="eager" or None in place of {forced!r}, or call backward()'
         raise TransformError(name=name, transform="torch.func.grad, vjp or jacrev", advice=advice)
     return True
+
+
+def without_tangents(name: str, run: Callable[..., Result]) -> Callable[..., Result]:
+    """`run`, the body of a registered operator, which refuses dual numbers: torch would take their tangents for zero.
+
+    The public functions ask `differentiates` before; whoever calls `torch.ops.trellis_ops` has nothing else.
+    """
+
+    @functools.wraps(run)
+    def checked(*arguments: Any) -> Result:
+        if has_tangent(arguments):
+            advice = f"call trellis_ops.{name}, which says what to use instead"
+            raise TransformError(name=f"the registered operator of {name}", transform=FORWARD_MODE, advice=advice)
+        return run(*arguments)
+
+    return checked
 
 
 def refuse(name: str, tensors: Tensors) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -23,6 +23,8 @@ Size = int | str
 Extent = tuple[Size, Size, Size]
 
 _MOST_NUMBERS = 2**31 - 1
+
+_Identifier = msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z", max_length=128)
 
 
 class Argument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,7 +68,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=T
         shared_bytes: dynamic shared memory of a block.
     """
 
-    function: str
+    function: Annotated[str, _Identifier]
     arguments: tuple[Argument, ...]
     passed: tuple[str, ...]
     grid: Extent

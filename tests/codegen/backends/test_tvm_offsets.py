@@ -1,6 +1,6 @@
-"""TVM kernels find elements from number 2^31 on.
+"""TVM kernels find tokens and kept states from element number 2^31 on.
 
-The tensors are that large, but only their last rows are ever touched, so that they take next to no memory.
+The tensors are that large, but only their last rows have memory of their own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from codegen.kernels.sequences import Sequences
 from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
+from tests.support.far_memory import far, untouched
 from tests.support.inputs import make_inputs
 from trellis_ops.tokens import Tokens
 
@@ -35,21 +36,6 @@ def operator_of(operator: str, chunk: int, **changes: object) -> CompiledOperato
 
 
 NAMES = Tokens._fields
-
-
-def empty(*shape: int) -> Tensor:
-    """Memory that nothing has touched."""
-    try:
-        return torch.empty(shape)
-    except RuntimeError as error:
-        pytest.skip(f"this machine has no address space for {shape}: {error}")
-
-
-def far(x: Tensor, rows: int) -> Tensor:
-    """A tensor whose last rows are x, behind `rows` others that are never touched."""
-    whole = empty(rows + x.shape[0], *x.shape[1:])
-    whole[rows:] = x
-    return whole
 
 
 def inputs() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -78,32 +64,33 @@ def test_tokens_of_attention(variant: str, chunk: int) -> None:
     assert program.schedule.variant == variant
     (rows, states), chunks = inputs(), -(-TOKENS // chunk)
     moved = copies(states)
-    y, far_y = torch.empty(TOKENS, 1, SIZE), empty(FAR + TOKENS, 1, SIZE)
+    y, far_y = torch.empty(TOKENS, 1, SIZE), untouched(FAR + TOKENS, 1, SIZE)
     program.forward(rows | states | {"y": y}, sequences(0, chunks))
     program.forward(far_inputs(rows) | moved | {"y": far_y}, sequences(FAR, chunks))
     assert torch.equal(far_y[FAR:], y)
     assert all(torch.equal(moved[name], state) for name, state in states.items())
 
 
-def test_chunk_states_of_an_update_and_of_its_readout() -> None:
-    update, readout = operator_of("memory_update", 1), operator_of("memory_readout", 1)
+@pytest.mark.parametrize(("operator", "read"), [("memory_readout", "q"), ("memory_readout_transposed", "target")])
+def test_chunk_states_of_an_update_and_of_its_readout(operator: str, read: str) -> None:
+    update, readout = operator_of("memory_update", 1), operator_of(operator, 1)
     rows, states = inputs()
     of_update = {"w": rows["k"], **{name: rows[name] for name in ("target", "log_decay", "step_size")}}
-    of_readout = {"w": rows["k"], **{name: rows[name] for name in ("log_decay", "step_size")}}
+    of_readout = {"read": rows[read], "w": rows["k"], **{name: rows[name] for name in ("log_decay", "step_size")}}
     near, distant = sequences(0, TOKENS), sequences(FAR, TOKENS, FAR_STATES)
     chunk_states, codes = torch.empty(TOKENS, 1, SIZE, SIZE), torch.empty(TOKENS, 1, SIZE)
     kept = {"chunk_states": chunk_states, "codes": codes}
     update.forward(of_update | kept | {"S": states["S_k"].clone()}, near)
     y = torch.empty(TOKENS, 1, SIZE)
-    readout.forward(of_readout | kept | {"read": rows["q"], "y": y}, near)
+    readout.forward(of_readout | kept | {"y": y}, near)
 
-    far_states, far_codes = empty(FAR_STATES + TOKENS, 1, SIZE, SIZE), empty(FAR + TOKENS, 1, SIZE)
+    far_states, far_codes = untouched(FAR_STATES + TOKENS, 1, SIZE, SIZE), untouched(FAR + TOKENS, 1, SIZE)
     far_kept = {"chunk_states": far_states, "codes": far_codes}
     update.forward(far_inputs(of_update) | far_kept | {"S": states["S_k"].clone()}, distant)
     assert torch.equal(far_states[FAR_STATES:], chunk_states)
     assert torch.equal(far_codes[FAR:], codes)
-    far_y = empty(FAR + TOKENS, 1, SIZE)
-    readout.forward(far_inputs(of_readout) | far_kept | {"read": far(rows["q"], FAR), "y": far_y}, distant)
+    far_y = untouched(FAR + TOKENS, 1, SIZE)
+    readout.forward(far_inputs(of_readout) | far_kept | {"y": far_y}, distant)
     assert torch.equal(far_y[FAR:], y)
 
 
@@ -113,12 +100,12 @@ def test_tokens_and_kept_states_of_a_backward() -> None:
     chunks = -(-TOKENS // program.segment_tokens)
 
     def run(rows: dict[str, Tensor], where: Sequences, tokens: int, kept_rows: int) -> tuple[Tensor, ...]:
-        kept = {f"chunk_states_{w}": empty(kept_rows, 1, SIZE, SIZE) for w in "kv"}
+        kept = {f"chunk_states_{w}": untouched(kept_rows, 1, SIZE, SIZE) for w in "kv"}
         incoming = {
-            f"d{name}": empty(tokens, *(rows[name] if name != "step_size" else rows["log_decay"]).shape[1:])
+            f"d{name}": untouched(tokens, *(rows[name] if name != "step_size" else rows["log_decay"]).shape[1:])
             for name in rows
         }
-        tensors = rows | copies(states) | kept | {"y": empty(tokens, 1, SIZE)}
+        tensors = rows | copies(states) | kept | {"y": untouched(tokens, 1, SIZE)}
         program.forward(tensors, where)
         dstates = {f"d{name}": torch.ones_like(state) for name, state in states.items()}
         program.backward(tensors | incoming | dstates | {"dy": tensors["y"]}, where)

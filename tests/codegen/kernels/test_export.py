@@ -164,13 +164,15 @@ HOSTILE = ["../victim", "/victim", "a/b", "..", "a\\b", "a\0b", "a.b", "a\n", ""
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("field", ["file", "arch"])
+@pytest.mark.parametrize("field", ["file", "arch", "function"])
 def test_names_of_a_manifest_hold_nothing_but_letters_and_digits(prefill, tmp_path, field, name, monkeypatch):
     manifest = read_manifest(prefill)
-    if field == "arch":
-        changes: dict[str, object] = {"arch": name}
-    else:
-        changes = {"parts": (msgspec.structs.replace(manifest.parts[0], file=name), *manifest.parts[1:])}
+    part, *others = manifest.parts
+    if field == "function":
+        part = msgspec.structs.replace(part, plan=msgspec.structs.replace(part.plan, function=name))
+    elif field == "file":
+        part = msgspec.structs.replace(part, file=name)
+    changes = {"arch": name} if field == "arch" else {"parts": (part, *others)}
     folder = changed(prefill, tmp_path, **changes)
     for suffix in (".cu", ".cubin"):
         (tmp_path / f"victim{suffix}").write_text("mine")

@@ -101,6 +101,43 @@ def test_forward_mode_is_refused_rather_than_zero(name, implementation):
         function(forward_ad.make_dual(x.clone().requires_grad_(), x))
 
 
+OPERATORS = {
+    "attention": (X.args, lambda *t: torch.ops.trellis_ops.attention(*t, *_NO_STATES, *_MAPS, 4, "bilevel", None)),
+    "attention_kept": (
+        X.args,
+        lambda *t: torch.ops.trellis_ops.attention_kept(*t, *_NO_STATES, *_MAPS, 16, "bilevel", "tvm"),
+    ),
+    "update": ((X.k, *X.args[3:]), lambda *t: torch.ops.trellis_ops.update(*t, None, "ln_silu", 1e-2, 4, None)),
+    "readout": (
+        (X.q, X.k, *WRITTEN, X.log_decay, X.step_size),
+        lambda *t: torch.ops.trellis_ops.readout(*t, 4, False, None),
+    ),
+    "step": (
+        (*X.token(0), *X.initial_state),
+        lambda *t: torch.ops.trellis_ops.step(*t[:6], *(s.clone() for s in t[6:]), None, None, *_MAPS, None),
+    ),
+}
+_MAPS, _NO_STATES = ("ln_silu", "ln_silu", "identity", 1e-2), (None, None, None)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_registered_operator_refuses_dual_numbers(name):
+    tensors, operator = OPERATORS[name]
+    operator(*tensors)
+    for x in tensors:
+        with forward_ad.dual_level():
+            given = [forward_ad.make_dual(t, t) if t is x else t for t in tensors]
+            with pytest.raises(TransformError, match=r"the registered operator of .* forward-mode"):
+                operator(*given)
+
+
+def test_a_registered_reverse_pass_refuses_dual_numbers():
+    leaf = X.q.clone().requires_grad_()
+    y = attend(leaf)
+    with forward_ad.dual_level(), pytest.raises(TransformError, match="the registered operator of trellis_attention"):
+        torch.autograd.grad(y, leaf, forward_ad.make_dual(X.v, X.v))
+
+
 @FORWARD
 def test_forward_mode_of_eager_is_right(name):
     function, x = energy(name, "eager")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import traceback
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import optuna
 import pytest
 import sqlalchemy
 
 from tuner.cli import main
+from tuner.commands import records
 from tuner.commands.command import command_line, storage_url
 from tuner.errors import StudyError
 from tuner.studies.storage_url import file_url, parsed_url, without_secrets
@@ -69,6 +72,21 @@ def test_no_command_says_the_password(url, arguments, capsys):
     said = capsys.readouterr()
     assert "cannot use the study storage" in said.err
     assert "Traceback" not in said.err
+    for secret in SECRETS:
+        assert secret not in said.out + said.err
+
+
+@pytest.mark.parametrize("url", [*MALFORMED, *UNREACHABLE])
+def test_the_dashboard_serves_without_saying_the_password(url, capsys, monkeypatch):
+    served = []
+    stand_in = ModuleType("optuna_dashboard")
+    stand_in.run_server = lambda storage, host, port: served.append((storage.url, host, port))
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", stand_in)
+    monkeypatch.setattr(records, "storage_of", lambda options: SimpleNamespace(url=options.storage))
+    assert main(["dashboard", "--storage", url]) == 0
+    assert served == [(url, "127.0.0.1", 8080)]
+    said = capsys.readouterr()
+    assert said.out.startswith("http://127.0.0.1:8080 shows ")
     for secret in SECRETS:
         assert secret not in said.out + said.err
 
