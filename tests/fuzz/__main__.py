@@ -6,14 +6,23 @@ Rounds run in processes of their own, so that a kernel which ends its process is
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import random
 import subprocess
 import sys
 import time
 
-from tests.fuzz.rounds import FOLDER
+from tests.fuzz.rounds import FOLDER, INTERPRETING
 
 _ROUNDS_OF_A_PROCESS = 8
+_INTERPRETING_PROCESS = 4
+"""Every fourth process interprets Triton's kernels; the others run TVM's."""
+
+_TIMES_AS_LONG = 6
+"""An interpreted call takes about so many times as long as a compiled one, so there are fewer of them."""
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def main() -> int:
@@ -23,11 +32,15 @@ def main() -> int:
     end, number, ended = time.monotonic() + 60 * options.minutes, options.first, []
     try:
         while time.monotonic() < end and number < options.first + options.rounds:
-            count = min(_ROUNDS_OF_A_PROCESS, options.first + options.rounds - number)
+            # By the number alone, so that the rounds of a seed are the same wherever they begin.
+            process, place = divmod(number, _ROUNDS_OF_A_PROCESS)
+            interprets = _HAS_TRITON and process % _INTERPRETING_PROCESS == _INTERPRETING_PROCESS - 1
+            count = min(_ROUNDS_OF_A_PROCESS - place, options.first + options.rounds - number)
             left = (end - time.monotonic()) / 60
-            arguments = [first_seed, number, count, options.examples, left]
+            examples = max(1, options.examples // _TIMES_AS_LONG) if interprets else options.examples
+            arguments = [first_seed, number, count, examples, left]
             command = [sys.executable, "-m", "tests.fuzz.rounds", *map(str, arguments)]
-            child = subprocess.Popen(command)
+            child = subprocess.Popen(command, env=os.environ | {INTERPRETING: str(int(interprets))})
             status = child.wait()
             if status not in (0, 1):
                 ended.append(_kept(child.pid, first_seed, number))

@@ -25,9 +25,12 @@ from tuning_db import TuningDatabaseWarning
 
 FOLDER = Path(".hypothesis") / "fuzz"
 
+INTERPRETING = "TRITON_INTERPRET"
+"""The variable that makes Triton interpret; it is read when Triton is imported."""
+
 SCRIPT = """\
 # {reason}
-# Run it from the project's folder: PYTHONPATH=. .venv/bin/python {path}
+# Run it from the project's folder: {variables}PYTHONPATH=. .venv/bin/python {path}
 from math import inf
 
 from tests.fuzz.cases import Case
@@ -45,7 +48,7 @@ _PHASES = (Phase.generate, Phase.target, Phase.shrink)
 
 def backend() -> str:
     """The backend that this process can run on a CPU: Triton only interprets, or does not."""
-    return "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "tvm"
+    return "triton" if os.environ.get(INTERPRETING) == "1" else "tvm"
 
 
 def kernel_of(first_seed: int, number: int) -> Kernel:
@@ -94,7 +97,8 @@ def run_round(first_seed: int, number: int, examples: int) -> str | None:
 def write_script(path: Path, case: Case, reason: str) -> None:
     """A script that checks `case`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(SCRIPT.format(reason=reason, path=path, case=case))
+    variables = f"{INTERPRETING}=1 " if case.kernel.backend == "triton" else ""
+    path.write_text(SCRIPT.format(reason=reason, variables=variables, path=path, case=case))
 
 
 def main(first_seed: int, first: int, count: int, examples: int, minutes: float) -> int:
@@ -106,7 +110,7 @@ def main(first_seed: int, first: int, count: int, examples: int, minutes: float)
             break
         wrong = run_round(first_seed, number, examples)
         kernel = kernel_of(first_seed, number)
-        chosen = "its own choice" if kernel.schedule is None else kernel.schedule.key()
+        chosen = f"its own choice of {kernel.backend}" if kernel.schedule is None else kernel.schedule.key()
         print(f"round {number}: {'WRONG' if wrong else 'right'}, {kernel.spec.key()}, {chosen}", flush=True)
         if wrong:
             print(wrong, flush=True)

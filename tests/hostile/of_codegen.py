@@ -131,7 +131,8 @@ def _device(field: str) -> Entrance:
     def entrance(name: str, given: Path) -> None:
         device = replace(HERE, **{field: name})
         assert path_for(device, given).parent == given
-        _rendered_for(Rule(), "tvm", device)
+        made = render(_KERNEL, SPEC, default("tvm", SPEC, device), device)
+        assert _nodes(made.text) == _nodes(_render_plainly(SPEC, "tvm", HERE))
 
     return entrance
 
