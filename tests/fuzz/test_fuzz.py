@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
+from tests.fuzz import __main__ as fuzz
 from tests.fuzz import checks
 from tests.fuzz.cases import INPUTS, Case, cases
 from tests.fuzz.kernels import KINDS, Kernel, chosen, draw_kernels
@@ -94,6 +96,26 @@ def test_a_printed_case_runs_again(tmp_path):
     path = tmp_path / "case.py"
     write_script(path, case, "as in a round")
     assert runpy.run_path(str(path))["case"] == case
+
+
+def test_every_fourth_process_interprets_triton(tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    started = []
+
+    class Child:
+        pid = 0
+
+        def __init__(self, command, env):
+            started.append((int(command[4]), int(command[5]), int(command[6]), env["TRITON_INTERPRET"]))
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(fuzz, "FOLDER", tmp_path)
+    monkeypatch.setattr(fuzz.subprocess, "Popen", Child)
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--seed", "1", "--first", "12", "--rounds", "22"])
+    assert fuzz.main() == 0
+    assert started == [(12, 4, 60, "0"), (16, 8, 60, "0"), (24, 8, 10, "1"), (32, 2, 60, "0")]
 
 
 def test_the_same_case_has_the_same_tensors():
