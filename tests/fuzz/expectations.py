@@ -16,27 +16,33 @@ def expected(case: Case, call: Call, dtype: torch.dtype = torch.float64, noise: 
     Args:
         case, call: what is called.
         dtype: of all arithmetic; float32 shows how much any computation of that precision may lose.
-        noise: relative size of a perturbation of all inputs, which shows the same.
+        noise: relative size of a perturbation of all inputs and cotangents, which shows the same.
     """
     t = {name: x.detach().to(dtype).contiguous().clone() for name, x in call.tensors.items()}
     if case.autocast:
         for name in ("q", "k", "v", "target", "read"):
             if name in t:
                 t[name] = call.tensors[name].detach().bfloat16().to(dtype)
+    incoming = {name: None if x is None else x.to(dtype) for name, x in call.incoming.items()}
     if noise:
         generator = torch.Generator().manual_seed(case.seed + 1)
-        for x in t.values():
-            x.mul_(1.0 + noise * torch.randn(x.shape, generator=generator, dtype=dtype))
+
+        def perturbed(x: Tensor) -> Tensor:
+            return x * (1.0 + noise * torch.randn(x.shape, generator=generator, dtype=dtype))
+
+        t = {name: perturbed(x) for name, x in t.items()}
+        # Equal rows of a cotangent cancel in exact sums alone.
+        incoming = {name: None if x is None else perturbed(x) for name, x in incoming.items()}
     for name in case.wanted:
         t[name].requires_grad_()
     with torch.enable_grad():
         outputs = _outputs(case, t, call.offsets, dtype)
-        gradients = _gradients(case, t, outputs, call.incoming, dtype) if case.wanted else {}
+        gradients = _gradients(case, t, outputs, incoming) if case.wanted else {}
     return {name: output.detach() for name, output in outputs.items()} | gradients
 
 
 def _gradients(
-    case: Case, t: dict[str, Tensor], outputs: dict[str, Tensor], incoming: dict[str, Tensor | None], dtype: torch.dtype
+    case: Case, t: dict[str, Tensor], outputs: dict[str, Tensor], incoming: dict[str, Tensor | None]
 ) -> dict[str, Tensor]:
     pairs = [
         (outputs[name], cotangent)
@@ -48,7 +54,7 @@ def _gradients(
     found = torch.autograd.grad(
         [output for output, _ in pairs],
         [t[name] for name in case.wanted],
-        [cotangent.to(dtype) for _, cotangent in pairs],
+        [cotangent for _, cotangent in pairs],
         allow_unused=True,
         materialize_grads=True,
     )

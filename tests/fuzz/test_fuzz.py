@@ -15,6 +15,7 @@ from codegen.spec import Problem, Spec
 from tests.fuzz import __main__ as fuzz
 from tests.fuzz import checks
 from tests.fuzz.cases import INPUTS, Case, cases
+from tests.fuzz.expectations import expected
 from tests.fuzz.kernels import KINDS, Kernel, chosen, draw_kernels
 from tests.fuzz.layouts import LAYOUTS, VIEWS
 from tests.fuzz.rounds import write_script
@@ -96,6 +97,17 @@ def test_a_printed_case_runs_again(tmp_path):
     path = tmp_path / "case.py"
     write_script(path, case, "as in a round")
     assert runpy.run_path(str(path))["case"] == case
+
+
+def test_cotangents_are_perturbed_like_all_inputs():
+    """Without writes and forgetting, the gradient of a state that nothing reads is the cotangent."""
+    problem = dataclasses.replace(SPEC.problem, operator="memory_update", dim_v=SPEC.problem.dim_k)
+    kernel = Kernel(dataclasses.replace(SPEC, problem=problem), None)
+    case = Case(kernel, log_decays=(0.0,), step_sizes=(0.0,), wanted=("S_k",), cotangents="states")
+    call = make(case)
+    exact, noisy = (expected(case, call, noise=noise)["dS_k"] for noise in (0.0, 1e-3))
+    assert torch.equal(exact, call.incoming["S"].double())
+    assert 1e-4 < float((noisy - exact).norm() / exact.norm()) < 1e-2
 
 
 def test_every_fourth_process_interprets_triton(tmp_path, monkeypatch):
