@@ -1,6 +1,6 @@
 """A faster way through TVM's parser, which otherwise takes longer than LLVM: the same kernels in a quarter of the time.
 
-What is replaced is TVM's own: `tests/codegen/backends/test_tvm_parser.py` says so when another TVM has none of its
+What is replaced is TVM's own: `tests/codegen/backends/tvm/test_parser.py` says so when another TVM has none of its
 names, and holds kernels parsed either way against each other.
 """
 

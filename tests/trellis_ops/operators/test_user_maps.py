@@ -12,8 +12,8 @@ from codegen.errors import MapTextError, UnknownMapError
 from codegen.maps import MAPS, define, define_loss, find, tanh
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec, bucket, spec_of_key
-from tests.codegen.backends.test_tvm import With
-from tests.codegen.backends.test_tvm_backward import check
+from tests.codegen.backends.tvm.test_backward import check
+from tests.codegen.backends.tvm.test_forward import With
 from tests.support.inputs import Inputs, make_inputs
 from tests.support.kernel_cases import Case, check_attention, check_step
 from tests.support.relative_error import assert_close

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
-from tests.codegen.backends.test_tvm_offsets import FAR_STATES, SIZE, TOKENS, inputs, operator_of
+from tests.codegen.backends.tvm.test_offsets import FAR_STATES, SIZE, TOKENS, inputs, operator_of
 from tests.support.far_memory import far_in_place
 
 

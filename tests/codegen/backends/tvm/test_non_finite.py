@@ -14,7 +14,7 @@ from codegen.device import cpu
 from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.schedules.tvm import TvmSchedule
-from tests.codegen.backends.test_tvm import SILU, With, tiled
+from tests.codegen.backends.tvm.test_forward import SILU, With, tiled
 from tests.support import non_finite_cases
 from tests.support.kernel_cases import Case
 from tests.support.non_finite_cases import LENGTHS, batch, packed

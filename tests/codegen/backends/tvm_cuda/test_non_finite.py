@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from codegen.rule import Rule
-from tests.codegen.backends.test_tvm_cuda_emulated import With
+from tests.codegen.backends.tvm_cuda.test_emulated import With
 from tests.emulators.emulated_cuda import COMPILER
 from tests.support import non_finite_cases
 from tests.support.kernel_cases import Case
