@@ -43,7 +43,7 @@ class Allocations(TorchDispatchMode):
 
 
 def operator_of(backend: str, device, operator: str, dtype: str, rule: Rule = RULE, **changes) -> CompiledOperator:
-    """A program whose kernels do nothing: what is allocated around them is all that is looked at."""
+    """A compiled operator whose kernels do nothing: what is allocated around them is all that is looked at."""
     sizes = {"dim_k": DIM_K, "dim_v": DIM_V, "slots": SLOTS, "chunk": CHUNK}
     if not operator.startswith("trellis"):
         sizes["dim_v"] = DIM_K
@@ -54,7 +54,7 @@ def operator_of(backend: str, device, operator: str, dtype: str, rule: Rule = RU
     return CompiledOperator(spec, schedule, device, (lambda *_: None,) * count)
 
 
-def extent_of(program: CompiledOperator, kept: int) -> Extent:
+def extent_of(compiled: CompiledOperator, kept: int) -> Extent:
     chunks = -(-TOKENS // kept)
     return Extent(BATCH * TOKENS, HEADS, BATCH, BATCH * chunks, chunks)
 
@@ -82,28 +82,32 @@ TVM, TRITON = ("tvm", cpu()), ("triton", NAMED["sm_90"])
 )
 @pytest.mark.parametrize("given", [True, False])
 def test_a_forward_allocates_what_was_foretold(where, dtype, changes, given):
-    program = operator_of(*where, "trellis_attention", dtype, **changes)
-    x, chunk = inputs_of(dtype), program.spec.problem.chunk
+    compiled = operator_of(*where, "trellis_attention", dtype, **changes)
+    x, chunk = inputs_of(dtype), compiled.spec.problem.chunk
     sequences = launch.even_sequences(BATCH, TOKENS, chunk, x.q.device)
     states = x.initial_state if given else (None, None)
     with Allocations() as allocations:
-        launch.attention(program, *x.args, *states, sequences)
-    assert allocations.bytes == sum(forward_bytes(program.spec, program.schedule, extent_of(program, chunk)).values())
+        launch.attention(compiled, *x.args, *states, sequences)
+    assert allocations.bytes == sum(
+        forward_bytes(compiled.spec, compiled.schedule, extent_of(compiled, chunk)).values()
+    )
 
 
 @pytest.mark.parametrize("operator", ["memory_update", "memory_readout", "memory_readout_transposed"])
 def test_the_parts_allocate_what_was_foretold(operator):
-    program = operator_of(*TVM, operator, "bfloat16")
+    compiled = operator_of(*TVM, operator, "bfloat16")
     x, sequences = inputs_of("bfloat16"), launch.even_sequences(BATCH, TOKENS, CHUNK, torch.device("cpu"))
     gates = (x.log_decay, x.step_size)
     states, codes = torch.zeros(BATCH, 2, HEADS, SLOTS, DIM_K), torch.zeros(BATCH, TOKENS, HEADS, SLOTS)
     transpose = operator.endswith("transposed")
     with Allocations() as allocations:
         if operator == "memory_update":
-            launch.update(program, x.k, x.target, *gates, None, sequences)
+            launch.update(compiled, x.k, x.target, *gates, None, sequences)
         else:
-            launch.readout(program, x.target if transpose else x.q, x.k, states, codes, *gates, transpose, sequences)
-    assert allocations.bytes == sum(forward_bytes(program.spec, program.schedule, extent_of(program, CHUNK)).values())
+            launch.readout(compiled, x.target if transpose else x.q, x.k, states, codes, *gates, transpose, sequences)
+    assert allocations.bytes == sum(
+        forward_bytes(compiled.spec, compiled.schedule, extent_of(compiled, CHUNK)).values()
+    )
 
 
 @pytest.mark.parametrize("link", ["identity", "silu"])
@@ -122,22 +126,22 @@ def test_the_parts_allocate_what_was_foretold(operator):
 )
 def test_a_backward_allocates_what_was_foretold(where, dtype, changes, link):
     rule = replace(RULE, link=link)
-    program = operator_of(*where, "trellis_attention", dtype, rule, problem={"direction": "backward"}, **changes)
-    x, kept = inputs_of(dtype), program.segment_tokens
-    extent, sequences = extent_of(program, kept), launch.even_sequences(BATCH, TOKENS, kept, x.q.device)
+    compiled = operator_of(*where, "trellis_attention", dtype, rule, problem={"direction": "backward"}, **changes)
+    x, kept = inputs_of(dtype), compiled.segment_tokens
+    extent, sequences = extent_of(compiled, kept), launch.even_sequences(BATCH, TOKENS, kept, x.q.device)
     with Allocations() as allocations:
-        y, s_k, s_v, kept_k, kept_v = launch.attention_kept(program, *x.args, *x.initial_state, sequences)
-    assert allocations.bytes == sum(forward_bytes(program.spec, program.schedule, extent).values())
+        y, s_k, s_v, kept_k, kept_v = launch.attention_kept(compiled, *x.args, *x.initial_state, sequences)
+    assert allocations.bytes == sum(forward_bytes(compiled.spec, compiled.schedule, extent).values())
     with Allocations() as allocations:
         given = dict(zip(Tokens._fields, x.args, strict=True)) | {"S_k": s_k, "S_v": s_v}
         kept, cotangents = {"chunk_states_k": kept_k, "chunk_states_v": kept_v}, {"y": y, "S_k": s_k, "S_v": s_v}
-        launch.attention_backward(program, given, kept, cotangents, sequences, tuple(given))
-    assert allocations.bytes == sum(reverse_bytes(program.spec, program.schedule, extent).values())
+        launch.attention_backward(compiled, given, kept, cotangents, sequences, tuple(given))
+    assert allocations.bytes == sum(reverse_bytes(compiled.spec, compiled.schedule, extent).values())
 
 
 def countable(backend: str, device, extent: Extent, **changes) -> None:
-    program = operator_of(backend, device, "trellis_attention", "float32", **changes)
-    require_countable(program.spec, program.schedule, extent)
+    compiled = operator_of(backend, device, "trellis_attention", "float32", **changes)
+    require_countable(compiled.spec, compiled.schedule, extent)
 
 
 ONE = Extent(tokens=64, heads=1, sequences=1, chunks=1, most_chunks=1)

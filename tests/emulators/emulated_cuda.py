@@ -89,7 +89,7 @@ class EmulatedKernel:
 
 
 def emulated(spec: Spec, schedule: TvmSchedule, device: Device = HOPPER) -> CompiledOperator:
-    """The program that would run on `device`, with kernels that run here."""
+    """The compiled operator that would run on `device`, with kernels that run here."""
     require_legal(spec, schedule, device)
     kernels = tuple(_kernel(render(kernel, part, schedule, device), device) for kernel, part in parts(spec, schedule))
     return CompiledOperator(spec, schedule, device, kernels)

@@ -81,8 +81,8 @@ def emulated_image(cuda: str) -> bytes:
     return str(library(_with_entry(cuda))).encode() + b"\0"
 
 
-def emulated_program(folder: Path, into: Path) -> CompiledOperator:
-    """The program of an export, which runs here."""
+def emulated_operator(folder: Path, into: Path) -> CompiledOperator:
+    """The compiled operator of an export, which runs here."""
     return load(emulated_export(folder, into), cpu(), driver().place())
 
 

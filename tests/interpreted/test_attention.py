@@ -13,7 +13,7 @@ from codegen.rule import MAPS, Rule
 from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Spec
 from tests.support.kernel_cases import Build, Case, check_attention
-from tests.support.programs import run_attention
+from tests.support.operators import run_attention
 from tests.support.relative_error import assert_close
 
 VARIANTS = pytest.mark.parametrize("variant", ["fused", "split"])

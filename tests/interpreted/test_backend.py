@@ -31,9 +31,9 @@ def test_nothing_is_compiled(question):
 
 def test_shown_and_built_kernels_are_one(capsys):
     spec = Spec(Rule(), Problem(batch=3, tokens=100, heads=7, dtype="float16", chunk=128))
-    program = build(spec, TritonSchedule("split", 32, 2, 1, "tf32"), cpu())
+    compiled = build(spec, TritonSchedule("split", 32, 2, 1, "tf32"), cpu())
     settings = "--set tile_rows=32 --set num_warps=2 --set dot_precision=tf32"
-    for kernel in program.kernels:
+    for kernel in compiled.kernels:
         operator = "memory_update" if kernel.source.kernel == "memory_update" else "trellis_attention"
         options = f"--operator {operator} --dtype float16 --chunk 128 --set variant=split {settings}"
         main(["show", kernel.source.kernel, "--device", "here", *options.split()])

@@ -107,14 +107,14 @@ READING = ("keys_readout", "values_reading", "keys_reading")
 )
 def test_kernels_whose_results_nobody_wants_do_not_run(variant, wanted, expected, outer_gradient):
     case = Case(chunk=16, rule=Rule(phi_eps=1e-2, step_size="token"), **SMALL)
-    program, inputs, launched = triton(variant=variant)(backward_spec(case, outer_gradient)), case.inputs(), []
+    compiled, inputs, launched = triton(variant=variant)(backward_spec(case, outer_gradient)), case.inputs(), []
 
     def noted(name, kernel):
         return lambda *arguments: (launched.append(name), kernel(*arguments))
 
-    everything = run_backward(program, case, inputs)
-    kernels = tuple(map(noted, kernels_of(variant, "triton"), program.kernels))
-    found = run_backward(dataclasses.replace(program, kernels=kernels), case, inputs, wanted)
+    everything = run_backward(compiled, case, inputs)
+    kernels = tuple(map(noted, kernels_of(variant, "triton"), compiled.kernels))
+    found = run_backward(dataclasses.replace(compiled, kernels=kernels), case, inputs, wanted)
     assert tuple(name for name in launched if is_of_a_backward(name)) == expected
     for name in NAMES:
         one, full = found[name], everything[name]

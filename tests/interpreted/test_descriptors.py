@@ -15,7 +15,7 @@ from codegen.schedules.schedule import VARIANTS
 from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Spec
 from tests.support.kernel_cases import Build, Case, check_attention, check_readout, check_update
-from tests.support.programs import run_attention
+from tests.support.operators import run_attention
 
 VARIANT = pytest.mark.parametrize("variant", ["fused", "split"])
 DTYPE = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -61,15 +61,15 @@ def test_every_write_map(variant, phi):
 def test_the_state_is_carried(variant):
     whole = case(lengths=(96,))
     inputs = whole.inputs()
-    program = triton(variant)(whole.spec)
-    expected, expected_states = run_attention(program, inputs, (96,))
+    compiled = triton(variant)(whole.spec)
+    expected, expected_states = run_attention(compiled, inputs, (96,))
     states, parts = inputs.initial_state, []
     for begin, end in ((0, 64), (64, 96)):
         tokens = {
             name: getattr(inputs, name)[:, begin:end].contiguous() for name in ("q", "k", "v", "target", "log_decay")
         }
         part = dataclasses.replace(inputs, initial_state=states, **tokens)
-        y, states = run_attention(program, part, (end - begin,))
+        y, states = run_attention(compiled, part, (end - begin,))
         parts.append(y)
     assert torch.equal(torch.cat(parts, 1), expected)
     assert all(map(torch.equal, states, expected_states))
@@ -93,12 +93,12 @@ def test_descriptors_change_nothing(variant, chunk, tile):
 def test_no_token_of_the_next_sequence_is_read(variant):
     it = case(lengths=(37, 20), packed=True)
     inputs = it.inputs()
-    program = triton(variant)(it.spec)
-    clean, _ = run_attention(program, inputs, it.lengths)
+    compiled = triton(variant)(it.spec)
+    clean, _ = run_attention(compiled, inputs, it.lengths)
     poisoned = {name: getattr(inputs, name).clone() for name in ("q", "k", "v", "target")}
     for tensor in poisoned.values():
         tensor[:, 37:] = float("nan")
-    y, _ = run_attention(program, dataclasses.replace(inputs, **poisoned), it.lengths)
+    y, _ = run_attention(compiled, dataclasses.replace(inputs, **poisoned), it.lengths)
     assert torch.equal(y[:, :37], clean[:, :37])
 
 
@@ -106,10 +106,10 @@ def test_no_token_of_the_next_sequence_is_read(variant):
 def test_tensors_that_no_descriptor_can_describe_are_copied(variant):
     it = case()
     inputs = it.inputs()
-    program = triton(variant)(it.spec)
-    expected, _ = run_attention(program, inputs, it.lengths)
+    compiled = triton(variant)(it.spec)
+    expected, _ = run_attention(compiled, inputs, it.lengths)
     shifted = {name: misaligned(getattr(inputs, name)) for name in ("q", "k", "v", "target")}
-    y, _ = run_attention(program, dataclasses.replace(inputs, **shifted), it.lengths)
+    y, _ = run_attention(compiled, dataclasses.replace(inputs, **shifted), it.lengths)
     assert torch.equal(y, expected)
 
 

@@ -38,33 +38,33 @@ RULE = Rule("silu", "silu", "silu", phi_eps=1e-2, step_size="token")
 Tensors = dict[str, Tensor]
 
 
-def program_of(operator: str, direction: str = "forward", **settings: object) -> CompiledOperator:
+def operator_of(operator: str, direction: str = "forward", **settings: object) -> CompiledOperator:
     sizes = {"dim_k": SIZE, "dim_v": SIZE, "slots": SIZE}
     chunk = 1 if "step" in operator or settings.get("variant") == "recurrent" else CHUNK
     spec = Spec(RULE, Problem(operator, chunk=chunk, direction=direction, **sizes))
     return build(spec, dataclasses.replace(default("triton", spec, cpu()), **settings), cpu())
 
 
-def others_of(program: CompiledOperator) -> int:
+def others_of(compiled: CompiledOperator) -> int:
     """Sequences before the last; in a step each has a token."""
-    return FAR if "step" in program.spec.problem.operator else FAR_STATES
+    return FAR if "step" in compiled.spec.problem.operator else FAR_STATES
 
 
-def sequences_of(program: CompiledOperator, tokens: int, distant: bool) -> Sequences:
+def sequences_of(compiled: CompiledOperator, tokens: int, distant: bool) -> Sequences:
     """One sequence; with others before it where it is a distant one."""
-    first, first_chunk, others = (FAR, FAR_STATES, others_of(program)) if distant else (0, 0, 0)
-    chunks = -(-tokens // program.chunk_tokens)
+    first, first_chunk, others = (FAR, FAR_STATES, others_of(compiled)) if distant else (0, 0, 0)
+    chunks = -(-tokens // compiled.chunk_tokens)
     offsets, chunk_offsets = (untouched(others + 2, dtype=torch.int32) for _ in range(2))
     offsets[-2], offsets[-1] = first, first + tokens
     chunk_offsets[-2], chunk_offsets[-1] = first_chunk, first_chunk + chunks
     return Sequences(offsets, chunk_offsets, first_chunk + chunks, chunks)
 
 
-def tensors_of(program: CompiledOperator, tokens: int) -> Tensors:
+def tensors_of(compiled: CompiledOperator, tokens: int) -> Tensors:
     """Every tensor of every kernel, for one sequence and head."""
-    schedule, chunks = program.schedule, -(-tokens // program.chunk_tokens)
+    schedule, chunks = compiled.schedule, -(-tokens // compiled.chunk_tokens)
     extent, generator, found = Extent(tokens, 1, 1, chunks, chunks), torch.Generator().manual_seed(0), {}
-    for step in program.steps:
+    for step in compiled.steps:
         for name, argument in step.arguments:
             if not argument.is_tensor or argument.axes == ("offsets",):
                 continue
@@ -91,29 +91,29 @@ def at_the_end(kernel: Callable[..., None], count: int, monkeypatch: pytest.Monk
     return launch
 
 
-def run(program: CompiledOperator, tensors: Tensors, sequences: Sequences) -> None:
-    program.forward(tensors, sequences)
-    if program.spec.problem.direction != "forward":
-        program.backward(tensors, sequences)
+def run(compiled: CompiledOperator, tensors: Tensors, sequences: Sequences) -> None:
+    compiled.forward(tensors, sequences)
+    if compiled.spec.problem.direction != "forward":
+        compiled.backward(tensors, sequences)
 
 
-def check(program: CompiledOperator, monkeypatch: pytest.MonkeyPatch) -> None:
+def check(compiled: CompiledOperator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor is the same where the sequence is a distant one."""
-    tokens = 1 if "step" in program.spec.problem.operator else TOKENS
-    tensors, counts = tensors_of(program, tokens), []
+    tokens = 1 if "step" in compiled.spec.problem.operator else TOKENS
+    tensors, counts = tensors_of(compiled, tokens), []
 
     def counted(kernel: Callable[..., None]) -> Callable[..., None]:
         return lambda programs, *arguments: (counts.append(programs), kernel(programs, *arguments))
 
-    axes = {name: argument.axes for step in program.steps for name, argument in step.arguments}
-    before = {"tokens": FAR, "chunks": FAR_STATES, "sequences": others_of(program), "workers": others_of(program)}
+    axes = {name: argument.axes for step in compiled.steps for name, argument in step.arguments}
+    before = {"tokens": FAR, "chunks": FAR_STATES, "sequences": others_of(compiled), "workers": others_of(compiled)}
     distant = {name: far(x, before[axes[name][0]]) for name, x in tensors.items()}
     near = {name: x.clone() for name, x in tensors.items()}
-    noted = dataclasses.replace(program, kernels=tuple(map(counted, program.kernels)))
-    run(noted, near, sequences_of(program, tokens, distant=False))
-    ends = (at_the_end(kernel, count, monkeypatch) for kernel, count in zip(program.kernels, counts, strict=True))
-    last = dataclasses.replace(program, kernels=tuple(ends))
-    run(last, distant, sequences_of(program, tokens, distant=True))
+    noted = dataclasses.replace(compiled, kernels=tuple(map(counted, compiled.kernels)))
+    run(noted, near, sequences_of(compiled, tokens, distant=False))
+    ends = (at_the_end(kernel, count, monkeypatch) for kernel, count in zip(compiled.kernels, counts, strict=True))
+    last = dataclasses.replace(compiled, kernels=tuple(ends))
+    run(last, distant, sequences_of(compiled, tokens, distant=True))
     assert any(not torch.equal(x, tensors[name]) for name, x in near.items())
     for name, x in near.items():
         assert torch.equal(distant[name][-len(x) :], x), f"{name} from element number 2^32 on"
@@ -122,25 +122,25 @@ def check(program: CompiledOperator, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("loads", ["pointers", "descriptors"])
 @pytest.mark.parametrize("variant", ["fused", "split"])
 def test_attention(variant, loads, monkeypatch):
-    check(program_of("trellis_attention", variant=variant, loads=loads, tile_rows=16), monkeypatch)
+    check(operator_of("trellis_attention", variant=variant, loads=loads, tile_rows=16), monkeypatch)
 
 
 def test_attention_token_by_token(monkeypatch):
-    check(program_of("trellis_attention", variant="recurrent"), monkeypatch)
+    check(operator_of("trellis_attention", variant="recurrent"), monkeypatch)
 
 
 @pytest.mark.parametrize("operator", ["memory_update", "memory_readout", "memory_readout_transposed"])
 def test_parts(operator, monkeypatch):
-    check(program_of(operator), monkeypatch)
+    check(operator_of(operator), monkeypatch)
 
 
 @pytest.mark.parametrize("operator", ["trellis_step", "trellis_step_chunked"])
 def test_step(operator, monkeypatch):
-    check(program_of(operator), monkeypatch)
+    check(operator_of(operator), monkeypatch)
 
 
 @pytest.mark.parametrize("variant", variants_of("trellis_attention", "triton", "backward"))
 def test_backward(variant, monkeypatch):
     """Of chunks of one tile and, but for those that take whole chunks, of two."""
     for tile in (16, 32) if variant != "backward_chunks" else (32,):
-        check(program_of("trellis_attention", "backward", variant=variant, tile_rows=tile), monkeypatch)
+        check(operator_of("trellis_attention", "backward", variant=variant, tile_rows=tile), monkeypatch)

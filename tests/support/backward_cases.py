@@ -14,7 +14,7 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.spec import Spec
 from tests.support.inputs import Inputs
 from tests.support.kernel_cases import DTYPES, Build, Case
-from tests.support.programs import sequences_of
+from tests.support.operators import sequences_of
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import reference
 from trellis_ops.tokens import Tokens

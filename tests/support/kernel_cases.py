@@ -12,7 +12,7 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tests.support.inputs import Inputs, make_inputs
-from tests.support.programs import run_attention, run_readout, run_step, run_update
+from tests.support.operators import run_attention, run_readout, run_step, run_update
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import reference
 

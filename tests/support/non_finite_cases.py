@@ -16,7 +16,7 @@ from codegen.kernels.launches import GRADIENTS
 from tests.support.backward_cases import NAMES, backward_spec, cotangents, run_backward
 from tests.support.inputs import Inputs
 from tests.support.kernel_cases import Build, Case
-from tests.support.programs import run_attention, run_readout, run_step, run_update
+from tests.support.operators import run_attention, run_readout, run_step, run_update
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import reference
 from trellis_ops.tokens import Tokens
@@ -44,10 +44,10 @@ def packed(case: Case) -> Case:
 
 
 def check_attention(build: Build, case: Case, names: Names = None) -> None:
-    program = build(case.spec)
+    compiled = build(case.spec)
 
     def run(given: Tensors) -> Tensors:
-        y, states = run_attention(program, _inputs(given), case.lengths)
+        y, states = run_attention(compiled, _inputs(given), case.lengths)
         return {"y": y} | dict(zip(_STATES, states, strict=True))
 
     def oracle(given: Tensors) -> Tensors:
@@ -60,10 +60,10 @@ def check_attention(build: Build, case: Case, names: Names = None) -> None:
 
 
 def check_update(build: Build, case: Case, names: Names = None) -> None:
-    program, results = build(case.spec), ("chunk_states", "codes", "S_k")
+    compiled, results = build(case.spec), ("chunk_states", "codes", "S_k")
 
     def run(given: Tensors) -> Tensors:
-        return dict(zip(results, run_update(program, _inputs(given)), strict=True))
+        return dict(zip(results, run_update(compiled, _inputs(given)), strict=True))
 
     def oracle(given: Tensors) -> Tensors:
         memory = (given[name] for name in ("k", "target", "log_decay", "step_size"))
@@ -74,7 +74,7 @@ def check_update(build: Build, case: Case, names: Names = None) -> None:
 
 
 def check_readout(build: Build, case: Case, names: Names = None) -> None:
-    program, tensors = build(case.spec), _tensors(case.inputs())
+    compiled, tensors = build(case.spec), _tensors(case.inputs())
     transpose = case.operator == "memory_readout_transposed"
     gates, options = ("log_decay", "step_size"), {"chunk_size": case.chunk}
     memory = (tensors[name] for name in ("k", "target", *gates))
@@ -83,7 +83,7 @@ def check_readout(build: Build, case: Case, names: Names = None) -> None:
     read = "target" if transpose else "q"
 
     def run(given: Tensors) -> Tensors:
-        return {"y": run_readout(program, given[read], _inputs(given), given["chunk_states"], given["codes"])}
+        return {"y": run_readout(compiled, given[read], _inputs(given), given["chunk_states"], given["codes"])}
 
     def oracle(given: Tensors) -> Tensors:
         memory = (given[name] for name in (read, "k", "chunk_states", "codes", *gates))
@@ -94,7 +94,7 @@ def check_readout(build: Build, case: Case, names: Names = None) -> None:
 
 def check_step(build: Build, case: Case, names: Names = None) -> None:
     """A step is a sequence of one token; of a chunked one the first states are poisoned like the others."""
-    program, tensors = build(case.spec), _tensors(case.inputs())
+    compiled, tensors = build(case.spec), _tensors(case.inputs())
     if case.operator == "trellis_step_chunked":
         tensors |= {f"G_{name[-1]}": 2.0 * tensors[name].flip(-1) for name in _STATES}
 
@@ -102,7 +102,7 @@ def check_step(build: Build, case: Case, names: Names = None) -> None:
         return (given["G_k"], given["G_v"]) if "G_k" in given else None
 
     def run(given: Tensors) -> Tensors:
-        y, states = run_step(program, _inputs(given), gradient_state(given))
+        y, states = run_step(compiled, _inputs(given), gradient_state(given))
         return {"y": y[:, None]} | dict(zip(_STATES, states, strict=True))
 
     def oracle(given: Tensors) -> Tensors:
@@ -114,12 +114,12 @@ def check_step(build: Build, case: Case, names: Names = None) -> None:
 
 
 def check_backward(build: Build, case: Case, outer_gradient: str = "bilevel", names: Names = None) -> None:
-    program, inputs = build(backward_spec(case, outer_gradient)), case.inputs()
+    compiled, inputs = build(backward_spec(case, outer_gradient)), case.inputs()
     incoming = ("y", *_STATES)
     tensors = _tensors(inputs) | {f"d{name}": x for name, x in cotangents(case, inputs).items()}
 
     def run(given: Tensors) -> Tensors:
-        return run_backward(program, case, _inputs(given), GRADIENTS, {name: given[f"d{name}"] for name in incoming})
+        return run_backward(compiled, case, _inputs(given), GRADIENTS, {name: given[f"d{name}"] for name in incoming})
 
     def oracle(given: Tensors) -> Tensors:
         leaves = _inputs(given).to(torch.float64).leaves()

@@ -72,9 +72,7 @@ def _needed(made: Program, known: Collection[str]) -> set[str]:
 
 def apply_and_pull(of: str) -> str:
     """Functions apply_<map>, which keeps what pull_<map> needs: dX <- J^T dX (B14)."""
-    expression = find(of).expression
-    outputs = (("y", value_of(expression)), ("dz", pullback_of(expression)))
-    forth, back, kept = _forth_and_back(outputs, ("dz",), False)
+    forth, back, kept = _readout_forth_and_back(of)
     y = forth.outputs["y"]
     inputs = {"z": "X[m, t]", "ct": "ct[m, t]"} | {name: kept.row(name, "features") for name in kept.rows}
     epsilon = "READOUT_EPS"
@@ -156,6 +154,12 @@ def _write_forth_and_back(of: str, bilevel: bool) -> tuple[Program, Program, Kep
     return _forth_and_back(outputs, ("dz", "da"), True)
 
 
+def _readout_forth_and_back(of: str) -> tuple[Program, Program, Kept]:
+    expression = find(of).expression
+    outputs = (("y", value_of(expression)), ("dz", pullback_of(expression)))
+    return _forth_and_back(outputs, ("dz",), False)
+
+
 def _before(forth: Program) -> set[str]:
     """The scalars that what came first has computed."""
     return {each.name for each in forth.definitions if not each.row and each.uses}
@@ -170,12 +174,7 @@ def _keep_scalars(part: Sweep, kept: Kept) -> list[str]:
 
 
 def _all_kept(phi: str, applied: Iterable[str], bilevel: bool) -> list[Kept]:
-    found = [_write_forth_and_back(phi, bilevel)[2]]
-    for of in applied:
-        expression = find(of).expression
-        outputs = (("y", value_of(expression)), ("dz", pullback_of(expression)))
-        found.append(_forth_and_back(outputs, ("dz",), False)[2])
-    return found
+    return [_write_forth_and_back(phi, bilevel)[2], *(_readout_forth_and_back(of)[2] for of in applied)]
 
 
 def stats_rows(phi: str, applied: Iterable[str], bilevel: bool) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from codegen.device import NAMED, Device
-from codegen.schedules.triton import TritonSchedule
+from codegen.schedules.schedule import Schedule
 from tuner.gpu_run.ledger import Ledger
 from tuner.offline.cost_model import predicted_seconds
 from tuner.offline.offline import examine
@@ -20,12 +20,12 @@ from tuner.space.legal import legal_schedules
 from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
 
 
-def measured(named: NamedSpec, ledger: Ledger, device: Device) -> Iterator[tuple[TritonSchedule, float]]:
+def measured(named: NamedSpec, ledger: Ledger, device: Device) -> Iterator[tuple[Schedule, float]]:
     """The schedules of a spec that were right, and their seconds."""
     legal = {f"{named.name} {each.key()}": each for each in legal_schedules(named.spec, "triton", device)}
     for entry in ledger.of("measured"):
         schedule = legal.get(entry.name)
-        if entry.ok and isinstance(schedule, TritonSchedule):
+        if entry.ok and schedule is not None:
             yield schedule, entry.values["seconds"]
 
 

@@ -33,7 +33,7 @@ from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.spec import Spec
 from tests.emulators.emulated_cuda import COMPILER
-from tests.emulators.emulated_driver import STREAM, driver, emulated_export, emulated_program
+from tests.emulators.emulated_driver import STREAM, driver, emulated_export, emulated_operator
 from tests.support.kernel_cases import Case, check_attention, check_readout, check_step, check_update
 from tests.support.relative_error import TOLERANCE
 
@@ -49,14 +49,14 @@ Build = Callable[[Spec], CompiledOperator]
 
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Exports a program, and loads it again; the driver remembers what was launched since."""
+    """Exports an operator, and loads it again; the driver remembers what was launched since."""
     monkeypatch.setattr(nvcc, "is_here", lambda: False)
     numbers = itertools.count()
 
     def exported(spec: Spec) -> CompiledOperator:
         folder = tmp_path / str(next(numbers))
         export(spec, default("tvm", spec, HOPPER), HOPPER, folder)
-        return emulated_program(folder, folder.with_suffix(".emulated"))
+        return emulated_operator(folder, folder.with_suffix(".emulated"))
 
     driver().forget()
     return exported
@@ -91,9 +91,9 @@ def test_step_on_an_emulated_gpu(build, operator):
 
 
 def test_one_program_serves_every_batch_and_number_of_heads_on_an_emulated_gpu(build):
-    program = build(STEP.spec)
+    compiled = build(STEP.spec)
     for lengths, heads in (((1,), 1), ((1, 1), 7), ((1,) * 9, 3)):
-        check_step(lambda _: program, dataclasses.replace(STEP, lengths=lengths, heads=heads))
+        check_step(lambda _: compiled, dataclasses.replace(STEP, lengths=lengths, heads=heads))
         last = driver().launches()[-1]
         assert last.grid == (len(lengths) * heads, 1, 1)
         assert last.values[-2:] == (heads, len(lengths) * heads)
@@ -206,8 +206,8 @@ def test_no_compiler_is_imported_to_run_an_export_on_an_emulated_gpu(build, tmp_
     text = f"""
 from pathlib import Path
 from tests.codegen.kernels.test_exported_emulated import STEP, check_step, cpu, driver, load
-program = load(Path({str(tmp_path / "copy")!r}), cpu(), driver().place())
-check_step(lambda _: program, STEP)
+compiled = load(Path({str(tmp_path / "copy")!r}), cpu(), driver().place())
+check_step(lambda _: compiled, STEP)
 """
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, cwd=ROOT, env=environment)

@@ -22,7 +22,7 @@ from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.emulators.emulated_cuda import COMPILER
-from tests.emulators.emulated_driver import emulated_program
+from tests.emulators.emulated_driver import emulated_operator
 from tuner.cli import main
 from tuner.commands.gpu_export import LISTED, wanted
 from tuner.gpu_run import exported
@@ -54,7 +54,7 @@ def gpu_run(tmp_path: Path, device: Device = HOPPER, seconds: float = 600.0) -> 
 
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")
 def test_an_export_is_checked_and_timed_on_an_emulated_gpu(exports, tmp_path):
-    found = examined("one", emulated_program(exports / "one", tmp_path / "emulated"))
+    found = examined("one", emulated_operator(exports / "one", tmp_path / "emulated"))
     assert found.ok, found.text
     assert found.text == "right"
     assert found.errors.keys() == {"y", "S_k", "S_v"}
@@ -71,7 +71,7 @@ def test_a_wrong_order_of_parameters_is_found_on_an_emulated_gpu(exports, tmp_pa
     passed = tuple(swapped.get(name, name) for name in part.plan.passed)
     part = msgspec.structs.replace(part, plan=msgspec.structs.replace(part.plan, passed=passed))
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, parts=(part,))))
-    found = examined("one", emulated_program(exports / "one", tmp_path / "emulated"))
+    found = examined("one", emulated_operator(exports / "one", tmp_path / "emulated"))
     assert not found.ok
     assert found.text.startswith("wrong_answer: y: relative error")
     assert found.seconds is None

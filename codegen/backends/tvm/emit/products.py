@@ -8,6 +8,7 @@ from tvm.script import tirx as T
 
 from codegen.backends.tvm.emit.expressions import Buffer, Expr
 from codegen.backends.tvm.emit.tile import Tile
+from codegen.backends.tvm.emit.vectors import each_block
 from codegen.schedules.tvm_fields import VECTORS_PER_ROW
 
 Entry = Callable[[Expr, Expr], Expr]
@@ -34,9 +35,8 @@ def product(
     With a second term, the first is multiplied by scale(m, j) before the second is added; its depth may be a function
     of the first row that follows.
     """
-    offset, block = 0, VECTORS_PER_ROW * tile.width
 
-    def columns(offset: Expr) -> None:
+    def columns(offset: Expr, block: int) -> None:
         # As many rows at a time as have an accumulator of `block` lanes each.
         group = min(rows, max(1, tile.accumulators * tile.width // block))
         terms = (first_term, store, scale, second_term)
@@ -45,13 +45,7 @@ def product(
         if rows % group:
             _block_of_sums(rows // group * group, rows % group, offset, block, *terms)
 
-    while offset < width:
-        blocks = (width - offset) // block
-        if blocks:
-            with T.serial(blocks) as j:
-                columns(offset + j * block)
-        # LLVM takes vectors apart whose lanes are no power of two, so the rest goes by halves.
-        offset, block = offset + blocks * block, block // 2
+    each_block(width, VECTORS_PER_ROW * tile.width, columns)
 
 
 def _block_of_sums(

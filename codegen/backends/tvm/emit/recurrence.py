@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
+from codegen.backends.tvm.emit import rows
 from codegen.backends.tvm.emit.expressions import Buffer, Expr, extent, narrowed
-from codegen.backends.tvm.emit.vectors import bits, each_feature, zeros
+from codegen.backends.tvm.emit.vectors import bits, each_block, each_feature, zeros
 from codegen.backends.tvm.emit.walks import Token
 from codegen.schedules.tvm_fields import VECTORS_PER_ROW
 
@@ -88,15 +89,11 @@ def _fold(x: Buffer, y: Buffer, stride: int) -> None:
 
 def transposed_product(step: Step, y: Buffer, S: Buffer, n: Expr, h: Expr, r: Buffer, move: Move) -> None:
     """y <- S^T r, with S moved first and in the same sweep."""
-    features = extent(S, 3)
-    offset, block = 0, VECTORS_PER_ROW * step.width
-    while offset < features:
-        blocks = (features - offset) // block
-        if blocks:
-            with T.serial(blocks) as j:
-                _product_of_dims(step, y, S, n, h, r, offset + j * block, block, move)
-        # LLVM takes vectors apart whose lanes are no power of two, so the rest goes by halves.
-        offset, block = offset + blocks * block, block // 2
+    each_block(
+        extent(S, 3),
+        VECTORS_PER_ROW * step.width,
+        lambda offset, block: _product_of_dims(step, y, S, n, h, r, offset, block, move),
+    )
 
 
 def _product_of_dims(
@@ -135,10 +132,7 @@ def store(step: Step, tensor: Buffer, row: Buffer, token: Expr, h: Expr) -> None
 
 def prefetch(tensor: Buffer, token: Expr, h: Expr) -> None:
     """Asks for the row of the token after next ones: they lie too far apart for the processor to foresee the next."""
-    line = 16 if tensor.dtype == "float32" else 32  # values in 64 bytes
-    with T.serial((extent(tensor, 2) + line - 1) // line) as i:
-        address = T.address_of(tensor[T.min(token + AHEAD, tensor.shape[0] - 1), h, i * line])
-        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, 0, 3, 1))
+    rows.prefetch(tensor, T.min(token + AHEAD, tensor.shape[0] - 1), h)
 
 
 def scale(step: Step, U: Buffer, g: Buffer) -> None:

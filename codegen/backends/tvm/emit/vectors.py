@@ -23,6 +23,20 @@ def each_feature(width: int, features: int, statement: Callable[[Expr], None]) -
             statement(whole * width + lane)
 
 
+def each_block(features: int, widest: int, statement: Callable[[Expr, int], None]) -> None:
+    """Emits statement(offset, lanes) for blocks of `widest` lanes, and of half as many where fewer features are left.
+
+    LLVM takes vectors apart whose lanes are no power of two.
+    """
+    offset, block = 0, widest
+    while offset < features:
+        blocks = (features - offset) // block
+        if blocks:
+            with T.serial(blocks) as j:
+                statement(offset + j * block, block)
+        offset, block = offset + blocks * block, block // 2
+
+
 def clear(X: Buffer) -> None:
     """X <- 0, once: its padding then stays zero, and no product needs a mask."""
     with T.serial(extent(X, 0)) as m, T.vectorized(extent(X, 1)) as lane:

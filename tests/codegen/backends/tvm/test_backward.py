@@ -52,8 +52,8 @@ def test_what_is_not_wanted_is_not_computed(chunk, link, wanted):
     rule = Rule("ln_silu", link=link, out=link, phi_eps=1e-2, step_size="token")
     case = Case(chunk=chunk, heads=2 if chunk > 1 else 1, rule=rule)
     spec, inputs = backward_spec(case), case.inputs()
-    program = build(spec, default("tvm", spec, cpu()), cpu())
-    everything, found = run_backward(program, case, inputs), run_backward(program, case, inputs, (wanted,))
+    compiled = build(spec, default("tvm", spec, cpu()), cpu())
+    everything, found = run_backward(compiled, case, inputs), run_backward(compiled, case, inputs, (wanted,))
     for name in NAMES:
         one, full = found[name], everything[name]
         if name == wanted or (wanted == "states" and name.startswith("S_")):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from codegen.backends.tvm.executable import compiler
+from codegen.kernels.launches import GRADIENTS
 from tests.support.relative_error import assert_close
 
 SIZES = {"slots": 7, "chunk": 8, "tokens": 8, "width": 4, "accumulators": 4, "dtype": "float32"}
@@ -70,7 +71,7 @@ def test_transposes(emit, width):
 def test_sums_along_a_row(emit, walk, shape):
     walks, vectors, features = emit("walks"), emit("vectors"), 7
     along = walks.Lanes(4, 0, 2) if walk == "Lanes" else getattr(walks, walk)(4)
-    x, found = torch.randn(shape), torch.full((8 if walk == "Lanes" else 1,), float("nan"))
+    x, found = torch.rand(shape), torch.full((8 if walk == "Lanes" else 1,), float("nan"))
 
     def statements(x, to):
         from tvm.script import tirx as T
@@ -121,3 +122,8 @@ def test_a_forget_gate_forgets_everything_and_keeps_nan(emit):
     run(statements, x, found)
     assert found[:4].tolist() == [1.0, 0.0, 0.0, float("inf")]
     assert found[4].isnan()
+
+
+def test_a_bit_of_the_gradients_that_are_wanted_is_its_place_among_all(emit):
+    wanted = emit("backward.wanted")
+    assert [getattr(wanted, name.upper()) for name in GRADIENTS] == [1 << place for place in range(len(GRADIENTS))]

@@ -18,7 +18,7 @@ from tests.codegen.backends.tvm.test_forward import SILU, With, tiled
 from tests.support import non_finite_cases
 from tests.support.kernel_cases import Case
 from tests.support.non_finite_cases import LENGTHS, batch, packed
-from tests.support.programs import run_attention
+from tests.support.operators import run_attention
 from trellis_ops.tokens import Tokens
 
 SCHEDULE = default("tvm", Case().spec, cpu())
@@ -96,13 +96,13 @@ def test_nan_of_all_ones_in_half_precision(variant, dtype):
 def test_earlier_tokens_further_back_than_a_tile(build, chunk, back):
     """And than the chunk, with any NaN of a token; token by token none."""
     case = Case(chunk=chunk, lengths=(110,), rule=write("softmax" if chunk == 1 else "ln_silu", "token"))
-    program, inputs, token = build(case.spec), case.inputs(), 100
-    clean, _ = run_attention(program, inputs, case.lengths)
+    compiled, inputs, token = build(case.spec), case.inputs(), 100
+    clean, _ = run_attention(compiled, inputs, case.lengths)
     kept = min(token // chunk * chunk, token - back)
     for name in Tokens._fields:
         changed = getattr(inputs, name).clone()
         changed[:, token] = non_finite_cases.NAN
-        y, _ = run_attention(program, dataclasses.replace(inputs, **{name: changed}), case.lengths)
+        y, _ = run_attention(compiled, dataclasses.replace(inputs, **{name: changed}), case.lengths)
         assert torch.equal(y[:, :kept], clean[:, :kept]), name
         assert y[:, token].isnan().all(), name
 

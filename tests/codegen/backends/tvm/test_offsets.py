@@ -60,13 +60,13 @@ def sequences(first: int, chunks: int, first_chunk: int = 0) -> Sequences:
 
 @pytest.mark.parametrize(("variant", "chunk"), [("fused", 8), ("pair", 8), ("recurrent", 1)])
 def test_tokens_of_attention(variant: str, chunk: int) -> None:
-    program = operator_of("trellis_attention", chunk, variant=variant, tokens=TOKENS)
-    assert program.schedule.variant == variant
+    compiled = operator_of("trellis_attention", chunk, variant=variant, tokens=TOKENS)
+    assert compiled.schedule.variant == variant
     (rows, states), chunks = inputs(), -(-TOKENS // chunk)
     moved = copies(states)
     y, far_y = torch.empty(TOKENS, 1, SIZE), untouched(FAR + TOKENS, 1, SIZE)
-    program.forward(rows | states | {"y": y}, sequences(0, chunks))
-    program.forward(far_inputs(rows) | moved | {"y": far_y}, sequences(FAR, chunks))
+    compiled.forward(rows | states | {"y": y}, sequences(0, chunks))
+    compiled.forward(far_inputs(rows) | moved | {"y": far_y}, sequences(FAR, chunks))
     assert torch.equal(far_y[FAR:], y)
     assert all(torch.equal(moved[name], state) for name, state in states.items())
 
@@ -95,9 +95,9 @@ def test_chunk_states_of_an_update_and_of_its_readout(operator: str, read: str) 
 
 
 def test_tokens_and_kept_states_of_a_backward() -> None:
-    program = operator_of("trellis_attention", 16, direction="backward")
+    compiled = operator_of("trellis_attention", 16, direction="backward")
     rows, states = inputs()
-    chunks = -(-TOKENS // program.segment_tokens)
+    chunks = -(-TOKENS // compiled.segment_tokens)
 
     def run(rows: dict[str, Tensor], where: Sequences, tokens: int, kept_rows: int) -> tuple[Tensor, ...]:
         kept = {f"chunk_states_{w}": untouched(kept_rows, 1, SIZE, SIZE) for w in "kv"}
@@ -106,9 +106,9 @@ def test_tokens_and_kept_states_of_a_backward() -> None:
             for name in rows
         }
         tensors = rows | copies(states) | kept | {"y": untouched(tokens, 1, SIZE)}
-        program.forward(tensors, where)
+        compiled.forward(tensors, where)
         dstates = {f"d{name}": torch.ones_like(state) for name, state in states.items()}
-        program.backward(tensors | incoming | dstates | {"dy": tensors["y"]}, where)
+        compiled.backward(tensors | incoming | dstates | {"dy": tensors["y"]}, where)
         of_tokens = (x[-TOKENS:] for x in (tensors["y"], *incoming.values()))
         return (*of_tokens, *(x[-chunks:] for x in kept.values()), *dstates.values())
 

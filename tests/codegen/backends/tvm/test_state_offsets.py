@@ -25,14 +25,14 @@ def sequences(empty: int, tokens: int, chunk: int) -> Sequences:
 
 
 def check(
-    program: CompiledOperator, moved: dict[str, Tensor], given: dict[str, Tensor], made: dict[str, Tensor]
+    compiled: CompiledOperator, moved: dict[str, Tensor], given: dict[str, Tensor], made: dict[str, Tensor]
 ) -> None:
     """What is made, and the states that are moved, are those of a call without the sequences before."""
     tokens = len(given["log_decay"])
     expected = {name: x.clone() for name, x in (moved | made).items()}
-    program.forward(given | expected, sequences(0, tokens, program.chunk_tokens))
+    compiled.forward(given | expected, sequences(0, tokens, compiled.chunk_tokens))
     found = made | {name: far_in_place(x, FAR_STATES) for name, x in moved.items()}
-    program.forward(given | found, sequences(FAR_STATES, tokens, program.chunk_tokens))
+    compiled.forward(given | found, sequences(FAR_STATES, tokens, compiled.chunk_tokens))
     for name, x in found.items():
         assert torch.equal(x[-len(expected[name]) :], expected[name]), name
 
@@ -65,20 +65,20 @@ def test_update() -> None:
 
 
 def test_backward() -> None:
-    program = operator_of("trellis_attention", 16, direction="backward")
+    compiled = operator_of("trellis_attention", 16, direction="backward")
     rows, states = inputs()
-    kept = -(-TOKENS // program.segment_tokens)
+    kept = -(-TOKENS // compiled.segment_tokens)
 
     def run(empty: int) -> dict[str, Tensor]:
         made = {"y": torch.empty(TOKENS, 1, SIZE)}
         made |= {f"chunk_states_{w}": torch.empty(kept, 1, SIZE, SIZE) for w in "kv"}
         moved = {name: far_in_place(state, empty) for name, state in states.items()}
-        program.forward(rows | moved | made, sequences(empty, TOKENS, program.segment_tokens))
+        compiled.forward(rows | moved | made, sequences(empty, TOKENS, compiled.segment_tokens))
         gradients = {f"d{name}": torch.empty(TOKENS, *x.shape[1:]) for name, x in rows.items() if x.dim() > 1}
         gradients["dstep_size"] = torch.empty(TOKENS, 1)
         of_states = {f"d{name}": far_in_place(state.flip(-1), empty) for name, state in states.items()}
         given = rows | moved | made | {"dy": torch.ones(TOKENS, 1, SIZE)}
-        program.backward(given | gradients | of_states, sequences(empty, TOKENS, program.segment_tokens))
+        compiled.backward(given | gradients | of_states, sequences(empty, TOKENS, compiled.segment_tokens))
         return made | gradients | {name: x[-1] for name, x in (moved | of_states).items()}
 
     expected = run(0)

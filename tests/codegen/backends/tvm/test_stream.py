@@ -21,7 +21,7 @@ from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.support.inputs import Inputs, make_inputs
-from tests.support.programs import sequences_of
+from tests.support.operators import sequences_of
 from trellis_ops.tokens import Tokens
 
 FEWEST_STREAMED = 8 * 2**20
@@ -62,38 +62,38 @@ def rows(inputs: Inputs, first: int = 0, last: int = TOKENS) -> dict[str, Tensor
 
 
 def run(
-    program: CompiledOperator, tokens: dict[str, Tensor], states: Sequence[Tensor], sequences: Sequences, y: Tensor
+    compiled: CompiledOperator, tokens: dict[str, Tensor], states: Sequence[Tensor], sequences: Sequences, y: Tensor
 ) -> None:
-    program.forward(tokens | {"S_k": states[0], "S_v": states[1], "y": y}, sequences)
+    compiled.forward(tokens | {"S_k": states[0], "S_v": states[1], "y": y}, sequences)
 
 
 @pytest.mark.parametrize("misaligned", [False, True])
 @pytest.mark.parametrize("chunk", [64, 1])
 def test_a_large_y_is_that_of_calls_too_small_to_stream(large: Inputs, chunk: int, misaligned: bool) -> None:
-    program, half = operator_of(chunk), TOKENS // 2
+    compiled, half = operator_of(chunk), TOKENS // 2
     states = tuple(s.clone() for s in large.initial_state)
     y = poisoned((TOKENS, 1, DIM), misaligned)
-    run(program, rows(large), states, sequences_of([TOKENS], chunk), y)
+    run(compiled, rows(large), states, sequences_of([TOKENS], chunk), y)
     carried = tuple(s.clone() for s in large.initial_state)
     parts = [poisoned((half, 1, DIM), misaligned=False) for _ in range(2)]
     for first, part in zip((0, half), parts, strict=True):
-        run(program, rows(large, first, first + half), carried, sequences_of([half], chunk), part)
+        run(compiled, rows(large, first, first + half), carried, sequences_of([half], chunk), part)
     assert torch.equal(y, torch.cat(parts))
     assert all(torch.equal(one, other) for one, other in zip(states, carried, strict=True))
 
 
 def test_large_gradients_and_kept_states_are_those_that_are_stored_plainly(large: Inputs) -> None:
-    program = operator_of(32, "backward")
-    streamed, plain = (step(program, large, misaligned) for misaligned in (False, True))
+    compiled = operator_of(32, "backward")
+    streamed, plain = (step(compiled, large, misaligned) for misaligned in (False, True))
     assert streamed["kept_k"].nbytes >= FEWEST_STREAMED
     for name, tensor in streamed.items():
         assert not tensor.isnan().any(), name
         assert torch.equal(tensor, plain[name]), name
 
 
-def step(program: CompiledOperator, inputs: Inputs, misaligned: bool) -> dict[str, Tensor]:
+def step(compiled: CompiledOperator, inputs: Inputs, misaligned: bool) -> dict[str, Tensor]:
     """Forward that keeps states, and backward; all large outputs start at a vector, or all of them do not."""
-    sequences, tokens = sequences_of([TOKENS], program.segment_tokens), rows(inputs)
+    sequences, tokens = sequences_of([TOKENS], compiled.segment_tokens), rows(inputs)
     kept = tuple(poisoned((sequences.chunks, 1, DIM, DIM), misaligned) for _ in range(2))
     states, y = tuple(s.clone() for s in inputs.initial_state), poisoned((TOKENS, 1, DIM), misaligned)
     tensors = tokens | {
@@ -103,11 +103,11 @@ def step(program: CompiledOperator, inputs: Inputs, misaligned: bool) -> dict[st
         "chunk_states_v": kept[1],
         "y": y,
     }
-    program.forward(tensors, sequences)
+    compiled.forward(tensors, sequences)
     shapes = {name: tokens[name].shape if name != "step_size" else (TOKENS, 1) for name in tokens}
     incoming = {f"d{name}": poisoned(tuple(shape), misaligned) for name, shape in shapes.items()}
     of_states = {f"dS_{w}": torch.zeros_like(s) for w, s in zip("kv", states, strict=True)}
-    program.backward(tensors | incoming | of_states | {"dy": y.clone()}, sequences)
+    compiled.backward(tensors | incoming | of_states | {"dy": y.clone()}, sequences)
     return {"y": y, "kept_k": kept[0], "kept_v": kept[1], **incoming}
 
 
