@@ -1,7 +1,9 @@
 """The maps and inner losses of a rule in eager PyTorch, as `codegen.maps` derives and writes them.
 
 Everything acts on the last axis, of M slots or D channels, in the type it is given (float32 or float64). Where ATen has
-one kernel for what would be several, it is taken, so that this implementation is a fair baseline.
+one kernel for what would be several, it is taken, so that this implementation is a fair baseline; not so within a
+function transform, which may differentiate again what ATen differentiates once: its double backward of a layer norm
+takes the mean and the deviation for constants.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import get_interpreter_stack
 
 from codegen.maps import find
 from codegen.maps.emit import pytorch as emit_torch
@@ -20,7 +23,8 @@ from codegen.rule import READOUT_EPS
 
 def apply_map(name: str, x: Tensor, eps: float = READOUT_EPS) -> Tensor:
     """The map that a rule calls `name`, over the last axis of x."""
-    y: Tensor = (_FUSED_VALUES.get(name) or _generated(name, "value"))(x, eps)
+    fused = None if _is_transformed() else _FUSED_VALUES.get(name)
+    y: Tensor = (fused or _generated(name, "value"))(x, eps)
     return y
 
 
@@ -36,8 +40,10 @@ def inner_gradient(name: str, z: Tensor, target: Tensor, eps: float) -> Tensor:
     Returns:
         u, shaped as z.
     """
-    u: Tensor = (_FUSED_GRADIENTS.get(name) or _generated(name, "write_gradient"))(z, target, eps)
-    return u
+    fused = None if _is_transformed() else _FUSED_GRADIENTS.get(name)
+    u: Tensor = (fused or _generated(name, "write_gradient"))(z, target, eps)
+    # That of a loss which is linear in z has the shape of the targets.
+    return u.expand_as(z)
 
 
 def pull_back(name: str, x: Tensor, cotangent: Tensor) -> Tensor:
@@ -62,8 +68,13 @@ def _generated(name: str, function: str) -> Callable[..., Any]:
     return emit_torch.functions(find(name))[function]
 
 
-# torch.compile takes the function that this returns as it is, and does not look into how it is made.
+def _is_transformed() -> bool:
+    return bool(get_interpreter_stack())
+
+
+# torch.compile takes what these return as it is, and does not look into how it is made.
 _generated._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _ln_silu(x: Tensor, eps: float) -> Tensor:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from codegen.maps.expression import WIDTH, Exact, Expr, coefficient, eps, mul
 
 _ADD, _MUL, _LEAF = 1, 2, 3
+_LONGEST_PRODUCT = 8
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ class Printer:
 
     def _power(self, x: Expr) -> tuple[str, int]:
         (base,), exponent = x.args, Fraction(x.number)
-        if exponent.denominator == 1 and 1 < exponent <= 8:
-            return " * ".join([self._text(base, _LEAF)] * int(exponent)), _MUL
+        if exponent.denominator == 1 and exponent > 1:
+            return _repeated(self._text(base, _LEAF), int(exponent)), _MUL
         if exponent.denominator == 1 and exponent < -1:
-            return f"{self.number(1.0)} / ({' * '.join([self._text(base, _LEAF)] * -int(exponent))})", _MUL
+            return f"{self.number(1.0)} / ({_repeated(self._text(base, _LEAF), -int(exponent))})", _MUL
         if exponent == -1:
             return f"{self.number(1.0)} / {self._text(base, _LEAF)}", _MUL
         if exponent == Fraction(1, 2):
@@ -89,3 +90,11 @@ class Printer:
         if exponent == Fraction(-1, 2):
             return self.functions["rsqrt"](self._text(base, 0)), _MUL
         return self.functions["power"](self._text(base, 0), self._number(exponent)), _LEAF
+
+
+def _repeated(factor: str, count: int) -> str:
+    """A product of equal factors; of many as squares of squares, which compilers compute once."""
+    if count <= _LONGEST_PRODUCT:
+        return " * ".join([factor] * count)
+    half = _repeated(factor, count // 2)
+    return f"({half}) * ({half})" + (f" * {factor}" if count % 2 else "")

@@ -107,13 +107,13 @@ def _write_gradient(of: Map) -> str:
 def _push(of: Map) -> tuple[str, str]:
     write = write_of(of.expression, of.is_loss)
     made = program({"dz": write.dz, "da": write.da}, taken=("torch", "eps", "parts"), apart=COTANGENT)
-    late: list[Definition] = []
-    for definition in made.definitions:
-        if definition.uses & {str(COTANGENT.value), *(each.name for each in late)}:
-            late.append(definition)
-    early = [definition for definition in made.definitions if definition not in late]
+    of_cotangent = _reached(made.definitions, {str(COTANGENT.value)})
+    of_inputs = _reached(made.definitions, {"z", "a", str(COTANGENT.value)})
+    # Numbers that follow from nothing are computed on both sides: parts have a number for each token.
+    late = [each for each in made.definitions if each.name in of_cotangent or each.name not in of_inputs]
+    early = [each for each in made.definitions if each.name not in of_cotangent]
     wanted = {name for each in late for name in each.uses}.union(*(used(out) for out in made.outputs.values()))
-    parts = [each.name for each in early if each.name in wanted] + sorted(wanted & {"z", "a"})
+    parts = [each.name for each in early if each.name in wanted & of_inputs] + sorted(wanted & {"z", "a"})
     results = ", ".join(map(_result, made.outputs.values()))
     packed = "".join(f"{name}, " for name in parts).strip()
     unpacked = f"    {packed} = parts\n" if parts else ""
@@ -121,6 +121,15 @@ def _push(of: Map) -> tuple[str, str]:
     says, quote = '"""\n', "a from that of u (B8, B9)."
     push = push.replace(quote + says, quote + says + unpacked, 1)
     return _function("prepare_write(z, a, eps)", "What `push_write` needs.", early, f"({packed})"), push
+
+
+def _reached(definitions: Iterable[Definition], inputs: set[str]) -> set[str]:
+    """The names that are computed from some inputs."""
+    found = set(inputs)
+    for each in definitions:
+        if each.uses & found:
+            found.add(each.name)
+    return found - inputs
 
 
 @functools.cache
