@@ -64,13 +64,13 @@ class ListOrder:
 
     def tell(self, proposal: Proposal, result: Result) -> None:
         """Keep what became of a candidate, and put the others in order."""
-        self._running.remove(proposal.number)
         self._keep(proposal.settings, result)
         self._end(Tried(proposal.settings, result.outcome, result.reason, result.seconds))
+        self._running.remove(proposal.number)
 
     def release(self, proposal: Proposal) -> None:
         """Put a candidate back into its place."""
-        self._running.remove(proposal.number)
+        self._running.discard(proposal.number)
 
     def still_wanted(self, running: Sequence[Proposal]) -> list[Proposal]:
         """Those that no other has overtaken in the order."""

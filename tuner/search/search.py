@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from codegen.spec import Spec
@@ -142,14 +143,20 @@ class _Running:
             job = self._workers.compiled_within([*self.proposals])
         if job is not None:
             result = self._workers.evaluate(job)
-            self._strategy.tell(self.proposals.pop(job), result)
+            # One whose telling is interrupted is still to be released.
+            self._strategy.tell(self.proposals[job], result)
+            del self.proposals[job]
 
     def release(self, besides: Settings | None = None) -> None:
-        """Give back those that have not ended, `besides` the one with these settings."""
+        """Give back those that have not ended, `besides` the one with these settings.
+
+        If that fails for one, the others are given back all the same.
+        """
         released = [job for job, proposal in self.proposals.items() if proposal.settings != besides]
         self._workers.withdraw(released)
-        for job in released:
-            self._strategy.release(self.proposals.pop(job))
+        with ExitStack() as stack:
+            for job in reversed(released):
+                stack.callback(self._strategy.release, self.proposals.pop(job))
 
 
 def _status(strategy: Strategy, clock: Clock) -> Status:

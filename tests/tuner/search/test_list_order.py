@@ -129,6 +129,24 @@ def test_what_is_known_is_not_tried_again_and_counts():
     assert not run(Workers(), strategy(known=known), Budget(trials=3)).exhausted
 
 
+class ToldAndInterrupted(ListOrder):
+    def tell(self, proposal, result):
+        super().tell(proposal, result)
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_before_a_candidate_is_kept_lets_it_come_again_and_one_after_that_does_not():
+    def interrupted(settings, result):
+        raise KeyboardInterrupt
+
+    unkept, kept = strategy(keep=interrupted), ToldAndInterrupted(SPACE, {}, (), lambda settings, result: None)
+    for order, ended in ((unkept, 0), (kept, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            run(Workers(), order, Budget(trials=3))
+        assert len(order.tried()) == ended
+        assert len(order.untried()) == len(SPACE.schedules) - ended
+
+
 def test_a_strict_budget_gives_back_what_is_not_compiled_when_the_time_is_up():
     slow, order = Workers(slow=tuple(OTHERS)), strategy()
     searched = run(slow, order, Budget(seconds=10.0, strict=True))
