@@ -21,7 +21,8 @@ class ListOrder:
 
     Args:
         space: the candidates.
-        guesses: the prepared candidates in the order of their guesses, each with the seconds that were guessed.
+        guesses: the prepared candidates in the order of their guesses, each with the seconds that were guessed; None
+            where no guess could be made.
         known: what became of candidates in earlier runs.
         keep: remembers what became of one for later runs.
     """
@@ -29,7 +30,7 @@ class ListOrder:
     def __init__(
         self,
         space: Space,
-        guesses: Mapping[Schedule, float],
+        guesses: Mapping[Schedule, float | None],
         known: Iterable[Tried],
         keep: Callable[[Settings, Result], None],
     ) -> None:
