@@ -28,7 +28,6 @@ from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
 from tuning_db import Store, TuningDatabaseError
 
 _FAILED, _INTERRUPTED = 1, 130
-_PACKAGES = {"optuna": "candidates come from the prepared list", "tvm": "its kernels are those that were exported"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,13 +96,13 @@ def _listed(run: GpuRun) -> tuple[NamedSpec, ...] | None:
 def _not_reached(run: GpuRun) -> Iterator[str]:
     ledger, device = run.ledger, run.device
     kernels = len(kernels_to_check(run, _listed(run)))
-    programs = len(exported.exports_for(device)) if exported.why_left_out(device) is None else 0
-    examinations = len(sanitizer.TOOLS) * (kernels + programs) if sanitizer.why_left_out(device) is None else 0
+    operators = len(exported.exports_for(device)) if exported.why_left_out(device) is None else 0
+    examinations = len(sanitizer.TOOLS) * (kernels + operators) if sanitizer.why_left_out(device) is None else 0
     planned = {
         ("correct", "kernels were not checked"): kernels,
         ("sanitizer", "examinations by the sanitizer were not made"): examinations,
         ("precision", "precisions were not timed"): len(list(precisions(run))),
-        ("tvm", "exported operators were not run"): programs,
+        ("tvm", "exported operators were not run"): operators,
     }
     for (stage, words), count in planned.items():
         if (missed := count - len(ledger.of(stage))) > 0:
@@ -123,9 +122,8 @@ def _said(entry: Entry) -> bool:
 
 
 def _left_out(device: Device, folder: Path) -> Iterator[str]:
-    for package, meaning in _PACKAGES.items():
-        if importlib.util.find_spec(package) is None:
-            yield f"{package} is not installed: {meaning}"
+    if importlib.util.find_spec("tvm") is None:
+        yield "tvm is not installed: its kernels are those that were exported"
     reason = sanitizer.why_left_out(device)
     if reason is not None:
         yield f"the sanitizer: {reason}"
@@ -133,7 +131,10 @@ def _left_out(device: Device, folder: Path) -> Iterator[str]:
     if reason is not None:
         yield f"TVM's kernels: {reason}"
     if list_for(device, folder) is None:
-        yield f"no list of candidates for {device.arch} in {folder}: all legal schedules are tried, in no order"
+        yield (
+            f"no list of candidates for {device.arch} in {folder}: after the default, those legal schedules are tried "
+            "first that are nearest to the best"
+        )
 
 
 def _count(text: str) -> int:

@@ -8,10 +8,15 @@ import msgspec
 
 from codegen.schedules.schedule import Value
 from tuner.measure.side_by_side import FLOOR, KERNEL
+from tuning_db import Outcome
 
 
 class _Measured(msgspec.Struct):
     seconds: float
+
+
+class _Failed(msgspec.Struct):
+    outcome: Outcome | None = None  # An earlier version has it in the text alone.
 
 
 class _Tuned(msgspec.Struct):
@@ -37,12 +42,13 @@ class _Timed(msgspec.Struct):
 
 
 _OK: dict[str, type[msgspec.Struct]] = {"measured": _Measured, "tuned": _Tuned, "timed": _Timed}
+_FAILED: dict[str, type[msgspec.Struct]] = {"measured": _Failed}
 _ANY: dict[str, type[msgspec.Struct]] = {"precision": _Errors, "tvm": _Errors}
 
 
 def is_whole(stage: str, ok: bool, values: dict[str, Any]) -> bool:
     """Whether `values` hold what a finding of `stage` is read for; one that failed holds little."""
-    kind = _ANY.get(stage) or (_OK.get(stage) if ok else None)
+    kind = _ANY.get(stage) or (_OK if ok else _FAILED).get(stage)
     if kind is None:
         return True
     try:

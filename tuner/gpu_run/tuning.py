@@ -38,18 +38,19 @@ def tune_all(run: GpuRun) -> Iterator[Entry]:
     yield from (known for each in run.workload if (known := _known(run, each)))
     session, strategies = session_of(run), [strategy_of(run, each) for each in todo]
     # A backward takes longer to compile than to measure: all begin at once.
-    prefetched = run.workers.prefetch(
-        session.candidate(named.spec, settings)
+    prefetched = [
+        run.workers.prefetch(session.candidate(named.spec, settings) for settings in strategy.untried()[:_AT_ONCE])
         for named, strategy in zip(todo, strategies, strict=True)
-        for settings in strategy.untried()[:_AT_ONCE]
-    )
+    ]
     for place, (named, strategy) in enumerate(zip(todo, strategies, strict=True)):
         left = run.left_for("tuned")
         if left <= 0:
             break
         budget = Budget(seconds=left / (len(todo) - place), trials=run.most, strict=True)
-        yield tune(run, named, replace(session, budget=budget), strategy)
-    run.workers.withdraw(prefetched)
+        entry = tune(run, named, replace(session, budget=budget), strategy)
+        run.workers.withdraw(prefetched[place])
+        yield entry
+    run.workers.withdraw([job for jobs in prefetched for job in jobs])
 
 
 def session_of(run: GpuRun) -> Session:
@@ -86,7 +87,12 @@ def strategy_of(run: GpuRun, named: NamedSpec) -> ListOrder:
         name = _name(named, space.at(settings))
         ok = result.outcome is Outcome.ok
         text = "" if ok else f"{result.outcome.value}: {result.reason}"
-        values = {"seconds": result.seconds, "spread": result.spread, "compile_seconds": result.compile_seconds}
+        values = {
+            "outcome": result.outcome.value,
+            "seconds": result.seconds,
+            "spread": result.spread,
+            "compile_seconds": result.compile_seconds,
+        }
         run.ledger.add(_entry(run, "measured", name, named.spec, ok, text, values))
 
     return ListOrder(space, _guesses(run, named.spec), _measured(run, named, space), keep)
@@ -99,22 +105,25 @@ def _measured(run: GpuRun, named: NamedSpec, space: Space) -> Iterator[Tried]:
         entry = run.ledger.find("measured", _name(named, schedule), state)
         if entry is None:
             continue
-        kind, _, reason = entry.text.partition(": ")
+        # A ledger of an earlier version holds the outcome in the text alone.
+        kind = entry.values.get("outcome") or entry.text.partition(": ")[0]
         if entry.ok:
             yield Tried(schedule.settings(), Outcome.ok, seconds=entry.values["seconds"])
         elif kind in (outcome.value for outcome in Outcome):
-            yield Tried(schedule.settings(), Outcome(kind), reason)
+            yield Tried(schedule.settings(), Outcome(kind), entry.text.removeprefix(f"{kind}: "))
 
 
-def _guesses(run: GpuRun, spec: Spec) -> dict[Schedule, float]:
-    """The candidates that were prepared for this card or another of its kind, and the seconds that were guessed."""
+def _guesses(run: GpuRun, spec: Spec) -> dict[Schedule, float | None]:
+    """The candidates that were prepared for this card or another of its kind, and the seconds that were guessed.
+
+    In the order of their list: those without a guess are its last.
+    """
     path = list_for(run.device, run.candidates)
     lists = () if path is None else candidates.read(path)
     prepared = next((each for each in reversed(lists) if each.spec == spec.key()), None)
     if prepared is None:
         return {}
-    guessed = candidates.schedules_of(prepared, run.backend, run.device)
-    return {schedule: seconds for schedule, seconds in guessed if seconds is not None}
+    return dict(candidates.schedules_of(prepared, run.backend, run.device))
 
 
 def list_for(device: Device, folder: Path) -> Path | None:

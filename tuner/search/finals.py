@@ -73,8 +73,15 @@ class Verdict:
     reason: str
 
 
-def hold_finals(spec: Spec, session: Session, searched: Searched) -> tuple[dict[str, Timing], Verdict]:
+def hold_finals(
+    spec: Spec, session: Session, searched: Searched, *, though_none_was_right: bool = False
+) -> tuple[dict[str, Timing], Verdict]:
     """Time the default and the best of a search in turn, and judge; times by key of the schedule.
+
+    Args:
+        spec, session, searched: of the search.
+        though_none_was_right: whether the default is measured again where nothing was right in the search; its worker
+            alone may have failed.
 
     Raises:
         NothingMeasuredError: no candidate was right.
@@ -82,7 +89,7 @@ def hold_finals(spec: Spec, session: Session, searched: Searched) -> tuple[dict[
     finalists = finalists_of(searched)
     candidates = tuple(session.candidate(spec, schedule.settings()) for schedule in finalists)
     timings = {}
-    if right(searched.tried):
+    if though_none_was_right or right(searched.tried):
         timings = session.workers.finals(Finals(candidates, session.final_seconds, FINAL_ROUNDS))
     if not timings:
         raise NothingMeasuredError(spec=spec.key(), reasons=_why_nothing(searched))

@@ -21,7 +21,8 @@ class ListOrder:
 
     Args:
         space: the candidates.
-        guesses: the prepared candidates in the order of their guesses, each with the seconds that were guessed.
+        guesses: the prepared candidates in the order of their guesses, each with the seconds that were guessed; None
+            where no guess could be made.
         known: what became of candidates in earlier runs.
         keep: remembers what became of one for later runs.
     """
@@ -29,7 +30,7 @@ class ListOrder:
     def __init__(
         self,
         space: Space,
-        guesses: Mapping[Schedule, float],
+        guesses: Mapping[Schedule, float | None],
         known: Iterable[Tried],
         keep: Callable[[Settings, Result], None],
     ) -> None:
@@ -64,13 +65,13 @@ class ListOrder:
 
     def tell(self, proposal: Proposal, result: Result) -> None:
         """Keep what became of a candidate, and put the others in order."""
-        self._running.remove(proposal.number)
         self._keep(proposal.settings, result)
         self._end(Tried(proposal.settings, result.outcome, result.reason, result.seconds))
+        self._running.remove(proposal.number)
 
     def release(self, proposal: Proposal) -> None:
         """Put a candidate back into its place."""
-        self._running.remove(proposal.number)
+        self._running.discard(proposal.number)
 
     def still_wanted(self, running: Sequence[Proposal]) -> list[Proposal]:
         """Those that no other has overtaken in the order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from codegen.spec import Spec
@@ -113,6 +114,7 @@ class _Running:
     def __init__(self, spec: Spec, session: Session, strategy: Strategy) -> None:
         self._spec, self._session, self._strategy = spec, session, strategy
         self._workers = session.workers
+        self._put_back: list[Job] = []
         self.proposals: dict[Job, Proposal] = {}
 
     def begin(self, most: int) -> None:
@@ -124,11 +126,13 @@ class _Running:
                 self.proposals[self._workers.submit(candidate)] = proposal
 
     def keep_wanted(self) -> None:
-        """Forget those that the strategy does not want any more, and put the others in its order."""
+        """Put those that the strategy does not want now behind all others, and the others in its order."""
         wanted = self._strategy.still_wanted([*self.proposals.values()])
         jobs = {proposal.number: job for job, proposal in self.proposals.items()}
         kept = {jobs[proposal.number]: proposal for proposal in wanted}
-        self._workers.withdraw([job for job in self.proposals if job not in kept])
+        unwanted = [job for job in self.proposals if job not in kept]
+        self._put_back += unwanted
+        self._workers.put_back(unwanted)
         self.proposals = kept
 
     def finish_one(self, patience: float) -> None:
@@ -142,14 +146,20 @@ class _Running:
             job = self._workers.compiled_within([*self.proposals])
         if job is not None:
             result = self._workers.evaluate(job)
-            self._strategy.tell(self.proposals.pop(job), result)
+            # One whose telling is interrupted is still to be released.
+            self._strategy.tell(self.proposals[job], result)
+            del self.proposals[job]
 
     def release(self, besides: Settings | None = None) -> None:
-        """Give back those that have not ended, `besides` the one with these settings."""
+        """Give back those that have not ended, `besides` the one with these settings.
+
+        If that fails for one, the others are given back all the same.
+        """
         released = [job for job, proposal in self.proposals.items() if proposal.settings != besides]
-        self._workers.withdraw(released)
-        for job in released:
-            self._strategy.release(self.proposals.pop(job))
+        self._workers.withdraw([*released, *(job for job in self._put_back if job not in self.proposals)])
+        with ExitStack() as stack:
+            for job in reversed(released):
+                stack.callback(self._strategy.release, self.proposals.pop(job))
 
 
 def _status(strategy: Strategy, clock: Clock) -> Status:

@@ -64,7 +64,7 @@ class Strategy(Protocol):
         """A running candidate came to its end; this is remembered at once."""
 
     def release(self, proposal: Proposal) -> None:
-        """A running candidate was not tried: it comes up again."""
+        """A running candidate was not tried: it comes up again. Nothing is done for one that `tell` has ended."""
 
     def still_wanted(self, running: Sequence[Proposal]) -> list[Proposal]:
         """Those of the `running` that are to be tried here and now, next first; the others are not running any more."""

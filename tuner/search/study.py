@@ -118,18 +118,21 @@ class StudyStrategy:
     def tell(self, proposal: Proposal, result: Result) -> None:
         """End a trial; what failed is known to later studies, too."""
         self._failures.note(proposal.settings, result)
-        _tell(self._study, self._running.pop(proposal.number), result)
+        _tell(self._study, self._running[proposal.number], result)
+        del self._running[proposal.number]
 
     def release(self, proposal: Proposal) -> None:
-        """Give the point of a trial back."""
-        release(self._study, self._running.pop(proposal.number))
+        """Give the point of a trial back, unless it has ended."""
+        trial = self._running.pop(proposal.number, None)
+        if trial is not None:
+            release(self._study, trial)
 
     def still_wanted(self, running: Sequence[Proposal]) -> list[Proposal]:
         """All but those that others have ended, taking this process for dead; it does the same to silent processes."""
+        fail_silent_trials(self._study, self._storage)
         lost = {number for number, trial in self._running.items() if is_given_up(self._study, trial)}
         for number in lost:
             del self._running[number]
-        fail_silent_trials(self._study, self._storage)
         return [each for each in running if each.number not in lost]
 
     def wait_for_others(self) -> bool:

@@ -45,6 +45,11 @@ class CompileQueue:
         self._prefetched += jobs
         return jobs
 
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """Make submitted jobs prefetched ones, begun or not: nobody waits for them, but they may be submitted again."""
+        self._submitted = deque(job for job in self._submitted if job not in jobs)
+        self._prefetched += [job for job in jobs if job not in self._prefetched]
+
     def again(self, job: Job) -> None:
         """Put a job that was taken, and not compiled for no fault of its own, before all that was submitted."""
         job.begun = False

@@ -90,6 +90,11 @@ class Workers:
         self._hand_out()
         return jobs
 
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """Treat submitted jobs as prefetched: they wait behind all others, and are found when submitted again."""
+        if self.ahead:
+            self._queue.put_back(jobs)
+
     def withdraw(self, jobs: Sequence[Job]) -> None:
         """Forget jobs; what is being compiled already goes on, for the cache."""
         self._queue.withdraw(jobs)

@@ -17,7 +17,7 @@ from tuner.search.strategy import Tried
 from tuner.session import Session
 from tuner.space.legal import changes
 from tuner.space.space import space_of
-from tuner.workers.compile_queue import Job
+from tuner.workers.compile_queue import CompileQueue, Job
 from tuner.workers.worker import Candidate, Result
 from tuning_db import Outcome
 
@@ -30,7 +30,7 @@ FAR_FIRST = sorted(OTHERS, key=lambda each: -changes(each, DEFAULT))
 class Workers:
     """In place of `tuner.workers.pool.Workers`: those in `slow` are compiled when nothing else is left to wait for.
 
-    `now` is the time of its clock in seconds, `takes` what each measurement adds to it.
+    `now` is the time of its clock in seconds, `takes` what each measurement adds to it. The queue is the real one.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -40,12 +40,21 @@ class Workers:
     now: float = 0.0
     evaluated: list[Schedule] = field(default_factory=list)
     withdrawn: list[Schedule] = field(default_factory=list)
+    put_aside: list[Job] = field(default_factory=list)
+    submitted: list[Job] = field(default_factory=list)
+    queue: CompileQueue = field(default_factory=CompileQueue)
 
     def submit(self, candidate: Candidate) -> Job:
-        return Job(candidate)
+        self.submitted.append(self.queue.submit(candidate))
+        return self.submitted[-1]
+
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        assert len(self.put_aside) < 1000, "the search goes round in circles"
+        self.put_aside += jobs
+        self.queue.put_back(jobs)
 
     def withdraw(self, jobs: Sequence[Job]) -> None:
-        assert len(self.withdrawn) < 1000, "the search goes round in circles"
+        self.queue.withdraw(jobs)
         self.withdrawn += [SPACE.at(job.candidate.settings) for job in jobs]
 
     def compiled_within(self, jobs: Sequence[Job], seconds: float = float("inf")) -> Job | None:
@@ -91,7 +100,7 @@ def test_the_default_comes_first_then_the_prepared_then_the_nearest_to_the_best(
     assert len(workers.evaluated) == len(set(workers.evaluated)) == len(SPACE.schedules)
 
 
-def test_candidates_that_are_overtaken_while_they_compile_are_withdrawn_and_come_later():
+def test_candidates_that_are_overtaken_while_they_compile_come_later_and_are_compiled_once():
     near = sorted(OTHERS, key=lambda each: changes(each, DEFAULT))
     best = near[1]
     workers = Workers({best.key(): 0.5}, ahead=20)
@@ -99,7 +108,19 @@ def test_candidates_that_are_overtaken_while_they_compile_are_withdrawn_and_come
     assert len(workers.evaluated) == len(set(workers.evaluated)) == len(SPACE.schedules)
     after = [changes(each, best) for each in workers.evaluated[workers.evaluated.index(best) + 2 :]]
     assert after == sorted(after), "all but one that was compiled when the best was found"
-    assert workers.withdrawn
+    overtaken = {SPACE.at(job.candidate.settings) for job in workers.put_aside}
+    assert overtaken
+    again = [job for job in workers.submitted if SPACE.at(job.candidate.settings) in overtaken]
+    assert len(again) > len(set(again)) == len(overtaken), "each has one job, however often it is submitted"
+
+
+def test_what_was_overtaken_is_withdrawn_when_the_search_ends():
+    near = sorted(OTHERS, key=lambda each: changes(each, DEFAULT))
+    workers = Workers({near[1].key(): 0.5}, ahead=20)
+    run(workers, strategy(), Budget(trials=10))
+    assert workers.put_aside
+    assert {SPACE.at(job.candidate.settings) for job in workers.put_aside} <= set(workers.withdrawn)
+    assert all(workers.queue.submit(job.candidate) is not job for job in workers.put_aside)
 
 
 def test_the_prepared_come_in_another_order_once_their_guesses_are_worth_nothing():
@@ -127,6 +148,24 @@ def test_what_is_known_is_not_tried_again_and_counts():
     assert second.evaluated == FAR_FIRST[2:4]
     assert [SPACE.at(each.settings) for each in searched.tried] == [*first.evaluated, *second.evaluated]
     assert not run(Workers(), strategy(known=known), Budget(trials=3)).exhausted
+
+
+class ToldAndInterrupted(ListOrder):
+    def tell(self, proposal, result):
+        super().tell(proposal, result)
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_before_a_candidate_is_kept_lets_it_come_again_and_one_after_that_does_not():
+    def interrupted(settings, result):
+        raise KeyboardInterrupt
+
+    unkept, kept = strategy(keep=interrupted), ToldAndInterrupted(SPACE, {}, (), lambda settings, result: None)
+    for order, ended in ((unkept, 0), (kept, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            run(Workers(), order, Budget(trials=3))
+        assert len(order.tried()) == ended
+        assert len(order.untried()) == len(SPACE.schedules) - ended
 
 
 def test_a_strict_budget_gives_back_what_is_not_compiled_when_the_time_is_up():

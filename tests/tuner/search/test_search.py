@@ -22,6 +22,7 @@ from tuner.search.search import Status
 from tuner.search.study import search_study
 from tuner.search.tune import tune
 from tuner.space.space import space_of
+from tuner.workers.worker import Result
 from tuner.workload import NamedSpec
 from tuning_db import Outcome, Record, utc_now
 
@@ -150,6 +151,14 @@ def test_a_default_that_is_wrong_is_replaced_and_that_is_said(session, templates
     assert tuned.winner != default.key()
     assert tuned.record.default_seconds is None
     assert "the default schedule was not right" in tuned.record.reason
+
+
+def test_a_run_whose_only_worker_was_killed_measures_its_default_in_the_finals(session, progress, monkeypatch):
+    monkeypatch.setattr(session.workers, "evaluate", lambda job: Result(Outcome.killed, "by hand"))
+    tuned = tune(NamedSpec("step", STEP), replace(session, budget=Budget(trials=1)), progress)
+    assert tuned.winner == tuned.default
+    assert tuned.failures == {Outcome.killed: 1}
+    assert tuned.record.default_seconds == tuned.record.seconds > 0
 
 
 def test_a_template_that_does_not_parse_fails_its_spec_with_the_reason(session, templates, progress):

@@ -43,3 +43,15 @@ def test_a_job_whose_worker_was_killed_comes_first_and_one_that_is_withdrawn_nev
     queue.withdraw([other, prefetched])
     assert taken(queue) == []
     assert queue.submit(candidate(3)) is not prefetched
+
+
+def test_jobs_that_are_put_back_wait_behind_the_others_and_are_found_again_begun_or_not():
+    queue = CompileQueue()
+    begun, waiting, other = (queue.submit(candidate(number)) for number in (1, 2, 3))
+    assert queue.take() is begun
+    queue.put_back([begun, waiting])
+    assert queue.waiting() == 2
+    assert queue.submit(candidate(1)) is begun
+    assert taken(queue) == [3, 2]
+    assert queue.submit(candidate(2)) is waiting
+    assert queue.submit(candidate(3)) is not other, "it was not put back"

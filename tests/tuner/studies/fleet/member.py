@@ -53,6 +53,9 @@ class PretendingWorkers:
         time.sleep(self.seconds)
         return Result(Outcome.ok, seconds=pretended_seconds(job.candidate.settings))
 
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        pass
+
     def withdraw(self, jobs: Sequence[Job]) -> None:
         pass
 
