@@ -194,7 +194,7 @@ def test_the_identity_has_every_part(tmp_path, monkeypatch):
             different.append(identity())
     copy = tmp_path / "templates"
     shutil.copytree(render.TEMPLATES, copy)
-    with (copy / "tvm" / "parts" / "layout.j2").open("a") as file:
+    with (copy / "tvm" / "parts" / "head.j2").open("a") as file:
         file.write("{# another #}\n")
     monkeypatch.setattr(render, "TEMPLATES", copy)
     render.template_digest.cache_clear()

@@ -124,8 +124,8 @@ def break_step(templates: Path, kind: str, key: str) -> None:
         text, count = re.subn(r"- U\[", only("'+'", "'-'") + " U[", text)
         assert count >= 1, "the write to the state is no longer written as '- U['; break another sign"
     else:
-        text, count = re.subn(r"\{\{ layout\.programs \}\}", only("'T.serial(0)'", "layout.programs"), text)
-        assert count >= 1, "the loop over programs is no longer {{ layout.programs }}; make the kernel idle elsewhere"
+        text, count = re.subn(r"\{\{ programs \}\}", only("'T.serial(0)'", "programs"), text)
+        assert count >= 1, "the loop over programs is no longer {{ programs }}; make the kernel idle elsewhere"
     path.write_text(text)
 
 

@@ -58,9 +58,9 @@ def write_faulty_templates(folder: Path) -> None:
     for fault, place in PLACES.items():
         included = f'{{% if {_condition(fault)} %}}\n{{% include "faults/{fault}.j2" %}}\n\n{{% endif %}}\n'
         text = text.replace(place, included + place) if place else text + included
-    written, count = "{{ layout.programs }}", text.count("{{ layout.programs }}")
+    written, count = "{{ programs }}", text.count("{{ programs }}")
     assert count == 1, f"{written} no longer is the loop over programs in {path.name}"
-    path.write_text(text.replace(written, f'{{{{ "T.serial(0)" if {_condition(UNWRITTEN)} else layout.programs }}}}'))
+    path.write_text(text.replace(written, f'{{{{ "T.serial(0)" if {_condition(UNWRITTEN)} else programs }}}}'))
 
 
 def _dim_v(fault: str) -> int:
