@@ -82,6 +82,13 @@ def test_what_float32_cannot_hold_is_beyond_it(value):
     assert beyond_float32({"y": finite, "S_k": torch.tensor([0.0, value], dtype=torch.float64)})
 
 
+def test_a_right_kernel_passes_whose_map_overflows_on_huge_values():
+    spec = small("trellis_attention")
+    spec = replace(spec, rule=replace(spec.rule, phi="cube_that_overflows(z) = z ** 3"))
+    verdict = check(compiled(spec), spec)
+    assert (verdict.outcome, verdict.reason) == (Outcome.ok, "")
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_right_kernels_pass(operator):
     spec = small(operator)
