@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from dataclasses import fields, replace
+from functools import partial
 
 from codegen.backends import Resources, backend
 from codegen.cache.kernels import kernels_folder
@@ -18,12 +19,15 @@ from codegen.device import NAMED, Device, named
 from codegen.errors import (
     IllegalScheduleError,
     KernelOfBackendError,
+    MapTextError,
     TrellisError,
     UnknownKernelError,
+    UnknownMapError,
     UnknownStageError,
 )
 from codegen.kernels.launches import is_of_a_backward, kernels_of
 from codegen.kernels.table import arguments_table, tensors_table
+from codegen.maps.registry import named_map
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
 from codegen.schedules.legality import why_illegal
@@ -105,13 +109,39 @@ def _add_problem(show: argparse.ArgumentParser) -> None:
 
 def _add_rule(show: argparse.ArgumentParser) -> None:
     rule = Rule()
-    show.add_argument("--phi", choices=MAPS, default=rule.phi, help="write map (default: %(default)s)")
+    maps = f"{', '.join(MAPS)}, or a text such as 'cubic(z) = z ** 3'"
+    show.add_argument(
+        "--phi",
+        metavar="MAP",
+        type=partial(_map, "phi"),
+        default=rule.phi,
+        help=f"write map or inner loss: {maps} (default: %(default)s)",
+    )
     show.add_argument("--phi-eps", type=float, default=rule.phi_eps, help="its epsilon (default: %(default)s)")
-    show.add_argument("--link", choices=MAPS, default=rule.link, help="map between the passes (default: %(default)s)")
-    show.add_argument("--out", choices=MAPS, default=rule.out, help="map of the last readout (default: %(default)s)")
+    show.add_argument(
+        "--link",
+        metavar="MAP",
+        type=partial(_map, "link"),
+        default=rule.link,
+        help="map between the passes (default: %(default)s)",
+    )
+    show.add_argument(
+        "--out",
+        metavar="MAP",
+        type=partial(_map, "out"),
+        default=rule.out,
+        help="map of the last readout (default: %(default)s)",
+    )
     show.add_argument(
         "--step-size", choices=STEP_SIZES, default=rule.step_size, help="step_size per (default: %(default)s)"
     )
+
+
+def _map(role: str, name: str) -> str:
+    try:
+        return str(named_map(role, name))
+    except (MapTextError, UnknownMapError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _show(options: argparse.Namespace) -> str:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import re
+import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,14 +187,15 @@ def _header(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
 
 
 def show_command(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
-    """The command that prints this kernel again."""
+    """The command that prints this kernel again, as a shell takes it."""
     problem, rule = spec.problem, spec.rule
+    phi, link, out = map(shlex.quote, (rule.phi, rule.link, rule.out))
     settings = " ".join(f"--set {name}={value}" for name, value in schedule.settings().items())
     direction = "" if problem.direction == "forward" else f" --direction {problem.direction}"
     return (
         f"python -m codegen show {kernel} --backend {schedule.backend} --operator {problem.operator}{direction}"
         f" --dim-k {problem.dim_k} --dim-v {problem.dim_v} --slots {problem.slots} --chunk {problem.chunk}"
-        f" --dtype {problem.dtype} --phi {rule.phi} --phi-eps {rule.phi_eps!r} --link {rule.link} --out {rule.out}"
+        f" --dtype {problem.dtype} --phi {phi} --phi-eps {rule.phi_eps!r} --link {link} --out {out}"
         f" --step-size {rule.step_size} --device {device.arch} {settings}"
     )
 

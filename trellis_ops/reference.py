@@ -60,7 +60,10 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {}
 
 
 def define(name: str, formula: Callable[[Tensor, float], Tensor]) -> None:
-    """Let rules whose map has that name be computed by a plain formula of z `[..., M]` and epsilon."""
+    """Let rules whose map has that name be computed by a plain formula of z `[..., M]` and epsilon.
+
+    Given a whole definition, such as "cubic(z) = z ** 3", it serves that one unless its name has a formula.
+    """
     _LOSSES.pop(name, None)
     _MAPS[name] = formula
 
@@ -68,7 +71,7 @@ def define(name: str, formula: Callable[[Tensor, float], Tensor]) -> None:
 def define_loss(name: str, formula: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Let rules whose phi is the loss of that name be computed by a plain formula of z, alpha `[..., M]` and epsilon.
 
-    The formula may keep or sum its last axis; whatever it gives is summed.
+    The formula may keep or sum its last axis; whatever it gives is summed. A definition is taken as by `define`.
     """
     _MAPS.pop(name, None)
     _LOSSES[name] = formula
@@ -85,7 +88,8 @@ def apply_map(name: str, x: Tensor, eps: float = READOUT_EPS) -> Tensor:
     Raises:
         KeyError: a map whose formula `define` was not given.
     """
-    return _MAPS[_name_of(name)](x, eps)
+    formula = _MAPS.get(_name_of(name)) or _MAPS[name]
+    return formula(x, eps)
 
 
 def inner_gradient(z: Tensor, target: Tensor, rule: Rule, *, first_order: bool = False) -> Tensor:
@@ -101,7 +105,7 @@ def inner_gradient(z: Tensor, target: Tensor, rule: Rule, *, first_order: bool =
 
 
 def _inner_loss(z: Tensor, target: Tensor, rule: Rule) -> Tensor:
-    loss = _LOSSES.get(_name_of(rule.phi))
+    loss = _LOSSES.get(_name_of(rule.phi)) or _LOSSES.get(rule.phi)
     if loss is not None:
         return loss(z, target, rule.phi_eps).sum()
     return 0.5 * ((apply_map(rule.phi, z, rule.phi_eps) - target) ** 2).sum()

@@ -111,13 +111,25 @@ def parse_spec(text: str) -> NamedSpec:
     if not colon:
         raise WorkloadError(source=source, problem='expected "name: key=value, key=value"')
     entry: dict[str, str] = {"name": name.strip()}
-    for pair in filter(None, (part.strip() for part in body.split(","))):
+    for pair in filter(None, (part.strip() for part in _fields(body))):
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or key in entry:
             problem = f"{key!r} is given twice" if equals else f"{pair!r} is not key=value"
             raise WorkloadError(source=source, problem=problem)
         entry[key] = value
     return _named(entry, source, strict=False)
+
+
+def _fields(body: str) -> list[str]:
+    """The parts between commas, but for commas inside of parentheses, as those of a map's text are."""
+    parts, depth = [""], 0
+    for character in body:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def require_distinct(named: tuple[NamedSpec, ...], source: str) -> tuple[NamedSpec, ...]:

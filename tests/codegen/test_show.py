@@ -63,6 +63,29 @@ def test_the_header_s_command_prints_the_same_again(capsys, kernel, folder):
     assert show(capsys, command.removeprefix("python -m codegen show ")) == text
 
 
+def test_the_header_s_command_has_a_user_s_maps_as_a_shell_takes_them(capsys):
+    maps = "--phi 'shown(z, a) = abs(z - a) ** 3' --link 'leaky_shown(z) = max(z, 0) + 0.1 * z' --out silu"
+    text = show(capsys, f"memory_step --backend tvm --device x86-64-v3 {maps}")
+    (again,) = (line for line in text.splitlines() if line.startswith("# again"))
+    command = f"{sys.executable} {again.removeprefix('# again').strip().removeprefix('python ')}"
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True).stdout == text
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--phi nothing", "argument --phi: phi='nothing' is no known map; choose one of: identity, silu"),
+        ("--link 'wrong(z) = sinh(z)'", "sinh(z)' is no map or loss: sinh of 1 arguments is no function of a map"),
+        ("--out 'loss_read(z, a) = z * a'", "argument --out: out='loss_read(z, a) = z * a' is no known map"),
+    ],
+)
+def test_what_is_no_map_is_said_by_its_option(capsys, option, words):
+    with pytest.raises(SystemExit) as stopped:
+        show(capsys, f"memory_step {option}")
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 def test_the_update_of_a_split_program_can_be_shown(capsys):
     schedule = "--set variant=split --set tile_rows=32"
     assert "variant=split,tile_rows=32" in show(capsys, f"memory_update --operator memory_update {schedule}")

@@ -43,6 +43,16 @@ def test_tune_show_report_and_ship(tmp_path: Path, capsys, monkeypatch):
     assert record in shipped.records(cpu().key())
 
 
+def test_a_map_that_only_its_text_tells_is_tuned_by_it(capsys):
+    """Its commas are no ends of fields, and its name is known to no process before."""
+    sizes = "operator=trellis_step, tokens=1, heads=2, dim=8, slots=8, chunk=1"
+    maps = "phi=cube_of_a_user(z) = z ** 3, link=leaky_of_a_user(z) = max(z, 0) + 0.1 * min(z, 0)"
+    assert main(["tune", "--spec", f"mine: {sizes}, {maps}", "--budget", "1", "--no-slots", "--no-offline"]) == 0
+    (record,) = default_store().records(cpu().key(), layer="user")
+    assert "phi=cube_of_a_user@" in record.spec
+    assert "link=leaky_of_a_user@" in record.spec
+
+
 def test_one_spec_that_fails_does_not_end_the_run(templates, capsys):
     (templates / "tvm" / "memory_update.py.j2").write_text("{{ missing.name }}")
     specs = ["--spec", BROKEN_TEXT, "--spec", STEP_TEXT]

@@ -80,18 +80,22 @@ def check(operator: CompiledOperator, spec: Spec) -> Check:
     The kernels serve every batch, length and number of heads, so they are tried on few: sequences of several lengths,
     of which some end within a chunk and one is shorter than any tile, packed one after another. Outputs hold NaN
     before, so that what is not written shows; so does scratch memory. Inputs and the memory beside each output must
-    stay untouched, and further runs must give the same bits. Then come the inputs of `tuner.verify.adversarial`.
+    stay untouched, and further runs must give the same bits. Then come the inputs of `tuner.verify.adversarial`, except
+    those on which the right states are beyond float32, as with a write map z ** 3 and huge values.
     """
     checked = _check_ragged(operator, spec)
     if checked.outcome is not Outcome.ok:
         return checked
     small = _small(spec)
     for case in CASES:
+        wanted = _expected_of(case, small)
+        if beyond_float32(wanted):
+            continue
         launch = bind(operator, adversarial_inputs(case, small, _short_lengths(spec), operator.device, SEED))
         with _PoisonedScratch():
             outputs = launch.outputs_of_run()
         tolerance = max(OF_HARD_INPUTS * TOLERANCE[spec.problem.dtype], LEAST_OF_HARD_INPUTS)
-        compared = compare(outputs, _expected_of(case, small), tolerance, _ordinary_sizes(small))
+        compared = compare(outputs, wanted, tolerance, _ordinary_sizes(small))
         if compared.outcome is not Outcome.ok:
             return Check(compared.outcome, f"{case.name}: {compared.reason}", checked.errors)
     return checked
@@ -142,6 +146,11 @@ def compare(
         if not errors[name] <= allowed:
             faults.append(f"{name}: relative error {errors[name]:.2e} exceeds {allowed:.0e}")
     return Check(Outcome.wrong_answer if faults else Outcome.ok, "; ".join(faults), errors)
+
+
+def beyond_float32(right: Mapping[str, Tensor]) -> bool:
+    """Whether float32, in which states and sums are kept, cannot hold all of the right values."""
+    return any(not bool((tensor.abs() <= torch.finfo(torch.float32).max).all()) for tensor in right.values())
 
 
 def relative_error(given: Tensor, right: Tensor, least: float = 0.0) -> float:

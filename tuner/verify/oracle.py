@@ -12,6 +12,7 @@ from torch import Tensor
 from codegen.kernels.signatures import IN_PLACE, operator_arguments
 from codegen.spec import Spec
 from trellis_ops import reference
+from tuner.verify.formulas import define_maps_of
 from tuner.verify.inputs import Inputs, names_of_tokens
 
 
@@ -21,6 +22,7 @@ def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
     `inputs` must live on the CPU; the time grows with their tokens, about a millisecond each.
     """
     operator = spec.problem.operator
+    define_maps_of(spec.rule)
     if spec.problem.direction != "forward":
         return _gradients(spec, inputs)
     if operator == "trellis_attention":

@@ -10,11 +10,21 @@ import torch
 from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
-from codegen.rule import Rule
+from codegen.rule import MAPS, Rule
 from codegen.schedules.registry import default
 from codegen.spec import OPERATORS, Problem, Spec
 from tuner.verify.adversarial import CASES, adversarial_inputs
-from tuner.verify.check import SEED, TOLERANCE, allowed_digest, check, check_inputs, compare, expected, relative_error
+from tuner.verify.check import (
+    SEED,
+    TOLERANCE,
+    allowed_digest,
+    beyond_float32,
+    check,
+    check_inputs,
+    compare,
+    expected,
+    relative_error,
+)
 from tuner.verify.inputs import make_inputs
 from tuner.verify.launch import bind
 from tuner.verify.oracle import oracle
@@ -54,6 +64,29 @@ def tampered(spec: Spec, tamper: Any, launch: int = 0) -> CompiledOperator:
     kernels = list(operator.kernels)
     kernels[launch] = Tampered(kernels[launch], names_of(operator, launch), tamper)
     return replace(operator, kernels=tuple(kernels))
+
+
+@pytest.mark.parametrize("phi", MAPS)
+def test_every_hard_input_is_within_float32_for_the_maps_that_come_along(phi):
+    """What is beyond it is not compared."""
+    spec = small("trellis_attention")
+    spec = replace(spec, rule=replace(spec.rule, phi=phi))
+    for case in CASES:
+        assert not beyond_float32(oracle(spec, adversarial_inputs(case, spec, (19, 5), cpu(), SEED))), case.name
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, float("inf"), float("nan")])
+def test_what_float32_cannot_hold_is_beyond_it(value):
+    finite = torch.tensor([3e38, -3e38], dtype=torch.float64)
+    assert not beyond_float32({"y": finite})
+    assert beyond_float32({"y": finite, "S_k": torch.tensor([0.0, value], dtype=torch.float64)})
+
+
+def test_a_right_kernel_passes_whose_map_overflows_on_huge_values():
+    spec = small("trellis_attention")
+    spec = replace(spec, rule=replace(spec.rule, phi="cube_that_overflows(z) = z ** 3"))
+    verdict = check(compiled(spec), spec)
+    assert (verdict.outcome, verdict.reason) == (Outcome.ok, "")
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
