@@ -38,7 +38,10 @@ def decimal(number: Exact) -> str:
     """The shortest decimal number, or a quotient where there is none."""
     if isinstance(number, int):
         return str(number)
-    short = repr(float(number))
+    try:
+        short = repr(float(number))
+    except OverflowError:
+        short = "0"
     return short if Fraction(short) == number else f"{number.numerator} / {number.denominator}"
 
 
