@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
+from codegen.maps.constants import MOST_BITS, RANGE, is_huge, shown
+
 Number = int | float | Fraction
 """What stands for a number; inside of expressions an int, or a Fraction that is none."""
 
@@ -37,6 +39,9 @@ class Expr:
     op: str
     args: tuple[Expr, ...] = ()
     value: Value = None
+
+    # A number of numpy on the left leaves the operation to the methods below.
+    __array_ufunc__ = None
 
     @property
     def number(self) -> Exact:
@@ -145,7 +150,7 @@ def of(x: Expr | Number) -> Expr:
     if isinstance(x, Expr):
         return x
     if isinstance(x, bool) or not isinstance(x, (int, float, Fraction)):
-        raise TypeError(f"{x!r} is neither a number nor an expression over a row")
+        raise TypeError(f"{x!r} is neither a number nor an expression over a row; write a Python int or float")
     return make("number", value=exact(x))
 
 
@@ -153,13 +158,16 @@ def exact(x: Number) -> int | Fraction:
     """A number as an int, or a Fraction that is none; a float is the decimal number that Python prints.
 
     Raises:
-        ValueError: it is infinite or NaN.
+        TypeError: it is no number.
+        ValueError: it is infinite, NaN or of thousands of digits.
     """
-    if isinstance(x, int):
-        return x
-    if not math.isfinite(x):
-        raise ValueError(f"a map has the number {x!r}, but must have finite numbers only")
+    if isinstance(x, bool) or not isinstance(x, (int, float, Fraction)):
+        raise TypeError(f"{x!r} is no number; write a Python int or float, and exp(y * log(x)) for x ** y")
+    if isinstance(x, float) and not math.isfinite(x):
+        raise ValueError(f"a map has the number {float(x)!r}, but must have finite numbers only")
     found = Fraction(str(x)) if isinstance(x, float) else x
+    if is_huge(found):
+        raise ValueError(f"the constant {shown(found)} is beyond {RANGE}")
     return found.numerator if found.denominator == 1 else found
 
 
@@ -249,15 +257,32 @@ def branch_product(condition: Expr, place: int, branch: Expr, number: Number, re
 def power(x: Expr | Number, exponent: Number) -> Expr:
     """x to the power of a number."""
     base, k = of(x), exact(exponent)
-    if base.op == "number" and k.denominator == 1 and (base is not ZERO or k > 0):
-        return of(Fraction(base.number) ** k.numerator)
-    if base.op == "number" and base.number > 0:
-        return of(float(base.number) ** float(k))
+    if base.op == "number":
+        return of(_power_of_number(base.number, k))
     if base.op == "mul" and k.denominator == 1:
         return mul(*(power(factor, k) for factor in base.args))
     inner, exponent_of_inner = base_of(base)
     # (x^2)^(1/2) is |x|, not x.
     return _raised(inner, exponent_of_inner * k) if k.denominator == 1 else _raised(base, k)
+
+
+def _power_of_number(base: Exact, k: Exact) -> Number:
+    written = f"{shown(base)} ** {shown(k)}"
+    if not base and k < 0:
+        raise ValueError(f"{written} divides by 0; write a denominator that is not 0")
+    if k.denominator == 1:
+        # Whole numbers are exact here, and would be computed for hours.
+        bits = max(base.numerator.bit_length(), base.denominator.bit_length()) - 1
+        if bits * abs(k.numerator) > 2 * MOST_BITS:
+            raise ValueError(f"{written} is beyond {RANGE}")
+        return Fraction(base) ** k.numerator
+    if base < 0:
+        raise ValueError(f"{written} is no real number; write a base that is not negative")
+    try:
+        found: float = float(base) ** float(k)
+    except OverflowError as error:
+        raise ValueError(f"{written} is beyond {RANGE}") from error
+    return found
 
 
 def _raised(base: Expr, exponent: Exact) -> Expr:
@@ -292,8 +317,11 @@ def base_of(factor: Expr) -> tuple[Expr, Exact]:
 
 def where(condition: Expr, x: Expr | Number, y: Expr | Number) -> Expr:
     """x where the condition holds, else y; what is not chosen may be infinite or NaN."""
-    if condition.op != "compare":
-        raise TypeError(f"where chooses by a comparison such as x > 0, not by {condition!r}")
+    if not isinstance(condition, Expr) or condition.op != "compare":
+        raise TypeError(
+            f"where chooses by a comparison such as x > 0, not by {condition!r}; == and != compare no rows, "
+            "so write abs(x) <= c for x == 0"
+        )
     left, right = condition.args
     if left.op == right.op == "number":
         return of(x) if _COMPARE[str(condition.value)](left.number, right.number) else of(y)
@@ -317,8 +345,18 @@ def call(function: str, *args: Expr | Number) -> Expr:
     """A function of the table in `codegen.maps.functions`, element by element."""
     operands = tuple(map(of, args))
     if all(arg.op == "number" for arg in operands):
-        return of(_ON_NUMBERS[function](*(float(arg.number) for arg in operands)))
+        return of(_on_numbers(function, [arg.number for arg in operands]))
     return make("call", operands, function)
+
+
+def _on_numbers(function: str, numbers: list[Exact]) -> float:
+    try:
+        found = _ON_NUMBERS[function](*map(float, numbers))
+    except (ValueError, ArithmeticError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"{function}({', '.join(map(shown, numbers))}) is no finite number; write a finite one for it")
+    return found
 
 
 def _sigmoid(x: float) -> float:

@@ -56,13 +56,27 @@ def sign(x: Expr | Number) -> Expr:
 
 
 def max(x: Expr | Number, *other: Expr | Number) -> Expr:
-    """The larger of two; of one row, its largest number."""
+    """The larger of two; of one row, its largest number.
+
+    Raises:
+        ValueError: there are more than two.
+    """
+    if len(other) > 1:
+        raise ValueError(f"max takes one row or two operands, not {1 + len(other)}; write max(max(x, y), z)")
     return call("max", x, *other) if other else largest(x)
 
 
-def min(x: Expr | Number, other: Expr | Number) -> Expr:
-    """The smaller of two."""
-    return call("min", x, other)
+def min(x: Expr | Number, *other: Expr | Number) -> Expr:
+    """The smaller of two.
+
+    Raises:
+        ValueError: there are not two.
+    """
+    if len(other) != 1:
+        raise ValueError(
+            f"min takes two operands, not {1 + len(other)}; write min(min(x, y), z), or -max(-x) of one row"
+        )
+    return call("min", x, *other)
 
 
 def relu(x: Expr | Number) -> Expr:

@@ -8,12 +8,12 @@ import re
 from collections.abc import Callable
 
 from codegen.errors import MapTextError, UnknownMapError
+from codegen.maps.acceptance import check_expression, check_name, refusals
 from codegen.maps.expression import Expr, input_row, of, total
 from codegen.maps.functions import l2_norm, layer_norm, silu, softmax
 from codegen.maps.text import parsed, text
 
-_DEFINITION = re.compile(r"\s*(?P<name>[A-Za-z]\w*)\s*\(\s*z\s*(?P<target>,\s*a\s*)?\)\s*=(?P<text>[^=].*)", re.DOTALL)
-_NAME = re.compile(r"[A-Za-z]\w{0,63}")
+_DEFINITION = re.compile(r"\s*(?P<name>\w+)\s*\(\s*z\s*(?P<target>,\s*a\s*)?\)\s*=(?P<text>[^=].*)", re.DOTALL)
 
 
 class Map(str):
@@ -36,10 +36,10 @@ class Map(str):
         """See `define` and `define_loss`.
 
         Raises:
-            MapTextError: the name is none; it stands in keys and in the heads of generated sources.
+            TypeError: the name is no str.
+            MapTextError: it is none.
         """
-        if _NAME.fullmatch(name) is None:
-            raise MapTextError(text=name, reason="a name is a letter, then at most 63 letters and digits")
+        check_name(name)
         definition = f"{name}({'z, a' if is_loss else 'z'}) = {text(expression)}"
         made = super().__new__(cls, name if built_in else definition)
         made.name, made.expression, made.is_loss = name, expression, is_loss
@@ -87,21 +87,24 @@ def define(name: str, formula: Callable[[Expr], Expr]) -> Map:
     """A map from its formula, known by its name from now on.
 
     Args:
-        name: a Python identifier that no map which comes along has; a later map of that name takes its place.
+        name: an ASCII identifier of Python that no map which comes along has; a later map of that name takes its place.
         formula: y of z, a row, by the functions of `codegen.maps`.
 
     Raises:
-        MapTextError: the name is none, or the formula gives no row.
+        TypeError: the name is no str, the formula no function, or a part of it neither a number nor an expression.
+        MapTextError: the name is none, the formula gives no row or no finite numbers, its text would be refused, or it
+            or a derivative of it has a constant beyond the range of float32.
 
     Example:
         >>> from codegen.maps import define, tanh
         >>> define("gelu_tanh", lambda z: 0.5 * z * (1 + tanh(0.7978845608 * (z + 0.044715 * z**3)))).name
         'gelu_tanh'
     """
-    y = of(formula(_Z))
-    if not y.row:
-        raise MapTextError(text=name, reason=f"its formula {y!r} is one number, and must be one for each slot")
-    return _registered(name, y, is_loss=False)
+    with refusals(name):
+        y = _formed(name, formula, _Z)
+        if not y.row:
+            raise MapTextError(text=name, reason=f"its formula {y!r} is one number, and must be one for each slot")
+        return _registered(name, y, is_loss=False)
 
 
 def define_loss(name: str, formula: Callable[[Expr, Expr], Expr]) -> Map:
@@ -112,7 +115,7 @@ def define_loss(name: str, formula: Callable[[Expr, Expr], Expr]) -> Map:
         formula: the loss of z and of its target a; a row is summed.
 
     Raises:
-        MapTextError: the name is none.
+        TypeError, MapTextError: as in `define`, but a loss may give one number.
 
     Example:
         >>> from codegen.maps import abs, define_loss, where
@@ -120,13 +123,24 @@ def define_loss(name: str, formula: Callable[[Expr, Expr], Expr]) -> Map:
         >>> huber.is_loss
         True
     """
-    loss = of(formula(_Z, input_row("a")))
-    return _registered(name, total(loss) if loss.row else loss, is_loss=True)
+    with refusals(name):
+        loss = _formed(name, formula, _Z, input_row("a"))
+        return _registered(name, total(loss) if loss.row else loss, is_loss=True)
+
+
+def _formed(name: str, formula: Callable[..., Expr], *rows: Expr) -> Expr:
+    """What a user's formula gives for its rows."""
+    check_name(name)
+    if not callable(formula):
+        raise TypeError(f"the formula of {name} is a function such as lambda z: z ** 3, not {formula!r}")
+    return of(formula(*rows))
 
 
 def _registered(name: str, expression: Expr, is_loss: bool) -> Map:
     if name in MAPS:
         raise MapTextError(text=name, reason=_TAKEN)
+    check_name(name)
+    check_expression(name, expression, is_loss)
     made = Map(name, expression, is_loss)
     for each in (name, str(made), made.key):
         _DEFINED[each] = made
@@ -154,12 +168,10 @@ def find(name: str | Map) -> Map:
         raise MapTextError(text=name, reason="it gives one number, and must give one for each slot")
     if is_loss and expression.row:
         expression = total(expression)
-    made = Map(definition["name"], expression, is_loss)
-    if definition["name"] not in MAPS:
+    with refusals(name):
         made = _registered(definition["name"], expression, is_loss)
-        _DEFINED[name] = made
-        return made
-    raise MapTextError(text=name, reason=_TAKEN)
+    _DEFINED[name] = made
+    return made
 
 
 def named_map(role: str, name: object) -> Map:

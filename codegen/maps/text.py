@@ -38,7 +38,10 @@ def decimal(number: Exact) -> str:
     """The shortest decimal number, or a quotient where there is none."""
     if isinstance(number, int):
         return str(number)
-    short = repr(float(number))
+    try:
+        short = repr(float(number))
+    except OverflowError:
+        short = "0"
     return short if Fraction(short) == number else f"{number.numerator} / {number.denominator}"
 
 
@@ -134,13 +137,9 @@ def _parsed(node: ast.expr, inputs: tuple[str, ...]) -> Expr:
 
 
 def _power(base: Expr, exponent: Exact) -> Expr:
-    # Whole numbers are exact here: a tower of exponents in somebody's model file would be computed for hours.
     if not -_LARGEST_EXPONENT <= exponent <= _LARGEST_EXPONENT:
         raise ValueError(f"the exponent {decimal(exponent)} is beyond {_LARGEST_EXPONENT}")
-    found = power(base, exponent)
-    if found.op == "number":
-        float(found.number)  # What is beyond float64 overflows here, before it is the base of more.
-    return found
+    return power(base, exponent)
 
 
 def _applied(name: str, args: list[Expr]) -> Expr:
