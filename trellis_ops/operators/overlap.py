@@ -1,4 +1,4 @@
-"""Whether the memories of a step lie apart: it writes both states, and implementations write them in different orders.
+"""Whether what a step reads lies apart from the states that it writes: implementations write them in different orders.
 
 A tensor is the bytes at `data_ptr + sum_i n_i stride_i` for 0 <= n_i < size_i, so whether two of them meet is whether
 a bounded sum of strides equals their distance. States that share one storage, side by side, do not meet.
@@ -14,15 +14,18 @@ Term = tuple[int, int, int]
 """A stride in bytes, and the least and the most times that it may be taken."""
 
 
-def check_apart(S_k: Tensor, S_v: Tensor, G_k: Tensor | None, G_v: Tensor | None) -> None:
+def check_apart(
+    S_k: Tensor, S_v: Tensor, G_k: Tensor | None = None, G_v: Tensor | None = None, **inputs: Tensor
+) -> None:
     """Raise unless a step can write S_k and S_v one after the other, whatever it reads meanwhile.
 
     Args:
         S_k, S_v: the states that the step moves.
         G_k, G_v: the states that z is taken at; None if they are the same.
+        inputs: what else it reads, by name.
 
     Raises:
-        OverlapError: a state meets itself, the other one, or one that z is taken at.
+        OverlapError: a state meets itself, the other one, one that z is taken at, or an input.
     """
     if not S_k.data_ptr():
         return  # Meta tensors lie nowhere.
@@ -38,6 +41,10 @@ def check_apart(S_k: Tensor, S_v: Tensor, G_k: Tensor | None, G_v: Tensor | None
             if start is not None and _meet(start, state):
                 advice = "clone the states at the start of a chunk, or pass None for the exact recurrence"
                 raise OverlapError(name=name, other=other, advice=advice)
+    for name, tensor in inputs.items():
+        for other, state in states.items():
+            if _meet(tensor, state):
+                raise OverlapError(name=name, other=other, advice="pass a copy, as .clone() makes one")
 
 
 def _meet(one: Tensor, other: Tensor) -> bool:

@@ -34,6 +34,7 @@ class Plan:
         needs: what the call and its reverse pass allocate, if that is much; None if it is little.
         heads: B x H, the programs of a decode step.
         state_bytes: of S_k and of S_v, contiguous and float32.
+        input_bytes: of q, k, v, target, log_decay and step_size, contiguous, as `quick_step.remember` has seen them.
     """
 
     operator: CompiledOperator | None
@@ -43,6 +44,7 @@ class Plan:
     needs: Needs | None
     heads: int
     state_bytes: tuple[int, int]
+    input_bytes: tuple[int, ...] = ()
 
 
 # Whether a tensor is on the CPU is looked up and compared faster than its device.

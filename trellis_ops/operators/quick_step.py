@@ -8,13 +8,16 @@ long way again, where it is refused with a reason, or made contiguous and its ga
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from trellis_ops.operators import plan
 from trellis_ops.operators.plan import Plan
+
+_GATES = ("log_decay", "step_size")
 
 # What `torch.autograd.graph.increment_version` calls; that function costs as much again.
 _increment_version = torch._C._increment_version
@@ -70,6 +73,10 @@ def step(
         (bytes_k, bytes_v), at_k, at_v = found.state_bytes, S_k.data_ptr(), S_v.data_ptr()
         if -bytes_v < at_v - at_k < bytes_k:
             return None
+        for tensor, size in zip((q, k, v, target, log_decay, step_size), found.input_bytes, strict=True):
+            at = tensor.data_ptr()
+            if at_k - size < at < at_k + bytes_k or at_v - size < at < at_v + bytes_v:
+                return None
         if starts:
             start_k, start_v = [start.data_ptr() for start in starts]
             if (
@@ -91,7 +98,7 @@ def step(
     return y
 
 
-def remember(key: Hashable | None, found: Plan, refused: bool) -> None:
+def remember(key: Hashable | None, found: Plan, refused: bool, inputs: Mapping[str, Tensor]) -> None:
     """Let calls with this key go straight to the kernel, once one of them has gone the long way without an error.
 
     Args:
@@ -99,6 +106,7 @@ def remember(key: Hashable | None, found: Plan, refused: bool) -> None:
         found: what it ran.
         refused: whether a kernel had refused it. Calls with its key may differ in strides and types, and to try each
             would cost more than it saves: from then on all of them go the long way.
+        inputs: what it read, by name; a kernel takes float32 gates only.
     """
     if key is None or found.operator is None or found.checks_values or not found.operator.checks_arguments:
         return
@@ -107,4 +115,6 @@ def remember(key: Hashable | None, found: Plan, refused: bool) -> None:
     if refused:
         plan.QUICK_PLANS[key] = None
     else:
-        plan.QUICK_PLANS.setdefault(key, found)
+        sizes = [4 if name in _GATES else tensor.element_size() for name, tensor in inputs.items()]
+        input_bytes = tuple(size * tensor.numel() for size, tensor in zip(sizes, inputs.values(), strict=True))
+        plan.QUICK_PLANS.setdefault(key, replace(found, input_bytes=input_bytes))

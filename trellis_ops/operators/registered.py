@@ -261,7 +261,8 @@ def run_step(
         if y is not None:
             return y
     found = plan(step_request, tensors, settings, implementation)
-    overlap.check_apart(S_k, S_v, G_k, G_v)
+    inputs = {"q": q, "k": k, "v": v, "target": target, "log_decay": log_decay, "step_size": step_size}
+    overlap.check_apart(S_k, S_v, G_k, G_v, **inputs)
     if found.checks_values:
         values.check_values(log_decay, step_size, q=q, k=k, v=v, target=target, S_k=S_k, S_v=S_v, G_k=G_k, G_v=G_v)
     if found.operator is None:
@@ -269,7 +270,7 @@ def run_step(
         with autocast.off(q.device):
             return eager.step(q, k, v, target, log_decay, step_size, state, rule=rule, gradient_state=gradient_state)
     y = launch.step(found.operator, q, k, v, target, log_decay, step_size, S_k, S_v, gradient_state, found.sequences)
-    quick_step.remember(key, found, refused=quick is not None)
+    quick_step.remember(key, found, quick is not None, inputs)
     return y
 
 

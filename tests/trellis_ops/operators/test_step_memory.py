@@ -179,3 +179,44 @@ def test_whether_strided_memory_meets_is_told_exactly():
         else:
             assert not meet, layouts
     assert 50 < met < 250
+
+
+INPUTS = ("q", "k", "v", "target", "log_decay", "step_size")
+
+
+@IMPLEMENTATIONS
+@CALLS
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("place", [0, 1], ids=["S_k", "S_v"])
+def test_an_input_that_lies_in_a_state_is_refused_and_nothing_is_written(
+    inputs, implementation, calls_before, name, place
+):
+    """The end of the state is the input: whichever starts first in memory, one byte in common is enough."""
+    token = dict(zip(INPUTS, inputs.token(0), strict=True))
+    for _ in range(calls_before):
+        trellis_step(*token.values(), copies(inputs), phi_eps=1e-2, implementation=implementation)
+    around = torch.zeros(inputs.initial_state[place].numel() + token[name].numel() - 1)
+    state = list(copies(inputs))
+    state[place] = around[: state[place].numel()].view_as(state[place]).copy_(state[place])
+    token[name] = around[state[place].numel() - 1 :].view_as(token[name])
+    before = [s.clone() for s in state]
+    with pytest.raises(OverlapError, match=f"^{name} shares memory with state's S_"):
+        trellis_step(*token.values(), tuple(state), phi_eps=1e-2, implementation=implementation)
+    assert all(map(torch.equal, state, before))
+
+
+@IMPLEMENTATIONS
+@CALLS
+def test_inputs_side_by_side_with_the_states_are_taken(inputs, implementation, calls_before):
+    """In one storage, each where the one before ends."""
+    q, k, *others = inputs.token(0)
+    S_k, S_v = copies(inputs)
+    tensors = (q, S_k, k, S_v, *others)
+    parts = torch.cat([x.flatten() for x in tensors]).split([x.numel() for x in tensors])
+    q, S_k, k, S_v, *others = (part.view_as(x) for part, x in zip(parts, tensors, strict=True))
+    expected = copies(inputs)
+    for _ in range(calls_before + 1):
+        y = trellis_step(q, k, *others, (S_k, S_v), phi_eps=1e-2, implementation=implementation)
+        assert torch.equal(y, trellis_step(*inputs.token(0), expected, phi_eps=1e-2, implementation=implementation))
+    assert torch.equal(S_k, expected[0])
+    assert torch.equal(S_v, expected[1])

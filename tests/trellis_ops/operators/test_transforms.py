@@ -10,9 +10,10 @@ from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from codegen.errors import GradientError, TransformError
+from codegen.rule import MAPS, Rule
 from tests.support.inputs import make_inputs
 from tests.support.relative_error import assert_close
-from trellis_ops import memory_readout, memory_update, trellis_attention, trellis_step
+from trellis_ops import memory_readout, memory_update, reference, trellis_attention, trellis_step
 
 SETTINGS = {"phi_eps": 1e-2, "chunk_size": 4}
 FORWARD = pytest.mark.parametrize("name", ["trellis_attention", "packed", "memory_update", "memory_readout"])
@@ -223,3 +224,23 @@ def test_transforms_within_a_compiled_graph():
     assert_close(compiled(x), by_autograd("trellis_attention"), 1e-4)
     with pytest.raises(TransformError, match="does not run under forward-mode differentiation"):
         torch.compile(lambda x: jvp(function, (x,), (x,))[1], backend="aot_eager")(x)
+
+
+@pytest.mark.parametrize("phi", MAPS)
+def test_second_derivatives_are_those_of_the_oracle(phi):
+    """ATen's double backward of a layer norm cannot be differentiated again: mean and deviation are constants to it."""
+    x = make_inputs(1, 3, 1, 3, 3, 3, dtype=torch.float64)
+    rule = Rule(phi, link=phi, phi_eps=0.1)
+
+    def of_eager(k):
+        options = {"phi": phi, "link": phi, "phi_eps": 0.1, "chunk_size": 2, "implementation": "eager"}
+        y, _ = trellis_attention(x.q, k, *x.args[2:], initial_state=x.initial_state, **options)
+        return y.pow(2).sum()
+
+    def of_oracle(k):
+        y, _ = reference.attention(x.q, k, *x.args[2:], rule=rule, chunk_size=2, initial_state=x.initial_state)
+        return y.pow(2).sum()
+
+    expected = torch.autograd.functional.hessian(of_oracle, x.k)
+    assert_close(torch.func.hessian(of_eager)(x.k), expected, 1e-9)
+    assert_close(torch.func.jacrev(torch.func.jacrev(of_eager))(x.k), expected, 1e-9)

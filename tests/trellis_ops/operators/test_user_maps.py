@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from codegen.errors import MapTextError, UnknownMapError
-from codegen.maps import MAPS, define, define_loss, find, tanh
+from codegen.maps import MAPS, Map, define, define_loss, find, mean, tanh
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec, bucket, spec_of_key
 from tests.codegen.backends.tvm.test_backward import check
@@ -83,6 +83,50 @@ def test_at_the_kinks_of_a_loss() -> None:
     inputs.target.copy_(torch.tensor([0.0, 1.0, -1.0]).repeat(6))
     check(case, inputs=inputs)
     check_attention(With(), case, inputs)
+
+
+@pytest.mark.parametrize("exponent", [9, 16, 33, 64, -9])
+def test_a_whole_power_of_a_negative_number_is_a_number(exponent: int) -> None:
+    """Written as a product, whatever the exponent: by way of the logarithm it would be none."""
+    power = define(f"power_{abs(exponent)}{'_below' * (exponent < 0)}", lambda z: z**exponent)
+    z = torch.tensor([-1.5, -1.0, -0.75, 0.5, 1.25])
+    state = (torch.diag(z).expand(1, 1, 5, 5).clone(), torch.eye(5).expand(1, 1, 5, 5).clone())
+    ones, none = torch.ones(1, 1, 5), (torch.zeros(1, 1), torch.zeros(1))
+    for implementation in ("eager", "tvm"):
+        moved = tuple(s.clone() for s in state)
+        y = trellis_step(
+            ones, ones, ones, ones, *none, moved, phi="identity", link=power, implementation=implementation
+        )
+        assert_close(y.flatten(), z.double() ** exponent, 1e-5)
+
+
+FLAT = [
+    define_loss("hebbian", lambda z, a: -z * a),
+    define_loss("of_the_mean", lambda z, a: mean(z) ** 2),
+    define_loss("of_means", lambda z, a: -z * mean(a)),
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("loss", FLAT, ids=attrgetter("name"))
+def test_losses_whose_derivatives_hold_no_z_or_one_number_for_all_slots(loss: Map, chunk: int) -> None:
+    plain = {"hebbian": lambda z, a: -z * a, "of_the_mean": _squared_mean, "of_means": lambda z, a: -z * _mean(a)}
+    reference.define_loss(loss.name, lambda z, a, epsilon: plain[loss.name](z, a))
+    x = make_inputs(1, 11, 2, 6, 5, 7, dtype=torch.float64, step_size="token", state="random").leaves()
+    options = {"rule": Rule(loss, link="identity", step_size="token"), "chunk_size": chunk}
+    expected = gradients(x, reference, outer_gradient="bilevel", **options)
+    for one, other in zip(gradients(x, eager, outer_gradient="bilevel", **options), expected, strict=True):
+        assert_close(one, other, 1e-9)
+    check(Case(chunk=chunk, lengths=(11,), heads=1, rule=options["rule"]))
+
+
+def _mean(x: torch.Tensor) -> torch.Tensor:
+    return x.mean(dim=-1, keepdim=True)
+
+
+def _squared_mean(z: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """Of the row, shared out among its slots: the oracle sums over them."""
+    return (_mean(z) ** 2).expand_as(z) / z.shape[-1]
 
 
 def test_operators_take_a_map_and_its_text() -> None:
