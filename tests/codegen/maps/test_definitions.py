@@ -88,7 +88,7 @@ def test_a_constant_beyond_float32(formula: Formula, shown: str) -> None:
 
 
 def test_a_text_with_a_constant_beyond_float32() -> None:
-    with pytest.raises(MapTextError, match=r"1e\+39, which is beyond the range of float32"):
+    with pytest.raises(MapTextError, match=r"it has the constant 1e\+39, which is beyond the range of float32"):
         find("large(z) = min(z, 1e39)")
 
 
