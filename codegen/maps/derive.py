@@ -60,7 +60,8 @@ def write_of(phi: Expr, is_loss: bool) -> Write:
         y = value_of(phi)
         (u,) = pull_back(y, y - TARGET, [Z])
     u = with_scalars_named(u)
-    dz, da = pull_back(u, COTANGENT, [Z, TARGET])
+    # A u that is one number for all slots has the cotangents of all of them.
+    dz, da = pull_back(u, COTANGENT if u.row else total(COTANGENT), [Z, TARGET])
     return Write(u, dz, da)
 
 

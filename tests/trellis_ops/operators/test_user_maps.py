@@ -102,7 +102,7 @@ def test_a_whole_power_of_a_negative_number_is_a_number(exponent: int) -> None:
 
 FLAT = [
     define_loss("hebbian", lambda z, a: -z * a),
-    define_loss("of_the_mean", lambda z, a: mean(z) ** 2),
+    define_loss("of_the_mean", lambda z, a: mean(z) ** 2 * mean(a)),
     define_loss("of_means", lambda z, a: -z * mean(a)),
 ]
 
@@ -110,12 +110,20 @@ FLAT = [
 @pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("loss", FLAT, ids=attrgetter("name"))
 def test_losses_whose_derivatives_hold_no_z_or_one_number_for_all_slots(loss: Map, chunk: int) -> None:
-    plain = {"hebbian": lambda z, a: -z * a, "of_the_mean": _squared_mean, "of_means": lambda z, a: -z * _mean(a)}
-    reference.define_loss(loss.name, lambda z, a, epsilon: plain[loss.name](z, a))
+    formulas = {"hebbian": lambda z, a: -z * a, "of_the_mean": _squared_mean, "of_means": lambda z, a: -z * _mean(a)}
+    reference.define_loss(loss.name, lambda z, a, epsilon: formulas[loss.name](z, a))
     x = make_inputs(1, 11, 2, 6, 5, 7, dtype=torch.float64, step_size="token", state="random").leaves()
-    options = {"rule": Rule(loss, link="identity", step_size="token"), "chunk_size": chunk}
-    expected = gradients(x, reference, outer_gradient="bilevel", **options)
-    for one, other in zip(gradients(x, eager, outer_gradient="bilevel", **options), expected, strict=True):
+    options = {"rule": Rule(loss, link="identity", step_size="token"), "chunk_size": chunk, "outer_gradient": "bilevel"}
+    expected = gradients(x, reference, **options)
+    for one, other in zip(gradients(x, eager, **options), expected, strict=True):
+        assert_close(one, other, 1e-9)
+    generator = torch.Generator().manual_seed(0)
+    incoming = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in expected[:3]]
+    plain = x.map(torch.Tensor.detach)
+    tokens, of_states = backward.attention(
+        *plain.args, incoming[0], (incoming[1], incoming[2]), initial_state=plain.initial_state, **options
+    )
+    for one, other in zip((*tokens, *of_states), expected[3:], strict=True):
         assert_close(one, other, 1e-9)
     check(Case(chunk=chunk, lengths=(11,), heads=1, rule=options["rule"]))
 
@@ -125,8 +133,8 @@ def _mean(x: torch.Tensor) -> torch.Tensor:
 
 
 def _squared_mean(z: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """Of the row, shared out among its slots: the oracle sums over them."""
-    return (_mean(z) ** 2).expand_as(z) / z.shape[-1]
+    """One number for the row, shared out among its slots: the oracle sums over them."""
+    return (_mean(z) ** 2 * _mean(a)).expand_as(z) / z.shape[-1]
 
 
 def test_operators_take_a_map_and_its_text() -> None:
