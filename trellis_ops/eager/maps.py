@@ -69,12 +69,12 @@ def _generated(name: str, function: str) -> Callable[..., Any]:
 
 
 def _is_transformed() -> bool:
-    return bool(get_interpreter_stack())
+    # torch.compile refuses to look into what is generated; more than one derivative is refused there before.
+    return not torch.compiler.is_compiling() and bool(get_interpreter_stack())
 
 
-# torch.compile takes what these return as it is, and does not look into how it is made.
+# torch.compile takes the function that this returns as it is, and does not look into how it is made.
 _generated._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _ln_silu(x: Tensor, eps: float) -> Tensor:

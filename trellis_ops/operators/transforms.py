@@ -42,7 +42,8 @@ def differentiates(name: str, tensors: Tensors, implementation: str | None) -> b
     """Whether a function transform, or forward mode, differentiates a call on these tensors.
 
     Raises:
-        TransformError: forward mode, and "eager" is not what was asked for; or a kernel was.
+        TransformError: forward mode, and "eager" is not what was asked for; or a kernel was; or a second derivative
+            is compiled.
     """
     kinds = _kinds(tensors)
     if "Jvp" not in kinds and "Grad" not in kinds:
@@ -52,6 +53,9 @@ def differentiates(name: str, tensors: Tensors, implementation: str | None) -> b
         raise TransformError(
             name=name, transform=FORWARD_MODE, advice='give implementation="eager", or differentiate in reverse'
         )
+    if kinds.count("Grad") > 1 and torch.compiler.is_compiling():
+        advice = "call it outside of torch.compile"
+        raise TransformError(name=name, transform="a second derivative that is compiled", advice=advice)
     if forced not in (None, "eager"):
         advice = f'give implementation="eager" or None in place of {forced!r}, or call backward()'
         raise TransformError(name=name, transform="torch.func.grad, vjp or jacrev", advice=advice)

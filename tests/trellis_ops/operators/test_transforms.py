@@ -226,6 +226,15 @@ def test_transforms_within_a_compiled_graph():
         torch.compile(lambda x: jvp(function, (x,), (x,))[1], backend="aot_eager")(x)
 
 
+def test_a_second_derivative_is_right_though_a_compiler_is_asked_for_it():
+    """It is refused while torch traces, which then runs it as it stands."""
+    function, x = energy("trellis_attention")
+    twice = grad(lambda x: grad(function)(x).sum())
+    assert_close(torch.compile(twice, backend="aot_eager")(x), twice(x), 1e-4)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(twice, fullgraph=True, backend="aot_eager")(x)
+
+
 @pytest.mark.parametrize("phi", MAPS)
 def test_second_derivatives_are_those_of_the_oracle(phi):
     """ATen's double backward of a layer norm cannot be differentiated again: mean and deviation are constants to it."""
