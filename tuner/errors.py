@@ -89,6 +89,12 @@ class NoGpuError(TrellisError, RuntimeError):
     message = "torch sees no GPU here, only {device}; run this where one is, or tune for this CPU with `make tune`"
 
 
+class GpuRunInUseError(TrellisError, RuntimeError):
+    """Two GPU runs into one folder."""
+
+    message = "another GPU run writes to {folder}; wait until it ends, or give --folder another one"
+
+
 class ReportFileError(TrellisError, OSError):
     """A place where the report cannot be written."""
 

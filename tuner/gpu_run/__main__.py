@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from codegen.device import Device
 from codegen.errors import TrellisError
-from tuner.errors import NoGpuError
+from tuner.errors import GpuRunInUseError, NoGpuError
 from tuner.gpu_run import exported, sanitizer
 from tuner.gpu_run.correctness import check_all, kernels_to_check
 from tuner.gpu_run.ledger import Entry, Ledger
@@ -61,15 +65,20 @@ def _run(options: argparse.Namespace, workers: Workers) -> int:
         seconds=60.0 * options.minutes,
         most=options.most,
     )
+    with _alone(folder):
+        return _whole(run, folder, options.minutes)
+
+
+def _whole(run: GpuRun, folder: Path, minutes: float) -> int:
+    device, backend = run.device, run.backend
     left_out = list(_left_out(device, run.candidates))
-    print(f"{device.key()}, backend {backend}: {options.minutes:g} minutes; findings in {folder}")
+    print(f"{device.key()}, backend {backend}: {minutes:g} minutes; findings in {folder}")
     for each in left_out:
         print(f"left out: {each}")
     with WarmUp(device, run.workload, folder / "warm-up.log") as warm:
         good = all([_said(entry) for entry in _stages(run, warm)])
     left_out += list(_not_reached(run))
     path = folder / "tables.md"
-    folder.mkdir(parents=True, exist_ok=True)
     path.write_text(page(run.ledger, device.key(), left_out))
     print(f"{path} has the tables, {folder / 'winners'} the winners")
     return 0 if good else _FAILED
@@ -137,6 +146,31 @@ def _left_out(device: Device, folder: Path) -> Iterator[str]:
         )
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold `folder`, made if it is not there: what two runs would time, each would time beside the other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".gpu-run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise GpuRunInUseError(folder=folder) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time in minutes; give a number above 0")
+    return minutes
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of candidates; give 1 or more")
@@ -145,7 +179,9 @@ def _count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tuner.gpu_run", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=9.5, help="how long all of it may take (default %(default)s)")
+    parser.add_argument(
+        "--minutes", type=_minutes, default=9.5, help="how long all of it may take (default %(default)s)"
+    )
     parser.add_argument(
         "--most", type=_count, metavar="N", help="candidates of each spec (default: as the time allows)"
     )

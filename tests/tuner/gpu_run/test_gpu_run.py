@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from filelock import FileLock
 
 from codegen.device import NAMED, cpu
 from codegen.kernels.build import operator_digest
@@ -167,6 +168,22 @@ def test_a_gpu_run_whose_time_is_up_says_what_is_left(tmp_path, capsys):
     assert "kernels were not checked; the time was up" in text
     assert "not tuned: prefill, decode" in text
     assert "after the default, those legal schedules are tried first that are nearest to the best" in text
+
+
+@pytest.mark.parametrize("minutes", ["-1", "0", "nan", "inf", "soon"])
+def test_a_time_that_is_none_is_refused(minutes, capsys):
+    with pytest.raises(SystemExit):
+        main(["--device", "cpu", "--minutes", minutes])
+    assert f"{minutes!r} is no time in minutes" in capsys.readouterr().err
+
+
+def test_a_second_run_into_a_folder_is_refused_while_the_first_goes_on(tmp_path, capsys):
+    folder = tmp_path / cpu().key()
+    folder.mkdir()
+    with FileLock(folder / ".gpu-run.lock"):
+        assert main(["--device", "cpu", "--minutes", "0.0001", "--folder", str(tmp_path)]) == 1
+    assert f"another GPU run writes to {folder}" in capsys.readouterr().err
+    assert not (folder / "findings.jsonl").exists()
 
 
 def test_without_a_gpu_it_says_so(capsys):
