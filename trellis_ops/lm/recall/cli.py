@@ -82,7 +82,7 @@ def _command(words: Sequence[str]) -> str:
     for name in ("--minutes", "--workers"):
         if name in kept:
             del kept[kept.index(name) : kept.index(name) + 2]
-    return f"python -m trellis_ops.lm.recall {shlex.join(kept)}"
+    return f".venv/bin/python -m trellis_ops.lm.recall {shlex.join(kept)}"
 
 
 def _write(options: argparse.Namespace, cells: Sequence[Cell], results: Sequence[Result], command: str) -> None:

@@ -38,7 +38,7 @@ recall, and of text where it differs. A run whose loss stopped being a number co
 
 ONE_CHANGE = """## One change at a time
 
-The middle is {middle}, {gradient} gradients, C = {chunk}, a step size from {step_size:g}. Share of queries answered,
+The baseline is {middle}, {gradient} gradients, C = {chunk}, a step size from {step_size:g}. Share of queries answered,
 by the number of pairs, and bits per byte; mean ± standard deviation over seeds.
 """
 
@@ -116,7 +116,7 @@ def _one_change(results: Sequence[Result]) -> str:
 
 
 def _drawn(recall: Sequence[Result], picture: Path) -> str:
-    """The middle, the best linear write and the best others, with the outer gradient of the middle."""
+    """The baseline, the best linear write and the best others, with the outer gradient of the baseline."""
     axes = axes_of(recall)
     alike = [each for each in recall if not {"outer_gradient"} & {*grids.changes(each.cell, axes)}]
     also = differing(alike, _NAMED)
@@ -130,7 +130,7 @@ def _drawn(recall: Sequence[Result], picture: Path) -> str:
     centre = {name(each) for each in near if not grids.changes(each.cell, axes)}
     shown = {*centre, *linear[:1], *[text for text in ranked if text not in linear][:_SHOWN]}
     draw_lines([each for each in alike if name(each) in shown], picture, name)
-    text = "The middle, the best linear write and the best others:"
+    text = "The baseline, the best linear write and the best others:"
     return f"{text}\n\n![accuracy against pairs per slot]({picture.name})"
 
 
