@@ -24,6 +24,7 @@ from codegen.backends.tvm_cuda.kernel import CompiledCuda
 from codegen.cache.kernels import Entry, entry
 from codegen.device import Device, cpu, cpu_identity
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.interruption import uninterrupted
 from codegen.render import Source, render, template_digest
 from codegen.schedules.cuda_block import block_of
 from codegen.schedules.schedule import Schedule
@@ -215,7 +216,9 @@ def _loaded(place: Entry, template: str, schedule: Schedule) -> TvmKernel | None
     if path is None:
         return None
     try:
-        function = tvm_runtime.load().load_module(path)[template]
+        # Ctrl-C within it would come out of TVM as a RuntimeError.
+        with uninterrupted():
+            function = tvm_runtime.load().load_module(path)[template]
     except (RuntimeError, AttributeError, OSError):
         return None  # Another system's libraries, say, in a folder that both share: it is made again.
     return TvmKernel(template, function, schedule.cpu_threads, path)
@@ -227,7 +230,9 @@ def _compiled(place: Entry, source: Source, schedule: Schedule) -> TvmKernel:
     def export(path: Path) -> None:
         if compiler().support.cc.get_cc() is None:
             raise FileNotFoundError("there is no C compiler on the PATH to link them")
-        made.export_library(str(path))
+        # What is interrupted in the removal of TVM's temporary files, or in a call from TVM to Python, is lost.
+        with uninterrupted():
+            made.export_library(str(path))
 
     kept = place.store(export)
     found = None if kept is None else _loaded(place, source.kernel, schedule)
