@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import gc
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from codegen.backends.tvm.executable import compiler, executable
 from codegen.cache.kernels import entry, kernels_folder
 from codegen.device import cpu
 from codegen.interruption import uninterrupted
+from codegen.kernels.build import build
 from codegen.render import Source, render
 from codegen.schedules.registry import default
 from tests.support.kernel_cases import Case
@@ -245,3 +248,41 @@ def test_ctrl_c_in_a_pass_of_the_compiler_is_an_interruption_and_no_error_of_the
         executable(source, cpu(), [tvm.instrument.pass_instrument(Interrupting)()])
     assert sent
     assert executable(source, cpu())["memory_step"]
+
+
+def test_ctrl_c_that_the_parser_of_tvm_would_swallow_is_an_interruption(monkeypatch):
+    """TVM's parser has an `except:` around `ast.parse`, after which it parses once more."""
+    compiler()
+    spec, parse, sent = Case("trellis_step", dim_k=7, dim_v=9, slots=6, lengths=(1,)).spec, ast.parse, []
+
+    def interrupting(*arguments, **options):
+        if not sent:
+            sent.append(arguments)
+            press()
+        return parse(*arguments, **options)
+
+    source = render("memory_step", spec, default("tvm", spec, cpu()), cpu())
+    monkeypatch.setattr("tvm.script.parser.core.doc.ast.parse", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        executable(source, cpu())
+    assert sent
+    assert executable(source, cpu())["memory_step"]
+
+
+def test_ctrl_c_while_a_kernel_is_linked_is_an_interruption(monkeypatch, tmp_path):
+    """Removing TVM's temporary files is up to `__del__`, where Python loses it."""
+    monkeypatch.setenv("TRELLIS_OPS_CACHE", str(tmp_path))
+    compiler()
+    spec, remove, sent = Case("trellis_step", dim_k=7, dim_v=9, slots=7, lengths=(1,)).spec, shutil.rmtree, []
+
+    def interrupting(*arguments, **options):
+        if not sent:
+            sent.append(arguments)
+            press()
+        return remove(*arguments, **options)
+
+    monkeypatch.setattr("tvm.support.utils.shutil.rmtree", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        build(spec, default("tvm", spec, cpu()), cpu())
+    assert sent
+    assert build(spec, default("tvm", spec, cpu()), cpu()).kernels

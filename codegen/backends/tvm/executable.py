@@ -31,7 +31,9 @@ def executable(source: Source, device: Device, instruments: Sequence[Any] = ()) 
         CompileError: TVM refused the source.
     """
     tvm = compiler()
-    module = module_of(source, NAME)
+    # TVM's parser has an `except:` that would swallow Ctrl-C.
+    with uninterrupted():
+        module = module_of(source, NAME)
     on_cuda = device.kind == "cuda"
     # CUDA kernels place every barrier and buffer themselves; the few passes of "tirx" leave both where they are.
     options = {"tir_pipeline": "tirx"} if on_cuda else {}
