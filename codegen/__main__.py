@@ -118,20 +118,13 @@ def _add_rule(show: argparse.ArgumentParser) -> None:
         help=f"write map or inner loss: {maps} (default: %(default)s)",
     )
     show.add_argument("--phi-eps", type=float, default=rule.phi_eps, help="its epsilon (default: %(default)s)")
-    show.add_argument(
-        "--link",
-        metavar="MAP",
-        type=partial(_map, "link"),
-        default=rule.link,
-        help="map between the passes (default: %(default)s)",
-    )
-    show.add_argument(
-        "--out",
-        metavar="MAP",
-        type=partial(_map, "out"),
-        default=rule.out,
-        help="map of the last readout (default: %(default)s)",
-    )
+    for role, name, says in (
+        ("link", rule.link, "map between the passes"),
+        ("out", rule.out, "map of the last readout"),
+    ):
+        show.add_argument(
+            f"--{role}", metavar="MAP", type=partial(_map, role), default=name, help=f"{says} (default: %(default)s)"
+        )
     show.add_argument(
         "--step-size", choices=STEP_SIZES, default=rule.step_size, help="step_size per (default: %(default)s)"
     )

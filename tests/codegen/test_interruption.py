@@ -250,19 +250,24 @@ def test_ctrl_c_in_a_pass_of_the_compiler_is_an_interruption_and_no_error_of_the
     assert executable(source, cpu())["memory_step"]
 
 
-def test_ctrl_c_that_the_parser_of_tvm_would_swallow_is_an_interruption(monkeypatch):
-    """TVM's parser has an `except:` around `ast.parse`, after which it parses once more."""
-    compiler()
-    spec, parse, sent = Case("trellis_step", dim_k=7, dim_v=9, slots=6, lengths=(1,)).spec, ast.parse, []
+def pressing_once(function, sent):
+    """`function`, whose first call is interrupted, and noted in `sent`."""
 
     def interrupting(*arguments, **options):
         if not sent:
             sent.append(arguments)
             press()
-        return parse(*arguments, **options)
+        return function(*arguments, **options)
 
+    return interrupting
+
+
+def test_ctrl_c_that_the_parser_of_tvm_would_swallow_is_an_interruption(monkeypatch):
+    """TVM's parser has an `except:` around `ast.parse`, after which it parses once more."""
+    compiler()
+    spec, sent = Case("trellis_step", dim_k=7, dim_v=9, slots=6, lengths=(1,)).spec, []
     source = render("memory_step", spec, default("tvm", spec, cpu()), cpu())
-    monkeypatch.setattr("tvm.script.parser.core.doc.ast.parse", interrupting)
+    monkeypatch.setattr("tvm.script.parser.core.doc.ast.parse", pressing_once(ast.parse, sent))
     with pytest.raises(KeyboardInterrupt):
         executable(source, cpu())
     assert sent
@@ -273,15 +278,8 @@ def test_ctrl_c_while_a_kernel_is_linked_is_an_interruption(monkeypatch, tmp_pat
     """Removing TVM's temporary files is up to `__del__`, where Python loses it."""
     monkeypatch.setenv("TRELLIS_OPS_CACHE", str(tmp_path))
     compiler()
-    spec, remove, sent = Case("trellis_step", dim_k=7, dim_v=9, slots=7, lengths=(1,)).spec, shutil.rmtree, []
-
-    def interrupting(*arguments, **options):
-        if not sent:
-            sent.append(arguments)
-            press()
-        return remove(*arguments, **options)
-
-    monkeypatch.setattr("tvm.support.utils.shutil.rmtree", interrupting)
+    spec, sent = Case("trellis_step", dim_k=7, dim_v=9, slots=7, lengths=(1,)).spec, []
+    monkeypatch.setattr("tvm.support.utils.shutil.rmtree", pressing_once(shutil.rmtree, sent))
     with pytest.raises(KeyboardInterrupt):
         build(spec, default("tvm", spec, cpu()), cpu())
     assert sent

@@ -8,16 +8,16 @@ import sys
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
 
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tests.fuzz import __main__ as fuzz
 from tests.fuzz import checks
-from tests.fuzz.cases import INPUTS, Case, cases
+from tests.fuzz.cases import INPUTS, Case
 from tests.fuzz.expectations import expected
 from tests.fuzz.kernels import KINDS, Kernel, chosen, draw_kernels
 from tests.fuzz.layouts import LAYOUTS, VIEWS
+from tests.fuzz.random_calls import check_random_calls
 from tests.fuzz.rounds import write_script
 from tests.fuzz.tensors import make
 from trellis_ops import explain, trellis_step
@@ -39,19 +39,7 @@ def torch_threads():
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=[f"{n}-{kernel.spec.key()}" for n, kernel in enumerate(KERNELS)])
 def test_random_calls(kernel):
-    @settings(
-        derandomize=True,
-        max_examples=20 if kernel.spec.problem.direction == "forward" else 10,
-        database=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(cases(kernel))
-    def every_case_is_right(case: Case) -> None:
-        checks.check(case)
-
-    with chosen(kernel):
-        every_case_is_right()
+    check_random_calls(kernel, 20 if kernel.spec.problem.direction == "forward" else 10)
 
 
 @pytest.mark.parametrize("name", ["y", "S_k", "S_v"])

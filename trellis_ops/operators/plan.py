@@ -35,6 +35,7 @@ class Plan:
         heads: B x H, the programs of a decode step.
         state_bytes: of S_k and of S_v, contiguous and float32.
         input_bytes: of q, k, v, target, log_decay and step_size, contiguous, as `quick_step.remember` has seen them.
+        most_input_bytes: the largest of them.
     """
 
     operator: CompiledOperator | None
@@ -45,6 +46,7 @@ class Plan:
     heads: int
     state_bytes: tuple[int, int]
     input_bytes: tuple[int, ...] = ()
+    most_input_bytes: int = 0
 
 
 # Whether a tensor is on the CPU is looked up and compared faster than its device.

@@ -73,10 +73,17 @@ def step(
         (bytes_k, bytes_v), at_k, at_v = found.state_bytes, S_k.data_ptr(), S_v.data_ptr()
         if -bytes_v < at_v - at_k < bytes_k:
             return None
-        for tensor, size in zip((q, k, v, target, log_decay, step_size), found.input_bytes, strict=True):
-            at = tensor.data_ptr()
-            if at_k - size < at < at_k + bytes_k or at_v - size < at < at_v + bytes_v:
-                return None
+        # Mostly no input lies near the states, which one comparison of each shows.
+        least, most = min(at_k, at_v) - found.most_input_bytes, max(at_k + bytes_k, at_v + bytes_v)
+        if (
+            least < q.data_ptr() < most
+            or least < k.data_ptr() < most
+            or least < v.data_ptr() < most
+            or least < target.data_ptr() < most
+            or least < log_decay.data_ptr() < most
+            or least < step_size.data_ptr() < most
+        ) and _lies_in(found, (q, k, v, target, log_decay, step_size), ((at_k, bytes_k), (at_v, bytes_v))):
+            return None
         if starts:
             start_k, start_v = [start.data_ptr() for start in starts]
             if (
@@ -98,6 +105,15 @@ def step(
     return y
 
 
+def _lies_in(found: Plan, inputs: tuple[Tensor, ...], states: tuple[tuple[int, int], ...]) -> bool:
+    """Whether an input shares memory with a state, of which there is where it begins and how many bytes it takes."""
+    return any(
+        begin - size < tensor.data_ptr() < begin + taken
+        for tensor, size in zip(inputs, found.input_bytes, strict=True)
+        for begin, taken in states
+    )
+
+
 def remember(key: Hashable | None, found: Plan, refused: bool, inputs: Mapping[str, Tensor]) -> None:
     """Let calls with this key go straight to the kernel, once one of them has gone the long way without an error.
 
@@ -117,4 +133,4 @@ def remember(key: Hashable | None, found: Plan, refused: bool, inputs: Mapping[s
     else:
         sizes = [4 if name in _GATES else tensor.element_size() for name, tensor in inputs.items()]
         input_bytes = tuple(size * tensor.numel() for size, tensor in zip(sizes, inputs.values(), strict=True))
-        plan.QUICK_PLANS.setdefault(key, replace(found, input_bytes=input_bytes))
+        plan.QUICK_PLANS.setdefault(key, replace(found, input_bytes=input_bytes, most_input_bytes=max(input_bytes)))
