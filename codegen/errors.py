@@ -67,6 +67,12 @@ class UnknownMapError(TrellisError, ValueError):
     message = "{role}={name!r} is no known map; choose one of: {known}"
 
 
+class RuleError(TrellisError, ValueError):
+    """A field of a rule that is none of its choices, or that another field excludes."""
+
+    message = "rule field {field}={value!r}: {reason}"
+
+
 class SpecKeyError(TrellisError, ValueError):
     """A text that is the key of no spec, such as one that another version wrote."""
 

@@ -55,7 +55,7 @@ def check_expression(name: str, expression: Expr, is_loss: bool) -> None:
     """
     _check_comparisons(name, expression)
     _check_constants(name, "it has", expression)
-    parsed(text(expression), ("z", "a") if is_loss else ("z",))
+    parsed(text(expression), ("z", "a", "g") if is_loss else ("z",))
     derived = _derived(name, expression, is_loss)
     _check_constants(name, "its derivative needs", *derived)
 
@@ -67,7 +67,7 @@ def _derived(name: str, expression: Expr, is_loss: bool) -> list[Expr]:
         reads = [] if is_loss else [value_of(expression), pullback_of(expression)]
     except (ValueError, ArithmeticError) as error:
         raise MapTextError(text=name, reason=f"its derivative cannot be written: {error}") from error
-    return [write.u, write.dz, write.da, *reads]
+    return [write.u, write.dz, write.da, write.dg, *reads]
 
 
 def _check_comparisons(name: str, expression: Expr) -> None:

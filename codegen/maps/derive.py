@@ -32,8 +32,9 @@ from codegen.maps.functions import derivatives
 from codegen.maps.polynomial import Expansion
 from codegen.maps.simplify import simplest
 
-Z, TARGET, COTANGENT = input_row("z"), input_row("a"), input_row("ct")
-"""What a map or loss is applied to, its target, and an incoming cotangent: of y for a readout, of u for a write."""
+Z, TARGET, GAIN, COTANGENT = input_row("z"), input_row("a"), input_row("g"), input_row("ct")
+"""What a map or loss is applied to, its target and gain, and an incoming cotangent: of y for a readout, of u for a
+write."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Write:
         u: the gradient of the loss at z, in z and a.
         dz: the cotangent of z, in z, a and ct, that of u.
         da: the cotangent of a.
+        dg: the cotangent of g, 0 where the loss has none.
     """
 
     u: Expr
     dz: Expr
     da: Expr
+    dg: Expr
 
 
 @functools.cache
@@ -61,8 +64,7 @@ def write_of(phi: Expr, is_loss: bool) -> Write:
         (u,) = pull_back(y, y - TARGET, [Z])
     u = with_scalars_named(u)
     # A u that is one number for all slots has the cotangents of all of them.
-    dz, da = pull_back(u, COTANGENT if u.row else total(COTANGENT), [Z, TARGET])
-    return Write(u, dz, da)
+    return Write(u, *pull_back(u, COTANGENT if u.row else total(COTANGENT), [Z, TARGET, GAIN]))
 
 
 @functools.cache

@@ -1,23 +1,26 @@
-"""The maps and inner losses that rules can name: five that come along, and what users define."""
+"""The maps and inner losses that rules can name: those that come along, and what users define."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import re
 from collections.abc import Callable
 
 from codegen.errors import MapTextError, UnknownMapError
 from codegen.maps.acceptance import check_expression, check_name, refusals
-from codegen.maps.expression import Expr, input_row, of, total
-from codegen.maps.functions import l2_norm, layer_norm, silu, softmax
+from codegen.maps.expression import Expr, input_row, of, total, where
+from codegen.maps.functions import abs, l2_norm, layer_norm, silu, softmax
 from codegen.maps.text import parsed, text
 
-_DEFINITION = re.compile(r"\s*(?P<name>\w+)\s*\(\s*z\s*(?P<target>,\s*a\s*)?\)\s*=(?P<text>[^=].*)", re.DOTALL)
+_DEFINITION = re.compile(
+    r"\s*(?P<name>\w+)\s*\(\s*z\s*(?P<target>,\s*a\s*(?P<gain>,\s*g\s*)?)?\)\s*=(?P<text>[^=].*)", re.DOTALL
+)
 
 
 class Map(str):
-    """A map phi(z), or an inner loss of z and its target a: a text that says all of it.
+    """A map phi(z), or an inner loss of z, its target a and perhaps a gain g: a text that says all of it.
 
     It goes wherever the name of a map goes. The text of one that comes along is its name; that of another is its
     definition, such as "cubic(z) = z ** 3", from which any process makes the same map again.
@@ -40,13 +43,18 @@ class Map(str):
             MapTextError: it is none.
         """
         check_name(name)
-        definition = f"{name}({'z, a' if is_loss else 'z'}) = {text(expression)}"
+        definition = f"{name}({', '.join(_inputs_of(expression, is_loss))}) = {text(expression)}"
         made = super().__new__(cls, name if built_in else definition)
         made.name, made.expression, made.is_loss = name, expression, is_loss
         return made
 
     def __reduce__(self) -> tuple[object, ...]:
         return (find, (str(self),))
+
+    @property
+    def takes_gain(self) -> bool:
+        """Whether it is a loss with a gain g, a row that all tokens of a head share."""
+        return "g" in self.expression.inputs
 
     @property
     def formula(self) -> str:
@@ -61,11 +69,16 @@ class Map(str):
         return f"{self.name}@{hashlib.sha256(self.formula.encode()).hexdigest()[:10]}"
 
 
-def _built_in(name: str, expression: Expr) -> Map:
-    return Map(name, expression, built_in=True)
+def _inputs_of(expression: Expr, is_loss: bool) -> tuple[str, ...]:
+    """The rows that a definition names before its formula."""
+    return ("z", "a", "g")[: 3 if "g" in expression.inputs else 2] if is_loss else ("z",)
 
 
-_Z = input_row("z")
+def _built_in(name: str, expression: Expr, is_loss: bool = False) -> Map:
+    return Map(name, expression, is_loss, built_in=True)
+
+
+_Z, _A, _G = input_row("z"), input_row("a"), input_row("g")
 
 MAPS: dict[str, Map] = {
     made.name: made
@@ -78,6 +91,17 @@ MAPS: dict[str, Map] = {
     )
 }
 """Every map that comes along, by name. A map acts on the last axis; `eps` is the rule's `phi_eps` or `READOUT_EPS`."""
+
+LOSSES: dict[str, Map] = {
+    made.name: made
+    for made in (
+        _built_in("hebbian", -total(_Z * _A), is_loss=True),
+        _built_in("huber", total(where(abs(_Z - _A) <= 1, 0.5 * (_Z - _A) ** 2, abs(_Z - _A) - 0.5)), is_loss=True),
+        _built_in("smooth_l3", total(((_Z - _A) ** 2 + 1e-4) ** 1.5) / 3, is_loss=True),
+        _built_in("layer_norm_gain", 0.5 * total((layer_norm(_Z) * _G - _A) ** 2), is_loss=True),
+    )
+}
+"""Every inner loss that comes along, by name: of z, the target a and, if it names one, a gain g."""
 
 _DEFINED: dict[str, Map] = {}
 _TAKEN = "a map that comes along has this name"
@@ -107,12 +131,13 @@ def define(name: str, formula: Callable[[Expr], Expr]) -> Map:
         return _registered(name, y, is_loss=False)
 
 
-def define_loss(name: str, formula: Callable[[Expr, Expr], Expr]) -> Map:
+def define_loss(name: str, formula: Callable[..., Expr]) -> Map:
     """An inner loss from its formula, to be given as phi: u is its gradient at z.
 
     Args:
         name: as in `define`.
-        formula: the loss of z and of its target a; a row is summed.
+        formula: the loss of z, of its target a and, if it has a third argument, of a gain g that all tokens of a head
+            share; a row is summed.
 
     Raises:
         TypeError, MapTextError: as in `define`, but a loss may give one number.
@@ -124,8 +149,16 @@ def define_loss(name: str, formula: Callable[[Expr, Expr], Expr]) -> Map:
         True
     """
     with refusals(name):
-        loss = _formed(name, formula, _Z, input_row("a"))
+        loss = _formed(name, formula, *(_Z, _A, _G)[: 3 if _takes_three(formula) else 2])
         return _registered(name, total(loss) if loss.row else loss, is_loss=True)
+
+
+def _takes_three(formula: Callable[..., Expr]) -> bool:
+    try:
+        parameters = inspect.signature(formula).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return sum(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in parameters) >= 3
 
 
 def _formed(name: str, formula: Callable[..., Expr], *rows: Expr) -> Expr:
@@ -136,8 +169,13 @@ def _formed(name: str, formula: Callable[..., Expr], *rows: Expr) -> Expr:
     return of(formula(*rows))
 
 
+def registered_loss(name: str, loss: Expr) -> Map:
+    """A loss that is derived from others, known by its name as that of `define_loss` is."""
+    return _registered(name, loss, is_loss=True)
+
+
 def _registered(name: str, expression: Expr, is_loss: bool) -> Map:
-    if name in MAPS:
+    if name in MAPS or name in LOSSES:
         raise MapTextError(text=name, reason=_TAKEN)
     check_name(name)
     check_expression(name, expression, is_loss)
@@ -156,14 +194,15 @@ def find(name: str | Map) -> Map:
     """
     if isinstance(name, Map):
         return name
-    found = MAPS.get(name) or _DEFINED.get(name)
+    found = MAPS.get(name) or LOSSES.get(name) or _DEFINED.get(name)
     if found is not None:
         return found
     definition = _DEFINITION.fullmatch(name)
     if definition is None:
         raise KeyError(name)
     is_loss = definition["target"] is not None
-    expression = parsed(definition["text"], ("z", "a") if is_loss else ("z",))
+    rows = ("z", "a", "g")[: 1 + is_loss + (definition["gain"] is not None)]
+    expression = parsed(definition["text"], rows)
     if not is_loss and not expression.row:
         raise MapTextError(text=name, reason="it gives one number, and must give one for each slot")
     if is_loss and expression.row:
@@ -185,6 +224,10 @@ def named_map(role: str, name: object) -> Map:
         with contextlib.suppress(KeyError):
             found = find(name)
     if found is None or (found.is_loss and role != "phi"):
-        known = [*MAPS, *(each for each, made in _DEFINED.items() if each == made.name and not made.is_loss)]
+        known = [
+            *MAPS,
+            *(LOSSES if role == "phi" else ()),
+            *(each for each, made in _DEFINED.items() if each == made.name and not made.is_loss),
+        ]
         raise UnknownMapError(role=role, name=name, known=", ".join(known)) from None
     return found

@@ -74,7 +74,8 @@ def _result(x: Expr) -> str:
 
 def _function(head: str, says: str, definitions: Iterable[Definition], results: str) -> str:
     body = "".join(map(_line, definitions)) + f"    return {results}\n"
-    body = re.sub(r"\blike\b", "ct" if "ct" in head else "z", body)
+    like = "ct" if "ct" in head else "z" if "z" in head.partition("(")[2] else "a"
+    body = re.sub(r"\blike\b", like, body)
     return f'def {head}:\n    """{says}"""\n{body}'
 
 
@@ -85,6 +86,12 @@ def source(of: Map) -> str:
     """
     parts = [] if of.is_loss else [_value(of), _pull_back(of)]
     return "\n\n".join([f"# {of.name}\n\nimport torch\n", *parts, _write_gradient(of), *_push(of)])
+
+
+def function(head: str, says: str, outputs: Mapping[str, Expr]) -> str:
+    """A function of rows along the last axis that gives several expressions in them, in order."""
+    made = program(dict(outputs), taken=("torch", "eps"))
+    return _function(head, says, made.definitions, ", ".join(map(_result, made.outputs.values())))
 
 
 def _value(of: Map) -> str:

@@ -1,0 +1,1 @@
+"""Sources made of programs of a token, one module for each language."""
