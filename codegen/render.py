@@ -23,7 +23,7 @@ from codegen.cache.ownership import make_own, read_own, write_own
 from codegen.cache.process_folder import process_folder
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError, printable
-from codegen.kernels import signatures, text
+from codegen.kernels import rule_arguments, signatures, text
 from codegen.rule import READOUT_EPS
 from codegen.schedules.registry import SCHEDULES
 from codegen.schedules.schedule import Schedule
@@ -33,12 +33,13 @@ from codegen.whole_imports import whole_imports
 if TYPE_CHECKING:
     import jinja2
 
-KERNELS = tuple(signatures.KERNELS)
+KERNELS = (*signatures.KERNELS, *rule_arguments.KERNELS)
 """Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""
 
 PACKAGE = Path(__file__).resolve().parent
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 MAPS = Path(__file__).resolve().parent / "maps"
+RECURRENCE = Path(__file__).resolve().parent / "recurrence"
 
 _EAGER = "pytorch"
 """The module of codegen.maps.emit that writes for no templates."""
@@ -90,6 +91,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
                 device=device,
                 READOUT_EPS=READOUT_EPS,
                 derived=importlib.import_module(f"codegen.maps.emit.{folder}"),
+                **_of_recurrence(kernel, spec, folder),
                 **schedule.template_variables(kernel, spec, device),
                 **text.of_kernel(kernel, spec, schedule, device),
             )
@@ -103,7 +105,15 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
     return Source(kernel, content, path, digest)
 
 
-EMITTERS = ("kernels/launches.py", "kernels/signatures.py", "kernels/text.py", "rule.py")
+def _of_recurrence(kernel: str, spec: Spec, folder: str) -> dict[str, object]:
+    """What a kernel for any rule is given: what writes the program of its token."""
+    if kernel not in rule_arguments.KERNELS:
+        return {}
+    writer = importlib.import_module(f"codegen.recurrence.emit.{folder}")
+    return {"token": writer.kernel(kernel, spec)}
+
+
+EMITTERS = ("kernels/arguments.py", "kernels/launches.py", "kernels/signatures.py", "kernels/text.py", "rule.py")
 """Python that decides what a rendered kernel says, or which kernels are launched, besides what writes maps.
 
 It is that of every backend; each has its own in `Schedule.emitters`.
@@ -130,6 +140,8 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
             names.add(name)
             waiting += _referenced(name)
     files = [TEMPLATES / name for name in sorted(names)] + _emitters(kind)
+    if set(kernels) & set(rule_arguments.KERNELS):
+        files += [PACKAGE / "kernels" / "rule_arguments.py", *_written_for(kind, RECURRENCE)]
     content = b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -140,9 +152,13 @@ def _is_there(folder: str | None, kernel: str) -> bool:
 
 def _emitters(kind: type[Schedule]) -> list[Path]:
     """`EMITTERS`, the backend's own, and what writes its maps: codegen.maps, but what writes for other backends."""
+    return [PACKAGE / name for name in EMITTERS] + [*kind.emitters] + _written_for(kind, MAPS)
+
+
+def _written_for(kind: type[Schedule], folder: Path) -> list[Path]:
+    """The files of a folder, without those of its folder emit/ that write for other backends."""
     others = {_EAGER, *(name for each in SCHEDULES.values() for name in each.writers)} - {*kind.writers}
-    of_maps = [each for each in sorted(MAPS.rglob("*.py")) if each.parent.name != "emit" or each.stem not in others]
-    return [PACKAGE / name for name in EMITTERS] + [*kind.emitters] + of_maps
+    return [each for each in sorted(folder.rglob("*.py")) if each.parent.name != "emit" or each.stem not in others]
 
 
 def _referenced(name: str) -> list[str]:

@@ -24,6 +24,13 @@ OPERATORS = (
 current state (C = 1), `trellis_step_chunked` at chunk-start states that the caller keeps.
 """
 
+CHUNKED_STEP = "memory_step_chunked"
+FAMILY_OPERATORS = ("memory_attention", "memory_step", CHUNKED_STEP)
+"""The operators of any rule, of as many tensors and states as its record says; those above are TRELLIS'.
+
+A rule of one pass has as many slots as D_v.
+"""
+
 DIRECTIONS = ("forward", "backward", "backward_first_order")
 """`backward` is the gradient of the forward, `backward_first_order` the one that treats z as a constant inside u; both
 include a forward that keeps what they need."""
@@ -46,7 +53,7 @@ class Problem:
     """The sizes and types of one call.
 
     Attributes:
-        operator: one of `OPERATORS`.
+        operator: one of `OPERATORS` or `FAMILY_OPERATORS`.
         batch: B. Packed sequences count as B = 1 with `tokens` their total.
         tokens: T; 1 for a decode step.
         heads: H.
@@ -73,8 +80,8 @@ class Problem:
     direction: str = "forward"
 
     def __post_init__(self) -> None:
-        if self.operator not in OPERATORS:
-            raise UnknownKernelError(name=self.operator, known=", ".join(OPERATORS))
+        if self.operator not in (*OPERATORS, *FAMILY_OPERATORS):
+            raise UnknownKernelError(name=self.operator, known=", ".join((*OPERATORS, *FAMILY_OPERATORS)))
         if self.direction not in DIRECTIONS:
             raise UnknownKernelError(name=self.direction, known=", ".join(DIRECTIONS))
         if self.dtype not in DTYPES:

@@ -7,19 +7,9 @@ import math
 from dataclasses import replace
 
 from codegen.extent import Extent
+from codegen.kernels.arguments import BYTES_OF, FLOAT, IN_PLACE, INPUT, READ, Argument
 from codegen.kernels.launches import launches_for
-from codegen.kernels.signatures import (
-    BYTES_OF,
-    FLOAT,
-    IN_PLACE,
-    INPUT,
-    MOVES_STATES,
-    READ,
-    Argument,
-    dtype_of,
-    kernel_arguments,
-    operator_arguments,
-)
+from codegen.kernels.signatures import MOVES_STATES, dtype_of, kernel_arguments, operator_arguments
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
@@ -33,7 +23,7 @@ def length(axis: str, spec: Spec, schedule: Schedule | None, extent: Extent) -> 
     """How long an axis of an argument is, of a kernel made for `spec` on a call of that extent.
 
     Args:
-        axis: one of `signatures.AXES`, but for those of offsets.
+        axis: one of `arguments.AXES`, but for those of offsets.
         spec: of the kernel, or of the operator.
         schedule: of the operator; None for the eager implementation, which has no scratch memory.
         extent: how far the call reaches.
@@ -42,7 +32,11 @@ def length(axis: str, spec: Spec, schedule: Schedule | None, extent: Extent) -> 
         return int(getattr(spec.problem, axis))
     if axis in ("tokens", "heads", "sequences", "chunks"):
         return int(getattr(extent, axis))
+    if axis == "window":
+        return spec.rule.window - 1
     assert schedule is not None
+    if axis == "steps":
+        return schedule.segment_tokens(spec) + 1
     if axis == "tiles":
         return schedule.segment_tiles(spec, extent.tokens)
     if axis == "workers":

@@ -64,6 +64,8 @@ LAUNCHES: dict[str, tuple[Launch, ...]] = {
         Launch("memory_readout", CHUNKS),
     ),
     "recurrent": (Launch("memory_step"),),
+    "recurrence": (Launch("recurrence"),),
+    "recurrence_backward": (Launch("recurrence"), _reverse("recurrence_backward")),
     "update": (Launch("memory_update"),),
     "readout": (Launch("memory_readout", CHUNKS),),
     "backward": (Launch("trellis_fused"), _reverse("trellis_backward")),

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from codegen.backends import Kernel
 from codegen.device import Device
 from codegen.extent import MOST_SEGMENTS, Extent
+from codegen.kernels.arguments import Argument
 from codegen.kernels.buffers import length
 from codegen.kernels.launches import CHUNKS, GRADIENTS, MEMORIES, Launch, launches_for
 from codegen.kernels.sequences import Sequences
-from codegen.kernels.signatures import Argument, dtype_of, kernel_arguments, operator_arguments
+from codegen.kernels.signatures import dtype_of, kernel_arguments, operator_arguments
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
@@ -123,7 +124,9 @@ class CompiledOperator:
             "chunk_offsets": sequences.chunk_offsets,
             "most_chunks": sequences.most_chunks,
         }
-        programs = sequences.count * tensors["log_decay"].shape[1]
+        # The first tensor of every operator has a row for each token of each head.
+        rows = tensors[self.arguments[0].name]
+        programs = sequences.count * rows.shape[1]
         grids = {CHUNKS: programs * sequences.most_chunks, MEMORIES: 2 * programs}
         for step in self.steps:
             launch = step.launch
@@ -131,7 +134,7 @@ class CompiledOperator:
                 continue
             for name, argument in step.arguments:
                 if name not in buffers:
-                    buffers[name] = self._made(argument, step.spec, tensors["log_decay"], sequences, wanted)
+                    buffers[name] = self._made(argument, step.spec, rows, sequences, wanted)
             step.kernel(grids.get(launch.grid, programs), *[buffers[name] for name, _ in step.arguments])
 
     def _made(
@@ -146,6 +149,6 @@ class CompiledOperator:
             tokens = sequences.most_chunks * self.spec.problem.chunk
             return min(MOST_SEGMENTS, max(2, tokens // _SEGMENT_TOKENS))
         dtype = getattr(torch, dtype_of(argument, spec, self.schedule))
-        (tokens, heads), count = like.shape, sequences.count
+        (tokens, heads), count = like.shape[:2], sequences.count
         extent = Extent(tokens, heads, count, sequences.chunks, sequences.most_chunks)
         return like.new_empty([length(axis, spec, self.schedule, extent) for axis in argument.axes], dtype=dtype)

@@ -12,62 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from codegen.errors import UnknownKernelError
+from codegen.kernels import rule_arguments
+from codegen.kernels.arguments import (
+    DOTS,
+    FLOAT,
+    IN_PLACE,
+    INPUT,
+    INT,
+    KEPT,
+    READ,
+    WRITTEN,
+    Argument,
+)
 from codegen.schedules.schedule import Schedule
-from codegen.spec import Spec
-
-READ, WRITTEN, IN_PLACE = "in", "out", "in place"
-"""How a kernel uses an argument; what is "in place" is read first, and holds a result afterwards."""
-
-INPUT, FLOAT, INT, DOTS, KEPT = "input", "float32", "int32", "dots", "kept"
-"""Types: of the problem; float32; int32; what the schedule's dots round to; what the schedule keeps states in."""
-
-BYTES_OF = {"float32": 4, "int32": 4, "bfloat16": 2, "float16": 2}
-"""Of one number of each type as torch calls it."""
-
-AXES = {
-    "tokens": "B*T",
-    "heads": "H",
-    "slots": "M",
-    "dim_k": "D_k",
-    "dim_v": "D_v",
-    "sequences": "N",
-    "offsets": "N + 1",
-    "chunks": "chunks",
-    "workers": "workers",
-    "tiles": "tiles",
-    "padded_slots": "M",
-    "padded_dim_k": "D_k",
-    "padded_dim_v": "D_v",
-}
-"""Every axis by name, with the letter that documents use. `chunks` counts kept states, `workers` the threads of a CPU
-or the programs of a GPU, `tiles` those between two kept states; what is padded fills whole vectors of a CPU."""
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One argument of a kernel.
-
-    Attributes:
-        name: as the template calls it.
-        axes: names from `AXES`; none for a plain number.
-        type: one of INPUT, FLOAT, INT, DOTS, KEPT.
-        access: one of READ, WRITTEN, IN_PLACE.
-    """
-
-    name: str
-    axes: tuple[str, ...]
-    type: str
-    access: str
-
-    @property
-    def is_tensor(self) -> bool:
-        """Whether it is a tensor, and no plain number."""
-        return bool(self.axes)
-
-    @property
-    def cotangent_of(self) -> str | None:
-        """What it is the cotangent of; None if of nothing."""
-        return self.name[1:] if self.name.startswith("d") else None
+from codegen.spec import FAMILY_OPERATORS, Spec
 
 
 @dataclass(frozen=True)
@@ -267,7 +225,7 @@ OPERATORS: dict[str, tuple[Group, ...]] = {
 """What a compiled operator takes and gives, besides the offsets of sequences; the rest lies between kernels. What is
 read or moved has the order of the registered operators' schemas."""
 
-MOVES_STATES = ("trellis_step", "trellis_step_chunked")
+MOVES_STATES = ("trellis_step", "trellis_step_chunked", "memory_step", "memory_step_chunked")
 """Operators that write the caller's own states in place; the others write copies."""
 
 
@@ -277,6 +235,8 @@ def kernel_arguments(kernel: str, spec: Spec, schedule: Schedule) -> tuple[Argum
     Raises:
         UnknownKernelError: no kernel has that name.
     """
+    if kernel in rule_arguments.KERNELS:
+        return rule_arguments.kernel_arguments(kernel, spec)
     if kernel not in KERNELS:
         raise UnknownKernelError(name=kernel, known=", ".join(KERNELS))
     return tuple(_arguments(KERNELS[kernel], spec, schedule))
@@ -284,6 +244,8 @@ def kernel_arguments(kernel: str, spec: Spec, schedule: Schedule) -> tuple[Argum
 
 def operator_arguments(spec: Spec) -> tuple[Argument, ...]:
     """What the operator of `spec` takes and gives, however it is compiled."""
+    if spec.problem.operator in FAMILY_OPERATORS:
+        return rule_arguments.operator_arguments(spec)
     return tuple(_arguments(OPERATORS[spec.problem.operator], spec, None))
 
 

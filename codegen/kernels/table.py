@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from codegen.kernels.signatures import AXES, KERNELS, TENSORS, Group
+from codegen.kernels.arguments import AXES
+from codegen.kernels.signatures import KERNELS, TENSORS, Group
 
 
 def arguments_table(declared: Mapping[str, tuple[Group, ...]] = KERNELS) -> str:

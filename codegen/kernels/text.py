@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from codegen.device import Device
-from codegen.kernels.signatures import BYTES_OF, INPUT, Argument, dtype_of, kernel_arguments
+from codegen.kernels.arguments import BYTES_OF, INPUT, Argument
+from codegen.kernels.signatures import dtype_of, kernel_arguments
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
 _SEPARATOR_OF_TRITON, _SEPARATOR_OF_TVM = "\n" + 4 * " ", "\n" + 8 * " "
 _NAMES_TO_A_LINE = 4
-_CONSTANTS = {"slots": "M", "dim_k": "D_K", "dim_v": "D_V", "workers": "THREADS"}
+_CONSTANTS = {
+    **{"slots": "M", "dim_k": "D_K", "dim_v": "D_V", "workers": "THREADS"},
+    **{"window": "WINDOW", "steps": "STEPS"},
+}
+_OF_ONE_MEMORY = ("memory_update", "memory_readout", "memory_readout_transposed")
 
 
 def of_kernel(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
@@ -77,8 +82,7 @@ def _kind(size: str, device: Device) -> str:
 
 def _extent(axis: str, spec: Spec, schedule: Schedule) -> str:
     """A size as the source calls it: a constant of the file, a number, or a name that the call decides."""
-    one_memory = spec.problem.operator.startswith("memory_")
-    if axis in ("dim_k", "dim_v") and one_memory:
+    if axis in ("dim_k", "dim_v") and spec.problem.operator in _OF_ONE_MEMORY:
         return "D"
     if axis.startswith("padded_"):
         width = schedule.row_unit

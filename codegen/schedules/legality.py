@@ -28,7 +28,7 @@ def why_illegal(spec: Spec, schedule: Schedule, device: Device) -> str | None:
     reason = why_known_bad(schedule.backend, schedule.settings(), device)
     if reason is not None:
         return reason
-    reason = _why_illegal_segment(spec, schedule.segment)
+    reason = _why_illegal_segment(spec, schedule)
     if reason is not None:
         return reason
     return schedule.why_illegal(spec, device)
@@ -41,8 +41,8 @@ def require_legal(spec: Spec, schedule: Schedule, device: Device) -> None:
         raise IllegalScheduleError(schedule=schedule.key(), spec=spec.key(), reason=reason)
 
 
-def _why_illegal_segment(spec: Spec, spacing: int) -> str | None:
-    tokens = spacing * spec.problem.chunk
+def _why_illegal_segment(spec: Spec, schedule: Schedule) -> str | None:
+    spacing, tokens = schedule.segment, schedule.segment_tokens(spec)
     if spec.problem.direction == "forward":
         return None if spacing == 1 else "only a backward stores states: checkpoint_spacing must be 1"
     if tokens < FEWEST_TOKENS_PER_STATE:

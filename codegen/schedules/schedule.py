@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 
 from codegen.device import Device
 from codegen.extent import Extent
-from codegen.spec import Spec
+from codegen.spec import FAMILY_OPERATORS, Spec
 
 Value = int | str
 
@@ -24,6 +24,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "memory_readout_transposed": ("readout",),
     "trellis_step": ("recurrent",),
     "trellis_step_chunked": ("recurrent",),
+    "memory_attention": ("recurrence",),
+    "memory_step": ("recurrence",),
+    "memory_step_chunked": ("recurrence",),
 }
 """Variants of each operator.
 
@@ -31,14 +34,19 @@ fused: both memories and both readouts in one program per sequence and head, sta
 pair: keys and values in programs of their own, the values a segment of the sequence behind; for few heads.
 split: an update kernel per memory that stores chunk-start states and codes, then a readout kernel parallel over chunks.
 recurrent: token by token, exact; with one token it is the decode step.
+recurrence: any rule token by token, with z at the start of the chunk; with one token it is the decode step.
 """
 
-BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {"trellis_attention": ("backward", "backward_split", "backward_chunks")}
+BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {
+    "trellis_attention": ("backward", "backward_split", "backward_chunks"),
+    "memory_attention": ("recurrence_backward",),
+}
 """Variants of the operators that have a backward kernel. All begin with a forward that also stores states.
 
 backward: one program per sequence and head that walks back with the cotangents of both states.
 backward_split: first R again, parallel over chunks; then one memory after the other, so that half as much is resident.
 backward_chunks: only the cotangents of states walk back; all else is parallel over chunks, each of them one tile.
+recurrence_backward: any rule token by token, back over segments whose states are computed again.
 """
 
 FEWEST_TOKENS_PER_STATE = 16
@@ -167,8 +175,8 @@ class Schedule(ABC):
         """How many chunks a backward puts between two states that it keeps."""
 
     def segment_tokens(self, spec: Spec) -> int:
-        """How many tokens a backward puts between two states that it keeps."""
-        return self.segment * spec.problem.chunk
+        """How many tokens a backward puts between two states that it keeps: as many chunks, or tokens of any rule."""
+        return self.segment if spec.problem.operator in FAMILY_OPERATORS else self.segment * spec.problem.chunk
 
     @abstractmethod
     def segment_tiles(self, spec: Spec, tokens: int | None = None) -> int:

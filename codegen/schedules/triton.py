@@ -17,6 +17,8 @@ _BYTES_OF_INPUTS = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FIRST_WITH_TMA = 90
 _DESCRIPTOR_ALIGNMENT = 16
 _LONGEST_WHOLE_CHUNK = 64
+_WITHOUT_TILE = ("recurrent", "recurrence", "recurrence_backward")
+_TOKENS_OF_SEGMENT = 16
 _WARPS_AND_STAGES = {"sm_90": (4, 3), "gfx942": (4, 2)}
 
 
@@ -35,6 +37,9 @@ class TritonSchedule(TritonFields):
         precision = usual_precision(problem.dtype, device)
         large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
         variant = _default_variant(spec)
+        if variant in ("recurrence", "recurrence_backward"):
+            spacing = _TOKENS_OF_SEGMENT if variant == "recurrence_backward" else 1
+            return cls(variant, 16, 8 if large else 4, 1, "ieee", spacing)
         if variant == "backward":
             # tf32x3 is three products for one, which take more registers than there are for 64 tokens.
             longest = 16 if precision == "tf32x3" else _LONGEST_WHOLE_CHUNK
@@ -67,7 +72,8 @@ class TritonSchedule(TritonFields):
     def why_illegal(self, spec: Spec, device: Device) -> str | None:
         """By the chunk, the variant, the assembler, the loads and the precision."""
         chunk = spec.problem.chunk
-        if spec.problem.direction != "forward" and chunk > _LONGEST_BACKWARD_CHUNK:
+        of_chunks = self.variant != "recurrence_backward"
+        if spec.problem.direction != "forward" and of_chunks and chunk > _LONGEST_BACKWARD_CHUNK:
             return f"the backward kernel takes chunks of at most {_LONGEST_BACKWARD_CHUNK} tokens, not {chunk}"
         if device.kind == "cpu" and self.num_stages > 1:
             return "the interpreter has no software pipeline: num_stages must be 1"
@@ -77,23 +83,25 @@ class TritonSchedule(TritonFields):
             return f"variant 'backward_chunks' takes whole chunks: tile_rows must hold {chunk} tokens"
         if self.variant == "backward_chunks" and self.checkpoint_spacing != 1:
             return "variant 'backward_chunks' reads the first state of every chunk: checkpoint_spacing must be 1"
-        if self.variant == "recurrent" and self.tile_rows != 16:
-            return "variant 'recurrent' has no tile: tile_rows must be 16"
+        if self.variant in _WITHOUT_TILE and self.tile_rows != 16:
+            return f"variant {self.variant!r} has no tile: tile_rows must be 16"
         if self.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):
             return f"{device.arch} has one assembler only: ptxas must be 'standard'"
         if self.loads == "descriptors":
             reason = self._why_illegal_descriptors(spec.problem, device)
             if reason is not None:
                 return reason
-        if self.variant != "recurrent":
+        if self.variant not in _WITHOUT_TILE:
             return self._why_illegal_precision(spec, device)
-        return None if self.dot_precision == "ieee" else "variant 'recurrent' has no dots: dot_precision must be 'ieee'"
+        if self.dot_precision != "ieee":
+            return f"variant {self.variant!r} has no dots: dot_precision must be 'ieee'"
+        return None
 
     def _why_illegal_descriptors(self, problem: Problem, device: Device) -> str | None:
         has_tma = device.kind == "cuda" and int(device.arch.removeprefix("sm_")) >= _FIRST_WITH_TMA
         if device.kind != "cpu" and not has_tma:
             return f"{device.arch} copies no tiles by tensor descriptors, sm_{_FIRST_WITH_TMA} and later do"
-        if self.variant == "recurrent" or problem.direction != "forward":
+        if self.variant in _WITHOUT_TILE or problem.direction != "forward":
             return "only the chunked kernels of a forward have tensor descriptors: loads must be 'pointers'"
         rows, chunk = self.tile_rows, problem.chunk
         if self.variant == "readout" and rows >= chunk:

@@ -23,7 +23,8 @@ class TritonFields(Schedule):
         num_stages: software-pipelining depth of the token loop.
         dot_precision: how float32 operands enter a dot: "ieee"; as one TF32 or BF16 number, "tf32" or "bf16"; or as
             the sum of several, in three products, "tf32x3" or "bf16x3".
-        checkpoint_spacing: chunk-start states are stored for the backward of every chunk with a number that it divides.
+        checkpoint_spacing: chunk-start states are stored for the backward of every chunk with a number that it divides;
+            of any rule, those of every so many tokens.
         ptxas: the assembler for NVIDIA: "standard", which Triton takes itself or TRITON_PTXAS_PATH names, or
             "blackwell", the newer one that Triton brings for later GPUs.
         loads: how a forward reads tiles of its inputs: by "pointers", one for each number, masked; or by "descriptors",
@@ -43,6 +44,7 @@ class TritonFields(Schedule):
     own_variants: ClassVar[tuple[str, ...]] = (
         *("fused", "split", "recurrent", "update", "readout"),
         *("backward", "backward_split", "backward_chunks"),
+        *("recurrence", "recurrence_backward"),
     )
     templates: ClassVar[tuple[str, ...]] = ("triton",)
     writers: ClassVar[tuple[str, ...]] = ("triton",)

@@ -10,7 +10,7 @@ from codegen.extent import MOST_SEGMENTS, Extent
 from codegen.schedules import tvm_cuda
 from codegen.schedules.cuda_block import block_of
 from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, VARIANTS
-from codegen.schedules.tvm_fields import FEWEST_ACCUMULATORS, VECTORS_PER_ROW, TvmFields
+from codegen.schedules.tvm_fields import FEWEST_ACCUMULATORS, VECTORS_PER_ROW, WITHOUT_TILE, TvmFields
 from codegen.spec import Spec, next_power_of_two
 
 _SPANNING = ("fused", "pair", "backward")
@@ -23,6 +23,8 @@ _DEFAULT_TILE = 16
 _DEFAULT_ACCUMULATORS = 16
 # Where chunks are shorter than FEWEST_TOKENS_PER_STATE, tiles span chunks, which costs less the more of them.
 _TOKENS_PER_STATE = 64
+# Of any rule: the states of a segment's tokens are held at once, and should stay in the second-level cache.
+_TOKENS_OF_SEGMENT = 32
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class TvmSchedule(TvmFields):
         width = min(16, max(4, device.vector_bits // 32))
         most = min(device.cores, _MOST_TASKS)
         threads = max(n for n in cls.choices["threads"] if isinstance(n, int) and n <= most)
-        if variant == "recurrent":
-            return cls(variant, width, width, FEWEST_ACCUMULATORS, threads)
+        if variant in WITHOUT_TILE:
+            spacing = _TOKENS_OF_SEGMENT if variant == "recurrence_backward" else 1
+            return cls(variant, width, width, FEWEST_ACCUMULATORS, threads, spacing)
         tile = max(width, _DEFAULT_TILE)
         if variant == "backward":
             return cls._default_backward(spec.problem.chunk, width, _most_without_spills(device), threads)
@@ -82,16 +85,18 @@ class TvmSchedule(TvmFields):
         return None
 
     def _why_illegal_tile(self, chunk: int) -> str | None:
-        if self.variant == "recurrent" and (
+        if self.variant in WITHOUT_TILE and (
             self.tile_tokens != self.vector_width or self.accumulators != FEWEST_ACCUMULATORS
         ):
             return (
-                "variant 'recurrent' has no tile: tile_tokens must be the vector width, and accumulators"
+                f"variant {self.variant!r} has no tile: tile_tokens must be the vector width, and accumulators"
                 f" {FEWEST_ACCUMULATORS}"
             )
         if self.tile_tokens % self.vector_width:
             return f"tile_tokens {self.tile_tokens} is no multiple of vector_width {self.vector_width}"
-        if self.variant not in _SPANNING and self.tile_tokens > max(self.vector_width, next_power_of_two(chunk)):
+        if self.variant not in (*_SPANNING, *WITHOUT_TILE) and self.tile_tokens > max(
+            self.vector_width, next_power_of_two(chunk)
+        ):
             return f"tile_tokens {self.tile_tokens} exceeds the chunk of {chunk} tokens"
         spanned = self.tile_tokens // chunk
         if self.variant == "backward" and spanned > self.checkpoint_spacing:
@@ -149,10 +154,10 @@ class TvmSchedule(TvmFields):
 
 def _default_variant(spec: Spec, device: Device) -> str:
     problem = spec.problem
+    if problem.direction != "forward" and problem.operator in BACKWARD_VARIANTS:
+        return BACKWARD_VARIANTS[problem.operator][0]
     if problem.operator != "trellis_attention":
         return VARIANTS[problem.operator][0]
-    if problem.direction != "forward":
-        return BACKWARD_VARIANTS[problem.operator][0]
     if problem.batch * problem.heads < device.cores:
         return "pair"
     # A tile of tokens has to be filled before it is faster than one token after another.

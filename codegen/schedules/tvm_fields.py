@@ -16,7 +16,10 @@ VECTORS_PER_ROW = 4
 """Vectors of an output row that the kernels for CPUs accumulate at once."""
 
 FEWEST_ACCUMULATORS = 4
-"""What variant `recurrent`, which has no tile, has to name."""
+"""What the variants `WITHOUT_TILE` have to name."""
+
+WITHOUT_TILE = ("recurrent", "recurrence", "recurrence_backward")
+"""Variants that walk token by token."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class TvmFields(Schedule):
         accumulators: vector registers that a product sums in at once, the others are for its operands; for CUDA,
             numbers that a thread sums at once.
         threads: tasks that the programs are dealt to, of which 1 stays on the calling thread; for CUDA, of a block.
-        checkpoint_spacing: a backward keeps the states at the start of every so many chunks, and computes those of the
-            chunks between again. A tile of it may span as many chunks.
+        checkpoint_spacing: a backward keeps the states at the start of every so many chunks, or tokens of any rule, and
+            computes those between again. A tile of it may span as many chunks.
         dot_precision: of the products of a kernel for CUDA: "ieee", by multiply-adds; or by tensor cores, as
             TritonFields has it, "tf32x3", "tf32" or "bf16". On a CPU "ieee".
     """
@@ -44,7 +47,10 @@ class TvmFields(Schedule):
         "checkpoint_spacing": (1, 2, 4, 8, 16, 32, 64),
         "dot_precision": ("ieee", "tf32x3", "tf32", "bf16"),
     }
-    own_variants: ClassVar[tuple[str, ...]] = ("fused", "pair", "split", "recurrent", "update", "readout", "backward")
+    own_variants: ClassVar[tuple[str, ...]] = (
+        *("fused", "pair", "split", "recurrent", "update", "readout", "backward"),
+        *("recurrence", "recurrence_backward"),
+    )
     templates: ClassVar[tuple[str, ...]] = ("tvm", "tvm_cuda")
     writers: ClassVar[tuple[str, ...]] = tuple(
         path.stem for path in sorted((Path(__file__).parents[1] / "maps" / "emit").glob("tvm*.py"))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from codegen.kernels.arguments import IN_PLACE, INPUT, READ
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
-from codegen.kernels.signatures import IN_PLACE, INPUT, READ
 from trellis_ops.tokens import States, Tokens
 
 _GRADIENT_OF = {"S_k": "states", "S_v": "states"}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
-from codegen.kernels.signatures import INPUT, operator_arguments
+from codegen.kernels.arguments import INPUT
+from codegen.kernels.signatures import operator_arguments
 from trellis_ops.arguments import Request
 from trellis_ops.operators.schemas import Operator
 

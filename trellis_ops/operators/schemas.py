@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from codegen.kernels.signatures import IN_PLACE, MOVES_STATES, WRITTEN, Argument, operator_arguments
+from codegen.kernels.arguments import IN_PLACE, WRITTEN, Argument
+from codegen.kernels.signatures import MOVES_STATES, operator_arguments
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from codegen.device import Device
+from codegen.kernels.arguments import INPUT, READ, WRITTEN, Argument
 from codegen.kernels.sequences import Sequences
-from codegen.kernels.signatures import INPUT, READ, WRITTEN, Argument, operator_arguments
+from codegen.kernels.signatures import operator_arguments
 from codegen.spec import Problem, Spec
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from codegen.kernels.arguments import IN_PLACE, READ, Argument
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
-from codegen.kernels.signatures import IN_PLACE, READ, Argument, dtype_of
+from codegen.kernels.signatures import dtype_of
 from tuner.verify.inputs import Inputs, sequences_of, sizes_of
 
 GUARD = 64

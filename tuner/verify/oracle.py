@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codegen.kernels.signatures import IN_PLACE, operator_arguments
+from codegen.kernels.arguments import IN_PLACE
+from codegen.kernels.signatures import operator_arguments
 from codegen.spec import Spec
 from trellis_ops import reference
 from tuner.verify.formulas import define_maps_of

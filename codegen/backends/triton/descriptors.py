@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from codegen.kernels.signatures import READ, Argument
+from codegen.kernels.arguments import READ, Argument
 from codegen.render import Source
 
 ALIGNMENT = 16

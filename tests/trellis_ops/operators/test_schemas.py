@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import trellis_ops
-from codegen.kernels.signatures import IN_PLACE, READ, WRITTEN, operator_arguments
+from codegen.kernels.arguments import IN_PLACE, READ, WRITTEN
+from codegen.kernels.signatures import operator_arguments
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tests.support.inputs import make_inputs
