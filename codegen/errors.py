@@ -73,6 +73,12 @@ class RuleError(TrellisError, ValueError):
     message = "rule field {field}={value!r}: {reason}"
 
 
+class UnknownRuleError(TrellisError, ValueError):
+    """A name of a rule that is none of those in `codegen.rules.NAMED`."""
+
+    message = "rule={name!r} is no known rule; give a Rule, or choose one of: {known}"
+
+
 class SpecKeyError(TrellisError, ValueError):
     """A text that is the key of no spec, such as one that another version wrote."""
 

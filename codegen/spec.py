@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from codegen.errors import DtypeError, SpecKeyError, UnknownKernelError
-from codegen.rule import Rule
+from codegen.rule import STEP_SIZES, Rule
+from codegen.rule_text import rule_of_key
 from codegen.scalars import is_symbolic, whole_number
 
 OPERATORS = (
@@ -119,7 +120,7 @@ class Spec:
 _KEY = re.compile(
     r"(?P<operator>\w+)-(?P<direction>\w+)/B(?P<batch>\d+)-T(?P<tokens>\d+)-H(?P<heads>\d+)"
     r"/Dk(?P<dim_k>\d+)-Dv(?P<dim_v>\d+)-M(?P<slots>\d+)-C(?P<chunk>\d+)/(?P<dtype>\w+)"
-    r"/trellis\((?P<rule>[^()]*)\)"
+    r"/(?P<rule>\w+\([^()]*\))"
 )
 
 
@@ -137,10 +138,9 @@ def spec_of_key(key: str) -> Spec:
     try:
         if found is not None:
             given: dict[str, Any] = found.groupdict()
-            rule: dict[str, Any] = dict(part.split("=", 1) for part in given.pop("rule").split(","))
-            rule["phi_eps"] = float(rule["phi_eps"])
+            rule = rule_of_key(given.pop("rule"))
             numbers = {name: int(value) for name, value in given.items() if value.isdigit()}
-            spec = Spec(Rule(**rule), Problem(**(given | numbers)))
+            spec = Spec(rule, Problem(**(given | numbers)))
             if spec.key() == key:
                 return spec
     except (KeyError, TypeError, ValueError) as error:
@@ -165,7 +165,8 @@ def bucket(spec: Spec) -> Spec:
         tokens=next_power_of_two(spec.problem.tokens),
     )
     default = Rule()
-    rule = replace(spec.rule, phi_eps=default.phi_eps, step_size=default.step_size)
+    step_size = default.step_size if spec.rule.step_size in STEP_SIZES else spec.rule.step_size
+    rule = replace(spec.rule, phi_eps=default.phi_eps, step_size=step_size)
     return Spec(rule, problem)
 
 

@@ -19,6 +19,8 @@ ORDER = {
         "device",
         "maps",
         "rule",
+        "rule_text",
+        "rules",
         "spec",
         "whole_imports",
         "cache",
@@ -65,6 +67,7 @@ ORDER = {
         "outer_gradient",
         "tokens",
         "reference",
+        "family_reference",
         "values",
         "arguments",
         "dispatch",
@@ -120,6 +123,7 @@ MAY_IMPORT = {
     "tuner": {
         "tuner",
         "trellis_ops.reference",
+        "trellis_ops.family_reference",
         "trellis_ops.eager.forward",
         "trellis_ops.own_packages",
         "codegen",
@@ -143,6 +147,9 @@ FOR_THE_MODEL = {
 }
 """What lm may import of trellis_ops: the operators by their public names, which device a tensor is on, files, whether
 values are to be checked."""
+
+ORACLES = {"reference", "family_reference"}
+"""The oracle of TRELLIS, and that of any rule, which takes maps and losses from it."""
 
 SHARED_WITH_THE_ORACLE = {"outer_gradient", "tokens"}
 """What the oracle may import of trellis_ops: names and shapes, no arithmetic."""
@@ -218,15 +225,20 @@ def _place(package: str, module: str) -> str:
 
 
 def _wrong_use(package: str, importer: str, name: str) -> str | None:
-    if package != "trellis_ops" or not name.startswith("trellis_ops."):
+    if package != "trellis_ops":
+        return None
+    if importer in ORACLES and name.startswith("codegen.") and name != "codegen.rule":
+        return "the oracle shares no expression with what it judges"
+    if not name.startswith("trellis_ops."):
         return None
     other = name.removeprefix("trellis_ops.")
     if importer.startswith("lm."):
         fine = any(other == each or other.startswith(f"{each}.") for each in FOR_THE_MODEL)
         return None if fine else "the model uses operators through trellis_ops.ops only"
-    if importer == "reference":
-        return None if other in SHARED_WITH_THE_ORACLE else "the oracle shares no expression with what it judges"
-    if other == "reference":
+    if importer in ORACLES:
+        fine = other in SHARED_WITH_THE_ORACLE | ORACLES
+        return None if fine else "the oracle shares no expression with what it judges"
+    if other in ORACLES:
         return "the oracle serves tests and the tuner, never a call"
     return None
 
@@ -314,7 +326,10 @@ def test_templates_hold_no_python_modules() -> None:
         ("trellis_ops.lm.model", "from trellis_ops import eager", "through trellis_ops.ops only"),
         ("trellis_ops.operators.registered", "from trellis_ops.lm.model import TrellisLM", "does not stand before"),
         ("trellis_ops.reference", "from trellis_ops.eager.maps import apply_map", "shares no expression"),
+        ("trellis_ops.family_reference", "from trellis_ops.eager.recurrence import step", "shares no expression"),
+        ("trellis_ops.family_reference", "from codegen.recurrence.tensors import states", "shares no expression"),
         ("trellis_ops.eager.forward", "from trellis_ops import reference", "never a call"),
+        ("trellis_ops.eager.recurrence", "from trellis_ops import family_reference", "never a call"),
         ("trellis_ops.lm.train.loop", "from trellis_ops import eager", "through trellis_ops.ops only"),
         ("trellis_ops.lm.train.loop", "from trellis_ops.lm.recall import task", "does not stand before"),
         ("trellis_ops.lm.model", "from trellis_ops.lm.train import loop", "does not stand before"),

@@ -29,9 +29,8 @@ def _silu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
-def _ln_silu(x: Tensor, eps: float) -> Tensor:
-    s = _silu(x)
-    centred = s - s.mean(dim=-1, keepdim=True)
+def _layer_norm(x: Tensor, eps: float) -> Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True)
     variance = (centred**2).mean(dim=-1, keepdim=True)
     return centred / torch.sqrt(variance + eps)
 
@@ -50,13 +49,26 @@ def _softmax(x: Tensor) -> Tensor:
 _MAPS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "identity": lambda x, eps: x,
     "silu": lambda x, eps: _silu(x),
-    "ln_silu": _ln_silu,
+    "ln_silu": lambda x, eps: _layer_norm(_silu(x), eps),
     "l2_silu": lambda x, eps: _l2_silu(x),
     "softmax": lambda x, eps: _softmax(x),
+    "layer_norm": _layer_norm,
+    "unit_row": lambda x, eps: x / torch.sqrt((x**2).sum(dim=-1, keepdim=True) + eps),
 }
+"""The maps that come along, and those that named rules define."""
 
 
-_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {}
+def _huber(z: Tensor, target: Tensor) -> Tensor:
+    size = torch.abs(z - target)
+    return torch.where(size <= 1, 0.5 * size**2, size - 0.5)
+
+
+_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "hebbian": lambda z, target, eps: -z * target,
+    "huber": lambda z, target, eps: _huber(z, target),
+    "smooth_l3": lambda z, target, eps: ((z - target) ** 2 + 1e-4) ** 1.5 / 3,
+    "layer_norm_gain": lambda z, target, eps, gain: 0.5 * (_layer_norm(z, eps) * gain - target) ** 2,
+}
 
 
 def define(name: str, formula: Callable[[Tensor, float], Tensor]) -> None:
@@ -68,10 +80,11 @@ def define(name: str, formula: Callable[[Tensor, float], Tensor]) -> None:
     _MAPS[name] = formula
 
 
-def define_loss(name: str, formula: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+def define_loss(name: str, formula: Callable[..., Tensor]) -> None:
     """Let rules whose phi is the loss of that name be computed by a plain formula of z, alpha `[..., M]` and epsilon.
 
-    The formula may keep or sum its last axis; whatever it gives is summed. A definition is taken as by `define`.
+    The formula of a loss with a gain takes the gain after them. It may keep or sum its last axis; whatever it gives is
+    summed. A definition is taken as by `define`.
     """
     _MAPS.pop(name, None)
     _LOSSES[name] = formula
@@ -92,22 +105,27 @@ def apply_map(name: str, x: Tensor, eps: float = READOUT_EPS) -> Tensor:
     return formula(x, eps)
 
 
-def inner_gradient(z: Tensor, target: Tensor, rule: Rule, *, first_order: bool = False) -> Tensor:
+def inner_gradient(
+    z: Tensor, target: Tensor, rule: Rule, *, first_order: bool = False, gain: Tensor | None = None
+) -> Tensor:
     """u = J_phi(z)^T (phi(z) - alpha), the gradient at z of 1/2 ||phi(z) - alpha||^2 or of a loss, by autograd.
 
-    z, alpha and u are `[..., M]`. The result can itself be differentiated, through z too unless `first_order`.
+    z, alpha, u and the gain of a loss that has one are `[..., M]`. The result can itself be differentiated, through z
+    too unless `first_order`.
     """
-    differentiable = torch.is_grad_enabled() and (z.requires_grad or target.requires_grad)
+    given = (z, target) if gain is None else (z, target, gain)
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     with torch.enable_grad():
         point = z if z.requires_grad and not first_order else z.detach().requires_grad_()
-        (u,) = torch.autograd.grad(_inner_loss(point, target, rule), point, create_graph=differentiable)
+        loss = _inner_loss(point, target, rule, gain)
+        (u,) = torch.autograd.grad(loss, point, create_graph=differentiable)
     return u
 
 
-def _inner_loss(z: Tensor, target: Tensor, rule: Rule) -> Tensor:
+def _inner_loss(z: Tensor, target: Tensor, rule: Rule, gain: Tensor | None = None) -> Tensor:
     loss = _LOSSES.get(_name_of(rule.phi)) or _LOSSES.get(rule.phi)
     if loss is not None:
-        return loss(z, target, rule.phi_eps).sum()
+        return loss(z, target, rule.phi_eps, *(() if gain is None else (gain,))).sum()
     return 0.5 * ((apply_map(rule.phi, z, rule.phi_eps) - target) ** 2).sum()
 
 

@@ -144,7 +144,7 @@ def define_loss(name: str, formula: Callable[..., Expr]) -> Map:
 
     Example:
         >>> from codegen.maps import abs, define_loss, where
-        >>> huber = define_loss("huber", lambda z, a: where(abs(z - a) <= 1, 0.5 * (z - a) ** 2, abs(z - a) - 0.5))
+        >>> huber = define_loss("huber_loss", lambda z, a: where(abs(z - a) <= 1, 0.5 * (z - a) ** 2, abs(z - a) - 0.5))
         >>> huber.is_loss
         True
     """

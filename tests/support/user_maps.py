@@ -10,7 +10,7 @@ from trellis_ops import reference
 
 GELU = define("gelu_tanh", lambda z: 0.5 * z * (1 + tanh(0.7978845608028654 * (z + 0.044715 * z**3))))
 RMS_SILU = define("rms_silu", lambda z: silu(z) * rsqrt(mean(silu(z) ** 2) + eps))
-HUBER = define_loss("huber", lambda z, a: where(abs(z - a) <= 1, 0.5 * (z - a) ** 2, abs(z - a) - 0.5))
+HUBER = define_loss("huber_loss", lambda z, a: where(abs(z - a) <= 1, 0.5 * (z - a) ** 2, abs(z - a) - 0.5))
 CUBIC = define_loss("cubic_smooth", lambda z, a: ((z - a) ** 2 + 1e-4) ** 1.5 / 3)
 
 MAPS: tuple[Map, ...] = (GELU, RMS_SILU)
@@ -33,5 +33,5 @@ def _cubic(z: torch.Tensor, a: torch.Tensor, epsilon: float) -> torch.Tensor:
 
 reference.define("gelu_tanh", lambda z, epsilon: F.gelu(z, approximate="tanh"))
 reference.define("rms_silu", _rms_silu)
-reference.define_loss("huber", _huber)
+reference.define_loss("huber_loss", _huber)
 reference.define_loss("cubic_smooth", _cubic)

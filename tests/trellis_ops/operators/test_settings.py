@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from codegen.errors import ImplementationError, NumberTypeError, SizeError, SpecKeyError, UnknownMapError
+from codegen.errors import ImplementationError, NumberTypeError, RuleError, SizeError, SpecKeyError, UnknownMapError
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec, spec_of_key
 from tests.support.inputs import make_inputs
@@ -193,7 +193,7 @@ def test_a_rule_and_a_spec():
     for name in (["silu"], None, 3):
         with pytest.raises(UnknownMapError, match="link="):
             Rule(link=name)
-        with pytest.raises(UnknownMapError, match="step_size="):
+        with pytest.raises(RuleError, match="step_size="):
             Rule(step_size=name)
     for rule, problem in ((Problem(), Rule()), (None, Problem()), (Rule(), "x")):
         with pytest.raises(TypeError, match="a Spec is made of a Rule and a Problem"):

@@ -106,7 +106,7 @@ def test_a_whole_power_of_a_negative_number_is_a_number(exponent: int) -> None:
 
 
 FLAT = [
-    define_loss("hebbian", lambda z, a: -z * a),
+    define_loss("hebbian_loss", lambda z, a: -z * a),
     define_loss("of_the_mean", lambda z, a: mean(z) ** 2 * mean(a)),
     define_loss("of_means", lambda z, a: -z * mean(a)),
 ]
@@ -115,7 +115,11 @@ FLAT = [
 @pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("loss", FLAT, ids=attrgetter("name"))
 def test_losses_whose_derivatives_hold_no_z_or_one_number_for_all_slots(loss: Map, chunk: int) -> None:
-    formulas = {"hebbian": lambda z, a: -z * a, "of_the_mean": _squared_mean, "of_means": lambda z, a: -z * _mean(a)}
+    formulas = {
+        "hebbian_loss": lambda z, a: -z * a,
+        "of_the_mean": _squared_mean,
+        "of_means": lambda z, a: -z * _mean(a),
+    }
     reference.define_loss(loss.name, lambda z, a, epsilon: formulas[loss.name](z, a))
     x = make_inputs(1, 11, 2, 6, 5, 7, dtype=torch.float64, step_size="token", state="random").leaves()
     options = {"rule": Rule(loss, link="identity", step_size="token"), "chunk_size": chunk, "outer_gradient": "bilevel"}
@@ -137,7 +141,7 @@ def test_operators_take_a_map_and_its_text() -> None:
     options = {"chunk_size": 4, "initial_state": x.initial_state, "output_final_state": True}
     y, state = trellis_attention(*x.args, phi=HUBER, link=GELU, **options)
     again, _ = trellis_attention(*x.args, phi=str(HUBER), link=GELU.key, **options)
-    by_name, _ = trellis_attention(*x.args, phi="huber", link="gelu_tanh", implementation="eager", **options)
+    by_name, _ = trellis_attention(*x.args, phi="huber_loss", link="gelu_tanh", implementation="eager", **options)
     assert torch.equal(y, again)
     assert_close(by_name, y, 1e-5)
     (y.sum() + state[0].sum()).backward()
@@ -154,7 +158,7 @@ def test_a_rule_with_a_users_map_is_data() -> None:
     assert pickle.loads(pickle.dumps(rule)) == rule
     assert spec_of_key(spec.key()) == spec
     assert spec_of_key(bucket(spec).key()).rule.phi == rule.phi
-    assert Rule("huber") == Rule(HUBER) == Rule(str(HUBER)) == Rule(HUBER.key)
+    assert Rule("huber_loss") == Rule(HUBER) == Rule(str(HUBER)) == Rule(HUBER.key)
     assert len(rule.key()) < 200
 
 
