@@ -79,6 +79,12 @@ class UnknownRuleError(TrellisError, ValueError):
     message = "rule={name!r} is no known rule; give a Rule, or choose one of: {known}"
 
 
+class RuleTensorError(TrellisError, TypeError):
+    """A tensor that a rule takes and a call lacks, or one that it does not take."""
+
+    message = "{name} {problem}: the rule takes {taken}"
+
+
 class SpecKeyError(TrellisError, ValueError):
     """A text that is the key of no spec, such as one that another version wrote."""
 

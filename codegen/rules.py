@@ -11,6 +11,7 @@ from codegen.errors import UnknownRuleError
 from codegen.maps import define, eps, layer_norm, rsqrt
 from codegen.maps import sum as total
 from codegen.rule import SOLVE, Rule
+from codegen.rule_text import rule_of_text
 
 UNIT_ROW = define("unit_row", lambda z: z * rsqrt(total(z**2) + eps))
 """A row divided by its norm (Lattice)."""
@@ -215,10 +216,11 @@ NAMED: dict[str, NamedRule] = {each.name: each for each in _RULES}
 
 
 def rule_named(rule: str | Rule) -> Rule:
-    """The record of a named rule, or the record itself.
+    """The record of a named rule, of a text as `rule_text` writes it, or the record itself.
 
     Raises:
-        UnknownRuleError: it is neither a Rule nor a name in `NAMED`.
+        UnknownRuleError: it is neither a Rule nor a name in `NAMED` nor such a text.
+        RuleError: it is a text of no rule.
 
     Example:
         >>> rule_named("titans").momentum
@@ -226,6 +228,8 @@ def rule_named(rule: str | Rule) -> Rule:
     """
     if isinstance(rule, Rule):
         return rule
+    if isinstance(rule, str) and rule.lstrip().startswith("{"):
+        return rule_of_text(rule)
     if not isinstance(rule, str) or rule not in NAMED:
         raise UnknownRuleError(name=rule, known=", ".join(NAMED))
     return NAMED[rule].rule

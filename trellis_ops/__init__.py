@@ -14,6 +14,7 @@ require_own("codegen", "tuning_db")
 
 from trellis_ops.dispatch.resolve import Selection, selection
 from trellis_ops.explanation import Explanation, explain
+from trellis_ops.memory import chunk_start, memory_attention, memory_states, memory_step
 from trellis_ops.operators.agreement import agree_across_ranks
 from trellis_ops.operators.plan import forget
 from trellis_ops.ops import memory_readout, memory_update, trellis_attention, trellis_step
@@ -22,9 +23,13 @@ __all__ = [
     "Explanation",
     "Selection",
     "agree_across_ranks",
+    "chunk_start",
     "explain",
     "forget",
+    "memory_attention",
     "memory_readout",
+    "memory_states",
+    "memory_step",
     "memory_update",
     "selection",
     "trellis_attention",

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trellis_ops import arguments, ops
+from trellis_ops import arguments, family_arguments, memory, ops
 from trellis_ops.arguments import Request
 from trellis_ops.dispatch import ranks, resolve
 from trellis_ops.operators import registered
+from trellis_ops.operators.family import rule_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     Nothing is compiled or run. Of a winner that an earlier call could not compile it says so, and what ran instead.
 
     Args:
-        operator: `trellis_attention`, `memory_update`, `memory_readout` or `trellis_step`.
+        operator: `trellis_attention`, `trellis_step`, `memory_attention`, `memory_step`, `memory_update` or
+            `memory_readout`.
         *args, **kwargs: exactly what the call would be given.
 
     Raises:
@@ -100,9 +102,32 @@ def _pair(given: dict[str, Any], name: str) -> tuple[Any, Any]:
     return (None, None) if states is None else arguments.pair_of_states(name, states)
 
 
+def _of_any_rule(given: dict[str, Any]) -> Request:
+    settings = ("initial_state", "output_final_state", "cu_seqlens", "chunk_size", "outer_gradient")
+    own = {name: given.pop(name) for name in settings}
+    made, tensors = memory.called_with(**given)
+    initial = list(own["initial_state"] or ())
+    of_call: tuple[Any, ...] = (own["cu_seqlens"], own["chunk_size"], own["outer_gradient"])
+    if made.maps is None:
+        return family_arguments.attention_request(rule_of(made.text), tensors, initial, *of_call)
+    every: list[Any] = [*tensors, *(initial or (None, None)), of_call[0], *made.maps, *of_call[1:]]
+    return registered.attention_request(*every)
+
+
+def _step_of_any_rule(given: dict[str, Any]) -> Request:
+    state, starts = list(given.pop("state")), list(given.pop("chunk_state") or ())
+    made, tensors = memory.called_with(**given)
+    if made.maps is None:
+        return family_arguments.step_request(rule_of(made.text), tensors, state, starts)
+    every: list[Any] = [*tensors, *state, *(starts or (None, None)), *made.maps]
+    return registered.step_request(*every)
+
+
 _REQUESTS: dict[str, Callable[[dict[str, Any]], Request]] = {
     ops.trellis_attention.__name__: _attention,
     ops.memory_update.__name__: _update,
     ops.memory_readout.__name__: lambda given: arguments.readout_request(**given),
     ops.trellis_step.__name__: _step,
+    memory.memory_attention.__name__: _of_any_rule,
+    memory.memory_step.__name__: _step_of_any_rule,
 }

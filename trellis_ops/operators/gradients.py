@@ -48,7 +48,7 @@ def by_autograd(forward: Callable[[Call], tuple[Tensor, ...]]) -> VectorJacobian
 
 def differentiate(forward: Callable[[Call], tuple[Tensor, ...]], reverse: Reverse) -> dict[str, Tensor]:
     """Vector-Jacobian products of `forward`."""
-    with _autograd(), torch.enable_grad():
+    with with_autograd(), torch.enable_grad():
         leaves: dict[str, Any] = {
             name: None if x is None else x.detach().requires_grad_(name in reverse.wanted)
             for name, x in reverse.call.tensors.items()
@@ -68,7 +68,8 @@ def differentiate(forward: Callable[[Call], tuple[Tensor, ...]], reverse: Revers
 
 
 @contextlib.contextmanager
-def _autograd() -> Iterator[None]:
+def with_autograd() -> Iterator[None]:
+    """Autograd within the body of an operator."""
     # The dispatcher runs the body of an operator with autograd excluded; here it is the work to be done.
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in ("AutogradOther", "AutogradFunctionality", "AutogradCPU", "AutogradCUDA", "ADInplaceOrView"):

@@ -6,6 +6,9 @@ a bounded sum of strides equals their distance. States that share one storage, s
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from codegen.errors import OverlapError
@@ -27,18 +30,36 @@ def check_apart(
     Raises:
         OverlapError: a state meets itself, the other one, one that z is taken at, or an input.
     """
-    if not S_k.data_ptr():
+    kept = {name: x for name, x in (("S_k", G_k), ("S_v", G_v)) if x is not None}
+    check_states_apart({"S_k": S_k, "S_v": S_v}, kept, inputs, "gradient_state")
+
+
+def check_states_apart(
+    moved: Mapping[str, Tensor], kept: Mapping[str, Tensor], inputs: Mapping[str, Tensor], of_kept: str = "chunk_state"
+) -> None:
+    """As `check_apart`, of any states.
+
+    Args:
+        moved: the states that a step moves, by name.
+        kept: those from the start of the chunk.
+        inputs: what else it reads.
+        of_kept: what users call `kept`.
+
+    Raises:
+        OverlapError: as `check_apart`.
+    """
+    if not all(state.data_ptr() for state in moved.values()):
         return  # Meta tensors lie nowhere.
-    states = {"state's S_k": S_k, "state's S_v": S_v}
-    kept = {"gradient_state's S_k": G_k, "gradient_state's S_v": G_v}
+    states = {f"state's {name}": state for name, state in moved.items()}
     for name, state in states.items():
         if _meets_itself(state):
             raise OverlapError(name=name, other="itself", advice="pass a copy, as .contiguous() makes one")
-    if _meet(S_k, S_v):
-        raise OverlapError(name="state's S_v", other="state's S_k", advice="pass a copy, as .clone() makes one")
-    for name, start in kept.items():
+    for (other, state), (name, later) in itertools.combinations(states.items(), 2):
+        if _meet(state, later):
+            raise OverlapError(name=name, other=other, advice="pass a copy, as .clone() makes one")
+    for name, start in ((f"{of_kept}'s {name}", x) for name, x in kept.items()):
         for other, state in states.items():
-            if start is not None and _meet(start, state):
+            if _meet(start, state):
                 advice = "clone the states at the start of a chunk, or pass None for the exact recurrence"
                 raise OverlapError(name=name, other=other, advice=advice)
     for name, tensor in inputs.items():

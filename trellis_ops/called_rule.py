@@ -1,0 +1,116 @@
+"""A rule as a call has it: its text, and what of its record the public functions need, as plain constants.
+
+torch.compile takes what `called` returns as it is, and does not look into how it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from codegen.errors import RuleTensorError
+from codegen.recurrence.tensors import HEAD, states, tensors
+from codegen.rule import SOLVE, STEP_SIZES, Rule
+from codegen.rule_text import rule_text
+from codegen.rules import rule_named
+
+
+class Taken(NamedTuple):
+    """A tensor that a call takes: its name, and whether each head has one, it is of the type of q, None is ones."""
+
+    name: str
+    per_head: bool
+    is_input: bool
+    optional: bool
+
+
+class Called(NamedTuple):
+    """A rule of a call.
+
+    Attributes:
+        text: of `codegen.rules.rule_text`, with the layout of the step size that was given.
+        taken: the tensors in the order of the record.
+        states: how many it carries.
+        target_is_k: whether the target is k itself.
+        maps: phi, link, out and phi_eps where `trellis_attention` computes it; None elsewhere.
+    """
+
+    text: str
+    taken: tuple[Taken, ...]
+    states: int
+    target_is_k: bool
+    maps: tuple[str, str, str, float] | None
+
+
+_CALLED: dict[tuple[str | Rule, int], Called] = {}
+
+
+def called(rule: str | Rule, step_rank: int) -> Called:
+    """The rule of a name, or a rule, called with a step size of so many axes, 0 for none.
+
+    Raises:
+        UnknownRuleError: no rule has that name.
+        TypeError: it is neither a name nor a Rule.
+    """
+    key = (rule, min(step_rank, 2))
+    found = _CALLED.get(key) if isinstance(rule, str | Rule) else None
+    if found is None:
+        found = _made(rule_named(rule), step_rank)
+        _CALLED[key] = found
+    return found
+
+
+called._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _made(rule: Rule, step_rank: int) -> Called:
+    if rule.step_size in STEP_SIZES:
+        rule = replace(rule, step_size="token" if step_rank > 1 else "head")
+    taken = tuple(Taken(each.name, each.per == HEAD, each.is_input, each.optional) for each in tensors(rule))
+    maps = (rule.phi, rule.link, rule.out, rule.phi_eps) if rule.is_trellis else None
+    return Called(rule_text(rule), taken, len(states(rule)), rule.link == SOLVE, maps)
+
+
+def in_order(rule: Called, named: Mapping[str, Tensor | None]) -> list[Tensor]:
+    """The tensors that a rule takes, in the order of its record, with ones for a step size of None.
+
+    Args:
+        rule: of the call.
+        named: q, k, v and every other tensor that some rule takes; None for those that are not given.
+
+    Raises:
+        RuleTensorError: one is missing, or given and not taken.
+        TypeError: one is no tensor.
+    """
+    names = {each.name for each in rule.taken}
+    for name, x in named.items():
+        if x is None:
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is {x!r}, but must be a torch.Tensor")
+        if name not in names:
+            raise RuleTensorError(name=name, problem="is given, and not taken", taken=_listed(rule))
+        if name == "target" and rule.target_is_k:
+            raise RuleTensorError(name=name, problem='is given, and is k where link="solve"', taken=_listed(rule))
+    return [_one_of(each, named, rule) for each in rule.taken]
+
+
+def _one_of(each: Taken, named: Mapping[str, Tensor | None], rule: Called) -> Tensor:
+    x, q = named[each.name], named["q"]
+    if x is not None:
+        return x
+    if each.name == "target" and rule.target_is_k and named["k"] is not None:
+        return named["k"]
+    if not each.optional or q is None:
+        raise RuleTensorError(name=each.name, problem="is missing", taken=_listed(rule))
+    shape = q.shape[-2:-1] if each.per_head else q.shape[:-1]
+    return q.new_ones(shape, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+
+
+def _listed(rule: Called) -> str:
+    taken = (each for each in rule.taken if each.name != "target" or not rule.target_is_k)
+    return ", ".join(f"{each.name} or None" if each.optional else each.name for each in taken)

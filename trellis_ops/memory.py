@@ -1,0 +1,310 @@
+"""Attention over a bounded memory of any rule: `memory_attention`, `memory_step`, and the states that they move.
+
+docs/rules.md has the general equation, the rules that have a name, and a rule of one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codegen.errors import GradientError
+from codegen.recurrence.of_rule import used_chunk_states
+from codegen.recurrence.tensors import state_behind, states
+from codegen.rule import Rule
+from codegen.rules import rule_named
+from trellis_ops import arguments, ops
+from trellis_ops.called_rule import Called, called, in_order
+from trellis_ops.operators import autocast, family, transforms
+from trellis_ops.operators.plan import is_plain, wants_gradient
+
+AnyStates = tuple[Tensor, ...]
+"""The states of a rule in the order of its record, see `memory_states`."""
+
+
+def memory_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    target: Tensor | None = None,
+    log_decay: Tensor | None = None,
+    step_size: Tensor | None = None,
+    *,
+    rule: str | Rule,
+    reader_step: Tensor | None = None,
+    probe: Tensor | None = None,
+    erase: tuple[Tensor, Tensor] | None = None,
+    momentum: Tensor | None = None,
+    window_weight: Tensor | None = None,
+    gain: Tensor | None = None,
+    regulariser: Tensor | None = None,
+    chunk_size: int = 1,
+    initial_state: AnyStates | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    outer_gradient: str = "bilevel",
+    implementation: str | None = None,
+) -> tuple[Tensor, AnyStates | None]:
+    """Attention over a bounded memory of any rule (docs/rules.md has the equation, and the source of each rule).
+
+    Per head and token z = S p at the memory before the token (or at the start of its chunk), u = d loss(z, a) / d z,
+    S <- decay S - step_size u w^T, y = S q. With one pass w = k, a = v and S is `[D_v, D_k]`; with two passes
+    S_k `[M, D_k]` is written by k and S_v `[M, D_v]` by v, both with `target`, and y = out(S_v^T link(S_k q)).
+    Which of the tensors a call takes follows from the rule; no scale is applied to any. The gradient is exact.
+
+    Args:
+        q, k: `[B, T, H, D_k]`, float32, bfloat16 or float16 (float64: eager only). Any strides.
+        v: `[B, T, H, D_v]`, like q.
+        target: `[B, T, H, M]`, like q; of two passes. None where link is "solve", whose target is k.
+        log_decay: log of the forget gate, at most 0: `[B, T, H]` for decay "scalar", `[B, T, H, M]` (one pass:
+            `[B, T, H, D_v]`) for "slot", `[B, T, H, D_k]` for "channel", None for "none". -inf forgets everything.
+        step_size: `[H]` or `[B, T, H]`; None is 1.
+        rule: the name of a rule, such as "gated_deltanet", a `Rule`, or its text as JSON.
+        reader_step: `[B, T, H]`, tau of step_size "reader_writer".
+        probe: p, `[B, T, H, D_k]` (transposed: D_v), of probe "own"; like q.
+        erase: a pair (a, b) of `[B, T, H, D_k]`, like q: (S a) b^T is added.
+        momentum: `[B, T, H]`, eta.
+        window_weight: `[B, T, H]`, of a window; None is 1.
+        gain: `[H, D_v]` (two passes: `[H, M]`), of a loss with a gain.
+        regulariser: `[H, D_k]`, positive, of link "solve".
+        chunk_size: C; z is taken at the memory at the start of the chunk, which changes what is computed. 1 is exact.
+        initial_state: the states before the first token, as `memory_states` has them; None is zero.
+        output_final_state: whether to return the states after the last token.
+        cu_seqlens: `[N + 1]`, offsets of N sequences packed into B = 1, of which states then have one each.
+        outer_gradient: "bilevel" differentiates through z, "first_order" treats z as a constant inside u.
+        implementation: "eager", "tvm" or "triton" forces one; None takes the best that is known (see `explain`).
+
+    Returns:
+        y `[B, T, H, D_v]` in the type of q, and the states in float32, or None.
+
+    Raises:
+        UnknownRuleError: no rule has that name.
+        RuleTensorError: a tensor that the rule takes is missing, or one is given that it does not take.
+        RuleError: the rule excludes this chunk_size.
+        ShapeError, DtypeError, DeviceMismatchError, SequenceError, SizeError, TypeError: bad arguments.
+        MemoryRoomError: results and buffers that do not fit into the memory that is there.
+        ImplementationError: `implementation` is unknown or cannot run this call.
+
+    Example:
+        >>> q, k, v = (torch.nn.functional.normalize(torch.randn(1, 32, 2, 16), dim=-1) for _ in range(3))
+        >>> log_decay, step_size = torch.full((1, 32, 2), -0.05), torch.full((1, 32, 2), 0.5)
+        >>> y, _ = memory_attention(q, k, v, None, log_decay, step_size, rule="gated_deltanet")
+        >>> y.shape
+        torch.Size([1, 32, 2, 16])
+    """
+    arguments.flag("output_final_state", output_final_state)
+    gates: dict[str, Any] = {
+        "log_decay": log_decay,
+        "step_size": step_size,
+        "reader_step": reader_step,
+        "momentum": momentum,
+    }
+    others: dict[str, Any] = {
+        "probe": probe,
+        "erase": erase,
+        "window_weight": window_weight,
+        "gain": gain,
+        "regulariser": regulariser,
+    }
+    made, given = called_with(rule, q=q, k=k, v=v, target=target, **gates, **others)
+    initial = [] if initial_state is None else _tuple("initial_state", initial_state)
+    if made.maps is not None:
+        return ops.trellis_attention(
+            *_six(given),
+            **_settings(made.maps),
+            chunk_size=chunk_size,
+            initial_state=None if initial_state is None else _pair("initial_state", initial),
+            output_final_state=output_final_state,
+            cu_seqlens=cu_seqlens,
+            outer_gradient=outer_gradient,
+            implementation=implementation,
+        )
+    given = _lowered(made, given)
+    settings = (made.text, arguments.numbers_of_call(1.0, chunk_size)[1], outer_gradient)
+    every = (*given, *initial, cu_seqlens)
+    if is_plain(every):
+        found = family.run_attention(given, initial, cu_seqlens, *settings, False, implementation)
+    elif transforms.differentiates("memory_attention", every, implementation):
+        family.check_attention(given, initial, cu_seqlens, *settings)
+        with autocast.off(q.device):
+            found = family.eager_attention(given, initial, cu_seqlens, *settings)
+    else:
+        found = family.attention(given, initial, cu_seqlens, *settings, wants_gradient(every), implementation)
+    return found[0], tuple(found[1 : 1 + made.states]) if output_final_state else None
+
+
+def memory_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    target: Tensor | None = None,
+    log_decay: Tensor | None = None,
+    step_size: Tensor | None = None,
+    *,
+    state: AnyStates,
+    rule: str | Rule,
+    reader_step: Tensor | None = None,
+    probe: Tensor | None = None,
+    erase: tuple[Tensor, Tensor] | None = None,
+    momentum: Tensor | None = None,
+    window_weight: Tensor | None = None,
+    gain: Tensor | None = None,
+    regulariser: Tensor | None = None,
+    chunk_state: AnyStates | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """One token of `memory_attention`; the states are moved in place.
+
+    Args:
+        q, k, v, target, log_decay, step_size, reader_step, probe, erase, momentum, window_weight: as in
+            `memory_attention`, without T.
+        state: the states, as `memory_states` has them; they hold the new ones afterwards.
+        rule, gain, regulariser, implementation: as in `memory_attention`.
+        chunk_state: what `chunk_start` gave at the first token of the chunk, kept by the caller until it ends; None
+            takes z at the current state: the exact recurrence (C = 1).
+
+    Returns:
+        y `[B, H, D_v]` in the type of q.
+
+    Raises:
+        GradientError: a gradient is wanted; a step overwrites what the backward would need.
+        OverlapError: a state shares memory with another tensor.
+        As `memory_attention` otherwise.
+    """
+    gates: dict[str, Any] = {
+        "log_decay": log_decay,
+        "step_size": step_size,
+        "reader_step": reader_step,
+        "momentum": momentum,
+    }
+    others: dict[str, Any] = {
+        "probe": probe,
+        "erase": erase,
+        "window_weight": window_weight,
+        "gain": gain,
+        "regulariser": regulariser,
+    }
+    made, given = called_with(rule, q=q, k=k, v=v, target=target, **gates, **others)
+    moved = _tuple("state", state)
+    starts = [] if chunk_state is None else _tuple("chunk_state", chunk_state)
+    if made.maps is not None:
+        return ops.trellis_step(
+            *_six(given),
+            state=_pair("state", moved),
+            **_settings(made.maps),
+            gradient_state=None if chunk_state is None else _pair("chunk_state", starts),
+            implementation=implementation,
+        )
+    given = _lowered(made, given)
+    every = (*given, *moved, *starts)
+    if is_plain(every):
+        return family.run_step(given, moved, starts, made.text, implementation)
+    if wants_gradient(every):
+        raise GradientError(name="memory_step", advice="use memory_attention, or call it under torch.no_grad()")
+    transforms.refuse("memory_step", every)
+    y: Tensor = family.step(given, moved, starts, made.text, implementation)
+    return y
+
+
+def memory_states(
+    rule: str | Rule,
+    *,
+    batch: int,
+    heads: int,
+    dim_k: int,
+    dim_v: int,
+    slots: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> AnyStates:
+    """The states of a rule before any token: zeros.
+
+    In order, as far as the rule has them: S `[B, H, D_v, D_k]`, or S_k `[B, H, M, D_k]` and S_v `[B, H, M, D_v]`; P
+    of momentum, shaped as S; n `[B, H, D_k]` of a normaliser; the pairs of a window, window_u `[B, H, c - 1, ...]` and
+    window_w, the oldest first.
+
+    Args:
+        rule: a name or a `Rule`.
+        batch: B, or the number of packed sequences.
+        heads, dim_k, dim_v, slots: H, D_k, D_v, M; one pass has no slots.
+        device, dtype: of the states; float64 for float64 inputs.
+
+    Raises:
+        UnknownRuleError: no rule has that name.
+        TypeError: two passes without slots.
+    """
+    made = rule_named(rule)
+    if made.passes == 2 and slots is None:
+        raise TypeError(f"slots is None, but a rule of two passes such as {rule!r} has some; give an int")
+    sizes = {"dim_k": dim_k, "dim_v": dim_v, "slots": dim_v if slots is None else slots, "window": made.window - 1}
+    return tuple(
+        torch.zeros(batch, heads, *(sizes[axis] for axis in axes), dtype=dtype, device=device)
+        for axes in states(made).values()
+    )
+
+
+def chunk_start(rule: str | Rule, state: AnyStates) -> AnyStates:
+    """What `memory_step` takes as `chunk_state` in the chunk that begins now: copies of states, and sums at zero.
+
+    Raises:
+        UnknownRuleError: no rule has that name.
+    """
+    made = rule_named(rule)
+    named = dict(zip(states(made), state, strict=True))
+    found = []
+    for name in used_chunk_states(made, True):
+        behind = state_behind(name)
+        found.append(torch.zeros_like(named[f"S{name[1:]}"]) if behind is None else named[behind].clone())
+    return tuple(found)
+
+
+def called_with(rule: str | Rule, erase: tuple[Tensor, Tensor] | None, **named: Any) -> tuple[Called, list[Tensor]]:
+    """The rule of a call, and its tensors in the order of the record; raises as `memory_attention`.
+
+    Args:
+        rule, erase: of the call.
+        named: its other tensors.
+    """
+    for name in ("q", "k", "v"):
+        if not isinstance(named[name], Tensor):
+            raise TypeError(f"{name} is {named[name]!r}, but must be a torch.Tensor")
+    erase_a, erase_b = (None, None) if erase is None else _tuple("erase", erase, 2)
+    step_size = named["step_size"]
+    made = called(rule, step_size.ndim if isinstance(step_size, Tensor) else 0)
+    return made, in_order(made, {**named, "erase_a": erase_a, "erase_b": erase_b})
+
+
+def _tuple(name: str, given: Any, count: int | None = None) -> list[Tensor]:
+    if not isinstance(given, tuple | list) or (count is not None and len(given) != count):
+        many = "tensors" if count is None else f"{count} tensors"
+        raise TypeError(f"{name} is {type(given).__name__}, but must be a tuple of {many}")
+    for place, x in enumerate(given):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}[{place}] is {x!r}, but must be a torch.Tensor")
+    return list(given)
+
+
+def _lowered(rule: Called, given: Sequence[Tensor]) -> list[Tensor]:
+    """Under autocast the inputs in its type and the gates in float32."""
+    inputs = tuple(x for each, x in zip(rule.taken, given, strict=True) if each.is_input)
+    gates = tuple(x for each, x in zip(rule.taken, given, strict=True) if not each.is_input)
+    found = list(autocast.lower(inputs, gates))
+    first, second = iter(found[: len(inputs)]), iter(found[len(inputs) :])
+    return [next(first) if each.is_input else next(second) for each in rule.taken]
+
+
+def _six(given: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q, k, v, target, log_decay, step_size = given
+    return q, k, v, target, log_decay, step_size
+
+
+def _pair(name: str, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    s_k, s_v = arguments.pair_of_states(name, states)
+    return s_k, s_v
+
+
+def _settings(maps: tuple[str, str, str, float]) -> dict[str, Any]:
+    return dict(zip(("phi", "link", "out", "phi_eps"), maps, strict=True))
