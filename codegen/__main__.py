@@ -30,6 +30,7 @@ from codegen.kernels.table import arguments_table, tensors_table
 from codegen.maps.registry import named_map
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
+from codegen.rule_table import field_table, named_table
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import SCHEDULES, backends, default, from_settings, kind_of, variants_of
 from codegen.schedules.schedule import Schedule
@@ -62,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
         "arguments",
         help="print what every kernel is called with",
         description="Print the declared arguments of every kernel, and the shapes and types of their names.",
+    )
+    commands.add_parser(
+        "rules",
+        help="print the fields of a rule, and the rules that have a name",
+        description="Print the fields of a rule, and the rules that have a name, as docs/rules.md has them.",
     )
     show = commands.add_parser(
         "show",
@@ -163,7 +169,11 @@ def _arguments(options: argparse.Namespace) -> str:
     return f"{arguments_table()}\n\n{tensors_table()}"
 
 
-_COMMANDS = {"arguments": _arguments, "show": _show, "clean-cache": _clean_cache}
+def _rules(options: argparse.Namespace) -> str:
+    return f"{field_table()}\n\n{named_table()}"
+
+
+_COMMANDS = {"arguments": _arguments, "rules": _rules, "show": _show, "clean-cache": _clean_cache}
 
 
 def _spec(options: argparse.Namespace) -> Spec:

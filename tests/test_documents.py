@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from codegen.kernels.table import arguments_table, tensors_table
+from codegen.rule_table import field_table, named_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "templates/README.md", "tuning_db/winners/README.md")
@@ -165,6 +166,12 @@ def test_the_tables_of_arguments_are_those_that_are_declared() -> None:
     assert tensors_table() in text
 
 
+def test_the_tables_of_rules_are_those_of_the_records() -> None:
+    text = (ROOT / "docs/rules.md").read_text()
+    assert field_table() in text, "print them by python -m codegen rules"
+    assert named_table() in text
+
+
 def test_every_dotted_name_exists() -> None:
     dotted = {phrase for phrase in in_backticks(EVERYTHING) if re.fullmatch(rf"({'|'.join(FOLDERS)})(\.\w+)+", phrase)}
     assert "codegen.rule.Rule" in dotted
@@ -183,6 +190,14 @@ def test_readme_is_short_and_begins_with_an_example() -> None:
     assert "```python" in lines[:30]
 
 
+PRINTED = {
+    "README.md": "torch.Size([1, 4096, 8, 64])",
+    "docs/using.md": "torch.Size([1, 4096, 8, 64])",
+    "docs/rules.md": "torch.Size([1, 50, 2, 16]) tensor(True) tensor(True)\ntensor(True)\n",
+}
+"""What the examples of a document print, as far as it is told."""
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_example_runs(document: str, tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", TEXTS[document], re.DOTALL | re.MULTILINE)
@@ -199,7 +214,7 @@ def test_every_example_runs(document: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "torch.Size([1, 4096, 8, 64])" in done.stdout
+    assert PRINTED[document] in done.stdout
 
 
 @pytest.mark.parametrize(

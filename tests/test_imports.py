@@ -42,6 +42,7 @@ ORDER = {
         "kernels.operator",
         "kernels.build",
         "kernels",
+        "rule_table",
         "",
         "__main__",
     ),
