@@ -52,6 +52,7 @@ def test_a_number_that_equals_a_choice_is_none(field: str, value: object) -> Non
         ({"view_gradient": True}, "view_gradient", "no view"),
         (ONE_PASS | {"view": "softmax", "erase": True}, "view", "erase"),
         ({"view": "softmax", "window": 2}, "view", "window"),
+        ({"view": "softmax", "link": SOLVE, "phi": "hebbian"}, "view", "solve"),
     ],
     ids=str,
 )
