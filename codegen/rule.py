@@ -192,5 +192,7 @@ def _refusals(rule: Rule) -> Iterator[tuple[str, str]]:
             yield "normaliser", "it divides what an accumulator gives; it excludes view and step_size='reader_writer'"
     if rule.view_gradient and rule.view == "identity":
         yield "view_gradient", "there is no view (view='identity') to go through"
+    if rule.view != "identity" and rule.link == SOLVE:
+        yield "view", "link='solve' solves with the memory itself, which no view keeps symmetric; give view='identity'"
     if rule.view != "identity" and (rule.erase or rule.window > 1):
         yield "view", "it excludes erase and window, which are products with the memory itself"

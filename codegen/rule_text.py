@@ -47,7 +47,7 @@ def rule_of_text(text: str) -> Rule:
             raise RuleError(field=name, value=value, reason=f"there is no such field; there are {', '.join(DEFAULTS)}")
         kinds = (int, float) if name == "phi_eps" else (type(DEFAULTS[name]),)
         if type(value) not in kinds:
-            raise RuleError(field=name, value=value, reason=f"give a {kinds[-1].__name__}, as {DEFAULTS[name]!r}")
+            raise RuleError(field=name, value=value, reason=f"expected {kinds[-1].__name__}, as {DEFAULTS[name]!r}")
     return _made(given)
 
 

@@ -101,7 +101,7 @@ def memory_step(
     shape = given["q"].shape[:2]
     token = _completed(given, shape, dtype)
     states = {name: x.to(dtype) for name, x in state.items()}
-    start = _chunk_start(states)
+    start = chunk_start(states)
     if chunk_state is not None:
         start |= {name: x.to(dtype) for name, x in chunk_state.items()}
     return _token(rule, token, states, start, first_order=False)
@@ -161,14 +161,15 @@ def _run(
     start: dict[str, Tensor] = {}
     for t in range(tokens["q"].shape[1]):
         if t % chunk_size == 0:
-            start = _chunk_start(states)
+            start = chunk_start(states)
         token = {name: x if name in PER_HEAD else x[:, t] for name, x in tokens.items()}
         y, states, start = _token(rule, token, states, start, first_order)
         outputs.append(y)
     return torch.stack(outputs, dim=1) if outputs else torch.zeros_like(tokens["v"]), states
 
 
-def _chunk_start(states: Named) -> dict[str, Tensor]:
+def chunk_start(states: Named) -> dict[str, Tensor]:
+    """What a chunk that starts at `states` keeps: S0, n0, and A, the sum of its writes, from zero."""
     start = {f"{name[0]}0{name[1:]}": x for name, x in states.items() if name[0] in "Sn"}
     return start | {f"A{name[1:]}": torch.zeros_like(x) for name, x in states.items() if name[0] == "S"}
 

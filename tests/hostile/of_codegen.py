@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from codegen.maps import Map, define, define_loss, find, tanh
 from codegen.maps.emit import pytorch
 from codegen.render import render
 from codegen.rule import Rule
+from codegen.rule_text import DEFAULTS, rule_of_key, rule_of_text
+from codegen.rules import NAMED as NAMED_RULES
+from codegen.rules import rule_named
 from codegen.schedules.registry import default, from_settings, kind_of
 from codegen.spec import Problem, Spec, spec_of_key
 from tests.hostile.entrance import Entrance
@@ -46,6 +50,10 @@ def _of_problem(field: str) -> Entrance:
 
 def _of_rule(field: str) -> Entrance:
     return lambda name, given: Rule(**{field: name})
+
+
+def _of_text(field: str) -> Entrance:
+    return lambda name, given: rule_of_text(json.dumps({field: name}))
 
 
 def _rendered(rule: Rule) -> None:
@@ -204,7 +212,15 @@ ENTRANCES: dict[str, Entrance] = {
     "a spec's key": lambda name, given: spec_of_key(name),
     **{f"{piece} of a spec's key": _key(piece) for piece in _PIECES},
     **{f"{field} of a problem": _of_problem(field) for field in ("operator", "dtype", "direction", "tokens", "slots")},
-    **{f"{field} of a rule": _of_rule(field) for field in ("phi", "link", "out", "phi_eps", "step_size")},
+    **{f"{field} of a rule": _of_rule(field) for field in DEFAULTS},
+    "the name of a rule": lambda name, given: rule_named(name),
+    "a rule's text": lambda name, given: rule_of_text(name),
+    "a field of a rule's text": lambda name, given: rule_of_text(json.dumps({name: 1})),
+    **{f"{field} of a rule's text": _of_text(field) for field in DEFAULTS},
+    "a rule's key": lambda name, given: rule_of_key(name),
+    "a field of a rule's key": lambda name, given: rule_of_key(
+        NAMED_RULES["kda"].rule.key().replace("decay_first", name)
+    ),
     "the name of a map": _map,
     "the name of a loss": _loss,
     "the name of a map that is made without define": _map_object,

@@ -146,7 +146,7 @@ class _Walk:
                 starts[name].copy_(_apart(kept[name], batch))
         finals = {name: _apart(self._final(name, x, tokens), batch) for name, x in rows.items()}
         y = torch.stack(outputs) if outputs else given["v"].new_zeros(0, batch * heads, given["v"].shape[-1])
-        return y.view(tokens, batch, heads, -1).transpose(0, 1), finals
+        return y.view(tokens, batch, heads, y.shape[-1]).transpose(0, 1), finals
 
     @property
     def _per_head(self) -> set[str]:
