@@ -77,7 +77,7 @@ class Rule:
         window: the number of tokens, the current one the last, whose writes are repeated (OmegaNet); 1 is no window.
         normaliser: whether a vector n of written keys divides what is read, S q / (n q + 1e-6) ("read"), and z too
             ("both") (Infini-attention).
-        transposed: whether S v is regressed onto k, and S^T q is read (gated Oja).
+        transposed: whether S^T v is regressed onto k, S being `[D_v, D_k]` still (gated Oja).
         read: the memory that is read: "after" the write, "before" it, or that at the "chunk_start".
         view: map of each row of the accumulator that gives the row of the memory (Memora's softmax).
         view_gradient: whether the inner gradient goes through the view, to the accumulator (Lattice).
@@ -171,6 +171,10 @@ def _refusals(rule: Rule) -> Iterator[tuple[str, str]]:
             yield "decay", "the memories of two passes have columns of different kinds; take passes=1, or 'slot'"
     elif rule.link != "identity":
         yield "link", "there is nothing to link with passes=1; give link='identity'"
+    if rule.link == SOLVE and rule.phi != "hebbian":
+        yield "phi", "link='solve' needs a symmetric S_k, as writes of k k^T alone give; give phi='hebbian'"
+    if rule.link == SOLVE and rule.decay == "slot":
+        yield "decay", "link='solve' needs a symmetric S_k; take 'scalar' or 'none'"
     if rule.step_size == "reader_writer":
         for field, plain in (("decay", "none"), ("momentum", False), ("window", 1), ("erase", False)):
             if getattr(rule, field) != plain:
