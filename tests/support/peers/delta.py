@@ -168,7 +168,7 @@ DELTA = (
         _product_inputs,
         _product_theirs,
         _product_ours,
-        f"{SUBSTEPS} substeps",
+        f"{SUBSTEPS} delta steps for each token",
     ),
     Peer(
         "kda",
@@ -198,7 +198,7 @@ DELTA = (
         _oja_inputs,
         _oja_theirs,
         _ours("oja"),
-        "no reference is installed: KDA's memory with keys and values exchanged",
+        "it has none: KDA's memory with keys and values exchanged; its kernel agrees",
     ),
     Peer(
         "momentum_delta",

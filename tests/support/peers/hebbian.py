@@ -177,7 +177,7 @@ HEBBIAN = (
         _retention_inputs,
         _retention_theirs,
         _retention_ours,
-        "gives no final state",
+        "its output only",
     ),
     Peer(
         "simple_gla",
