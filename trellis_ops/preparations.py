@@ -19,9 +19,6 @@ UNIT_EPS = 1e-6
 GSA_NORMALISER = 8.0
 """What GSA divides the logarithm of its forget gate by."""
 
-LAYER_NORM_EPS = 1e-6
-"""Epsilon of TTT-Linear's layer norm."""
-
 
 def unit_rows(x: Tensor) -> Tensor:
     """x / sqrt(sum of x^2 + 1e-6) over the last axis: rows of unit length, and finite gradients at zero.
@@ -212,23 +209,22 @@ def append_one(x: Tensor) -> Tensor:
     return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
 
 
-def ttt_output(residual: Tensor, read: Tensor, weight: Tensor, bias: Tensor, eps: float = LAYER_NORM_EPS) -> Tensor:
-    """TTT-Linear's output, residual + LN(read) * weight + bias, with residual = q and read = S q + b.
+def ttt_output(residual: Tensor, normalised: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """TTT-Linear's output, residual + LN(S q + b) * weight + bias.
 
-    The inner loss of TTT-Linear has the same weight and bias: the rule's `gain` is weight, its `v` is v - k - bias.
+    The inner loss has the same weight and bias: the rule's `gain` is weight, and its `v` is v - k - bias.
 
     Source: TTT (arXiv 2407.04620, section 2.7): f(x) = x + LN(f_res(x)).
 
     Args:
-        residual: `[B, T, H, D]`, as published the queries.
-        read: `[B, T, H, D]`, the readout of the memory and its bias (`append_one`).
+        residual: `[B, T, H, D]`, the queries.
+        normalised: `[B, T, H, D]`, the output of the rule "ttt_linear", whose q and k went through `append_one`.
         weight, bias: `[H, D]`, of the layer norm.
-        eps: added to the variance.
 
     Returns:
         `[B, T, H, D]`.
     """
-    return residual + F.layer_norm(read, read.shape[-1:], eps=eps) * weight + bias
+    return residual + normalised * weight + bias
 
 
 def rwkv7_erase(kk: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:

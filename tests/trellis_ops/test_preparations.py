@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from codegen.errors import NumberTypeError, SizeError
+from codegen.rules import rule_named
 from trellis_ops import preparations
+from trellis_ops.eager import recurrence
 
 B, T, H, D, M = 2, 7, 3, 5, 4
 
@@ -189,20 +191,27 @@ def test_a_memory_of_keys_with_a_one_has_a_bias():
     close(preparations.append_one(x) @ torch.cat([matrix, bias[:, None]], dim=1).T, x @ matrix.T + bias)
 
 
-def test_the_output_of_ttt_is_a_residual_and_a_layer_norm():
-    q, read, weight, bias = drawn(B, T, H, D), drawn(B, T, H, D, seed=1), drawn(H, D, seed=2), drawn(H, D, seed=3)
-    made = preparations.ttt_output(q, read, weight, bias)
-    for b, t, h in ((0, 0, 0), (1, 6, 2)):
-        row = read[b, t, h]
-        mean = sum(float(x) for x in row) / D
-        variance = sum((float(x) - mean) ** 2 for x in row) / D
-        expected = [
-            float(q[b, t, h, d])
-            + (float(row[d]) - mean) / math.sqrt(variance + 1e-6) * float(weight[h, d])
-            + float(bias[h, d])
-            for d in range(D)
-        ]
-        close(made[b, t, h], torch.tensor(expected, dtype=q.dtype))
+def test_the_output_of_ttt_is_a_residual_and_a_layer_norm_with_a_bias_in_the_memory():
+    rule = rule_named("ttt_linear")
+    q, k, v = (drawn(1, 1, H, D, seed=seed) for seed in range(3))
+    weight, bias, tau = drawn(H, D, seed=3), drawn(H, D, seed=4), drawn(1, 1, H, seed=5).sigmoid()
+    start = drawn(1, H, D, D + 1, seed=6)
+    queries, keys = preparations.append_one(q), preparations.append_one(k)
+    given = {"q": queries, "k": keys, "v": v - k - bias, "gain": weight, "step_size": torch.ones_like(tau)}
+    normalised, _ = recurrence.attention(rule, given | {"reader_step": tau}, {"S": start})
+    found = preparations.ttt_output(q, normalised, weight, bias)
+    for h in range(H):
+        matrix, offset = (x.clone().requires_grad_() for x in (start[0, h, :, :D], start[0, h, :, D]))
+        answer = normed(matrix @ k[0, 0, h] + offset) * weight[h] + bias[h]
+        loss = (answer - (v - k)[0, 0, h]).square().sum() / 2
+        by_matrix, by_offset = torch.autograd.grad(loss, (matrix, offset))
+        read = (matrix - tau[0, 0, h] * by_matrix) @ q[0, 0, h] + offset - tau[0, 0, h] * by_offset
+        close(found[0, 0, h], (q[0, 0, h] + normed(read) * weight[h] + bias[h]).detach())
+
+
+def normed(row: Tensor) -> Tensor:
+    mean = row.sum() / D
+    return (row - mean) / torch.sqrt((row - mean).square().sum() / D + 1e-6)
 
 
 def test_the_pair_of_rwkv7_takes_away_what_the_memory_answers():

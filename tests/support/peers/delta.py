@@ -15,6 +15,8 @@ from trellis_ops import preparations
 SUBSTEPS = 3
 """Of DeltaProduct."""
 
+MOMENTUM = f"{OPS}.momentum_delta_rule.naive:recurrent_momentum_delta_rule_ref"
+
 Draw = Callable[[Sizes, Drawing], Named]
 Theirs = Callable[[Callable[..., Results], Named], Results]
 
@@ -119,10 +121,13 @@ def _oja_theirs(function: Callable[..., Results], given: Named) -> Results:
     return torch.stack(outputs, dim=1), {"S": last.mT}
 
 
-def _momentum_inputs(sizes: Sizes, drawing: Drawing) -> Named:
-    tensors = _with_probe(_draw("scalar"))(sizes, drawing)
-    moving = {"log_momentum": drawing.log_gate(sizes), "P": state(sizes, drawing, sizes.dim, sizes.dim - 4)}
-    return tensors | moving
+def _with_momentum(draw: Draw) -> Draw:
+    def drawn(sizes: Sizes, drawing: Drawing) -> Named:
+        tensors = draw(sizes, drawing)
+        moving = {"log_momentum": drawing.log_gate(sizes), "P": state(sizes, drawing, sizes.dim, sizes.dim - 4)}
+        return tensors | moving
+
+    return drawn
 
 
 def _momentum_theirs(function: Callable[..., tuple[Tensor, Tensor]], given: Named) -> Results:
@@ -130,7 +135,7 @@ def _momentum_theirs(function: Callable[..., tuple[Tensor, Tensor]], given: Name
         *(given[name] for name in ("q", "k", "v")),
         log_alpha=given["log_decay"],
         log_mu=given["log_momentum"],
-        p=given["probe"],
+        p=given.get("probe", given["k"]),
         beta=torch.ones_like(given["step_size"]),
         eta=given["step_size"],
         initial_S=given["S"],
@@ -140,11 +145,14 @@ def _momentum_theirs(function: Callable[..., tuple[Tensor, Tensor]], given: Name
     return y, {"S": last[0], "P": -last[1]}
 
 
-def _momentum_ours(given: Named) -> Results:
-    tensors = {name: given[name] for name in ("k", "v", "log_decay", "probe", "step_size")}
-    tensors |= {"q": scaled(given["q"]), "momentum": given["log_momentum"].exp()}
-    y, states = walked("momentum_delta", tensors, {"S": given["S"].mT, "P": given["P"].mT})
-    return y, {name: x.mT for name, x in states.items()}
+def _momentum_ours(name: str) -> Callable[[Named], Results]:
+    def ours(given: Named) -> Results:
+        tensors = {each: x for each, x in given.items() if each not in ("S", "P", "log_momentum")}
+        tensors |= {"q": scaled(given["q"]), "momentum": given["log_momentum"].exp()}
+        y, states = walked(name, tensors, {"S": given["S"].mT, "P": given["P"].mT})
+        return y, {each: x.mT for each, x in states.items()}
+
+    return ours
 
 
 DELTA = (
@@ -201,11 +209,19 @@ DELTA = (
         "it has none: KDA's memory with keys and values exchanged; its kernel agrees",
     ),
     Peer(
-        "momentum_delta",
-        f"{OPS}.momentum_delta_rule.naive:recurrent_momentum_delta_rule_ref",
-        _momentum_inputs,
+        "titans",
+        MOMENTUM,
+        _with_momentum(_draw("scalar")),
         _momentum_theirs,
-        _momentum_ours,
-        "its beta is 1; without a probe of its own the linear rule of Titans",
+        _momentum_ours("titans"),
+        "the momentum delta rule whose probe is the key and whose beta is 1",
+    ),
+    Peer(
+        "momentum_delta",
+        MOMENTUM,
+        _with_momentum(_with_probe(_draw("scalar"))),
+        _momentum_theirs,
+        _momentum_ours("momentum_delta"),
+        "its beta is 1",
     ),
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from codegen.rule import READOUT_EPS
 from tests.support.peers.hebbian import OPS, scaled
 from tests.support.peers.inputs import Drawing, Sizes, qkv, state
 from tests.support.peers.peer import Named, Peer, Results, walked
@@ -59,7 +61,8 @@ def _ttt_ours(given: Named) -> Results:
     start = torch.cat([given["S"], given["S_bias"]], dim=2).mT
     read, states = walked("ttt_linear", tensors | {"reader_step": given["eta"]}, {"S": start}, MINI_BATCH)
     last = states["S"].mT
-    return ttt_output(read, read, weight, bias), {"S": last[:, :, :-1], "S_bias": last[:, :, -1:]}
+    normalised = F.layer_norm(read, read.shape[-1:], eps=READOUT_EPS)
+    return ttt_output(read, normalised, weight, bias), {"S": last[:, :, :-1], "S_bias": last[:, :, -1:]}
 
 
 def _mesa_inputs(sizes: Sizes, drawing: Drawing) -> Named:

@@ -1,30 +1,23 @@
-"""The records of the rules that a peer has a reference for, and what else a call of them needs."""
+"""The rules that a peer has a reference for: named ones, and records near them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from codegen.rule import Rule
+from codegen.rules import rule_named
 
-_ONE = {"passes": 1}
+_NAMED = ("gla", "gsa", "abc", "deltanet", "gated_deltanet", "delta_product", "kda", "gdn2", "comba", "oja")
+_NAMED += ("titans", "rwkv7", "mesanet")
 
-RULES: dict[str, Rule] = {
-    "retention": Rule("hebbian", **_ONE),
-    "simple_gla": Rule("hebbian", **_ONE),
-    "linear_normalised": Rule("hebbian", **_ONE, decay="none", normaliser="read"),
-    "gla": Rule("hebbian", **_ONE, decay="channel"),
-    "rwkv6": Rule("hebbian", **_ONE, decay="channel", read="before"),
-    "gsa": Rule("hebbian", link="softmax", decay="slot"),
-    "abc": Rule("hebbian", link="softmax", decay="slot"),
-    "deltanet": Rule("identity", **_ONE, decay="none", step_size="token"),
-    "gated_deltanet": Rule("identity", **_ONE, decay_first=True, step_size="token"),
-    "delta_product": Rule("identity", **_ONE, decay_first=True, step_size="token"),
-    "kda": Rule("identity", **_ONE, decay="channel", decay_first=True, step_size="token"),
-    "gdn2": Rule("identity", **_ONE, decay="channel", decay_first=True, probe="own"),
-    "comba": Rule("identity", **_ONE, probe="own", step_size="token"),
-    "oja": Rule("identity", **_ONE, transposed=True, decay="slot", decay_first=True, step_size="token"),
-    "momentum_delta": Rule("identity", **_ONE, probe="own", momentum=True, step_size="token"),
-    "iplr": Rule("hebbian", **_ONE, decay="none", erase=True),
-    "rwkv7": Rule("hebbian", **_ONE, decay="channel", erase=True),
-    "ttt_linear": Rule("layer_norm_gain", **_ONE, decay="none", step_size="reader_writer"),
-    "mesanet": Rule("hebbian", link="solve", step_size="token"),
+RULES: dict[str, Rule] = {name: rule_named(name) for name in _NAMED} | {
+    "retention": rule_named("linear"),
+    "simple_gla": rule_named("linear"),
+    "linear_normalised": replace(rule_named("infini"), phi="hebbian", normaliser="read", read="after"),
+    "rwkv6": replace(rule_named("gla"), read="before"),
+    "momentum_delta": replace(rule_named("titans"), probe="own"),
+    "iplr": replace(rule_named("rwkv7"), decay="none"),
+    # The reference adds the readout itself to its layer norm.
+    "ttt_linear": replace(rule_named("ttt_linear"), out="identity"),
 }
-"""By the name of the peer's reference."""
+"""By the name of a peer in `PEERS`."""
