@@ -11,6 +11,8 @@ Kernels are compared in tests/interpreted/test_peers_kernels.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -22,6 +24,15 @@ from tests.support.relative_error import TOLERANCE
 
 pytest.importorskip("fla", reason="the references are optional: make .venv/installed-peers")
 pytestmark = pytest.mark.filterwarnings("ignore:Triton is not supported:UserWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A token is too little for two threads, which would wait for one another wherever cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def size_id(sizes: Sizes) -> str:
