@@ -41,7 +41,7 @@ MAINS |= {
             "gradient_errors",
             "guesses",
         ),
-        *("scaling", "training_memory"),
+        *("peers", "scaling", "training_memory"),
     )
 }
 MAINS |= {"tests.benchmarks.sizes": "tests.benchmarks.sizes"}

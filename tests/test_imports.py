@@ -67,6 +67,7 @@ ORDER = {
         "regular_file",
         "outer_gradient",
         "tokens",
+        "preparations",
         "reference",
         "family_reference",
         "values",

@@ -1,0 +1,95 @@
+"""A rule beside its peer: both are given the same tensors, and give an output, final states and gradients."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tests.support.peers.inputs import Drawing, Sizes
+from tests.support.peers.rules import RULES
+from tests.support.relative_error import relative_error
+from trellis_ops.eager import recurrence
+
+Named = dict[str, Tensor]
+Results = tuple[Tensor, Named]
+"""The output, and the final states by name."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A reference of another project, and a rule of this one.
+
+    Attributes:
+        name: of the rule in `RULES`.
+        reference: "module:function".
+        draw: the tensors that both are given, initial states among them.
+        theirs: the results of the reference.
+        ours: the results of the rule.
+        remark: what sets the two apart, or what is left out.
+        float64: largest relative error where both compute in float64.
+    """
+
+    name: str
+    reference: str
+    draw: Callable[[Sizes, Drawing], Named]
+    theirs: Callable[[Callable[..., object], Named], Results]
+    ours: Callable[[Named], Results]
+    remark: str = ""
+    float64: float = 1e-11
+
+    def function(self) -> Callable[..., object]:
+        """The reference, imported."""
+        module, _, name = self.reference.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors of a rule against its peer; None where the peer gives no final state."""
+
+    output: float
+    states: float | None
+    gradient: float
+    worst: str
+
+    @property
+    def largest(self) -> float:
+        """Of all."""
+        return max(self.output, self.states or 0.0, self.gradient)
+
+
+def walked(name: str, given: Named, initial: Named | None = None, chunk_size: int = 1) -> Results:
+    """A rule of `RULES` by the eager walk; a step size that is not given is one."""
+    rule, shape = RULES[name], given["q"].shape
+    ones = given["q"].new_ones(shape[2:3] if rule.step_size == "head" else shape[:3])
+    return recurrence.attention(rule, {"step_size": ones} | given, initial, chunk_size=chunk_size)
+
+
+def compare(peer: Peer, drawn: Named) -> Errors:
+    """Outputs, final states and gradients of one random sum of both, of a rule against its peer.
+
+    The gradients are taken with respect to every tensor that is given, initial states included.
+    """
+    function = peer.function()
+    ours, our_gradients = _with_gradients(peer.ours, drawn)
+    theirs, their_gradients = _with_gradients(lambda given: peer.theirs(function, given), drawn)
+    assert ours[1].keys() == theirs[1].keys(), f"states {sorted(ours[1])} instead of {sorted(theirs[1])}"
+    states = [relative_error(ours[1][name], state) for name, state in theirs[1].items()]
+    errors = {name: relative_error(our_gradients[name], x) for name, x in their_gradients.items()}
+    worst = max(errors, key=lambda name: errors[name])
+    return Errors(relative_error(ours[0], theirs[0]), max(states, default=None), errors[worst], worst)
+
+
+def _with_gradients(run: Callable[[Named], Results], drawn: Named) -> tuple[Results, Named]:
+    leaves = {name: x.detach().clone().requires_grad_() for name, x in drawn.items()}
+    y, states = run(leaves)
+    weights = Drawing(seed=1)
+    total = (y * weights.normal(*y.shape).to(y.dtype)).sum()
+    for name in sorted(states):
+        total = total + (states[name] * weights.normal(*states[name].shape).to(y.dtype)).sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()))
+    return (y, states), dict(zip(leaves, gradients, strict=True))
