@@ -24,7 +24,7 @@ class Function:
         results: statements of the last sweep.
         begin: statements that every sweep, or if the first says so only that, begins with.
         after: lines that follow a sweep.
-        padded: the inputs that are 0 past the last feature.
+        padded: the inputs that are 0 past the last feature; without any, they may be NaN there, and no sum takes them.
     """
 
     made: Program
@@ -38,7 +38,8 @@ class Function:
 
     def lines(self) -> list[str]:
         """Its body."""
-        masked = masked_names(self.made, self.padded, results=False)
+        reductions = frozenset(each.name for part in self.parts for each in part.reductions)
+        masked = masked_names(self.made, self.padded, results=False) if self.padded else reductions
         vectors = [each.name for part in self.parts for each in (*part.reductions, *part.scalars)]
         lines = _made(vectors, "zeros")
         for each in early_scalars(self.made):

@@ -187,8 +187,8 @@ class Forward(_Kernel):
     @property
     def places(self) -> list[str]:
         """Where matrices lie: states in their tensors."""
-        where = {name: f"({name}, n, h)" for name in self.states}
-        where |= {name: f"(x.{name},)" if self.starts_chunks else f"({name}, n, h)" for name in self.chunk_states}
+        where = {name: f"({name}, sequence, h)" for name in self.states}
+        where |= {name: f"(x.{name},)" if self.starts_chunks else f"({name}, sequence, h)" for name in self.chunk_states}
         return self._places(self.plan, where)
 
     @property
@@ -197,14 +197,14 @@ class Forward(_Kernel):
         names = [name for name, axes in self.states.items() if len(axes) == 1]
         if not self.starts_chunks:
             names += [name for name, axes in self.chunk_states.items() if len(axes) == 1]
-        return [f"rows.load(x.{name}, {name}, n, h)" for name in names]
+        return [f"rows.load(x.{name}, {name}, sequence, h)" for name in names]
 
     @property
     def state_stores(self) -> list[str]:
         """Statements that store them, and turn rings to have the oldest pair first."""
-        lines = [f"rows.store({name}, x.{name}, n, h)" for name, axes in self.states.items() if len(axes) == 1]
+        lines = [f"rows.store({name}, x.{name}, sequence, h)" for name, axes in self.states.items() if len(axes) == 1]
         for name in self.rings:
-            lines.append(f"rows.rotate(WIDTH, at.{name}, Matrix(x.turned_{name}), tokens_of_n)")
+            lines.append(f"rows.rotate(WIDTH, at.{name}, Matrix(x.turned_{name}), length)")
         return lines
 
     @property
@@ -312,7 +312,7 @@ class Backward(_Kernel):
             for index, end in (("i", ""), ("i + 1", AFTER)):
                 if f"{name}{end}" in self.back.given:
                     where[f"{name}{end}"] = f"({WALKED}{name}, worker, {index})"
-        where |= {cotangent(name): f"({cotangent(name)}, n, h)" for name in self.states}
+        where |= {cotangent(name): f"({cotangent(name)}, sequence, h)" for name in self.states}
         where |= {cotangent(name): f"(x.{cotangent(name)},)" for name in self.chunk_states}
         return self._places(self.back, where)
 
@@ -367,10 +367,10 @@ class Backward(_Kernel):
         lines = self._cleared_chunk()
         for name, axes in self.states.items():
             if len(axes) == 1:
-                lines.append(f"rows.load(x.{cotangent(name)}, {cotangent(name)}, n, h)")
+                lines.append(f"rows.load(x.{cotangent(name)}, {cotangent(name)}, sequence, h)")
         for name in self.rings:
-            ring = f"Matrix({cotangent(name)}, (n, h))"
-            lines.append(f"rows.unrotate(WIDTH, {ring}, Matrix(x.turned_{name}), tokens_of_n)")
+            ring = f"Matrix({cotangent(name)}, (sequence, h))"
+            lines.append(f"rows.unrotate(WIDTH, {ring}, Matrix(x.turned_{name}), length)")
         for each in tensors(self.spec.rule):
             name = cotangent(each.name)
             if each.per == HEAD:
@@ -400,10 +400,10 @@ class Backward(_Kernel):
         lines = []
         for name, axes in self.states.items():
             if len(axes) == 1:
-                lines.append(f"rows.store({cotangent(name)}, x.{cotangent(name)}, n, h)")
+                lines.append(f"rows.store({cotangent(name)}, x.{cotangent(name)}, sequence, h)")
         for each in tensors(self.spec.rule):
             if each.per == HEAD:
-                lines.append(f"rows.store({cotangent(each.name)}, x.sum_{cotangent(each.name)}, n, h)")
+                lines.append(f"rows.store({cotangent(each.name)}, x.sum_{cotangent(each.name)}, sequence, h)")
         return lines
 
     @property
