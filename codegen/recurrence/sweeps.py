@@ -1,4 +1,4 @@
-"""Programs as few sweeps over matrices: which statements share one, and which matrices have to be stored between them."""
+"""Programs as few sweeps over matrices: which statements share one, and which matrices are stored between them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class _Planner:
                 pass
             if self.pending and not self._sweep():
                 raise ValueError(f"no statement of {[each.outputs for each in self.pending]} can come next")
-        stored = {name: self._root(name) for name in self.made if self._is_stored(name)}
+        stored = {name: self.over.get(name) for name in self.made if self._is_stored(name)}
         program = self.program
         return Plan(self.axes, tuple(self.steps), stored, dict(program.moved), program.results, program.given)
 
@@ -114,7 +114,7 @@ class _Planner:
         windowed = len(axes) == 3 and WINDOW in self.axes[each.outputs[0]]
         if len(axes) == 3:
             axes = axes[1:]
-        return (*axes, windowed) if len(axes) == 2 else None  # type: ignore[return-value]
+        return (axes[0], axes[1], windowed) if len(axes) == 2 else None
 
     def _reads(self, each: Statement) -> set[str]:
         """What it reads, and what is computed for it."""
@@ -144,12 +144,10 @@ class _Planner:
         return bool(ready)
 
     def _sweep(self) -> bool:
-        ready = [each for each in self.pending if self._is_ready(each) and self._domain(each) is not None]
-        ready.sort(key=lambda each: self._domain(each)[2])  # type: ignore[index]
-        if not ready:
+        domains = [self._domain(each) for each in self.pending if self._is_ready(each)]
+        domain = min((each for each in domains if each is not None), key=lambda each: each[2], default=None)
+        if domain is None:
             return False
-        domain = self._domain(ready[0])
-        assert domain is not None
         rows, columns, windowed = domain
         chosen, entries = list[Statement](), set[str]()
         for each in self.pending:
@@ -188,13 +186,10 @@ class _Planner:
         of = self.made[name]
         for step in self.steps:
             members = step.statements if isinstance(step, Sweep) else (step,)
-            if any(name in each.inputs for each in members):
-                if not isinstance(step, Sweep) or of not in members or step.windowed:
-                    return True
+            apart = not isinstance(step, Sweep) or of not in members or step.windowed
+            if apart and any(name in each.inputs for each in members):
+                return True
         return False
-
-    def _root(self, name: str) -> str | None:
-        return self.over.get(name)
 
 
 def solves(plan: Plan) -> bool:

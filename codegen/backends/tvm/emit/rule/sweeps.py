@@ -15,8 +15,9 @@ from typing import TypeAlias
 from tvm.script import tirx as T
 
 from codegen.backends.tvm.emit.expressions import Buffer, Expr, extent
+from codegen.backends.tvm.emit.rule.fold import fold
 from codegen.backends.tvm.emit.rule.values import Columns, Matrix, pieces, row
-from codegen.backends.tvm.emit.vectors import bits, sum_of_lanes, zeros
+from codegen.backends.tvm.emit.vectors import sum_of_lanes, zeros
 from codegen.backends.tvm.emit.walks import Token
 
 _ROWS = (4, 16, 8, 4, 4, 2)
@@ -224,28 +225,6 @@ def _store_along(each: OverRows, value: Expr, piece: Columns) -> None:
         T.buffer_store(each.to, piece.vector(value), [piece.v, piece.inside])
 
 
-def fold(width: int, vectors: list[Buffer]) -> Buffer:
-    """Lane r of a vector <- the sum of all lanes of vector r, of as many vectors as a power of two."""
-    strides = bits(width)
-    for stride in reversed(strides):
-        if stride < len(vectors):
-            for r in range(stride):
-                _fold(vectors[r], vectors[r + stride], stride)
-    for stride in strides:
-        if stride >= len(vectors):
-            _fold(vectors[0], vectors[0], stride)
-    return vectors[0]
-
-
-def _fold(x: Buffer, y: Buffer, stride: int) -> None:
-    """Lanes of x <- sums of two of its lanes where bit `stride` is clear, of two lanes of y where it is set."""
-    width = extent(x, 0)
-    index = T.ramp(0, 1, width)
-    near = [lane + width if lane & stride else lane for lane in range(width)]
-    far = [(lane ^ stride) + width if lane & stride else lane ^ stride for lane in range(width)]
-    T.buffer_store(x, T.Shuffle([x[index], y[index]], near) + T.Shuffle([x[index], y[index]], far), [index])
-
-
 def _store_sums(each: OverColumns, sums: Buffer, first: Expr, count: int) -> None:
     done = 0
     while done < count:
@@ -305,24 +284,3 @@ def _stage(
                 _store_along(each, _along(each, piece) + each.value(entry), piece)
             elif isinstance(each, OverAll):
                 _add(totals[each], each.value(entry), piece)
-
-
-def copy(width: int, to: Matrix, source: Matrix) -> None:
-    """Matrix <- another."""
-    with T.serial(to.rows) as m:
-        for piece in pieces(width, to.columns):
-            to.store(source.at(m, piece.index), m, piece.index)
-
-
-def clear(width: int, to: Matrix) -> None:
-    """Matrix <- 0."""
-    with T.serial(to.rows) as m:
-        for piece in pieces(width, to.columns):
-            to.store(piece.vector(T.float32(0)), m, piece.index)
-
-
-def add(width: int, to: Matrix, other: Matrix) -> None:
-    """Matrix <- itself + another."""
-    with T.serial(to.rows) as m:
-        for piece in pieces(width, to.columns):
-            to.store(to.at(m, piece.index) + other.at(m, piece.index), m, piece.index)
