@@ -20,7 +20,7 @@ from codegen.backends.tvm.emit.rule.values import Columns, Matrix, pieces, row
 from codegen.backends.tvm.emit.vectors import sum_of_lanes, zeros
 from codegen.backends.tvm.emit.walks import Token
 
-_ROWS = (4, 16, 8, 4, 4, 2)
+_ROWS = (4, 8, 4, 4, 4, 2)
 """Rows at a time of a sweep with so many sums over columns, or more."""
 
 _CHAINS = 2
