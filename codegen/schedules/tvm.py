@@ -120,6 +120,8 @@ class TvmSchedule(TvmFields):
         """For CUDA what a block is made of."""
         if device.kind == "cuda":
             return {"block": block_of(kernel, spec.problem, self)}
+        if spec.problem.direction != "forward":
+            return {"segment": self.segment_tokens(spec)}
         return {}
 
     @property

@@ -53,7 +53,9 @@ class TvmFields(Schedule):
     )
     templates: ClassVar[tuple[str, ...]] = ("tvm", "tvm_cuda")
     writers: ClassVar[tuple[str, ...]] = tuple(
-        path.stem for path in sorted((Path(__file__).parents[1] / "maps" / "emit").glob("tvm*.py"))
+        path.stem
+        for part in ("maps", "recurrence")
+        for path in sorted((Path(__file__).parents[1] / part / "emit").glob("tvm*.py"))
     )
     emitters: ClassVar[tuple[Path, ...]] = (
         *(Path(__file__), Path(__file__).with_name("cuda_block.py")),

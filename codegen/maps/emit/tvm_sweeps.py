@@ -24,6 +24,7 @@ class Function:
         results: statements of the last sweep.
         begin: statements that every sweep, or if the first says so only that, begins with.
         after: lines that follow a sweep.
+        padded: the inputs that are 0 past the last feature; without any, they may be NaN there, and no sum takes them.
     """
 
     made: Program
@@ -33,10 +34,12 @@ class Function:
     results: Callable[[Places], list[str]]
     begin: tuple[str, ...] = ()
     after: Callable[[Sweep], list[str]] = lambda part: []
+    padded: tuple[str, ...] = ("z", "a", "ct")
 
     def lines(self) -> list[str]:
         """Its body."""
-        masked = masked_names(self.made, ("z", "a", "ct"), results=False)
+        reductions = frozenset(each.name for part in self.parts for each in part.reductions)
+        masked = masked_names(self.made, self.padded, results=False) if self.padded else reductions
         vectors = [each.name for part in self.parts for each in (*part.reductions, *part.scalars)]
         lines = _made(vectors, "zeros")
         for each in early_scalars(self.made):
@@ -95,7 +98,7 @@ def statements(part: Sweep, places: Places, keep: Callable[[str], str], masked: 
             lines.append(f"T.buffer_store({each.name}, T.max({each.name}[{lane}], {text}), [{lane}])")
         else:
             lines.append(f"add({each.name}, {lane}, {f'real({text})' if each.name in masked else text})")
-    for place, text in sorted(stores, key=lambda each: each[0] == places.rows["z"]):
+    for place, text in sorted(stores, key=lambda each: each[0] == places.rows.get("z")):
         lines.append(store(place, text))
     return lines
 
