@@ -30,6 +30,7 @@ ORDER = {
         "countable",
         "kernels.arguments",
         "kernels.rule_arguments",
+        "recurrence.emit",
         "kernels.signatures",
         "kernels.table",
         "kernels.text",
