@@ -7,6 +7,7 @@ every kernel is called with; `python -m codegen clean-cache` removes what can be
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from codegen.errors import (
     IllegalScheduleError,
     KernelOfBackendError,
     MapTextError,
+    RuleError,
     TrellisError,
     UnknownKernelError,
     UnknownMapError,
@@ -31,10 +33,14 @@ from codegen.maps.registry import named_map
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
 from codegen.rule_table import field_table, named_table
+from codegen.rule_text import rule_of_text
+from codegen.rules import rule_named
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import SCHEDULES, backends, default, from_settings, kind_of, variants_of
 from codegen.schedules.schedule import Schedule
-from codegen.spec import DIRECTIONS, DTYPES, OPERATORS, Problem, Spec
+from codegen.spec import DIRECTIONS, DTYPES, FAMILY_OPERATORS, OPERATORS, Problem, Spec
+
+_OPERATORS = (*OPERATORS, *FAMILY_OPERATORS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_problem(show: argparse.ArgumentParser) -> None:
     problem = Problem()
-    show.add_argument("--operator", choices=OPERATORS, help="operator it is part of (default: the kernel's own)")
+    show.add_argument("--operator", choices=_OPERATORS, help="operator it is part of (default: the kernel's own)")
     show.add_argument("--direction", choices=DIRECTIONS, help="which way (default: the kernel's own)")
     show.add_argument("--dim", type=int, metavar="D", help="both head dimensions at once")
     show.add_argument("--dim-k", type=int, metavar="D", help=f"width of q and k (default: {problem.dim_k})")
@@ -115,6 +121,11 @@ def _add_problem(show: argparse.ArgumentParser) -> None:
 
 def _add_rule(show: argparse.ArgumentParser) -> None:
     rule = Rule()
+    show.add_argument(
+        "--rule",
+        metavar="RULE",
+        help="the whole rule, instead of the options below: a name such as gated_deltanet, or a JSON object of fields",
+    )
     maps = f"{', '.join(MAPS)}, or a text such as 'cubic(z) = z ** 3'"
     show.add_argument(
         "--phi",
@@ -177,20 +188,32 @@ _COMMANDS = {"arguments": _arguments, "rules": _rules, "show": _show, "clean-cac
 
 
 def _spec(options: argparse.Namespace) -> Spec:
+    rule = _rule(options)
     dim = Problem().dim_k if options.dim is None else options.dim
+    dim_v = dim if options.dim_v is None else options.dim_v
     problem = Problem(
         operator=options.operator or _operator_of(options.kernel),
         batch=1,
         tokens=1,
         heads=1,
         dim_k=dim if options.dim_k is None else options.dim_k,
-        dim_v=dim if options.dim_v is None else options.dim_v,
-        slots=options.slots,
+        dim_v=dim_v,
+        slots=options.slots if rule.passes == 2 else dim_v,
         chunk=options.chunk,
         dtype=options.dtype,
         direction=options.direction or ("backward" if is_of_a_backward(options.kernel) else "forward"),
     )
-    return Spec(Rule(options.phi, options.link, options.out, options.phi_eps, options.step_size), problem)
+    return Spec(rule, problem)
+
+
+def _rule(options: argparse.Namespace) -> Rule:
+    by_options = Rule(options.phi, options.link, options.out, options.phi_eps, options.step_size)
+    if options.rule is None:
+        return by_options
+    if by_options != Rule():
+        reason = "it is the whole rule; leave out --phi, --phi-eps, --link, --out and --step-size"
+        raise RuleError(field="rule", value=options.rule, reason=reason)
+    return rule_of_text(options.rule) if options.rule.lstrip().startswith("{") else rule_named(options.rule)
 
 
 def _schedule(options: argparse.Namespace, spec: Spec, device: Device) -> Schedule:
@@ -211,9 +234,10 @@ def _schedule(options: argparse.Namespace, spec: Spec, device: Device) -> Schedu
 
 def _operator_of(kernel: str) -> str:
     """The kernel's own operator, if attention is not the only one that launches it."""
-    for operator in OPERATORS:
-        variants = {variant for name in backends() for variant in variants_of(operator, name)}
-        launched = {each for name in backends() for variant in variants for each in kernels_of(variant, name)}
+    for operator in _OPERATORS:
+        kinds = itertools.product(backends(), DIRECTIONS)
+        variants = {(variant, name) for name, way in kinds for variant in variants_of(operator, name, way)}
+        launched = {each for variant, name in variants for each in kernels_of(variant, name)}
         if operator != "trellis_attention" and kernel in launched:
             return operator
     return "trellis_attention"

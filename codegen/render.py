@@ -24,7 +24,8 @@ from codegen.cache.process_folder import process_folder
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError, printable
 from codegen.kernels import rule_arguments, signatures, text
-from codegen.rule import READOUT_EPS
+from codegen.rule import READOUT_EPS, Rule
+from codegen.rule_text import rule_text
 from codegen.schedules.registry import SCHEDULES
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec, next_power_of_two
@@ -204,16 +205,21 @@ def _header(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
 
 def show_command(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
     """The command that prints this kernel again, as a shell takes it."""
-    problem, rule = spec.problem, spec.rule
-    phi, link, out = map(shlex.quote, (rule.phi, rule.link, rule.out))
+    problem = spec.problem
     settings = " ".join(f"--set {name}={value}" for name, value in schedule.settings().items())
     direction = "" if problem.direction == "forward" else f" --direction {problem.direction}"
     return (
         f"python -m codegen show {kernel} --backend {schedule.backend} --operator {problem.operator}{direction}"
         f" --dim-k {problem.dim_k} --dim-v {problem.dim_v} --slots {problem.slots} --chunk {problem.chunk}"
-        f" --dtype {problem.dtype} --phi {phi} --phi-eps {rule.phi_eps!r} --link {link} --out {out}"
-        f" --step-size {rule.step_size} --device {device.arch} {settings}"
+        f" --dtype {problem.dtype} {_rule_options(spec.rule)} --device {device.arch} {settings}"
     )
+
+
+def _rule_options(rule: Rule) -> str:
+    if not rule.is_trellis:
+        return f"--rule {shlex.quote(rule_text(rule))}"
+    phi, link, out = map(shlex.quote, (rule.phi, rule.link, rule.out))
+    return f"--phi {phi} --phi-eps {rule.phi_eps!r} --link {link} --out {out} --step-size {rule.step_size}"
 
 
 def _require_kernel(kernel: str) -> None:

@@ -89,7 +89,7 @@ class Schedule(ABC):
         first_for: kinds of devices on which it serves a call that names no backend.
         shown_for: name of the device that its kernels are printed for unless another is named.
         templates: folders under templates/; none if its kernels are not rendered.
-        writers: modules of codegen.maps.emit that its kernels take their maps from.
+        writers: modules of codegen.maps.emit, and of codegen.recurrence.emit, that write parts of its kernels.
         emitters: Python files, beside those that all backends share, that decide what its kernels are.
         checks_arguments: whether its kernels refuse tensors that are not as the spec says, before they write anything.
         skips_unwanted: whether its variant `backward` is told which gradients are wanted, and skips the others.

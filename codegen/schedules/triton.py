@@ -38,8 +38,9 @@ class TritonSchedule(TritonFields):
         large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
         variant = _default_variant(spec)
         if variant in ("recurrence", "recurrence_backward"):
-            spacing = _TOKENS_OF_SEGMENT if variant == "recurrence_backward" else 1
-            return cls(variant, 16, 8 if large else 4, 1, "ieee", spacing)
+            # A walk back holds the cotangents of all states beside what it reads: four warps lack the registers.
+            backward = variant == "recurrence_backward"
+            return cls(variant, 16, 8 if large or backward else 4, 1, "ieee", _TOKENS_OF_SEGMENT if backward else 1)
         if variant == "backward":
             # tf32x3 is three products for one, which take more registers than there are for 64 tokens.
             longest = 16 if precision == "tf32x3" else _LONGEST_WHOLE_CHUNK

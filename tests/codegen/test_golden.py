@@ -17,6 +17,7 @@ import pytest
 from codegen.device import named
 from codegen.render import render
 from codegen.rule import Rule
+from codegen.rules import rule_named
 from codegen.schedules.schedule import Schedule
 from codegen.schedules.triton import TritonSchedule
 from codegen.schedules.tvm import TvmSchedule
@@ -48,6 +49,10 @@ PADDED = Spec(
     Rule("l2_silu", link="softmax", out="ln_silu", phi_eps=1e-2, step_size="token"),
     Problem(batch=1, tokens=1, heads=1, dim_k=24, dim_v=40, slots=20, chunk=20, dtype="bfloat16"),
 )
+GATED_DELTA = Spec(
+    rule_named("gated_deltanet"), Problem("memory_attention", batch=1, tokens=1, heads=1, chunk=1, dtype="bfloat16")
+)
+TRITON_RECURRENCE = TritonSchedule("recurrence", tile_rows=16, num_warps=4, num_stages=1, dot_precision="ieee")
 TRITON = TritonSchedule("fused", tile_rows=64, num_warps=8, num_stages=1, dot_precision="tf32x3")
 TRITON_TILED = TritonSchedule("fused", tile_rows=16, num_warps=4, num_stages=2, dot_precision="tf32")
 TRITON_DESCRIBED = replace(TRITON_TILED, loads="descriptors", dot_precision="tf32x3")
@@ -136,6 +141,11 @@ GOLDEN = [
             *(replace(TRITON_TILED, variant="backward_chunks", tile_rows=32), "sm_90", "padded"),
         )
         for kernel in ("values_reading", "keys_reading", "states_backward", "values_writing", "keys_writing")
+    ),
+    Golden("recurrence", GATED_DELTA, TRITON_RECURRENCE, "sm_90"),
+    Golden(
+        *("recurrence_backward", backward(GATED_DELTA, "backward")),
+        *(replace(TRITON_RECURRENCE, variant="recurrence_backward", num_warps=8, checkpoint_spacing=16), "sm_90"),
     ),
     *tvm("trellis_fused", "trellis_attention", "fused"),
     *tvm("trellis_pair", "trellis_attention", "pair"),

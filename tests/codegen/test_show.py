@@ -71,6 +71,29 @@ def test_the_header_s_command_has_a_user_s_maps_as_a_shell_takes_them(capsys):
     assert subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True).stdout == text
 
 
+@pytest.mark.parametrize("kernel", ["recurrence", "recurrence_backward"])
+@pytest.mark.parametrize("rule", ["gated_deltanet", "lattice", '{"decay": "slot", "step_size": "token"}'])
+def test_a_rule_by_name_or_fields(capsys, rule, kernel):
+    options = f"{kernel} --rule {shlex.quote(rule)} --dim 16 --slots 16 --chunk 1"
+    text = show(capsys, options)
+    assert "/rule(phi=" in text
+    (again,) = (line for line in text.splitlines() if line.startswith("# again"))
+    command = f"{sys.executable} {again.removeprefix('# again').strip().removeprefix('python ')}"
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True).stdout == text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--rule nothing", "rule='nothing' is no known rule; give a Rule, or choose one of: trellis, linear"),
+        ("--rule '{\"decays\": 1}'", "rule field decays=1: there is no such field"),
+        ("--rule gla --phi softmax", "it is the whole rule; leave out --phi"),
+    ],
+)
+def test_what_is_no_rule_is_said(capsys, options, words):
+    assert words in refusal(capsys, f"recurrence {options}")
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [

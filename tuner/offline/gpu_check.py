@@ -4,7 +4,7 @@
 
 A default or a shipped winner that does not compile or does not fit fails the check: it would be run as it is. So does
 one that spills, where the project answers for its speed: shipped winners, and on `TUNED_FOR` the defaults of the
-workload and the kernels of TVM.
+workload and of some rules of the family, and the kernels of TVM.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from codegen.schedules.registry import first_choice, from_settings
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Problem, Spec, spec_of_key
 from tuner.errors import NoScheduleError
+from tuner.offline.family_specs import family_specs
 from tuner.offline.occupancy import occupancy
 from tuner.offline.offline import examine, why_pruned
 from tuner.space.legal import legal_schedules
@@ -175,13 +176,14 @@ def _compiled_to_source(job: Job) -> list[Checked]:
 
 
 def _of_device(device: Device, sample: int, store: Store) -> Iterator[Job]:
-    workload = load_workload(DEFAULT_FILE, "cuda")
-    for named in specs():
+    family = family_specs()
+    answered = (*load_workload(DEFAULT_FILE, "cuda"), *family)
+    for named in (*specs(), *family):
         try:
             first, *others = legal_schedules(named.spec, first_choice(device), device)
         except NoScheduleError:
             continue  # No schedule is legal for it there, and none would be run.
-        tuned = device.arch == TUNED_FOR and named in workload
+        tuned = device.arch == TUNED_FOR and named in answered
         yield Job(named.name, named.spec, first, device, DEFAULT if tuned else OTHER)
         for schedule in random.Random(0).sample(others, min(sample, len(others))):
             yield Job(named.name, named.spec, schedule, device, SAMPLED)

@@ -68,20 +68,28 @@ def _factor(text: str) -> str:
 
 def constants(phi: str, readouts: Iterable[str], phi_eps: float, readout_eps: float) -> str:
     """The constants that the functions below read; `phi` is "none" where nothing is written."""
-    write, reads = _write_text(phi), "".join(map(_readout_text, readouts))
+    return constants_in(_write_text(phi) + "".join(map(_readout_text, readouts)), phi_eps, readout_eps)
+
+
+def constants_in(text: str, phi_eps: float, readout_eps: float) -> str:
+    """The constants that a text of such functions reads."""
     lines = ""
-    if re.search(r"LOG2_E|tanh_of", write + reads):
+    if re.search(r"LOG2_E|tanh_of", text):
         lines += "LOG2_E = tl.constexpr(1.4426950408889634)  # a GPU has an instruction for powers of two\n"
-    if "PHI_EPS" in write:
+    if "PHI_EPS" in text:
         lines += f"PHI_EPS = tl.constexpr({phi_eps})\n"
-    if "READOUT_EPS" in reads:
+    if "READOUT_EPS" in text:
         lines += f"READOUT_EPS = tl.constexpr({readout_eps})\n"
     return lines
 
 
 def helpers(used: Iterable[str]) -> str:
     """What the functions of these maps call; "none" is no map."""
-    text = "".join(_write_text(name) + _readout_text(name) for name in used)
+    return helpers_in("".join(_write_text(name) + _readout_text(name) for name in used))
+
+
+def helpers_in(text: str) -> str:
+    """What a text of such functions calls."""
     return (_MEAN if "mean(" in text else "") + (_TANH if "tanh_of(" in text else "")
 
 
@@ -142,42 +150,58 @@ def push(phi: str, axis: Axis, bilevel: bool) -> str:
     return _function("push_code(z, target, du)", says, made, axis, "PHI_EPS", _TARGET | {"ct": "du"})
 
 
+def of_rows(name: str, says: str, outputs: Mapping[str, Expr], roles: Iterable[str], axis: Axis, eps: str) -> str:
+    """A function called `name` of rows in these roles, z, a, g or ct, that gives all outputs."""
+    names = {role: _ROLES[role] for role in roles}
+    made = program(outputs, (*_NAMES, *names.values()))
+    like = next(iter(names.values()))
+    return _function(f"{name}({', '.join(names.values())})", says, made, axis, eps, names, like)
+
+
+_ROLES = {"z": "z", **_TARGET, "g": "gain", "ct": "cotangent"}
 _NUMBERS = {"dz": "(B9)", "dtarget": "(B8)"}
 
 
 def _function(
-    head: str, says: str, made: Program, axis: Axis, eps: str, renamed: Mapping[str, str] | None = None
+    head: str,
+    says: str,
+    made: Program,
+    axis: Axis,
+    eps: str,
+    renamed: Mapping[str, str] | None = None,
+    like: str = "z",
 ) -> str:
+    """The text of a function; a result that is one number gets the shape of the row called `like`."""
     names = renamed or {}
     printer = Printer(_FUNCTIONS, lambda x: names.get(str(x.value), str(x.value)), _number, axis["name"], eps)
     padded = axis["size"] != axis["pad"]
-    masked = masked_names(made, ("z", "a", "ct")) if padded else frozenset()
-    lines = [_line(each, printer, axis, each.name in masked) for each in made.definitions]
+    masked = masked_names(made, ("z", "a", "g", "ct")) if padded else frozenset()
+    lines = [_line(each, printer, axis, each.name in masked, like) for each in made.definitions]
     results = []
     for name, value in made.outputs.items():
-        text = _real(_shaped(value, printer), axis) if name in masked else _shaped(value, printer)
+        text = _real(_shaped(value, printer, like), axis) if name in masked else _shaped(value, printer, like)
         if len(made.outputs) > 1:
-            lines += [f"# {_NUMBERS[name]}", f"{name} = {text}"]
+            lines += [*([f"# {_NUMBERS[name]}"] if "dtarget" in made.outputs else []), f"{name} = {text}"]
         results.append(name if len(made.outputs) > 1 else text)
     lines = [f'"""{says}"""', *lines, f"return {', '.join(results)}"]
     body = "".join(f"    {part}\n" for line in lines for part in folded(line, 4))
     return f"{_HEAD}def {head}:\n{body}"
 
 
-def _shaped(value: Expr, printer: Printer) -> str:
-    return printer(value) if value.row else f"0 * z + {printer(value)}"
+def _shaped(value: Expr, printer: Printer, like: str) -> str:
+    return printer(value) if value.row else f"0 * {like} + {printer(value)}"
 
 
 def _number(x: float) -> str:
     return str(int(x)) if x == int(x) and abs(x) < 1e6 else repr(x)
 
 
-def _line(each: Definition, printer: Printer, axis: Axis, masked: bool) -> str:
+def _line(each: Definition, printer: Printer, axis: Axis, masked: bool, like: str) -> str:
     if not each.reduction:
         text = printer(each.value)
         return f"{each.name} = {_real(text, axis) if masked else text}"
     (row,) = each.value.args
-    text = _shaped(row, printer)
+    text = _shaped(row, printer, like)
     if each.value.op == "max":
         text = _real(text, axis, 'float("-inf")') if axis["size"] != axis["pad"] else text
         return f"{each.name} = tl.max({text}, axis=-1, keep_dims=True)"

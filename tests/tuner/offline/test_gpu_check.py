@@ -13,6 +13,7 @@ from codegen.schedules.triton import TritonSchedule
 from tests.support.winner_record import winner_record
 from tests.tuner.conftest import STEP
 from tuner.cli import main
+from tuner.offline.family_specs import family_specs
 from tuner.offline.gpu_check import DEFAULT, OTHER, SAMPLED, SHIPPED, Checked, Job, check, check_one, jobs, specs
 from tuner.offline.occupancy import occupancy
 from tuning_db import Outcome, Record, Store, utc_now
@@ -56,10 +57,11 @@ def test_the_training_workload_compiles_for_hopper_and_does_not_spill(compiled):
 
 def test_the_forward_defaults_compile_for_hopper_and_do_not_spill(compiled):
     done = [one for one in compiled if is_forward(one.job)]
-    assert {one.job.name for one in done} == {each.name for each in specs() if each.spec.problem.direction == "forward"}
+    every = (*specs(), *family_specs())
+    assert {one.job.name for one in done} == {each.name for each in every if each.spec.problem.direction == "forward"}
     assert [(one.job.name, one.fault) for one in done if one.fails] == []
     kernels = {one.kernel for one in done}
-    assert kernels == {"trellis_update", "memory_step", "memory_update", "memory_readout"}
+    assert kernels == {"trellis_update", "memory_step", "memory_update", "memory_readout", "recurrence"}
     for one in done:
         if one.job.schedule.backend == "tvm" and not shutil.which("nvcc"):
             assert one.needs is None
