@@ -162,7 +162,8 @@ def test_the_operators_pass_opcheck():
     offsets = torch.tensor([0, 11])
     opcheck(family.attention, (leaves, list(initial), None, rule_text(EVERYTHING), 1, "bilevel", True, None))
     alone = [x if x.ndim == 1 else x[:1] for x in leaves]
-    opcheck(family.attention, (alone, [], offsets, rule_text(EVERYTHING), 4, "first_order", True, None))
+    # Of packed sequences more states are allocated than are kept: what lies there may differ from run to run.
+    opcheck(family.attention, (alone, [], offsets, rule_text(EVERYTHING), 4, "first_order", False, None))
     token = [x.detach() if x.ndim == 1 else x[:, 0].detach().clone() for x in leaves]
     opcheck(family.step, (token, [x.clone() for x in initial], [], rule_text(EVERYTHING), None))
 
