@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from codegen.recurrence.program import Axes
@@ -52,6 +53,7 @@ class Given:
     optional: bool = False
 
 
+@functools.cache
 def memories(rule: Rule) -> tuple[Memory, ...]:
     """The memory of one pass, or those of keys and of values."""
     if rule.passes == 2:
@@ -71,6 +73,7 @@ def decay_axes(rule: Rule) -> Axes:
     return {"none": (), "scalar": (), "slot": (first.rows,), "channel": (first.columns,)}[rule.decay]
 
 
+@functools.cache
 def tensors(rule: Rule) -> tuple[Given, ...]:
     """What a call gives, in order; the states come after."""
     (first, *_) = memories(rule)

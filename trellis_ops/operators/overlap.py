@@ -54,6 +54,8 @@ def check_states_apart(
     for name, state in states.items():
         if _meets_itself(state):
             raise OverlapError(name=name, other="itself", advice="pass a copy, as .contiguous() makes one")
+    if _are_apart([*states.values()], [*kept.values(), *inputs.values()]):
+        return
     for (other, state), (name, later) in itertools.combinations(states.items(), 2):
         if _meet(state, later):
             raise OverlapError(name=name, other=other, advice="pass a copy, as .clone() makes one")
@@ -66,6 +68,27 @@ def check_states_apart(
         for other, state in states.items():
             if _meet(tensor, state):
                 raise OverlapError(name=name, other=other, advice="pass a copy, as .clone() makes one")
+
+
+def _are_apart(states: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether no state lies between the first and the last byte of another tensor, which mostly shows what is to show."""
+    spans = sorted([(*_span(x), True) for x in states] + [(*_span(x), False) for x in others])
+    end_of_all = end_of_states = 0
+    for begin, end, is_state in spans:
+        if begin < (end_of_all if is_state else end_of_states):
+            return False
+        end_of_all = max(end_of_all, end)
+        if is_state:
+            end_of_states = max(end_of_states, end)
+    return True
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """Where its first byte lies, and the one after its last."""
+    begin, size = x.data_ptr(), x.element_size()
+    if x.is_contiguous():
+        return begin, begin + x.numel() * size
+    return begin, begin + (1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))) * size
 
 
 def _meet(one: Tensor, other: Tensor) -> bool:
