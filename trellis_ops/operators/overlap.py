@@ -71,7 +71,7 @@ def check_states_apart(
 
 
 def _are_apart(states: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether no state lies between the first and the last byte of another tensor, which mostly shows that none meet."""
+    """Whether no state lies between the first and the last byte of another tensor, which mostly says all."""
     spans = sorted([(*_span(x), True) for x in states] + [(*_span(x), False) for x in others])
     end_of_all = end_of_states = 0
     for begin, end, is_state in spans:
