@@ -53,6 +53,7 @@ GATED_DELTA = Spec(
     rule_named("gated_deltanet"), Problem("memory_attention", batch=1, tokens=1, heads=1, chunk=1, dtype="bfloat16")
 )
 TRITON_RECURRENCE = TritonSchedule("recurrence", tile_rows=16, num_warps=4, num_stages=1, dot_precision="ieee")
+TVM_RECURRENCE = TvmSchedule("recurrence", tile_tokens=8, vector_width=8, accumulators=4, threads=2)
 TRITON = TritonSchedule("fused", tile_rows=64, num_warps=8, num_stages=1, dot_precision="tf32x3")
 TRITON_TILED = TritonSchedule("fused", tile_rows=16, num_warps=4, num_stages=2, dot_precision="tf32")
 TRITON_DESCRIBED = replace(TRITON_TILED, loads="descriptors", dot_precision="tf32x3")
@@ -146,6 +147,11 @@ GOLDEN = [
     Golden(
         *("recurrence_backward", backward(GATED_DELTA, "backward")),
         *(replace(TRITON_RECURRENCE, variant="recurrence_backward", num_warps=8, checkpoint_spacing=16), "sm_90"),
+    ),
+    Golden("recurrence", GATED_DELTA, TVM_RECURRENCE, "x86-64-v3"),
+    Golden(
+        *("recurrence_backward", backward(GATED_DELTA, "backward")),
+        *(replace(TVM_RECURRENCE, variant="recurrence_backward", checkpoint_spacing=16), "x86-64-v3"),
     ),
     *tvm("trellis_fused", "trellis_attention", "fused"),
     *tvm("trellis_pair", "trellis_attention", "pair"),

@@ -49,6 +49,16 @@ class Backward(Kernel):
             function("one_token_back", "The cotangents of one token, and of the states before it.", self.back),
         )
 
+    @property
+    def statements(self) -> list[str]:
+        """Those of a sequence, of a segment, and of its tokens forth and back."""
+        of_sequence = [*self.head_loads, *self.starts, *self.ends, *self.segment_loads]
+        of_token = [*self.forth_loads, *self.walks, *self.back_loads, *self.sums, *self.stores]
+        if self.starts_chunks:
+            of_token += [*self.chunk_starts("forth"), *self.chunk_ends]
+            of_token += [*self.earlier_chunk(True), *self.earlier_chunk(False)]
+        return of_sequence + of_token
+
     @cached_property
     def walked(self) -> dict[str, Axes]:
         """States of every token of a segment."""

@@ -40,6 +40,12 @@ class Forward(Kernel):
         return found
 
     @property
+    def statements(self) -> list[str]:
+        """Loads, chunk starts, what is kept, and stores."""
+        starts = self.chunk_starts("at") if self.starts_chunks else []
+        return [*self.head_loads, *self.state_loads, *starts, *self.keeps, *self.loads, *self.state_stores]
+
+    @property
     def loads(self) -> list[str]:
         """Statements that load a token."""
         return self.token_loads(self.plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +17,13 @@ from codegen.recurrence.sweeps import Plan, Sweep, solves
 from codegen.recurrence.tensors import HEAD, KEEP, TOKEN, Given, state_behind, states, tensors
 from codegen.spec import CHUNKED_STEP, Spec
 
-_OF_SWEEPS = ("Mapped", "OverAll", "OverColumns", "OverRows", "Written")
+_PROVIDED = {
+    "": ("matrices", "rows", "sweeps"),
+    ".solve": ("solve",),
+    ".sweeps": ("Mapped", "OverAll", "OverColumns", "OverRows", "Written"),
+    ".values": ("Matrix", "places", "values"),
+}
+"""What a generated module may import of codegen.backends.tvm.emit.rule, by its modules."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +76,28 @@ class Kernel:
     @property
     def imports(self) -> str:
         """The lines that import what the generated functions call."""
-        text = "".join(self.functions)
         rule = "from codegen.backends.tvm.emit.rule"
-        lines = [f"{rule} import matrices, rows, sweeps", f"{rule}.values import Matrix, places, values"]
-        lines += [f"{rule}.solve import solve"] if any(map(solves, self.plans)) else []
-        names = [name for name in _OF_SWEEPS if f"{name}(" in text]
-        lines += [f"{rule}.sweeps import {', '.join(names)}"] if names else []
-        lines.append("from codegen.backends.tvm.emit.walks import Token")
-        lines += imports(self.map_functions).splitlines()
+        lines = imports(self.map_functions).splitlines()
+        for module, names in _PROVIDED.items():
+            used = [name for name in names if self.uses(name)]
+            lines += [f"{rule}{module} import {', '.join(used)}"] if used else []
+        if self.uses("walk"):
+            lines.append("from codegen.backends.tvm.emit.walks import Token")
         return "".join(f"{line}\n" for line in sorted(lines))
+
+    def uses(self, name: str) -> bool:
+        """Whether a generated function or statement has a name."""
+        return re.search(rf"(?<![.\w]){name}\b", self._text) is not None
+
+    @cached_property
+    def _text(self) -> str:
+        always = "places values sweeps"
+        return "\n".join([self.map_functions, *self.functions, *self.statements, always])
+
+    @property
+    def statements(self) -> list[str]:
+        """All that it writes between the loops."""
+        raise NotImplementedError
 
     @property
     def functions(self) -> tuple[str, ...]:
