@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from codegen.recurrence.program import Axes
 from trellis_ops.lm.rules.source import Source, as_is
+from trellis_ops.preparations import elu_plus_one
 
 Tensors = dict[str, Tensor]
 """Tensors by name: q, k, v, those of a rule, and those that a preparation reads."""
@@ -17,7 +18,7 @@ Tensors = dict[str, Tensor]
 FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
     "unit": as_is,
     "silu": F.silu,
-    "positive": lambda x: F.elu(x) + 1.0,
+    "positive": elu_plus_one,
 }
 """Maps of q and k after the convolutions; "unit" is then divided by the length."""
 
@@ -43,9 +44,9 @@ class RuleInputs:
         makes: the tensors of the rule that come from `make` alone, or None of the call, which is one.
         features: of q and k, in `FEATURES`.
         first_state: whether S starts from a parameter in any case.
-        substeps: tokens that the rule reads for each of the text.
-        prepared: the axes of what `make` carries from token to token, by name; from zero.
-        finish: from y `[B, T, H, D_v]` and all tensors to what the layer's norm reads.
+        substeps: n, tokens that the rule reads for each of the text.
+        prepared: the axes of what `make` carries from token to token, by name; sums' logarithms, which start at -inf.
+        finish: from y `[B, T n, H, D_v]` and all tensors to what the layer's norm reads, `[B, T, H, D_v]`.
     """
 
     chunk: int = 1

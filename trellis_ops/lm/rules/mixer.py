@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -22,6 +23,9 @@ from trellis_ops.memory import chunk_start, memory_attention, memory_step
 
 Shapes = dict[str, tuple[int, ...]]
 
+_FIRST_VALUES = (0.0, 0.0, -math.inf)
+"""Of memories, of what is kept from a chunk's start, and of what preparations carry, before the first token."""
+
 
 class RuleMixer(TokenMixer[RuleLayerState]):
     """Mixes tokens through the memory of any rule, `[B, T, width]` to `[B, T, width]`."""
@@ -38,8 +42,8 @@ class RuleMixer(TokenMixer[RuleLayerState]):
     def first_state(self, batch: int, like: Tensor) -> RuleLayerState:
         """The state before the first token, on the device of `like` and with its type for the convolutions' tail."""
         memories, starts, prepared = (
-            {name: like.new_zeros(shape, dtype=state_dtype(like.dtype)) for name, shape in group.items()}
-            for group in _state_groups(self.config, batch)
+            {name: like.new_full(shape, value, dtype=state_dtype(like.dtype)) for name, shape in group.items()}
+            for group, value in zip(_state_groups(self.config, batch), _FIRST_VALUES, strict=True)
         )
         memories |= {name: each.clone() for name, each in self._first_memories(batch).items()}
         return RuleLayerState(memories, starts, prepared, like.new_zeros(_tail(self.config, batch)))
@@ -77,19 +81,17 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         )
 
     def _mix_alone(self, x: Tensor, window: Tensor) -> Tensor:
-        dtype = state_dtype(x.dtype)
-        _, _, prepared = _state_groups(self.config, x.shape[0])
-        made = self._made(x, window, {name: x.new_zeros(shape, dtype=dtype) for name, shape in prepared.items()})
-        first = self._first_memories(x.shape[0])
-        y, _ = self._attend(made, self._complete(first, x) if first else None, return_memories=False)
-        return self._read(y, made)
+        start = self.first_state(x.shape[0], x)
+        made = self._made(x, window, start.prepared)
+        y, _ = self._attend(made, start.memories if self.first else None, return_memories=False)
+        return self.inputs.finish(y, made)
 
     def _mix_one(self, x: Tensor, window: Tensor, state: RuleLayerState, position: int) -> Tensor:
         made = self._made(x, window, state.prepared)
         for name, tensor in state.prepared.items():
             tensor.copy_(made[name])
         y = [self._step(made, t, state, position) for t in range(self.inputs.substeps)]
-        return self._read(torch.stack(y, 1), made)[:, 0]
+        return self.inputs.finish(torch.stack(y, 1), made)[:, 0]
 
     def _carry(self, x: Tensor, window: Tensor, state: RuleLayerState, position: int) -> Tensor:
         """y `[B, T, H, D_v]` of a piece, moving `state`.
@@ -100,7 +102,7 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         made = self._made(x, window, state.prepared)
         state.prepared = {name: made[name] for name in state.prepared}
         if not self.config.keeps_starts:
-            return self._read(self._attend_and_move(made, state), made)
+            return self.inputs.finish(self._attend_and_move(made, state), made)
         length, chunk = x.shape[1], self.config.chunk
         ragged = min(length, -position % chunk)
         whole = length - (length - ragged) % chunk
@@ -109,7 +111,7 @@ class RuleMixer(TokenMixer[RuleLayerState]):
             pieces.append(self._attend_and_move(self._each(made, slice(ragged, whole)), state))
         if whole < length:
             pieces += self._rest(made, state, whole, length)
-        return self._read(torch.cat(pieces, 1), made)
+        return self.inputs.finish(torch.cat(pieces, 1), made)
 
     def _rest(self, made: Tensors, state: RuleLayerState, first: int, end: int) -> list[Tensor]:
         """The tokens of a chunk that has just begun and may go on."""
@@ -133,10 +135,6 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         # Under autocast some of these are wider than others; the operators want one type for all inputs.
         inputs = {each.name for each in tensors(self.rule) if each.is_input}
         return {name: each.to(v.dtype) if name in inputs else each for name, each in made.items()}
-
-    def _read(self, y: Tensor, made: Tensors) -> Tensor:
-        last = self.inputs.substeps - 1
-        return self.inputs.finish(y[:, last :: self.inputs.substeps], made)
 
     def _arguments(self, made: Tensors) -> dict[str, Any]:
         """Of a call of the operators: the tensors of the rule, those that are one left out."""
@@ -188,12 +186,6 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         """The memories that start from a parameter."""
         wider = {name: wide(each) for name, each in self.first.items()}
         return {name: each.expand(batch, *each.shape) for name, each in wider.items()}
-
-    def _complete(self, first: Tensors, x: Tensor) -> Tensors:
-        """With zeros for the memories that have no parameter."""
-        shapes, _, _ = _state_groups(self.config, x.shape[0])
-        dtype = state_dtype(x.dtype)
-        return {name: first.get(name, x.new_zeros(shape, dtype=dtype)) for name, shape in shapes.items()}
 
 
 def rule_state_shapes(config: TrellisConfig, batch: int) -> Shapes:

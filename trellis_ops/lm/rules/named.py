@@ -41,21 +41,15 @@ def _slower(by: float, axis: str, rank: int | None) -> Source:
 _RATE = Source(torch.exp, _draw_rates, per=HEAD)
 _SCALAR = {"dt": Source(F.softplus, _draw_time_steps), "rate": _RATE}
 _CHANNEL = {"dt": Source(F.softplus, _draw_time_steps, ("dim_k",), rank=RANK), "rate": _RATE}
+_SCORES = {"scores": Source(as_is, axes=("slots",))}
 _BETA = Source(F.sigmoid)
 
 _NAMED: dict[str, RuleInputs] = {
     "linear": RuleInputs(_WITHOUT_Z, _SCALAR, made_by.mamba2, ("log_decay", "step_size")),
     "gla": RuleInputs(_WITHOUT_Z, {"log_decay": _slower(16.0, "dim_k", RANK)}),
-    "gsa": RuleInputs(
-        _WITHOUT_Z, {"log_decay": _slower(8.0, "slots", None)}, made_by.gsa, ("target",), features="silu"
-    ),
+    "gsa": RuleInputs(_WITHOUT_Z, _SCORES, made_by.gsa, ("target", "log_decay"), features="silu"),
     "abc": RuleInputs(
-        _WITHOUT_Z,
-        {"scores": Source(as_is, axes=("slots",))},
-        made_by.abc,
-        ("target", "log_decay"),
-        features="silu",
-        prepared={"lse": ("slots",)},
+        _WITHOUT_Z, _SCORES, made_by.abc, ("target", "log_decay"), features="silu", prepared={"lse": ("slots",)}
     ),
     "deltanet": RuleInputs(sources={"step_size": _BETA}),
     "gated_deltanet": RuleInputs(1, {**_SCALAR, "step_size": _BETA}, made_by.decayed, ("log_decay",)),
@@ -70,7 +64,8 @@ _NAMED: dict[str, RuleInputs] = {
         },
         made_by.delta_product,
         ("log_decay",),
-        substeps=2,
+        substeps=made_by.SUBSTEPS,
+        finish=made_by.every_second,
     ),
     "comba": RuleInputs(
         1,
@@ -104,7 +99,14 @@ _NAMED: dict[str, RuleInputs] = {
         ("erase_a", "erase_b"),
     ),
     "oja": RuleInputs(1, {"log_decay": _slower(16.0, "dim_v", RANK), "step_size": _BETA}),
-    "ttt_linear": RuleInputs(_STALE, make=made_by.ttt_linear, first_state=True, finish=made_by.ttt_readout),
+    # Without the bias b beside S, which would be a column more of the memory.
+    "ttt_linear": RuleInputs(
+        _STALE,
+        {"bias": Source(as_is, axes=("dim_v",), per=HEAD)},
+        made_by.ttt_linear,
+        first_state=True,
+        finish=made_by.ttt_readout,
+    ),
     "titans": RuleInputs(_STALE),
     "yaad": RuleInputs(_STALE),
     "moneta": RuleInputs(_STALE),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trellis_ops import preparations as public
 from trellis_ops.lm.rules.inputs import Tensors
 
 
@@ -19,34 +20,39 @@ def decayed(made: Tensors) -> Tensors:
 
 def mamba2(made: Tensors) -> Tensors:
     """The step size is dt itself (arXiv 2405.21060)."""
-    return {**decayed(made), "step_size": made["dt"]}
+    log_decay, step_size = public.mamba2_gates(made["dt"], -made["rate"])
+    return {"log_decay": log_decay, "step_size": step_size}
 
 
 def gsa(made: Tensors) -> Tensors:
-    """What a slot forgets is what it takes up, s = 1 - f (arXiv 2409.07146)."""
-    return {"target": -torch.expm1(made["log_decay"])}
+    """What a slot forgets is what it takes up (arXiv 2409.07146)."""
+    log_decay, target = public.gsa_gates(made["scores"])
+    return {"log_decay": log_decay, "target": target}
 
 
 def abc(made: Tensors) -> Tensors:
-    """s = exp(scores - lse_t), f = exp(lse_(t-1) - lse_t), lse the running log-sum-exp (arXiv 2110.02488).
+    """Gates of running sums of exp(scores), whose logarithm goes on (arXiv 2110.02488)."""
+    target, log_decay, lse = public.abc_gates(made["scores"], made["lse"])
+    return {"target": target, "log_decay": log_decay, "lse": lse}
 
-    It starts from 0, as if an empty token of score 0 had been there, so that no gate is 0.
-    """
-    scores, before = made["scores"], made["lse"]
-    lse = torch.logcumsumexp(torch.cat([before[:, None], scores], 1), 1)
-    return {"target": (scores - lse[:, 1:]).exp(), "log_decay": lse[:, :-1] - lse[:, 1:], "lse": lse[:, -1]}
+
+SUBSTEPS = 2
+"""Delta steps of DeltaProduct for each token."""
 
 
 def delta_product(made: Tensors) -> Tensors:
     """Each token is two: the first decays, and the second is read (arXiv 2502.10297)."""
-    log_decay = decayed(made)["log_decay"]
+    pairs = {name: torch.stack([made[name], made[f"next_{name}"]], 2) for name in ("k", "v", "step_size")}
     return {
-        "q": _in_turn(made["q"], made["q"]),
-        "k": _in_turn(made["k"], made["next_k"]),
-        "v": _in_turn(made["v"], made["next_v"]),
-        "log_decay": _in_turn(log_decay, torch.zeros_like(log_decay)),
-        "step_size": _in_turn(made["step_size"], made["next_step_size"]),
+        **{name: public.interleave(both) for name, both in pairs.items()},
+        "q": public.stretch_queries(made["q"], SUBSTEPS),
+        "log_decay": public.stretch_log_decay(decayed(made)["log_decay"], SUBSTEPS),
     }
+
+
+def every_second(y: Tensor, made: Tensors) -> Tensor:
+    """The outputs of the last substeps."""
+    return public.every_nth(y, SUBSTEPS)
 
 
 def comba(made: Tensors) -> Tensors:
@@ -68,32 +74,28 @@ def gdn2(made: Tensors) -> Tensors:
 
 def erased_and_written(made: Tensors) -> Tensors:
     """a = -kk, b = kk o eta, and kk o eta is the key (RWKV-7, arXiv 2503.14456, its mixing of both kept at one)."""
-    k = made["k"]
-    removed = k * made["eta"].to(k.dtype)
-    return {"erase_a": -k, "erase_b": removed, "k": removed}
+    erase_a, erase_b = public.rwkv7_erase(made["k"], made["eta"].to(made["k"].dtype))
+    return {"erase_a": erase_a, "erase_b": erase_b, "k": erase_b}
 
 
 def erased(made: Tensors) -> Tensors:
     """a = -e and b = eta e for a unit vector e: no eigenvalue of I + a b^T leaves [0, 1]."""
     e = made["erase_key"]
-    return {"erase_a": -e, "erase_b": e * made["eta"][..., None].to(e.dtype)}
+    erase_a, erase_b = public.rwkv7_erase(e, made["eta"][..., None].to(e.dtype))
+    return {"erase_a": erase_a, "erase_b": erase_b}
 
 
 def ttt_linear(made: Tensors) -> Tensors:
-    """The target is v - k, where both have one size (arXiv 2407.04620)."""
-    return {"v": made["v"] - made["k"]} if _residual(made) else {}
+    """The target is v - k less the bias of LN, where v and k have one size (arXiv 2407.04620)."""
+    residual = made["k"] if _residual(made) else 0.0
+    return {"v": made["v"] - residual - made["bias"].to(made["v"].dtype)}
 
 
 def ttt_readout(y: Tensor, made: Tensors) -> Tensor:
-    """q + g o LN(S q), where q and y have one size (arXiv 2407.04620)."""
-    scaled = y * made["gain"].to(y.dtype)
-    return made["q"] + scaled if _residual(made) else scaled
+    """q + g o LN(S q) + bias, without q where it has another size (arXiv 2407.04620)."""
+    gain, bias = made["gain"].to(y.dtype), made["bias"].to(y.dtype)
+    return public.ttt_output(made["q"] if _residual(made) else torch.zeros_like(y), y, gain, bias)
 
 
 def _residual(made: Tensors) -> bool:
     return made["v"].shape == made["k"].shape
-
-
-def _in_turn(first: Tensor, second: Tensor) -> Tensor:
-    """`[B, 2 T, ...]` of two of T."""
-    return torch.stack([first, second], 2).flatten(1, 2)
