@@ -41,15 +41,26 @@ def _slower(by: float, axis: str, rank: int | None) -> Source:
 _RATE = Source(torch.exp, _draw_rates, per=HEAD)
 _SCALAR = {"dt": Source(F.softplus, _draw_time_steps), "rate": _RATE}
 _CHANNEL = {"dt": Source(F.softplus, _draw_time_steps, ("dim_k",), rank=RANK), "rate": _RATE}
-_SCORES = {"scores": Source(as_is, axes=("slots",))}
 _BETA = Source(F.sigmoid)
 
 _NAMED: dict[str, RuleInputs] = {
     "linear": RuleInputs(_WITHOUT_Z, _SCALAR, made_by.mamba2, ("log_decay", "step_size")),
     "gla": RuleInputs(_WITHOUT_Z, {"log_decay": _slower(16.0, "dim_k", RANK)}),
-    "gsa": RuleInputs(_WITHOUT_Z, _SCORES, made_by.gsa, ("target", "log_decay"), features="silu"),
+    "gsa": RuleInputs(
+        _WITHOUT_Z,
+        {"scores": Source(as_is, axes=("slots",))},
+        made_by.gsa,
+        ("target", "log_decay"),
+        features="silu",
+    ),
     "abc": RuleInputs(
-        _WITHOUT_Z, _SCORES, made_by.abc, ("target", "log_decay"), features="silu", prepared={"lse": ("slots",)}
+        _WITHOUT_Z,
+        # No bias: the sum that divides takes it away.
+        {"scores": Source(as_is, axes=("slots",), is_input=True)},
+        made_by.abc,
+        ("target", "log_decay"),
+        features="silu",
+        prepared={"lse": ("slots",)},
     ),
     "deltanet": RuleInputs(sources={"step_size": _BETA}),
     "gated_deltanet": RuleInputs(1, {**_SCALAR, "step_size": _BETA}, made_by.decayed, ("log_decay",)),
