@@ -41,7 +41,7 @@ ABLATION: dict[str, Sequence[Any]] = {
 RULES: dict[str, Sequence[Any]] = {"seed": (0, 1, 2), "rule": tuple(NAMED)}
 """All named rules, one seed of each after the other."""
 
-OF_RULES = Cell(heads=4, slots=16, pairs=(4, 8, 16), steps=200, batch=16)
+OF_RULES = Cell(heads=4, slots=16, pairs=(4, 8, 16))
 """TRELLIS in that study, whose cost the other rules have: the sizes of the preset `tiny`, with half its slots."""
 
 

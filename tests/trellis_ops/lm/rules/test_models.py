@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,18 @@ def test_under_autocast_a_model_is_close_to_float32(name: str) -> None:
         found = whole(model, tokens)
     found.float().sum().backward()
     assert_close(found.float(), whole(model, tokens), 0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gated_deltanet", "titans"])
+def test_the_best_kernels_give_what_eager_gives(name: str, force: Callable[[str], None]) -> None:
+    torch.manual_seed(0)
+    model, tokens = TrellisLM(small_config(name)), some_tokens()
+    expected = whole(model, tokens)
+    force("")
+    first, state = model(tokens[:, :6])
+    steps = [model.step(tokens[:, t], state)[:, None] for t in range(6, TOKENS)]
+    assert_close(torch.cat([first, *steps], 1), expected, 1e-4)
 
 
 def test_a_first_state_is_a_parameter_where_it_is_asked_for_or_needed() -> None:
