@@ -150,6 +150,7 @@ FOR_THE_MODEL = {
     "operators.agreement",
     "ops",
     "outer_gradient",
+    "preparations",
     "regular_file",
     "tokens",
     "values",

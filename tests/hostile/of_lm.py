@@ -122,7 +122,7 @@ def _changed_config(field: str) -> Callable[[dict[str, Any], str], None]:
     return lambda content, name: content["config"].update({field: name})
 
 
-_NAMED_FIELDS = ("phi", "link", "out", "step_size", "outer_gradient", "decode", "num_slots", "width", "phi_eps")
+_NAMED_FIELDS = ("rule", "phi", "link", "out", "step_size", "outer_gradient", "decode", "num_slots", "width", "phi_eps")
 
 ENTRANCES: dict[str, Entrance] = {
     **{
@@ -156,7 +156,7 @@ ENTRANCES: dict[str, Entrance] = {
     "a file of text": _text_file,
     **{
         f"train --{option}": _option(f"--{option}=NAME")
-        for option in ("preset", "mixer", "tokenizer", "phi", "link", "precision", "device", "slots", "steps")
+        for option in ("preset", "mixer", "tokenizer", "rule", "phi", "link", "precision", "device", "slots", "steps")
     },
     "who works in a folder": _work,
 }

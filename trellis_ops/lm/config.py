@@ -9,11 +9,14 @@ from typing import Any, Literal
 
 from codegen.device import Device, cpu
 from codegen.errors import SizeError, UnknownMapError
-from codegen.rule import Rule
+from codegen.recurrence.of_rule import used_chunk_states
+from codegen.rule import SOLVE, Rule
 from codegen.scalars import positive_number, whole_number
 from codegen.spec import MAX_DIM, MAX_SLOTS
 from trellis_ops.lm import recommended
 from trellis_ops.lm.recommended import Budgets
+from trellis_ops.lm.rules.configured import OF_THE_RULE, check_chunk, configured, record_of
+from trellis_ops.lm.rules.named import rule_inputs
 from trellis_ops.outer_gradient import is_first_order
 from tuning_db import Recommendation, default_store
 
@@ -21,12 +24,19 @@ DEFAULT_SLOTS = 64
 """Slot count that `num_slots="auto"` takes where nothing is recommended; the paper's at 125M parameters."""
 
 DEFAULT_CHUNK = 64
-"""Chunk size that `chunk_size="auto"` takes where nothing is recommended; the paper names none."""
+"""Chunk size where none is given or recommended; the paper names none."""
 
 DECODES = ("chunked", "exact")
 """Where decoding takes the inner gradient: at the chunk's start, like the chunked forward, or at the current state."""
 
-_COUNTS = {"vocab_size": 2**24, "layers": 2**12, "width": 2**20, "heads": 2**16, "conv_width": 2**16}
+_COUNTS = {
+    "vocab_size": 2**24,
+    "layers": 2**12,
+    "width": 2**20,
+    "heads": 2**16,
+    "conv_width": 2**16,
+    "mlp_multiple": 2**16,
+}
 """The most of each: far above any model that was made, and below what Python would build for hours."""
 
 _MOST_MLP_WIDTH = 2**24
@@ -54,11 +64,12 @@ class TrellisConfig:
         heads: H.
         dim_k, dim_v: D_k and D_v; None is `width // heads`.
         num_slots: M, or "auto" for the tuner's recommendation.
-        chunk_size: C, or "auto" for the tuner's recommendation; 1 is the exact recurrence. Changes the result.
+        chunk_size: C, or "auto" for the tuner's recommendation; 1 is the exact recurrence. Changes the result. None
+            becomes `DEFAULT_CHUNK`, or with a rule that of its layer in `trellis_ops.lm.rules.named`.
         latency_budget_us, state_budget_bytes: with these, "auto" takes of the tuner's front the best in recall whose
             memories take at most so many microseconds per token in all layers, and whose state has at most so many
             bytes per sequence; with neither it takes the knee. See `trellis_ops.lm.recommended`.
-        phi, link, out, phi_eps: see `codegen.rule.Rule`.
+        phi, link, out, phi_eps: see `codegen.rule.Rule`; settings of TRELLIS, which leave no room for another rule.
         outer_gradient: "bilevel" trains through z, "first_order" takes it for a constant; the forward is the same.
         step_size: "head" for one learned step size per head, "token" for one per head and token.
         learned_state: whether the state that a sequence starts from is a parameter, drawn from N(0, 1/D), or zero.
@@ -66,12 +77,18 @@ class TrellisConfig:
         decode: "chunked" keeps the chunk-start states beside the current ones until the chunk ends, so that decoding
             continues the forward over all tokens; "exact" keeps only the current ones and takes z there.
         conv_width: tokens that the causal convolutions of q and k see, the current one included.
-        mlp_ratio: hidden width of the SwiGLU over `width`, rounded up to a multiple of 64, at least 64.
+        mlp_ratio: hidden width of the SwiGLU over `width`, rounded up to a multiple of `mlp_multiple`.
+        mlp_multiple: what that width is rounded up to a multiple of.
         norm_eps: epsilon of every RMSNorm.
         init_decay: forget gate at the start of training, between 0 and 1.
         init_step_size: step size at the start of training.
+        rule: what the memory computes in the place of TRELLIS: the name of a rule, the text of one as JSON, or a
+            `Rule`, which is kept as its text. A rule that is TRELLIS with other maps becomes None and those settings.
+            What the layer makes for it is in `trellis_ops.lm.rules.named`; q, k and v have unit length where a rule
+            needs it. `num_slots` concerns rules of two passes, and "auto" then takes the defaults.
 
     Raises:
+        UnknownRuleError, RuleError: a rule that there is not, or one that another setting contradicts.
         SizeError: a number outside its range. UnknownMapError: an unknown map, step size or way to decode.
         ValueError: an unknown outer gradient.
 
@@ -87,7 +104,7 @@ class TrellisConfig:
     dim_k: int | None = None
     dim_v: int | None = None
     num_slots: int | Literal["auto"] = DEFAULT_SLOTS
-    chunk_size: int | Literal["auto"] = DEFAULT_CHUNK
+    chunk_size: int | Literal["auto"] | None = None
     latency_budget_us: float | None = None
     state_budget_bytes: int | None = None
     phi: str = "ln_silu"
@@ -104,9 +121,11 @@ class TrellisConfig:
     norm_eps: float = 1e-6
     init_decay: float = 0.99
     init_step_size: float = 0.1
+    mlp_multiple: int = 64
+    rule: str | Rule | None = None
 
     def __post_init__(self) -> None:
-        Rule(self.phi, self.link, self.out, self.phi_eps, self.step_size)
+        self._take_rule()
         is_first_order(self.outer_gradient)
         if self.decode not in DECODES:
             raise UnknownMapError(role="decode", name=self.decode, known=", ".join(DECODES))
@@ -136,18 +155,29 @@ class TrellisConfig:
                 name="init_decay", value=self.init_decay, expected="a number between 0 and 1, both excluded"
             )
 
+    def _take_rule(self) -> None:
+        settings = {name: getattr(self, name) for name in OF_THE_RULE}
+        rule, taken = configured(self.rule, settings, self.learned_state)
+        for name, value in {**taken, "rule": rule}.items():
+            object.__setattr__(self, name, value)
+        if self.chunk_size is None:
+            object.__setattr__(self, "chunk_size", DEFAULT_CHUNK if rule is None else rule_inputs(rule).chunk)
+        check_chunk(self.record, self.chunk_size)
+
     def _make_int(self, name: str, most: int | None = None, also: str = "") -> None:
         object.__setattr__(self, name, whole_number(name, getattr(self, name), most, also))
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> TrellisConfig:
-        """The preset called `name`, one of `PRESETS`, with `changes` to its fields.
+        """The preset called `name`, one of `PRESETS`, with `changes` to its fields; a rule brings its own chunk size.
 
         Raises:
             UnknownMapError: another name.
         """
         if name not in PRESETS:
             raise UnknownMapError(role="preset", name=name, known=", ".join(PRESETS))
+        if changes.get("rule") not in (None, "trellis"):
+            changes = {"chunk_size": None, **changes}
         return replace(PRESETS[name], **changes)
 
     @classmethod
@@ -168,6 +198,11 @@ class TrellisConfig:
         return asdict(self)
 
     @property
+    def record(self) -> Rule:
+        """The rule that the memory computes."""
+        return record_of(self.rule, {name: getattr(self, name) for name in OF_THE_RULE})
+
+    @property
     def key_width(self) -> int:
         """Width of q and of k over all heads, H D_k."""
         return self.heads * self.dim_k if self.dim_k is not None else self.width
@@ -180,11 +215,13 @@ class TrellisConfig:
     @property
     def mlp_width(self) -> int:
         """Hidden width of the SwiGLU."""
-        return max(1, -(-int(self.mlp_ratio * self.width) // 64)) * 64
+        return max(1, -(-int(self.mlp_ratio * self.width) // self.mlp_multiple)) * self.mlp_multiple
 
     @property
     def slots(self) -> int:
-        """M; a SizeError while it is still "auto"."""
+        """M; a SizeError while it is still "auto". As many as D_k where the target of a rule is k."""
+        if self.record.link == SOLVE:
+            return self.key_width // self.heads
         return self._resolved_count("num_slots")
 
     @property
@@ -194,8 +231,10 @@ class TrellisConfig:
 
     @property
     def keeps_starts(self) -> bool:
-        """Whether decoding keeps the chunk-start states beside the current ones."""
-        return self.decode == "chunked" and self.chunk > 1
+        """Whether decoding keeps chunk-start states beside the current ones; a rule may read none."""
+        if self.decode != "chunked" or self.chunk == 1:
+            return False
+        return self.rule is None or bool(used_chunk_states(self.record, True))
 
     def resolved(self, device: Device | None = None) -> TrellisConfig:
         """This configuration with every "auto" replaced by the number the tuner recommends for `device`.
@@ -215,6 +254,9 @@ class TrellisConfig:
         auto = [name for name in ("num_slots", "chunk_size") if getattr(self, name) == "auto"]
         if not auto:
             return self
+        if self.rule is not None:
+            own: dict[str, Any] = {"num_slots": DEFAULT_SLOTS, "chunk_size": rule_inputs(self.rule).chunk}
+            return replace(self, **{name: own[name] for name in auto})
         key = (device or cpu()).key()
         found = default_store().recommendation(key)
         problem = _unusable(found)

@@ -1,13 +1,13 @@
-"""The reference language model: blocks of a two-pass memory and a SwiGLU, with tied embeddings.
+"""The reference language model: blocks of a memory and a SwiGLU, with tied embeddings.
 
-Source: arXiv 2512.23852, figure 1. Prefill runs on `trellis_attention`, decoding on `trellis_step`; the state that is
-carried between them has a constant size.
+Source: arXiv 2512.23852, figure 1. Prefill runs on `trellis_attention`, decoding on `trellis_step`, or on
+`memory_attention` and `memory_step` with another rule; the state that is carried between them has a constant size.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -21,8 +21,10 @@ from trellis_ops.dispatch.resolve import device_of
 from trellis_ops.lm import model_file
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.mixer import TrellisMixer
+from trellis_ops.lm.rules.mixer import RuleMixer
 from trellis_ops.lm.sampling import Sampling
-from trellis_ops.lm.state import LayerState, TrellisState, check_state
+from trellis_ops.lm.state import AnyLayerState, TrellisState, check_state
+from trellis_ops.lm.token_mixer import AnyMixer
 from trellis_ops.lm.vocabulary import embedded
 
 
@@ -59,23 +61,23 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + Trellis(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))."""
+    """x + Memory(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))."""
 
     def __init__(self, config: TrellisConfig) -> None:
         super().__init__()
         self.mixer_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.mixer = TrellisMixer(config)
+        self.mixer: AnyMixer = TrellisMixer(config) if config.rule is None else RuleMixer(config)
         self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config.width, config.mlp_width)
 
     def forward(
-        self, x: Tensor, state: LayerState | None, position: int, *, return_state: bool
-    ) -> tuple[Tensor, LayerState | None]:
-        """`[B, T, width]` to the same; see `TrellisMixer.forward`."""
+        self, x: Tensor, state: AnyLayerState | None, position: int, *, return_state: bool
+    ) -> tuple[Tensor, AnyLayerState | None]:
+        """`[B, T, width]` to the same; see `TokenMixer.forward`."""
         mixed, state = self.mixer(self.mixer_norm(x), state, position, return_state=return_state)
         return self._feed_forward(x + mixed), state
 
-    def step(self, x: Tensor, state: LayerState, position: int) -> Tensor:
+    def step(self, x: Tensor, state: AnyLayerState, position: int) -> Tensor:
         """`[B, width]` to the same, moving `state` in place."""
         return self._feed_forward(x + self.mixer.step(self.mixer_norm(x), state, position))
 
@@ -123,9 +125,9 @@ class TrellisLM(nn.Module):
         too, unless `decode="exact"`, where the chunks of a piece start with its first token. The state given is left
         as it was.
 
-        Pass `return_state=False` for training: each layer is then one `trellis_attention`, whereas a state to return
+        Pass `return_state=False` for training: each layer is then one call of the operator, whereas a state to return
         costs a second call where T is no multiple of C. Gradients flow through a state at the start of a chunk
-        (`position == 0`), not through one inside a chunk, whose first tokens run on `trellis_step`.
+        (`position == 0`), not through one inside a chunk, whose first tokens run one by one.
 
         Args:
             tokens: `[B, T]`, int64, each below `vocab_size`, T >= 1.
@@ -153,7 +155,7 @@ class TrellisLM(nn.Module):
             ShapeError, DtypeError: tokens that are not `[B]` int64 with the batch size of the state.
             TokenError: as `forward`; the state is left as it was.
         """
-        batch = state.layers[0].S_k.shape[0]
+        batch = state.layers[0].tail.shape[0]
         if tokens.shape != (batch,):
             raise ShapeError(name="tokens", shape=list(tokens.shape), expected=f"[{batch}], the batch of the state")
         _check_int64(tokens)
@@ -167,6 +169,21 @@ class TrellisLM(nn.Module):
         """The state before the first token of `batch` sequences."""
         batch = whole_number("batch", batch)
         return TrellisState(tuple(block.mixer.first_state(batch, self.embedding.weight) for block in self._blocks()))
+
+    def carried(self, state: TrellisState) -> dict[str, Tensor]:
+        """The tensors of a state at the start of a chunk, by name with the layer before; `restored` has it again."""
+        pairs = zip(self._blocks(), state.layers, strict=True)
+        found = [block.mixer.carried(layer) for block, layer in pairs]
+        return {f"{index}.{name}": each for index, layer in enumerate(found) for name, each in layer.items()}
+
+    def restored(self, tensors: Mapping[str, Tensor]) -> TrellisState:
+        """The state at the start of a chunk that `carried` took apart."""
+        layers = []
+        for index, block in enumerate(self._blocks()):
+            begin = f"{index}."
+            own = {name.removeprefix(begin): each for name, each in tensors.items() if name.startswith(begin)}
+            layers.append(block.mixer.restored(own))
+        return TrellisState(tuple(layers))
 
     @torch.no_grad()
     def stream(
@@ -248,7 +265,7 @@ class TrellisLM(nn.Module):
         self._check(tokens, state)
         x = embedded(self.embedding, tokens)
         position = 0 if state is None else state.position
-        layers: list[LayerState] = []
+        layers: list[AnyLayerState] = []
         for index, block in enumerate(self._blocks()):
             layer = None if state is None else state.layers[index]
             x, layer = block(x, layer, position, return_state=return_state)

@@ -1,8 +1,8 @@
-"""What a model carries from token to token: per layer two memories and a convolution tail, of constant size."""
+"""What a model carries from token to token: per layer its memories and a convolution tail, of constant size."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from trellis_ops.tokens import States
 
 @dataclass
 class LayerState:
-    """What one layer carries.
+    """What one layer of TRELLIS carries.
 
     Attributes:
         S_k, S_v: the memories, `[B, H, M, D_k]` and `[B, H, M, D_v]`, float32; float64 in a model of float64.
@@ -50,21 +50,65 @@ class LayerState:
         copies = {name: tensor.clone() for name, tensor in self.tensors().items()}
         return LayerState(copies["S_k"], copies["S_v"], copies.get("start_k"), copies.get("start_v"), copies["tail"])
 
+    def detach(self) -> LayerState:
+        """The same state cut off from the graph that made it; shares memory."""
+        cut = {name: tensor.detach() for name, tensor in self.tensors().items()}
+        return LayerState(cut["S_k"], cut["S_v"], cut.get("start_k"), cut.get("start_v"), cut["tail"])
+
+
+@dataclass
+class RuleLayerState:
+    """What one layer of any other rule carries, by the names of `codegen.recurrence.tensors`.
+
+    Attributes:
+        memories: the states of the rule in the order of its record, `[B, H, ...]`, float32; float64 in a model of
+            float64.
+        starts: what is kept from the start of the current chunk until it ends, alike; empty where decoding takes z at
+            the current states. At position 0 they hold nothing yet.
+        prepared: what the preparation of the inputs carries, such as the log-sum-exp of ABC, alike.
+        tail: the last `conv_width - 1` inputs of the convolutions, `[B, conv_width - 1, H D_k]`.
+    """
+
+    memories: dict[str, Tensor]
+    starts: dict[str, Tensor]
+    prepared: dict[str, Tensor]
+    tail: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return {**self.memories, **self.starts, **self.prepared, "tail": self.tail}
+
+    def clone(self) -> RuleLayerState:
+        """A state that shares no memory with this one."""
+        return self._each(torch.clone)
+
+    def detach(self) -> RuleLayerState:
+        """The same state cut off from the graph that made it; shares memory."""
+        return self._each(torch.detach)
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> RuleLayerState:
+        groups = (self.memories, self.starts, self.prepared)
+        memories, starts, prepared = ({name: function(each) for name, each in group.items()} for group in groups)
+        return RuleLayerState(memories, starts, prepared, function(self.tail))
+
+
+AnyLayerState = LayerState | RuleLayerState
+
 
 @dataclass
 class TrellisState:
     """What a `TrellisLM` carries from token to token; its size does not depend on how many there were.
 
     `torch.save` writes it, and `torch.load(..., weights_only=True)`, the default, reads it back where this module was
-    imported: it and `LayerState` are registered there as safe, for they hold tensors and a number. What was read is
-    checked against a model when it is given to one.
+    imported: it and the states of layers are registered there as safe, for they hold tensors and a number. What was
+    read is checked against a model when it is given to one.
 
     Attributes:
-        layers: one `LayerState` per layer.
+        layers: one `LayerState` per layer, or one `RuleLayerState` in a model of another rule.
         position: tokens since the start of the current chunk, 0 to C - 1; always 0 where no starts are kept.
     """
 
-    layers: tuple[LayerState, ...]
+    layers: tuple[AnyLayerState, ...]
     position: int = 0
 
     def nbytes(self) -> int:
@@ -77,25 +121,20 @@ class TrellisState:
 
     def detach(self) -> TrellisState:
         """The same state cut off from the graph that made it, for truncated back-propagation; shares memory."""
-        cut = [
-            LayerState(
-                layer.S_k.detach(),
-                layer.S_v.detach(),
-                None if layer.start_k is None else layer.start_k.detach(),
-                None if layer.start_v is None else layer.start_v.detach(),
-                layer.tail.detach(),
-            )
-            for layer in self.layers
-        ]
-        return TrellisState(tuple(cut), self.position)
+        return TrellisState(tuple(layer.detach() for layer in self.layers), self.position)
 
 
-torch.serialization.add_safe_globals([LayerState, TrellisState])
+torch.serialization.add_safe_globals([LayerState, RuleLayerState, TrellisState])
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type of the memories and gates of a model whose weights have `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, or as it is in float64: a forget gate near 1 loses its meaning in half precision."""
+    return x.to(state_dtype(x.dtype))
 
 
 def check_state(
@@ -114,7 +153,7 @@ def check_state(
         ShapeError, DtypeError, DeviceMismatchError, SizeError: what differs, with the name of the tensor.
         TypeError: what is no state.
     """
-    if not isinstance(state, TrellisState) or not all(isinstance(each, LayerState) for each in state.layers):
+    if not isinstance(state, TrellisState) or not all(isinstance(each, AnyLayerState) for each in state.layers):
         raise TypeError(f"state is {type(state).__name__}, but must be a TrellisState of LayerStates")
     if len(state.layers) != layers:
         raise SizeError(name="number of layers in state", value=len(state.layers), expected=str(layers))

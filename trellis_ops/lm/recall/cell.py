@@ -18,6 +18,9 @@ _COUNTS = {
     "heads": (1, 2**12),
     "dim": (1, 2**12),
     "vocab": (2, 2**16),
+    "dim_k": (0, 2**12),
+    "dim_v": (0, 2**12),
+    "mlp": (0, 2**24),
     "steps": (1, 2**31 - 1),
     "batch": (1, 2**16),
     "seed": (-(2**63), 2**63 - 1),
@@ -31,10 +34,13 @@ class Cell:
 
     Attributes:
         task: "recall", or "text" for bits per byte.
+        rule: the name of one, or its text.
         phi, phi_eps, learned_state, normalize_qkv, outer_gradient, slots, chunk, init_step_size: of the model, see
             `trellis_ops.lm.config.TrellisConfig`.
         seed: of weights and data.
         layers, heads, dim: its sizes; the width is `heads` times `dim`.
+        dim_k, dim_v: D_k and D_v; 0 is `dim`.
+        mlp: hidden width of its SwiGLU; 0 is that of the model's defaults.
         vocab: tokens of the recall task.
         pairs: numbers of pairs, in training and in measuring.
         text: digest of the text of the other task.
@@ -64,6 +70,10 @@ class Cell:
     steps: int = 300
     batch: int = 32
     learning_rate: float = 4e-3
+    rule: str = "trellis"
+    dim_k: int = 0
+    dim_v: int = 0
+    mlp: int = 0
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -86,10 +96,17 @@ class Cell:
 
     def config(self) -> TrellisConfig:
         """The model."""
+        width = self.heads * self.dim
+        # Half a unit more, so that no rounding takes one away.
+        mlp: dict[str, Any] = {"mlp_ratio": (self.mlp + 0.5) / width, "mlp_multiple": 1} if self.mlp else {}
         return TrellisConfig(
+            **mlp,
+            rule=self.rule,
+            dim_k=self.dim_k or None,
+            dim_v=self.dim_v or None,
             vocab_size=256 if self.task == "text" else self.vocab,
             layers=self.layers,
-            width=self.heads * self.dim,
+            width=width,
             heads=self.heads,
             num_slots=self.slots,
             chunk_size=self.chunk,
@@ -113,6 +130,9 @@ class Result:
         steps: how many were taken; fewer than asked for where all was learned, or the loss was no number.
         diverged: whether the loss stopped being a number.
         seconds: how long it took.
+        parameters: of the model; 0 where it was not counted, as in results of older versions.
+        state_bytes: of all that one sequence carries from token to token, alike.
+        decode_us: time of one token of one sequence, decoded one by one, in microseconds, while other cells ran beside.
     """
 
     cell: Cell
@@ -121,6 +141,9 @@ class Result:
     steps: int = 0
     diverged: bool = False
     seconds: float = 0.0
+    parameters: int = 0
+    state_bytes: int = 0
+    decode_us: float | None = None
 
     def to_line(self) -> str:
         """One line of JSON."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from trellis_ops import regular_file
 from trellis_ops.lm.recall import grids
 from trellis_ops.lm.recall.cell import Cell, Result
 from trellis_ops.lm.recall.ledger import Ledger
-from trellis_ops.lm.recall.report import curve_page, page, tables
+from trellis_ops.lm.recall.report import curve_page, page, rules_page, tables
 from trellis_ops.lm.recall.study import Progress, study
 from trellis_ops.lm.train.curve import require_matplotlib
 from trellis_ops.lm.train.options.ranges import MOST_THREADS, at_least_zero, count
@@ -54,25 +54,27 @@ def _study(options: argparse.Namespace, cells: Sequence[Cell], command: str) -> 
 
 
 def _cells(options: argparse.Namespace) -> list[Cell]:
-    grid = grids.ABLATION if options.study == "ablation" else grids.CURVE
-    given = {name: getattr(options, name) for name in _AXES if getattr(options, name) is not None}
-    axes = {**grid, **given}
-    sizes = {name: getattr(options, name) for name in _SIZES if getattr(options, name) is not None}
-    base = Cell(**{**sizes, "pairs": tuple(sizes.get("pairs", Cell.pairs))})
-    recall = grids.cells(axes, base)
-    if options.study != "ablation":
-        return recall
-    if not options.text:
-        return grids.from_the_middle(recall, axes, options.changes)
-    from trellis_ops.lm.recall.learning import text_of
+    axes = {**_GRIDS[options.study], **_given(options, _AXES)}
+    sizes = _given(options, _SIZES)
+    start = grids.OF_RULES if options.study == "rules" else Cell()
+    base = replace(start, **{**sizes, "pairs": tuple(sizes.get("pairs", start.pairs))})
+    both = [base]
+    if options.text and options.study != "pairs":
+        from trellis_ops.lm.recall.learning import text_of
 
-    digest = text_of(options.text)[0].fingerprint()
-    # A text has no pairs and no vocabulary of its own.
-    text = replace(base, task="text", text=digest, pairs=(), batch=_TEXT_BATCH)
-    both = zip(recall, grids.cells(axes, text), strict=True)
-    return grids.from_the_middle([cell for pair in both for cell in pair], axes, options.changes)
+        digest = text_of(options.text)[0].fingerprint()
+        # A text has no pairs and no vocabulary of its own.
+        both.append(replace(base, task="text", text=digest, pairs=(), batch=_TEXT_BATCH))
+    made = grids.of_rules if options.study == "rules" else grids.cells
+    found = [cell for tasks in zip(*(made(axes, each) for each in both), strict=True) for cell in tasks]
+    return grids.from_the_middle(found, axes, options.changes) if options.study == "ablation" else found
 
 
+def _given(options: argparse.Namespace, names: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+_GRIDS = {"pairs": grids.CURVE, "ablation": grids.ABLATION, "rules": grids.RULES}
 _TEXT_BATCH = 8
 
 
@@ -91,6 +93,9 @@ def _write(options: argparse.Namespace, cells: Sequence[Cell], results: Sequence
     if options.study == "ablation":
         path = options.page or folder / "learning.md"
         page.write_page(results, len(cells), path, command)
+    elif options.study == "rules":
+        path = options.page or folder / "rules.md"
+        print(rules_page.write_rules_page(results, len(cells), path, command))
     else:
         path = options.page or folder / "pairs.md"
         print(curve_page.write_curve_page(results, len(cells), path, command))
@@ -104,7 +109,10 @@ def _show(progress: Progress) -> None:
     else:
         learned = " ".join(f"{pairs}:{share:.2f}" for pairs, share in result.accuracy.items())
     sizes = f"M = {cell.slots}, C = {cell.chunk}, step_size from {cell.init_step_size:g}, seed {cell.seed}"
-    rule = f"{page.setting(result)}, {cell.outer_gradient}, {sizes}"
+    if cell.rule == "trellis":
+        rule = f"{page.setting(result)}, {cell.outer_gradient}, {sizes}"
+    else:
+        rule = f"{cell.rule}, {rules_page.sizes_of(cell)}, seed {cell.seed}"
     lost = "diverged, " if result.diverged else ""
     steps = f"{lost}{result.steps} steps, {result.seconds:.0f} s"
     print(f"{progress.done} of {progress.cells}: {rule}: {learned} ({steps})", flush=True)
@@ -117,6 +125,7 @@ def _yes_no(text: str) -> bool:
 
 
 _AXES: dict[str, dict[str, Any]] = {
+    "rule": {"metavar": "RULE"},
     "slots": {"type": int, "metavar": "M"},
     "chunk": {"type": int, "metavar": "C"},
     "phi": {"choices": MAPS},
@@ -144,13 +153,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m trellis_ops.lm.recall",
         description="What small models learn to recall (MQAR). The same command again goes on where it was stopped.",
     )
-    texts = "pairs: accuracy against the number of pairs; ablation: what makes it learn (default: pairs)"
-    parser.add_argument("study", nargs="?", choices=("pairs", "ablation"), default="pairs", help=texts)
+    texts = "pairs: accuracy against the number of pairs; ablation: what makes it learn; rules: all at equal cost"
+    parser.add_argument("study", nargs="?", choices=_GRIDS, default="pairs", help=f"{texts} (default: pairs)")
     parser.add_argument("--folder", type=Path, required=True, help="where results, tables and pictures go")
     workers = "models trained at once (default: one for each core); 0 trains them in this process"
     parser.add_argument("--minutes", type=at_least_zero, help="begin no model after so many")
     parser.add_argument("--workers", type=count(0, MOST_THREADS), help=workers)
-    parser.add_argument("--text", type=Path, nargs="+", default=[], help="ablation: text to learn as well")
+    parser.add_argument("--text", type=Path, nargs="+", default=[], help="ablation, rules: text to learn as well")
     changes = "ablation: leave out what changes more settings of the defaults than so many (default: leave out nothing)"
     parser.add_argument("--changes", type=count(0, 100), metavar="N", help=changes)
     parser.add_argument("--page", type=Path, help="the Markdown file to write (default: in the folder)")
@@ -158,7 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, how in _AXES.items():
         axes.add_argument(f"--{name.replace('_', '-')}", nargs="+", **how)
     sizes = parser.add_argument_group("sizes, the same for all")
-    defaults = {field.name: field.default for field in fields(Cell)}
+    plain, of_rules = Cell(), grids.OF_RULES
     for name, how in _SIZES.items():
-        sizes.add_argument(f"--{name.replace('_', '-')}", **how, help=f"default: {defaults[name]}")
+        default, other = getattr(plain, name), getattr(of_rules, name)
+        also = "" if default == other else f"; rules: {other}"
+        sizes.add_argument(f"--{name.replace('_', '-')}", **how, help=f"default: {default}{also}")
     return parser

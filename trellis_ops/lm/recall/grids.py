@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from codegen.rules import NAMED
 from trellis_ops.lm.recall.cell import Cell
+from trellis_ops.lm.recall.equal_sizes import of_equal_cost
 
 USES_EPS = ("ln_silu",)
 """The maps whose write depends on `phi_eps`; for the others the grid holds one cell, not one for each value."""
@@ -36,12 +38,24 @@ ABLATION: dict[str, Sequence[Any]] = {
 }
 """What makes it learn; see `from_the_middle` for the order."""
 
+RULES: dict[str, Sequence[Any]] = {"seed": (0, 1, 2), "rule": tuple(NAMED)}
+"""All named rules, one seed of each after the other."""
+
+OF_RULES = Cell(heads=4, slots=16, pairs=(4, 8, 16))
+"""TRELLIS in that study, whose cost the other rules have: the sizes of the preset `tiny`, with half its slots."""
+
 
 def cells(axes: Axes, base: Cell) -> list[Cell]:
     """Every combination of the values of the axes, the last axis fastest, as changes to `base`; none of them twice."""
     found = [replace(base, **dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
     same = [replace(cell, phi_eps=Cell.phi_eps) if cell.phi not in USES_EPS else cell for cell in found]
     return list(dict.fromkeys(same))
+
+
+def of_rules(axes: Axes, base: Cell) -> list[Cell]:
+    """The cells of several rules, each at the cost that TRELLIS has with the values of the other axes."""
+    others = {name: values for name, values in axes.items() if name != "rule"}
+    return [of_equal_cost(reference, rule) for reference in cells(others, base) for rule in axes["rule"]]
 
 
 def from_the_middle(found: Sequence[Cell], axes: Axes, most: int | None = None) -> list[Cell]:

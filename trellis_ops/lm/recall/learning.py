@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.recall.cell import Cell, Result
+from trellis_ops.lm.recall.cost import cost_of
 from trellis_ops.lm.recall.task import Questions, questions
 from trellis_ops.lm.train.data.lanes import IGNORED, Corpus, Lanes
 from trellis_ops.lm.train.data.text import hold_out, read_documents
@@ -87,7 +88,8 @@ def _learn_recall(cell: Cell) -> Result:
         optimizer.step()
         if (step + 1) % _CHECK_EVERY == 0 and _knows(model, exams):
             break
-    return Result(cell, {pairs: accuracy(model, exam) for pairs, exam in exams.items()}, steps=step + 1)
+    shares = {pairs: accuracy(model, exam) for pairs, exam in exams.items()}
+    return Result(cell, shares, steps=step + 1, **vars(cost_of(model)))
 
 
 def _drawn(cell: Cell, step: int, generator: torch.Generator) -> int:

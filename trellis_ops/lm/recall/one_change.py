@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from trellis_ops.lm.recall import grids
 from trellis_ops.lm.recall.cell import Cell, Result
-from trellis_ops.lm.recall.report.tables import grouped, markdown, spread
+from trellis_ops.lm.recall.report.tables import grouped, markdown, seeds, spread
 
 _SAID = {
     "learned_state": {True: "first state learned", False: "first state zero"},
@@ -46,14 +46,3 @@ def said(cell: Cell, axes: Mapping[str, Sequence[object]]) -> str:
 def axes_of(results: Sequence[Result]) -> dict[str, list[object]]:
     """The values that occur, of every axis of the ablation."""
     return {name: list(dict.fromkeys(getattr(each.cell, name) for each in results)) for name in grids.ABLATION}
-
-
-def seeds(group: Sequence[Result]) -> str:
-    """How many results of recall there are, and of text where it differs, and how many diverged."""
-    if not group:
-        return ""
-    recall = [each for each in group if each.cell.task == "recall"]
-    lost = sum(each.diverged for each in group)
-    texts = len(group) - len(recall)
-    text = f"{len(recall)}" if texts in (0, len(recall)) else f"{len(recall)}, {texts}"
-    return f"{text} ({lost} of {len(group)} diverged)" if lost else text

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -173,9 +174,11 @@ def _texts(fit: Sequence[Document], held_out: Sequence[Document], tokenizer: Tok
 
 
 def _check_same(path: Path, before: Checkpoint, config: TrellisConfig, settings: Settings, texts: Texts) -> None:
+    # A checkpoint of an older version lacks the fields that came since, and was made with what they are by default.
+    since = {each.name: each.default for each in fields(TrellisConfig)}
     changed = differences(
         {**config.to_dict(), **settings.to_dict(), "text": texts.fingerprint},
-        {**before.config, **before.settings, "text": before.text},
+        {**since, **before.config, **before.settings, "text": before.text},
     )
     if changed:
         problem = f"it is from another run ({'; '.join(changed)}); give --fresh to start anew, or another --folder"

@@ -1,7 +1,8 @@
 """Three models of one size on one text, some seeds of each, in one table: `python -m trellis_ops.lm.train.compare`.
 
 The memory with the rule that is configured, the same memory with phi = identity (the gated delta rule), and softmax
-attention. Each run has a folder of its own, and the same command goes on where it was stopped.
+attention; with `--rules` the memories of those rules instead. Each run has a folder of its own, and the same command
+goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from codegen.device import cpu
 from codegen.errors import TrellisError
+from codegen.rules import NAMED
 from trellis_ops.lm.train.options.options import parser
 from trellis_ops.lm.train.options.ranges import MOST_THREADS, count
 from trellis_ops.lm.train.processes.workers import pool
@@ -34,7 +36,9 @@ MODELS: dict[str, dict[str, str]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train every model with every seed, as many at once as there are cores, and print the table of all."""
     options = _parser().parse_args(arguments)
-    runs = [_run(options, name, seed) for name in MODELS for seed in range(options.seed, options.seed + options.seeds)]
+    models = MODELS if options.rules is None else {name: {"rule": name} for name in options.rules}
+    seeds = range(options.seed, options.seed + options.seeds)
+    runs = [_run(options, name, changes, seed) for name, changes in models.items() for seed in seeds]
     try:
         problems = _run_all(runs, options.workers or cpu().cores)
     except (TrellisError, OSError) as error:
@@ -48,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"{len(problems)} of {len(runs)} runs failed")
 
 
-def _run(options: Namespace, model: str, seed: int) -> Namespace:
-    this = {**MODELS[model], "seed": seed, "folder": options.folder / f"{model}-{seed}", "threads": 1}
+def _run(options: Namespace, model: str, changes: Mapping[str, str], seed: int) -> Namespace:
+    this = {**changes, "seed": seed, "folder": options.folder / f"{model}-{seed}", "threads": 1}
     return Namespace(**{**vars(options), **this})
 
 
@@ -100,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         "a table. Every run has a folder in --folder. The same command again goes on where it was stopped."
     )
     group = options.add_argument_group("comparison")
+    rules = "compare these rules, each with the options of the model and the chunk size of its layer"
+    group.add_argument("--rules", nargs="+", choices=NAMED, metavar="RULE", help=f"{rules}: {', '.join(NAMED)}")
     group.add_argument("--seeds", type=count(1, 1000), default=3, metavar="N", help="seeds of each, from --seed on (3)")
     group.add_argument(
         "--workers", type=count(1, MOST_THREADS), help="runs at once, of one thread each (default: one for each core)"

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from codegen.errors import SizeError
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.model import TrellisLM
-from trellis_ops.lm.state import LayerState, TrellisState
 from trellis_ops.lm.train.data.lanes import IGNORED, Batch
 from trellis_ops.lm.train.options.settings import Settings
 from trellis_ops.lm.train.softmax import SoftmaxLM
@@ -29,8 +28,9 @@ def build_model(config: TrellisConfig, settings: Settings) -> LanguageModel:
     if settings.mixer == "softmax":
         return SoftmaxLM(config, settings.length)
     model = TrellisLM(config)
-    if settings.length % model.config.chunk:
-        expected = f"a multiple of the chunk size {model.config.chunk}, for windows to carry a state across"
+    chunk = model.config.chunk if model.config.rule is None or model.config.keeps_starts else 1
+    if settings.length % chunk:
+        expected = f"a multiple of the chunk size {chunk}, for windows to carry a state across"
         raise SizeError(name="length", value=settings.length, expected=expected)
     return model
 
@@ -69,14 +69,14 @@ class Objective(nn.Module):
         """What so many lanes start from."""
         if isinstance(self.model, SoftmaxLM):
             return self.model.first_state(lanes)
-        return _tensors(self.model.first_state(lanes))
+        return self.model.carried(self.model.first_state(lanes))
 
     def _read(self, tokens: Tensor, carried: Carried) -> tuple[Tensor, Carried]:
         if isinstance(self.model, SoftmaxLM):
             logits, cache = self.model(tokens, carried)
             return logits, cache
-        logits, state = self.model(tokens, _state(self.model.config, carried))
-        return logits, _tensors(state)
+        logits, state = self.model(tokens, self.model.restored(carried))
+        return logits, self.model.carried(state)
 
 
 def _restart(fresh: Tensor, first: Carried, carried: Carried) -> Carried:
@@ -84,21 +84,3 @@ def _restart(fresh: Tensor, first: Carried, carried: Carried) -> Carried:
         name: torch.where(fresh.view(-1, *(1,) * (start.ndim - 1)), start, carried[name])
         for name, start in first.items()
     }
-
-
-def _tensors(state: TrellisState) -> Carried:
-    """A state at the start of a chunk, where the chunk-start states hold nothing yet."""
-    return {
-        f"{index}.{name}": tensor
-        for index, layer in enumerate(state.layers)
-        for name, tensor in (("S_k", layer.S_k), ("S_v", layer.S_v), ("tail", layer.tail))
-    }
-
-
-def _state(config: TrellisConfig, carried: Carried) -> TrellisState:
-    layers = []
-    for index in range(config.layers):
-        S_k, S_v, tail = (carried[f"{index}.{name}"] for name in ("S_k", "S_v", "tail"))
-        keeps = config.keeps_starts
-        layers.append(LayerState(S_k, S_v, S_k if keeps else None, S_v if keeps else None, tail))
-    return TrellisState(tuple(layers))

@@ -50,7 +50,9 @@ class Summary:
     def of(cls, trainer: Trainer, bits_per_byte: float, processes: int, sources: Sequence[Path]) -> Summary:
         """The result of a run that is done, with what it read."""
         settings, config = trainer.settings, trainer.config
-        memory = f"phi = {config.phi}, M = {config.slots}, C = {config.chunk}"
+        kind = f"phi = {config.phi}" if config.rule is None else config.rule
+        slots = f", M = {config.slots}" if config.record.passes == 2 else ""
+        memory = f"{kind}{slots}, C = {config.chunk}"
         return cls(
             name="softmax attention" if settings.mixer == "softmax" else memory,
             seed=settings.seed,

@@ -44,6 +44,16 @@ def test_three_models_are_one_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "\n| softmax attention | " in printed and "\n| phi" not in printed
 
 
+def test_rules_are_compared_in_the_place_of_the_three(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_bytes(TEXT)
+    folder = tmp_path / "runs"
+    command = [str(tmp_path / "text.txt"), "--folder", str(folder), *SMALL, "--steps", "2", "--seeds", "1"]
+    main([*command, "--workers", "1", "--rules", "gsa", "yaad"])
+    printed = capsys.readouterr().out
+    assert "\n| gsa, M = 8, C = 8 | " in printed and "\n| yaad, C = 8 | " in printed
+    assert {path.name for path in folder.iterdir()} == {"gsa-0", "yaad-0"}
+
+
 def test_a_pipe_in_the_place_of_a_log_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "log.txt")
     with pytest.raises(IrregularFileError, match=r"log.txt is a named pipe"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,12 @@ def test_a_killed_run_has_the_curve_of_one_that_was_not(text: Path, tmp_path: Pa
     assert (whole / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("rule", ["trellis", "abc", "ttt_linear", "omeganet", '{"decay": "slot", "momentum": true}'])
 def test_an_interrupted_run_keeps_the_step_under_way(
-    text: Path, tmp_path: Path, ctrl_c: Callable[[int, int], None], capsys: pytest.CaptureFixture[str]
+    rule: str, text: Path, tmp_path: Path, ctrl_c: Callable[[int, int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupted, whole = tmp_path / "interrupted", tmp_path / "whole"
-    rarely = [str(text), *SMALL, "--steps", "12"]
+    rarely = [str(text), *SMALL, "--steps", "12", "--rule", rule]
     main([*rarely, "--folder", str(whole)])
     ctrl_c(7, 1)
     with pytest.raises(SystemExit, match=r"interrupted; the same command goes on from the checkpoint in .*safetensors"):
@@ -92,6 +94,22 @@ def test_an_interrupted_run_keeps_the_step_under_way(
     main([*rarely, "--folder", str(interrupted)])
     assert "going on after step 7 of 12" in capsys.readouterr().out
     assert_same_run(interrupted, whole)
+
+
+def test_a_run_of_a_version_without_rules_goes_on(
+    text: Path, tmp_path: Path, ctrl_c: Callable[[int, int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, path = [str(text), *SMALL, "--steps", "6", "--folder", str(tmp_path)], tmp_path / "checkpoint.safetensors"
+    ctrl_c(3, 1)
+    with pytest.raises(SystemExit, match="interrupted"):
+        main(command)
+    before = checkpoints.load(path)
+    older = {name: value for name, value in before.config.items() if name not in ("rule", "mlp_multiple")}
+    checkpoints.save(replace(before, config=older), path)
+    with pytest.raises(SystemExit, match=r"it is from another run .*rule='yaad' now, None before"):
+        main([*command, "--rule", "yaad"])
+    main(command)
+    assert "going on after step 3 of 6" in capsys.readouterr().out
 
 
 def test_the_second_interruption_stops_at_once_and_says_what_is_left(

@@ -9,10 +9,10 @@ from pathlib import Path
 from trellis_ops.lm.recall import grids
 from trellis_ops.lm.recall.cell import Result
 from trellis_ops.lm.recall.grids import USES_EPS
-from trellis_ops.lm.recall.one_change import axes_of, one_change_table, seeds
+from trellis_ops.lm.recall.one_change import axes_of, one_change_table
 from trellis_ops.lm.recall.report import pages
 from trellis_ops.lm.recall.report.plots import draw_lines
-from trellis_ops.lm.recall.report.tables import differing, grouped, label, markdown, values
+from trellis_ops.lm.recall.report.tables import differing, grouped, label, markdown, seeds, values
 
 _SHOWN = 3
 """Lines of a plot beside the middle and phi = identity: the best of the other settings."""

@@ -89,3 +89,14 @@ def spread(values: Sequence[float], digits: int) -> str:
         return ""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def seeds(group: Sequence[Result]) -> str:
+    """How many results of recall there are, and of text where it differs, and how many diverged."""
+    if not group:
+        return ""
+    recall = [each for each in group if each.cell.task == "recall"]
+    lost = sum(each.diverged for each in group)
+    texts = len(group) - len(recall)
+    text = f"{len(recall)}" if texts in (0, len(recall)) else f"{len(recall)}, {texts}"
+    return f"{text} ({lost} of {len(group)} diverged)" if lost else text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codegen.rule import MAPS
+from codegen.rules import NAMED
 from trellis_ops.lm.config import PRESETS, TrellisConfig
 from trellis_ops.lm.train.data.text import EXCLUDED, SUFFIXES
 from trellis_ops.lm.train.data.tokenizer import TOKENIZERS
@@ -64,6 +65,8 @@ def _text_options(group: argparse._ArgumentGroup) -> None:
 
 def _model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--preset", default="tiny", choices=PRESETS, help="what the others change (default: tiny)")
+    rule = f"what the memory computes (default: trellis): {', '.join(NAMED)}, or a rule's text as JSON"
+    group.add_argument("--rule", metavar="RULE", help=rule)
     group.add_argument("--mixer", choices=MIXERS, default=_DEFAULTS.mixer, help="softmax: attention, to compare with")
     for name in ("layers", "width", "heads"):
         group.add_argument(f"--{name}", type=int)

@@ -1,0 +1,219 @@
+"""The token mixer of any rule: what the rule takes beside q, k and v, and its memories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from codegen.recurrence.of_rule import used_chunk_states
+from codegen.recurrence.tensors import HEAD, states, tensors
+from codegen.rule import Rule
+from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.rules.generic import is_linear_in_v, sources
+from trellis_ops.lm.rules.inputs import FEATURES, RuleInputs, Tensors
+from trellis_ops.lm.rules.named import rule_inputs
+from trellis_ops.lm.rules.source import Projection
+from trellis_ops.lm.state import RuleLayerState, state_dtype, wide
+from trellis_ops.lm.token_mixer import TokenMixer
+from trellis_ops.memory import chunk_start, memory_attention, memory_step
+
+Shapes = dict[str, tuple[int, ...]]
+
+_FIRST_VALUES = (0.0, 0.0, -math.inf)
+"""Of memories, of what is kept from a chunk's start, and of what preparations carry, before the first token."""
+
+
+class RuleMixer(TokenMixer[RuleLayerState]):
+    """Mixes tokens through the memory of any rule, `[B, T, width]` to `[B, T, width]`."""
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the taps and the first state; set gates and step sizes to where they start."""
+        super().reset_parameters()
+        for each in self.made.values():
+            cast("Projection", each).reset_parameters()
+        for first in self.first.values():
+            first.normal_(std=first.shape[-1] ** -0.5)
+
+    def first_state(self, batch: int, like: Tensor) -> RuleLayerState:
+        """The state before the first token, on the device of `like` and with its type for the convolutions' tail."""
+        memories, starts, prepared = (
+            {name: like.new_full(shape, value, dtype=state_dtype(like.dtype)) for name, shape in group.items()}
+            for group, value in zip(_state_groups(self.config, batch), _FIRST_VALUES, strict=True)
+        )
+        memories |= {name: each.clone() for name, each in self._first_memories(batch).items()}
+        return RuleLayerState(memories, starts, prepared, like.new_zeros(_tail(self.config, batch)))
+
+    def state_shapes(self, batch: int) -> Shapes:
+        """The tensors of a layer's state by name, with their shapes."""
+        return rule_state_shapes(self.config, batch)
+
+    def carried(self, state: RuleLayerState) -> dict[str, Tensor]:
+        """The memories, what the preparation carries, and the tail."""
+        return {**state.memories, **state.prepared, "tail": state.tail}
+
+    def restored(self, tensors: Mapping[str, Tensor]) -> RuleLayerState:
+        """The state at the start of a chunk that `carried` took apart."""
+        memories = {name: tensors[name] for name in states(self.rule)}
+        prepared = {name: tensors[name] for name in self.inputs.prepared}
+        return RuleLayerState(memories, self._starts(memories), prepared, tensors["tail"])
+
+    def _add_inputs(self) -> None:
+        config = self.config
+        assert config.rule is not None
+        self.rule: Rule = config.record
+        self.inputs: RuleInputs = rule_inputs(config.rule)
+        self._sizes = _sizes(config)
+        self._per_head = {each.name for each in tensors(self.rule) if each.per == HEAD}
+        needed = sources(self.rule, self.inputs, config.init_decay, config.init_step_size)
+        self.made = nn.ModuleDict(
+            {name: Projection(each, config.width, config.heads, self._sizes) for name, each in needed.items()}
+        )
+        learned = [name for name in states(self.rule) if name.startswith("S")]
+        shapes = {name: (config.heads, *(self._sizes[axis] for axis in states(self.rule)[name])) for name in learned}
+        starts = config.learned_state or self.inputs.first_state
+        self.first = nn.ParameterDict(
+            {name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()} if starts else {}
+        )
+
+    def _mix_alone(self, x: Tensor, window: Tensor) -> Tensor:
+        start = self.first_state(x.shape[0], x)
+        made = self._made(x, window, start.prepared)
+        y, _ = self._attend(made, start.memories if self.first else None, return_memories=False)
+        return self.inputs.finish(y, made)
+
+    def _mix_one(self, x: Tensor, window: Tensor, state: RuleLayerState, position: int) -> Tensor:
+        made = self._made(x, window, state.prepared)
+        for name, tensor in state.prepared.items():
+            tensor.copy_(made[name])
+        y = [self._step(made, t, state, position) for t in range(self.inputs.substeps)]
+        return self.inputs.finish(torch.stack(y, 1), made)[:, 0]
+
+    def _carry(self, x: Tensor, window: Tensor, state: RuleLayerState, position: int) -> Tensor:
+        """y `[B, T, H, D_v]` of a piece, moving `state`.
+
+        Three pieces: tokens one by one to the end of the chunk that `state` is in, whole chunks at once, and the rest,
+        whose start states are kept because its chunk may go on; one by one too, where they are sums of its writes.
+        """
+        made = self._made(x, window, state.prepared)
+        state.prepared = {name: made[name] for name in state.prepared}
+        if not self.config.keeps_starts:
+            return self.inputs.finish(self._attend_and_move(made, state), made)
+        length, chunk = x.shape[1], self.config.chunk
+        ragged = min(length, -position % chunk)
+        whole = length - (length - ragged) % chunk
+        pieces = [self._step(made, t, state, position + t)[:, None] for t in range(ragged)]
+        if ragged < whole:
+            pieces.append(self._attend_and_move(self._each(made, slice(ragged, whole)), state))
+        if whole < length:
+            pieces += self._rest(made, state, whole, length)
+        return self.inputs.finish(torch.cat(pieces, 1), made)
+
+    def _rest(self, made: Tensors, state: RuleLayerState, first: int, end: int) -> list[Tensor]:
+        """The tokens of a chunk that has just begun and may go on."""
+        if any(name.startswith("A") for name in state.starts):
+            return [self._step(made, t, state, t - first)[:, None] for t in range(first, end)]
+        state.starts = self._starts(state.memories)
+        return [self._attend_and_move(self._each(made, slice(first, end)), state)]
+
+    def _made(self, x: Tensor, window: Tensor, prepared: Mapping[str, Tensor]) -> Tensors:
+        """All tensors of the rule by name, and what the preparation carries on; x is `[B, T, width]`."""
+        v = self._heads(self.to_v(x))
+        features = FEATURES[self.inputs.features]
+        q, k = (features(each) for each in self._queries_and_keys(window))
+        if self.config.normalize_qkv and self.inputs.features == "unit":
+            q, k = self._unit(q), self._unit(k)
+        if self.config.normalize_qkv and not is_linear_in_v(self.rule):
+            v = self._unit(v)
+        made: Tensors = {"q": q, "k": k, "v": v, **prepared}
+        made |= {name: each(x) for name, each in self.made.items()}
+        made |= self.inputs.make(made)
+        # Under autocast some of these are wider than others; the operators want one type for all inputs.
+        inputs = {each.name for each in tensors(self.rule) if each.is_input}
+        return {name: each.to(v.dtype) if name in inputs else each for name, each in made.items()}
+
+    def _arguments(self, made: Tensors) -> dict[str, Any]:
+        """Of a call of the operators: the tensors of the rule, those that are one left out."""
+        given: dict[str, Any] = {each.name: made[each.name] for each in tensors(self.rule) if each.name in made}
+        if self.rule.erase:
+            given["erase"] = given.pop("erase_a"), given.pop("erase_b")
+        return given
+
+    def _each(self, made: Tensors, index: int | slice) -> Tensors:
+        """The tokens at `index` of the rule's tensors; what a head has holds for all of them."""
+        given = {each.name for each in tensors(self.rule)} & made.keys()
+        return {name: made[name] if name in self._per_head else made[name][:, index] for name in given}
+
+    def _attend_and_move(self, made: Tensors, state: RuleLayerState) -> Tensor:
+        y, state.memories = self._attend(made, state.memories, return_memories=True)
+        return y
+
+    def _attend(self, made: Tensors, first: Tensors | None, *, return_memories: bool) -> tuple[Tensor, Tensors]:
+        y, after = memory_attention(
+            **self._arguments(made),
+            rule=self.rule,
+            chunk_size=self.config.chunk,
+            initial_state=None if first is None else tuple(first[name] for name in states(self.rule)),
+            output_final_state=return_memories,
+            outer_gradient=self.config.outer_gradient,
+        )
+        return y, {} if after is None else dict(zip(states(self.rule), after, strict=True))
+
+    def _step(self, made: Tensors, index: int, state: RuleLayerState, position: int) -> Tensor:
+        """y `[B, H, D_v]` of one token, moving the tensors of `state` in place."""
+        if state.starts and position % self.config.chunk == 0:
+            for name, tensor in self._starts(state.memories).items():
+                state.starts[name].copy_(tensor)
+        return memory_step(
+            **self._arguments(self._each(made, index)),
+            rule=self.rule,
+            state=tuple(state.memories[name] for name in states(self.rule)),
+            chunk_state=tuple(state.starts.values()) if state.starts else None,
+        )
+
+    def _starts(self, memories: Tensors) -> Tensors:
+        """What is kept from the start of a chunk that begins at `memories`."""
+        if not self.config.keeps_starts:
+            return {}
+        found = chunk_start(self.rule, tuple(memories[name] for name in states(self.rule)))
+        return dict(zip(used_chunk_states(self.rule, True), found, strict=True))
+
+    def _first_memories(self, batch: int) -> Tensors:
+        """The memories that start from a parameter."""
+        wider = {name: wide(each) for name, each in self.first.items()}
+        return {name: each.expand(batch, *each.shape) for name, each in wider.items()}
+
+
+def rule_state_shapes(config: TrellisConfig, batch: int) -> Shapes:
+    """The tensors that a layer of a rule carries by name, with their shapes; of a resolved configuration."""
+    memories, starts, prepared = _state_groups(config, batch)
+    return {**memories, **starts, **prepared, "tail": _tail(config, batch)}
+
+
+def _state_groups(config: TrellisConfig, batch: int) -> tuple[Shapes, Shapes, Shapes]:
+    """Shapes of the memories, of what is kept from a chunk's start, and of what the preparation carries."""
+    assert config.rule is not None
+    rule, sizes = config.record, _sizes(config)
+    groups = (
+        states(rule),
+        used_chunk_states(rule, True) if config.keeps_starts else {},
+        rule_inputs(config.rule).prepared,
+    )
+    memories, starts, prepared = (
+        {name: (batch, config.heads, *(sizes[axis] for axis in axes)) for name, axes in group.items()}
+        for group in groups
+    )
+    return memories, starts, prepared
+
+
+def _sizes(config: TrellisConfig) -> dict[str, int]:
+    dim_k, dim_v = config.key_width // config.heads, config.value_width // config.heads
+    return {"dim_k": dim_k, "dim_v": dim_v, "slots": config.slots, "window": config.record.window - 1}
+
+
+def _tail(config: TrellisConfig, batch: int) -> tuple[int, ...]:
+    return batch, config.conv_width - 1, config.key_width

@@ -1,0 +1,140 @@
+"""What every token mixer of a block shares: projections, short convolutions, norm, gate, output map, and the tail.
+
+Source: arXiv 2512.23852, figure 1. q and k come from one shared linear map followed by a short causal depthwise
+convolution each; v has a linear map of its own and no convolution.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.state import LayerState, RuleLayerState
+
+State = TypeVar("State", LayerState, RuleLayerState)
+
+
+class TokenMixer(nn.Module, Generic[State]):
+    """Mixes tokens through one memory or two per head, `[B, T, width]` to `[B, T, width]`.
+
+    Args:
+        config: a resolved configuration.
+    """
+
+    def __init__(self, config: TrellisConfig) -> None:
+        super().__init__()
+        self.config: TrellisConfig = config
+        heads, width = config.heads, config.width
+        self.dim_k: int = config.key_width // heads
+        self.dim_v: int = config.value_width // heads
+        self.to_qk: nn.Linear = nn.Linear(width, config.key_width, bias=False)
+        self.conv_q: nn.Parameter = nn.Parameter(torch.empty(config.key_width, config.conv_width))
+        self.conv_k: nn.Parameter = nn.Parameter(torch.empty(config.key_width, config.conv_width))
+        self.to_v: nn.Linear = nn.Linear(width, config.value_width, bias=False)
+        self._add_inputs()
+        self.to_gate: nn.Linear = nn.Linear(width, config.value_width, bias=False)
+        self.norm: nn.RMSNorm = nn.RMSNorm(self.dim_v, eps=config.norm_eps)
+        self.to_out: nn.Linear = nn.Linear(config.value_width, width, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the taps and set the norm to one; linear maps are drawn by the model."""
+        for taps in (self.conv_q, self.conv_k):
+            bound = self.config.conv_width**-0.5
+            taps.uniform_(-bound, bound)
+        self.norm.weight.fill_(1.0)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, position: int = 0, *, return_state: bool = True
+    ) -> tuple[Tensor, State | None]:
+        """Mix `[B, T, width]`, going on from `state` at `position` inside its chunk, or starting a sequence.
+
+        Without a state to start from and to return, all tokens go through one call of the operator. The state given is
+        left as it was, and the one returned shares no memory with it.
+        """
+        shared = self.to_qk(x)
+        tail = F.pad(shared[:, :0], (0, 0, self.config.conv_width - 1, 0)) if state is None else state.tail
+        window = torch.cat([tail.to(shared.dtype), shared], 1)
+        if state is None and not return_state:
+            return self._finish(x, self._mix_alone(x, window)), None
+        state = self.first_state(x.shape[0], shared) if state is None else state.clone()
+        y = self._carry(x, window, state, position)
+        state.tail = window[:, x.shape[1] :].clone()
+        return self._finish(x, y), state if return_state else None
+
+    def step(self, x: Tensor, state: State, position: int) -> Tensor:
+        """Mix one token `[B, width]` and move `state` in place."""
+        shared = self.to_qk(x)[:, None]
+        window = torch.cat([state.tail.to(shared.dtype), shared], 1)
+        state.tail.copy_(window[:, 1:])
+        return self._finish(x, self._mix_one(x[:, None], window, state, position))
+
+    @abstractmethod
+    def first_state(self, batch: int, like: Tensor) -> State:
+        """The state before the first token, on the device of `like` and with its type for the convolutions' tail."""
+
+    @abstractmethod
+    def state_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        """The tensors of a layer's state by name, with their shapes."""
+
+    @abstractmethod
+    def carried(self, state: State) -> dict[str, Tensor]:
+        """What of a state goes on at the start of a chunk, by name: all but what is kept of the chunk's start."""
+
+    @abstractmethod
+    def restored(self, tensors: Mapping[str, Tensor]) -> State:
+        """The state at the start of a chunk that `carried` took apart."""
+
+    @abstractmethod
+    def _add_inputs(self) -> None:
+        """Make the parameters of what the memory takes beside q, k and v."""
+
+    @abstractmethod
+    def _mix_alone(self, x: Tensor, window: Tensor) -> Tensor:
+        """y `[B, T, H, D_v]` of whole sequences."""
+
+    @abstractmethod
+    def _carry(self, x: Tensor, window: Tensor, state: State, position: int) -> Tensor:
+        """y `[B, T, H, D_v]` of a piece, moving `state`, which is nobody else's."""
+
+    @abstractmethod
+    def _mix_one(self, x: Tensor, window: Tensor, state: State, position: int) -> Tensor:
+        """y `[B, H, D_v]` of one token, x `[B, 1, width]`, moving the tensors of `state` in place."""
+
+    def _queries_and_keys(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k `[B, T, H, D_k]`; `window` is the convolutions' input `[B, conv_width - 1 + T, H D_k]`."""
+        q = self._heads(causal_convolution(window, self.conv_q))
+        return q, self._heads(causal_convolution(window, self.conv_k))
+
+    def _unit(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1, eps=self.config.norm_eps)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:-1], self.config.heads, -1)
+
+    def _finish(self, x: Tensor, y: Tensor) -> Tensor:
+        gate = F.gelu(self.to_gate(x))
+        mixed: Tensor = self.to_out(self.norm(y).flatten(-2) * gate)
+        return mixed
+
+
+AnyMixer = TokenMixer[Any]
+
+
+def causal_convolution(window: Tensor, taps: Tensor) -> Tensor:
+    """Depthwise convolution: window `[B, W - 1 + T, channels]`, taps `[channels, W]` to `[B, T, channels]`.
+
+    A sum of W shifted products, which stays in the layout of the linear maps before and after it.
+    """
+    length = window.shape[1] - taps.shape[1] + 1
+    convolved = window[:, :length] * taps[:, 0]
+    for offset in range(1, taps.shape[1]):
+        convolved = torch.addcmul(convolved, window[:, offset : offset + length], taps[:, offset])
+    return convolved
