@@ -41,7 +41,7 @@ MAINS |= {
             "gradient_errors",
             "guesses",
         ),
-        *("peers", "scaling", "training_memory"),
+        *("peers", "rules", "scaling", "training_memory"),
     )
 }
 MAINS |= {"tests.benchmarks.sizes": "tests.benchmarks.sizes"}

@@ -13,6 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from codegen.device import Device, named
 from codegen.errors import BackendUnavailableError, TrellisError
+from codegen.rule import Rule
+from codegen.rules import rule_named
 from codegen.schedules.registry import backends
 from tuner.budget import DEFAULT, Budget, parse_budget
 from tuner.commands import experiments, gpu_export
@@ -128,7 +130,8 @@ def _tune_workload(
 def _slots(options: argparse.Namespace, console: Console) -> int:
     with Workers() as workers:
         session = _session(options, workers, workers.device(options.device))
-        _recommend(session, parse_budget(options.budget) if options.budget else BUDGET, console)
+        rule = rule_named(options.rule) if options.rule else None
+        _recommend(session, parse_budget(options.budget) if options.budget else BUDGET, console, rule)
     return 0
 
 
@@ -139,13 +142,14 @@ def _regret(options: argparse.Namespace, console: Console) -> int:
         return experiments.run_regret(named, _session(options, workers, device), options.runs, console)
 
 
-def _recommend(session: StudySession, budget: Budget, console: Console) -> None:
+def _recommend(session: StudySession, budget: Budget, console: Console, rule: Rule | None = None) -> None:
     with SearchProgress(console) as progress:
         progress.begin("slots and chunk")
-        recommendation, status = recommend(session, budget, progress.show_slots)
+        recommendation, status = recommend(session, budget, progress.show_slots, rule)
         measured = f"{status.measured} of {status.points} points measured"
-        progress.end(f"slots {recommendation.slots}, chunk {recommendation.chunk} recommended; {measured}")
-    console.print(report.front_table(recommendation))
+        knee = "recommended" if rule is None else "the knee"
+        progress.end(f"slots {recommendation.slots}, chunk {recommendation.chunk} {knee}; {measured}")
+    console.print(report.front_table(recommendation, knee))
 
 
 def _prune(options: argparse.Namespace, console: Console) -> int:
@@ -212,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     tuning.add_argument("--no-offline", action="store_true", help=f"compile nothing for {_OFFLINE_DEVICE}")
     slots = command(commands, "slots", _slots, "study slot count and chunk size, and recommend one of each")
     _measuring_options(slots, f"60s, 5m, or a number of points (default {BUDGET})")
+    slots.add_argument("--rule", metavar="RULE", help="a name or the JSON text of a rule (default: TRELLIS, stored)")
     pruning = command(commands, "prune", _prune, "compile Triton candidates for a GPU that is not here")
     _workload_options(pruning)
     pruning.add_argument("--most", metavar="N", type=int, default=1000, help="candidates for each spec (default: all)")

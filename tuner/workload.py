@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -10,14 +11,19 @@ import msgspec
 import msgspec.yaml
 
 from codegen.errors import TrellisError
-from codegen.rule import Rule
-from codegen.spec import Problem, Spec
+from codegen.kernels.signatures import MOVES_STATES
+from codegen.rule import SOLVE, Rule
+from codegen.rules import rule_named
+from codegen.spec import FAMILY_OPERATORS, Problem, Spec
 from tuner.errors import MissingPackageError, WorkloadError
 from tuning_db import shortened
 from tuning_db.regular_file import UNREADABLE, read_regular
 
 DEFAULT_FILE = Path(__file__).with_name("workload.yaml")
 """The workload of `make tune`."""
+
+RULES_FILE = Path(__file__).with_name("workload_of_rules.yaml")
+"""Every named rule, which takes too long for every `make tune`."""
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 16
@@ -36,8 +42,8 @@ class NamedSpec:
 
 
 def _entry_type() -> type[msgspec.Struct]:
-    """The fields of Problem and of Rule with their own types and defaults, plus `name` and the shorthand `dim`."""
-    members: list[Any] = [("name", Name), ("dim", int | None, None)]
+    """The fields of Problem and of Rule with their own types and defaults, plus `name` and the shorthands."""
+    members: list[Any] = [("name", Name), ("dim", int | None, None), ("rule", str | None, None)]
     for kind in (Problem, Rule):
         types = get_type_hints(kind)
         members += [(field.name, types[field.name], field.default) for field in fields(kind)]
@@ -99,12 +105,17 @@ def _decoded(data: bytes) -> object:
 def parse_spec(text: str) -> NamedSpec:
     """The spec that `text` describes, written as "name: key=value, key=value"; keys are those of a workload file.
 
+    `rule` is the name of a rule or its text as JSON; fields of a rule beside it change it. Unless they are given, the
+    operator of a rule is memory_attention, its C is 1 and T of a step is 1; TRELLIS has those of `Problem`.
+
     Raises:
         WorkloadError: anything else.
 
     Example:
         >>> parse_spec("mine: operator=trellis_step, heads=12, tokens=1, chunk=1").spec.problem.heads
         12
+        >>> parse_spec("mine: rule=titans, heads=4").spec.problem.operator
+        'memory_attention'
     """
     name, colon, body = text.partition(":")
     source = f"--spec {shortened(text, _ECHO)!r}"
@@ -121,10 +132,10 @@ def parse_spec(text: str) -> NamedSpec:
 
 
 def _fields(body: str) -> list[str]:
-    """The parts between commas, but for commas inside of parentheses, as those of a map's text are."""
+    """The parts between commas, but for commas inside of brackets, as those of a map's or a rule's text are."""
     parts, depth = [""], 0
     for character in body:
-        depth += (character == "(") - (character == ")")
+        depth += (character in "({") - (character in ")}")
         if character == "," and depth <= 0:
             parts.append("")
         else:
@@ -158,8 +169,45 @@ def _named(entry: object, source: str, *, strict: bool) -> NamedSpec:
     name, dim = values.pop("name"), values.pop("dim")
     if dim is not None:
         values |= {"dim_k": dim, "dim_v": dim}
-    rule = {field.name: values.pop(field.name) for field in fields(Rule)}
+    base = values.pop("rule")
+    changes = {field.name: values.pop(field.name) for field in fields(Rule)}
+    given = set(entry) if isinstance(entry, dict) else set()
     try:
-        return NamedSpec(name, Spec(Rule(**rule), Problem(**values)))
+        rule = replace(rule_named(base or Rule()), **{name: changes[name] for name in changes.keys() & given})
+        usual = _usual(rule, values["operator"], given)
+        spec = Spec(rule, Problem(**values | {name: usual[name] for name in usual.keys() - given}))
     except TrellisError as error:
         raise WorkloadError(source=source, problem=shortened(str(error), _SAID)) from error
+    return NamedSpec(name, _checked(spec, given, source))
+
+
+def _usual(rule: Rule, operator: str, given: Collection[str]) -> dict[str, Any]:
+    """What stands for fields of a problem that are not given, where a rule is not TRELLIS."""
+    if rule.is_trellis and operator not in FAMILY_OPERATORS:
+        return {}
+    operator = operator if "operator" in given else FAMILY_OPERATORS[0]
+    one_token = {"tokens": 1} if operator in MOVES_STATES else {}
+    return {"operator": operator, "chunk": 1} | one_token
+
+
+def _checked(spec: Spec, given: Collection[str], source: str) -> Spec:
+    """The spec, of any rule with as many slots as its states have.
+
+    Raises:
+        WorkloadError: `given` has another number of slots, or the rule is none of the operator's.
+    """
+    rule, problem = spec.rule, spec.problem
+    if problem.operator not in FAMILY_OPERATORS:
+        if rule.is_trellis:
+            return spec
+        said = f"{problem.operator} takes rules that are TRELLIS but for maps; for others {', '.join(FAMILY_OPERATORS)}"
+        raise WorkloadError(source=source, problem=said)
+    wanted = {"dim_v": rule.passes == 1, "dim_k": rule.link == SOLVE}
+    for width, holds in wanted.items():
+        if holds and problem.slots != getattr(problem, width):
+            slots = getattr(problem, width)
+            if "slots" in given:
+                said = f"slots={problem.slots}, but this rule has as many slots as {width}, {slots}; leave it out"
+                raise WorkloadError(source=source, problem=said)
+            return replace(spec, problem=replace(problem, slots=slots))
+    return spec

@@ -7,7 +7,7 @@ from typing import TypeVar
 from codegen.device import Device
 from codegen.schedules import cuda_block
 from codegen.schedules.precision import dot_precisions, usual_precision, why_too_few_bits
-from codegen.schedules.schedule import BACKWARD_VARIANTS, VARIANTS
+from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, VARIANTS
 from codegen.schedules.tvm_fields import FEWEST_ACCUMULATORS, TvmFields
 from codegen.spec import Spec, next_power_of_two
 
@@ -28,8 +28,9 @@ def default(kind: type[Kind], spec: Spec, device: Device) -> Kind:
         threads = next(fits, 512)
         return kind(variant, cuda_block.WIDTH, cuda_block.WIDTH, FEWEST_ACCUMULATORS, threads)
     if variant not in VARIANTS_ON_CUDA:
-        # No kernel: legality says so.
-        return kind(variant, cuda_block.WIDTH, cuda_block.WIDTH, FEWEST_ACCUMULATORS, _THREADS)
+        # No kernel: legality says so, and of nothing else that is wrong.
+        spacing = FEWEST_TOKENS_PER_STATE if variant == "recurrence_backward" else 1
+        return kind(variant, cuda_block.WIDTH, cuda_block.WIDTH, FEWEST_ACCUMULATORS, _THREADS, spacing)
     longest = min(_DEFAULT_TILE, max(cuda_block.WIDTH, next_power_of_two(problem.chunk)))
     tiles = [tile for tile in reversed(kind.choices["tile_tokens"]) if isinstance(tile, int) and tile <= longest]
     precision = usual_precision(problem.dtype, device)
@@ -68,10 +69,10 @@ def why_illegal(schedule: TvmFields, spec: Spec, device: Device) -> str | None:
 
 def _default_variant(spec: Spec) -> str:
     problem = spec.problem
+    if problem.direction != "forward" and problem.operator in BACKWARD_VARIANTS:
+        return BACKWARD_VARIANTS[problem.operator][0]
     if problem.operator != "trellis_attention":
         return VARIANTS[problem.operator][0]
-    if problem.direction != "forward":
-        return BACKWARD_VARIANTS[problem.operator][0]
     return "recurrent" if problem.chunk == 1 else "split"
 
 

@@ -9,8 +9,10 @@ import torch
 
 from codegen.device import cpu
 from tests.tuner.conftest import STEP
+from trellis_ops import explain, forget, memory_attention
 from tuner.cli import main
 from tuner.duration import duration
+from tuner.experiments import slots
 from tuner.search.progress import describe
 from tuner.search.search import Status
 from tuner.studies.studies import default_url, open_storage, unusable
@@ -51,6 +53,50 @@ def test_a_map_that_only_its_text_tells_is_tuned_by_it(capsys):
     (record,) = default_store().records(cpu().key(), layer="user")
     assert "phi=cube_of_a_user@" in record.spec
     assert "link=leaky_of_a_user@" in record.spec
+
+
+def test_a_rule_is_tuned_by_its_name_told_of_and_used_by_calls(tmp_path: Path, capsys):
+    sizes = "tokens=32, heads=2, dim=8"
+    text = f"gdn: rule=gated_deltanet, {sizes}"
+    assert main(["tune", "--spec", text, "--budget", "2", "--no-slots", "--no-offline"]) == 0
+    (record,) = default_store().records(cpu().key(), layer="user")
+    assert record.spec.startswith("memory_attention-forward/B1-T32-H2/Dk8-Dv8-M8-C1/float32/rule(phi=identity,")
+    assert main(["show", "--why", "gated_deltanet"]) == 2  # A name of the workload, of another size.
+    assert main(["show", "--why", "decay_first=True"]) == 0
+    assert f"{record.spec}\n" in capsys.readouterr().out
+    assert main(["report", "--file", str(tmp_path / "report.html")]) == 0
+    assert "rule(phi=identity," in (tmp_path / "report.html").read_text()
+    for command in ("export", "import", "merge"):
+        assert main([command, str(tmp_path / "elsewhere")]) == 0
+    q, gates = torch.randn(1, 32, 2, 8), torch.full((1, 32, 2), -0.1)
+    forget()
+    used = explain(memory_attention, q, q, q, None, gates, -gates, rule="gated_deltanet")
+    assert used.origin.endswith("winner"), used
+    assert all(f"{name}={value}" in used.schedule for name, value in record.schedule.items())
+
+
+def test_a_rule_that_only_its_text_tells_is_tuned_by_it(capsys):
+    """Worker processes make its loss and its view of their definitions."""
+    rule = '{"phi": "quartic_of_a_user(z, a) = (z - a) ** 4", "passes": 1, "view": "half_of_a_user(z) = 0.5 * z"}'
+    text = f"mine: operator=memory_step, rule={rule}, heads=2, dim=8"
+    assert main(["tune", "--spec", text, "--budget", "1", "--no-slots", "--no-offline"]) == 0
+    (record,) = default_store().records(cpu().key(), layer="user")
+    assert "phi=quartic_of_a_user@" in record.spec
+    assert "view=half_of_a_user@" in record.spec
+
+
+def test_the_study_of_slots_and_chunk_takes_a_rule(capsys, monkeypatch):
+    for name, value in {"CHUNKS": (1, 4), "DIM": 8, "HEADS": 2, "_TOKENS": 16, "_EXACT_TOKENS": 16}.items():
+        monkeypatch.setattr(slots, name, value)
+    assert main(["slots", "--rule", "titans", "--budget", "100"]) == 0
+    said = capsys.readouterr().out
+    assert "the knee; 2 of 2 points measured" in said
+    assert default_store().recommendation(cpu().key()) is None
+
+
+def test_what_no_gpu_has_a_kernel_of_tvm_for_is_refused_by_its_variant(tmp_path: Path, capsys):
+    assert main(["gpu-export", "--spec", "mine: rule=titans", "--out", str(tmp_path / "exports")]) == 2
+    assert "mine: it cannot be exported: for CUDA there are TVM templates of" in capsys.readouterr().err
 
 
 def test_one_spec_that_fails_does_not_end_the_run(templates, capsys):

@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from codegen.device import NAMED, cpu
+from codegen.rule import Rule
+from codegen.rules import NAMED as RULES
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default
 from codegen.spec import OPERATORS, bucket
 from tuner.budget import parse_budget
 from tuner.errors import BudgetError, MissingPackageError, WorkloadError
-from tuner.workload import DEFAULT_FILE, load_workload, parse_spec
+from tuner.workload import DEFAULT_FILE, RULES_FILE, load_workload, parse_spec
 
 
 @pytest.mark.parametrize(("kind", "backend", "device"), [("cpu", "tvm", cpu()), ("cuda", "triton", NAMED["sm_90"])])
@@ -25,10 +28,47 @@ def test_the_default_workload_has_prefill_exact_and_decode_and_can_be_tuned(kind
         assert why_illegal(each.spec, default(backend, each.spec, device), device) is None
 
 
-def test_no_two_specs_of_a_workload_share_a_bucket():
+@pytest.mark.parametrize("file", [DEFAULT_FILE, RULES_FILE])
+def test_no_two_specs_of_a_workload_share_a_bucket(file):
     for kind in ("cpu", "cuda"):
-        buckets = [bucket(each.spec).key() for each in load_workload(DEFAULT_FILE, kind)]
+        buckets = [bucket(each.spec).key() for each in load_workload(file, kind)]
         assert len(set(buckets)) == len(buckets)
+
+
+@pytest.mark.parametrize(("kind", "backend", "device"), [("cpu", "tvm", cpu()), ("cuda", "triton", NAMED["sm_90"])])
+def test_the_workload_of_rules_has_every_record_forward_and_a_step_and_can_be_tuned(kind, backend, device):
+    specs = [each.spec for each in load_workload(RULES_FILE, kind)]
+    named = {bucket(replace(specs[0], rule=each.rule)).rule for each in RULES.values() if not each.rule.is_trellis}
+    for is_step in (False, True):
+        of_kind = [each for each in specs if each.problem.operator.startswith("memory_step") == is_step]
+        assert named == {bucket(each).rule for each in of_kind if each.problem.direction == "forward"}
+    assert sum(each.problem.direction == "backward" for each in specs) >= 5
+    for spec in specs:
+        assert why_illegal(spec, default(backend, spec, device), device) is None
+
+
+def test_a_spec_of_a_rule_is_that_of_the_exact_operator():
+    spec = parse_spec("mine: rule=gated_deltanet, heads=4, dim=32").spec
+    assert spec.rule == RULES["gated_deltanet"].rule
+    assert (spec.problem.operator, spec.problem.chunk, spec.problem.slots) == ("memory_attention", 1, 32)
+    step = parse_spec("mine: rule=titans, operator=memory_step").spec.problem
+    assert (step.operator, step.tokens, step.chunk) == ("memory_step", 1, 1)
+    assert parse_spec("mine: rule=ttt_linear, chunk=16").spec.problem.chunk == 16
+    assert parse_spec("mine: rule=trellis").spec == parse_spec("mine: heads=8").spec
+
+
+def test_a_rule_is_a_text_too_and_fields_beside_it_change_it():
+    text = '{"phi": "cubed(z, a) = (z - a) ** 4", "passes": 1, "decay": "slot"}'
+    spec = parse_spec(f"mine: heads=3, rule={text}, momentum=true").spec
+    assert spec.rule == Rule(phi="cubed(z, a) = (z - a) ** 4", passes=1, decay="slot", momentum=True)
+    assert spec.problem.heads == 3
+    assert parse_spec("mine: rule=omeganet, window=7").spec.rule.window == 7
+    assert parse_spec("mine: phi=identity, passes=1").spec.problem.operator == "memory_attention"
+
+
+def test_slots_of_a_rule_are_those_that_its_states_have():
+    assert parse_spec("mine: rule=gsa, slots=24").spec.problem.slots == 24
+    assert parse_spec("mine: rule=mesanet, dim_k=16, dim_v=32").spec.problem.slots == 16
 
 
 def test_a_spec_of_ones_own():
@@ -43,12 +83,17 @@ def test_a_spec_of_ones_own():
         ("heads=2", 'expected "name: key=value'),
         ("x: heads", "'heads' is not key=value"),
         ("x: heads=two", "heads"),
-        ("x: head=2", "unknown field `head`; the fields are: name, dim, operator, batch, tokens, heads, "),
+        ("x: head=2", "unknown field `head`; the fields are: name, dim, rule, operator, batch, tokens, heads, "),
         ("x: heads=0", "heads=0 is out of range"),
         ("x: heads=1, heads=2", "'heads' is given twice"),
         ("x: phi=relu", "phi='relu' is no known map"),
         ("../x: heads=1", "name"),
         ("x: dim=300", "dim_k=300 is out of range"),
+        ("x: rule=delta", "rule='delta' is no known rule"),
+        ("x: rule=titans, slots=3", "slots=3, but this rule has as many slots as dim_v, 64"),
+        ("x: rule=titans, operator=trellis_step", "trellis_step takes rules that are TRELLIS but for maps"),
+        ("x: rule=yaad, probe=mine", "rule field probe='mine': choose one of: 'w', 'own'"),
+        ('x: rule={"phi": 3}', "rule field phi=3"),
     ],
 )
 def test_a_wrong_spec_says_what_is_wrong(text, said):

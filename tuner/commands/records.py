@@ -17,7 +17,7 @@ from tuner.report import report
 from tuner.report.why import find, why_lines
 from tuner.studies.storage_url import shown
 from tuner.workers.pool import Workers
-from tuner.workload import DEFAULT_FILE, load_workload
+from tuner.workload import DEFAULT_FILE, RULES_FILE, load_workload
 from tuning_db import default_store
 
 
@@ -53,7 +53,8 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     key = None if options.all else device.key()
     if options.why is not None:
         known = histories(store, storage_of(options), key)
-        for history in find(options.why, load_workload(DEFAULT_FILE, device.kind), known):
+        named = [each for file in (DEFAULT_FILE, RULES_FILE) for each in load_workload(file, device.kind)]
+        for history in find(options.why, named, known):
             print_lines(console, why_lines(history))
         return 0
     print_lines(console, report.known_lines(store, key))

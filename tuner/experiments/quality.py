@@ -17,8 +17,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from codegen.rule import Rule
+from codegen.rule import STEP_SIZES, Rule
 from trellis_ops.eager import forward as eager
+from tuner.experiments.rule_quality import read_back
 
 PAIRS = (24, 48, 96, 192)
 """How many pairs are written; recall is averaged over these."""
@@ -45,21 +46,30 @@ def recall_by_pairs(slots: int, chunk: int, *, dim: int = 64, rule: Rule = RULE,
         slots: M.
         chunk: C.
         dim: D_k and D_v.
-        rule: the maps; its step size is taken per token whatever it says.
+        rule: any; a step size for each head is taken for each token.
         seed: of keys, values and codes.
     """
     generator = torch.Generator().manual_seed(seed)
-    by_token = replace(rule, step_size="token")
+    by_token = replace(rule, step_size="token") if rule.step_size in STEP_SIZES else rule
     return {pairs: _recall(pairs, slots, chunk, dim, by_token, generator) for pairs in PAIRS}
 
 
 @torch.no_grad()
 def _recall(pairs: int, slots: int, chunk: int, dim: int, rule: Rule, generator: torch.Generator) -> float:
     keys, values = (_directions(pairs, dim, generator) for _ in range(2))
-    codes, nothing = _codes(pairs, slots, generator), torch.zeros_like(keys)
+    codes = _codes(pairs, slots, generator)
+    read = _written_and_read if rule.is_trellis else read_back
+    y = read(rule, keys, values, codes, STEP_SIZE, chunk)
+    scores = torch.einsum("bihd,bjhd->bhij", y, values)
+    return float((scores.argmax(dim=-1) == torch.arange(pairs)).double().mean())
+
+
+def _written_and_read(rule: Rule, keys: Tensor, values: Tensor, codes: Tensor, written_by: float, chunk: int) -> Tensor:
+    """As `read_back`, of TRELLIS in whole chunks."""
+    pairs, nothing = keys.shape[1], torch.zeros_like(keys)
     gates = torch.zeros(_SEQUENCES, 2 * pairs, _HEADS)
     step_size = gates.clone()
-    step_size[:, :pairs] = STEP_SIZE
+    step_size[:, :pairs] = written_by
     y, _ = eager.attention(
         torch.cat([nothing, keys], dim=1),
         torch.cat([keys, nothing], dim=1),
@@ -70,8 +80,7 @@ def _recall(pairs: int, slots: int, chunk: int, dim: int, rule: Rule, generator:
         rule=rule,
         chunk_size=chunk,
     )
-    scores = torch.einsum("bihd,bjhd->bhij", y[:, pairs:], values)
-    return float((scores.argmax(dim=-1) == torch.arange(pairs)).double().mean())
+    return y[:, pairs:]
 
 
 def _directions(pairs: int, dim: int, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,12 @@
-"""Slot count and chunk size: a short study of three objectives, time per token, state bytes and recall."""
+"""Slot count and chunk size: a short study of three objectives, time per token, state bytes and recall.
+
+A rule of one pass has as many slots as D_v, one that is solved as D_k, and a rule that takes nothing from the start of
+a chunk has no chunk size: its points are fewer.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import statistics
@@ -15,6 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from codegen.device import Device
 from codegen.errors import TrellisError
 from codegen.kernels.build import operator_digest
+from codegen.recurrence.of_rule import used_chunk_states
+from codegen.rule import SOLVE, Rule
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default, from_settings
 from codegen.schedules.schedule import Schedule
@@ -23,7 +30,7 @@ from tuner.budget import Budget, Clock
 from tuner.errors import NothingMeasuredError
 from tuner.experiments.quality import PAIRS, RULE, recall_by_pairs
 from tuner.interruption import stop_if_interrupted
-from tuner.measure.cost import state_bytes
+from tuner.measure.rule_cost import state_bytes
 from tuner.search.progress import SlotStatus
 from tuner.search.study import StudySession
 from tuner.space.pareto import front_of, knee_of
@@ -44,38 +51,39 @@ HEADS = FRONT_HEADS
 BUDGET = Budget(seconds=60.0)
 """Enough for all points on a machine with two cores."""
 
-_MEASURES = f"time, state bytes, recall of {PAIRS} by {RULE.key()}"
 _TOKENS, _EXACT_TOKENS = 4096, 512
 _DIRECTIONS = (StudyDirection.MINIMIZE, StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE)
 
 
 def recommend(
-    session: StudySession, budget: Budget, show: Callable[[SlotStatus], None]
+    session: StudySession, budget: Budget, show: Callable[[SlotStatus], None], rule: Rule | None = None
 ) -> tuple[Recommendation, SlotStatus]:
     """Measure slot counts and chunk sizes, and store the knee of their front as what "auto" reads.
 
-    A study that exists is continued; when a new winner changes which schedules are measured, a new one begins.
+    A study that exists is continued; when a new winner changes which schedules are measured, a new one begins. Of a
+    rule that is named nothing is stored: "auto" is for TRELLIS.
 
     Raises:
         NothingMeasuredError: no point could be measured.
     """
+    studied = rule or RULE
     schedules = {
-        (slots, chunk): known_schedule(_spec(slots, chunk), session.backend, session.device, session.store)
-        for slots, chunk in itertools.product(SLOTS, CHUNKS)
+        (slots, chunk): known_schedule(_spec(studied, slots, chunk), session.backend, session.device, session.store)
+        for slots, chunk in itertools.product(_slots(studied), _chunks(studied))
     }
-    study = _study(session, schedules)
+    study = _study(session, studied, schedules)
     points = [{"slots": slots, "chunk": chunk} for slots, chunk in schedules]
     clock = Clock(budget)
     with Heart(session.storage) as heart:
         while True:
             stop_if_interrupted()
             fail_silent_trials(study, session.storage)
-            rows = _rows(study.get_trials(deepcopy=False))
+            rows = _rows(study.get_trials(deepcopy=False), studied)
             status = SlotStatus(len(rows), len(points), max(clock.share(len(rows)), len(rows) / len(points)))
             show(status)
             if not untried(study, points) or (rows and clock.spent(len(rows))):
                 break
-            _one_trial(study, session, schedules, heart)
+            _one_trial(study, session, studied, schedules, heart)
     if not rows:
         raise NothingMeasuredError(spec="slots and chunk", reasons=_reasons(study))
     front = front_of(rows)
@@ -92,7 +100,8 @@ def recommend(
         created=utc_now(),
         source=session.source,
     )
-    session.store.recommend(recommendation)
+    if rule is None:
+        session.store.recommend(recommendation)
     return recommendation, status
 
 
@@ -115,28 +124,39 @@ def known_schedule(spec: Spec, backend: str, device: Device, store: Store) -> Sc
     return fallback if why_illegal(spec, schedule, device) else schedule
 
 
-def _spec(slots: int, chunk: int) -> Spec:
+def _slots(rule: Rule) -> tuple[int, ...]:
+    return SLOTS if rule.passes == 2 and rule.link != SOLVE else (DIM,)
+
+
+def _chunks(rule: Rule) -> tuple[int, ...]:
+    return CHUNKS if rule.is_trellis or used_chunk_states(rule, True) else CHUNKS[:1]
+
+
+def _spec(rule: Rule, slots: int, chunk: int) -> Spec:
     # The lengths that the workload tunes, so that its winners serve; time per token hardly depends on the length.
     tokens = _EXACT_TOKENS if chunk == 1 else _TOKENS
-    return Spec(RULE, Problem(tokens=tokens, heads=HEADS, dim_k=DIM, dim_v=DIM, slots=slots, chunk=chunk))
+    operator = "trellis_attention" if rule.is_trellis else "memory_attention"
+    return Spec(rule, Problem(operator, 1, tokens, HEADS, DIM, DIM, slots, chunk))
 
 
-def _distributions() -> dict[str, CategoricalDistribution]:
-    return {"slots": CategoricalDistribution(SLOTS), "chunk": CategoricalDistribution(CHUNKS)}
+def _distributions(rule: Rule) -> dict[str, CategoricalDistribution]:
+    return {"slots": CategoricalDistribution(_slots(rule)), "chunk": CategoricalDistribution(_chunks(rule))}
 
 
-def _study(session: StudySession, schedules: dict[tuple[int, int], Schedule]) -> optuna.Study:
+def _study(session: StudySession, rule: Rule, schedules: dict[tuple[int, int], Schedule]) -> optuna.Study:
     about = [
         session.device.key(),
         str(toolchain(session.backend)),
-        operator_digest(Problem(), session.backend),
-        _MEASURES,
+        operator_digest(_spec(rule, DIM, 1).problem, session.backend),
+        f"time, state bytes, recall of {PAIRS} by {rule.key()}",
     ]
     about += [schedule.key() for schedule in schedules.values()]
     name = f"slots and chunk {session.backend} {hashlib.sha256('|'.join(about).encode()).hexdigest()[:12]}"
     points = [{"slots": slots, "chunk": chunk} for slots, chunk in schedules]
-    expected = Expected(_DIRECTIONS, lambda point: any(_same(point, each) for each in points), _row)
-    return continued_study(session.storage, name, FreshSampler(points, _distributions(), seed=0), expected)
+    expected = Expected(
+        _DIRECTIONS, lambda point: any(_same(point, each) for each in points), functools.partial(_row, rule=rule)
+    )
+    return continued_study(session.storage, name, FreshSampler(points, _distributions(rule), seed=0), expected)
 
 
 def _same(point: Mapping[str, object], other: Mapping[str, object]) -> bool:
@@ -144,17 +164,17 @@ def _same(point: Mapping[str, object], other: Mapping[str, object]) -> bool:
 
 
 def _one_trial(
-    study: optuna.Study, session: StudySession, schedules: dict[tuple[int, int], Schedule], heart: Heart
+    study: optuna.Study, session: StudySession, rule: Rule, schedules: dict[tuple[int, int], Schedule], heart: Heart
 ) -> None:
-    trial = take(study, session.storage, _distributions())
+    trial = take(study, session.storage, _distributions(rule))
     heart.beat_for([trial])
     slots, chunk = trial.params["slots"], trial.params["chunk"]
-    spec, schedule = _spec(slots, chunk), schedules[slots, chunk]
+    spec, schedule = _spec(rule, slots, chunk), schedules[slots, chunk]
     try:
         result = session.workers.evaluate(
             Candidate(spec, session.device, session.backend, schedule.settings(), session.policy.name)
         )
-        shares = recall_by_pairs(slots, chunk, dim=DIM) if result.outcome is Outcome.ok else {}
+        shares = recall_by_pairs(slots, chunk, dim=DIM, rule=rule) if result.outcome is Outcome.ok else {}
     except BaseException:
         release(study, trial)
         raise
@@ -164,26 +184,26 @@ def _one_trial(
     else:
         attributes["recall"] = {str(pairs): share for pairs, share in shares.items()}
         recall = statistics.fmean(shares.values())
-        values = [result.seconds / spec.problem.tokens, _state_bytes(slots, chunk), recall]
+        values = [result.seconds / spec.problem.tokens, _state_bytes(rule, slots), recall]
         tell(study, trial, attributes, values=values)
 
 
-def _state_bytes(slots: int, chunk: int) -> int:
-    return state_bytes(Problem(heads=1, dim_k=DIM, dim_v=DIM, slots=slots, chunk=chunk))
+def _state_bytes(rule: Rule, slots: int) -> int:
+    return state_bytes(Spec(rule, Problem(heads=1, dim_k=DIM, dim_v=DIM, slots=slots)))
 
 
-def _rows(trials: list[FrozenTrial]) -> list[FrontRow]:
-    return [_row(trial) for trial in trials if trial.state is TrialState.COMPLETE]
+def _rows(trials: list[FrozenTrial], rule: Rule) -> list[FrontRow]:
+    return [_row(trial, rule) for trial in trials if trial.state is TrialState.COMPLETE]
 
 
-def _row(trial: FrozenTrial) -> FrontRow:
+def _row(trial: FrozenTrial, rule: Rule) -> FrontRow:
     slots, chunk = trial.params["slots"], trial.params["chunk"]
     seconds, _, share = trial.values
     return FrontRow(
         slots=slots,
         chunk=chunk,
         seconds_per_token=seconds,
-        state_bytes=_state_bytes(slots, chunk),
+        state_bytes=_state_bytes(rule, slots),
         recall=share,
         recall_by_pairs=dict(trial.user_attrs["recall"]),
     )

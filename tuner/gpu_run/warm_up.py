@@ -19,6 +19,7 @@ from typing import IO
 import torch
 
 from codegen.device import Device
+from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import Spec, spec_of_key
 from tuner.measure.rivals import COMPILE_LONG, fla_call
 from tuner.measure.side_by_side import COMPILED, compiled_call, compiled_spec
@@ -122,7 +123,7 @@ def main(kind: str, *keys: str) -> None:
 def _run_once(rival: str, spec: Spec, device: Device) -> None:
     if rival == COMPILED:
         compiled_call(compiled_spec(spec), device).run()
-    elif not spec.problem.operator.startswith("trellis_step"):
+    elif spec.problem.operator not in MOVES_STATES:
         fla_call(rival, spec, torch_device(device)).run()
     torch.cuda.synchronize()
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from codegen.device import Device
-from codegen.kernels.signatures import operator_arguments
-from codegen.spec import Spec
+from codegen.kernels.signatures import MOVES_STATES, operator_arguments
+from codegen.spec import FAMILY_OPERATORS, Spec
 from trellis_ops.eager import forward as eager
 from tuner.measure.measure import measure
+from tuner.measure.rule_baseline import rule_call
 from tuner.measure.timed import Timed, Timing
 from tuner.policy import policy_for
 from tuner.verify.inputs import Inputs, names_of_tokens, timing_inputs
@@ -48,7 +49,9 @@ def _time(spec: Spec, device: Device, made: Callable[[Any], Any]) -> Timing:
 def baseline_call(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:
     """The eager implementation of `spec` on `inputs`, made into what is to be timed, such as by `torch.compile`."""
     problem, rule = spec.problem, spec.rule
-    if problem.operator.startswith("trellis_step"):
+    if problem.operator in FAMILY_OPERATORS:
+        return rule_call(spec, inputs, _batched(spec, inputs), made)
+    if problem.operator in MOVES_STATES:
         return _step(spec, inputs, made)
     t = _batched(spec, inputs)
     if problem.direction != "forward":

@@ -3,14 +3,17 @@
 Source: TRELLIS, arXiv 2512.23852, section 3; per token, head and memory of width D the update takes 4 M D operations
 (z, and the outer products) and the readout 2 M D + 2 C (D + M). A product of two factors has a gradient of two
 products, so a backward, which includes its forward, takes three times that; first order, where z is a constant, leaves
-out those of z.
+out those of z. Of any other rule `tuner.measure.rule_cost` counts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegen.spec import Problem, Spec
+from codegen.kernels.signatures import MOVES_STATES
+from codegen.spec import FAMILY_OPERATORS, Problem, Spec
+from tuner.measure import rule_cost
+from tuner.measure.rule_cost import state_bytes
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STATE_BYTES = 4
@@ -33,20 +36,16 @@ class Cost:
 def cost_of(spec: Spec) -> Cost:
     """The least work of one call of `spec`."""
     problem = spec.problem
+    if problem.operator in FAMILY_OPERATORS:
+        return Cost(rule_cost.flops_of(spec), rule_cost.bytes_of(spec))
     rows = problem.batch * problem.tokens * problem.heads
     per_row = _gate_bytes(spec) + _value_bytes(problem)
-    flops, moved = rows * _flops_per_row(problem), rows * per_row + _state_bytes(problem)
+    flops, moved = rows * _flops_per_row(problem), rows * per_row + _state_bytes(spec)
     if problem.direction == "forward":
         return Cost(flops, moved)
     constant = rows * 4 * problem.slots * (problem.dim_k + problem.dim_v)
     # Inputs are read by both kernels; y, its cotangent and the gradients of the inputs are as large together.
     return Cost(3 * flops - (constant if problem.direction == "backward_first_order" else 0), 3 * moved)
-
-
-def state_bytes(problem: Problem) -> int:
-    """Bytes of the carried states of both memories, for all sequences and heads."""
-    per_head = problem.slots * (problem.dim_k + problem.dim_v) * _STATE_BYTES
-    return problem.batch * problem.heads * per_head
 
 
 def _flops_per_row(problem: Problem) -> int:
@@ -64,7 +63,7 @@ def _update_flops(problem: Problem, dim: int) -> int:
 
 def _readout_flops(problem: Problem, dim: int) -> int:
     # The exact recurrence reads the moved state, so it has no products within a chunk.
-    stepwise = problem.chunk == 1 or problem.operator.startswith("trellis_step")
+    stepwise = problem.chunk == 1 or problem.operator in MOVES_STATES
     within = 0 if stepwise else 2 * problem.chunk * (dim + problem.slots)
     return 2 * problem.slots * dim + within
 
@@ -83,7 +82,8 @@ def _gate_bytes(spec: Spec) -> int:
     return _GATE_BYTES * (2 if spec.rule.step_size == "token" else 1)
 
 
-def _state_bytes(problem: Problem) -> int:
+def _state_bytes(spec: Spec) -> int:
+    problem = spec.problem
     sequences = problem.batch * problem.heads
     one_memory = sequences * problem.slots * problem.dim_k * _STATE_BYTES
     chunks = -(-problem.tokens // problem.chunk)
@@ -92,4 +92,4 @@ def _state_bytes(problem: Problem) -> int:
     if problem.operator.startswith("memory_readout"):
         return one_memory * chunks
     gradient_states = 1 if problem.operator == "trellis_step_chunked" else 0
-    return state_bytes(problem) * (2 + gradient_states)
+    return state_bytes(spec) * (2 + gradient_states)

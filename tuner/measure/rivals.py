@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import Spec
 from tuner.measure.timed import Timed
 
@@ -33,7 +34,7 @@ def rivals(spec: Spec, where: torch.device, ready: Collection[str]) -> tuple[dic
         spec, where: whose rivals, on which device.
         ready: those of `COMPILE_LONG` that were compiled before, or need not be.
     """
-    if spec.problem.operator.startswith("trellis_step"):
+    if spec.problem.operator in MOVES_STATES:
         return _decode(spec, where), {}
     calls = {"softmax attention (SDPA)": _softmax(spec, where)}
     left_out = {}

@@ -9,6 +9,7 @@ import torch
 
 from codegen.device import Device
 from codegen.kernels.build import build
+from codegen.kernels.signatures import MOVES_STATES
 from codegen.schedules.registry import from_settings
 from codegen.spec import Spec
 from tuner.errors import ThrottledError
@@ -66,7 +67,7 @@ def side_by_side(
         calls[KERNEL + of_length] = _kernel(short, device, backend, settings)
     else:
         left_out[COMPILED] = "it was not compiled in the time there was"
-    graph = device.kind != "cpu" and spec.problem.operator.startswith("trellis_step")
+    graph = device.kind != "cpu" and spec.problem.operator in MOVES_STATES
     policy = policy_for(device, None if device.kind == "cpu" or graph else "gpu-events")
     with torch.set_grad_enabled(spec.problem.direction != "forward"):
         able = _able(calls | others, device, policy, left_out)

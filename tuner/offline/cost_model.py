@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from codegen.backends import Resources
 from codegen.device import THREADS_PER_WARP, Device
+from codegen.kernels.rule_arguments import KERNELS as RULE_KERNELS
 from codegen.schedules.schedule import Schedule, TileLoop
 from codegen.spec import Spec
 from tuner.measure.cost import cost_of
@@ -32,6 +33,9 @@ _LOAD_CYCLES = 600.0
 _DESCRIPTORS = 4
 _DESCRIPTOR_CODE_BYTES = 2048
 _SPILL_CYCLES = 8.0
+_BY_TOKEN = ("memory_step", *RULE_KERNELS)
+"""Kernels that go token by token."""
+
 _PRODUCTS = {"ieee": 16.0, "tf32x3": 6.0, "tf32": 2.0, "bf16x3": 3.0, "bf16": 1.0}
 """How many times what a bf16 product takes, a product of that precision takes."""
 
@@ -92,7 +96,7 @@ def predicted_seconds(
 
 def _numbers_of_thread(kernel: str, spec: Spec, loop: TileLoop, device: Device) -> float:
     """Of a tile, or of a state where a program goes token by token."""
-    rows = spec.problem.dim_k if kernel == "memory_step" else loop.tokens
+    rows = spec.problem.dim_k if kernel in _BY_TOKEN else loop.tokens
     return rows * spec.problem.slots / (THREADS_PER_WARP[device.kind] * loop.warps)
 
 
@@ -100,8 +104,9 @@ def walk_of(kernel: str, spec: Spec, loop: TileLoop) -> Walk:
     """The launch of a kernel of `spec`."""
     problem = spec.problem
     heads = problem.batch * problem.heads
-    if kernel == "memory_step":
-        return Walk(heads, problem.tokens)
+    if kernel in _BY_TOKEN:
+        # A reverse computes the states of its segments again first.
+        return Walk(heads, problem.tokens * (2 if kernel.endswith("_backward") else 1))
     segment = problem.chunk * loop.segment
     tiles = loop.segment * -(-problem.chunk // loop.tokens)
     segments = -(-problem.tokens // segment)

@@ -84,8 +84,8 @@ def known_lines(store: Store, device: str | None) -> Iterator[str]:
                 yield f"    not in effect: {standing.passed_over}; `make tune` makes a new one"
 
 
-def front_table(recommendation: Recommendation) -> Table:
-    """Slot counts and chunk sizes that no other beats, and which of them is recommended."""
+def front_table(recommendation: Recommendation, knee: str = "recommended") -> Table:
+    """Slot counts and chunk sizes that no other beats, and which of them is recommended, or is called `knee`."""
     pairs = list(recommendation.front[0].recall_by_pairs)
     table = Table(title="Slots and chunk size: time, state and recall", title_justify="left")
     of_pairs = [f"of {number} pairs" for number in pairs]
@@ -100,7 +100,7 @@ def front_table(recommendation: Recommendation) -> Table:
             f"{row.state_bytes:,}",
             f"{row.recall:.3f}",
             *(f"{row.recall_by_pairs.get(number, math.nan):.3f}" for number in pairs),
-            "recommended" if chosen else "",
+            knee if chosen else "",
         )
     return table
 

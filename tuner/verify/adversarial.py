@@ -14,7 +14,8 @@ from torch import Tensor
 
 from codegen.device import Device
 from codegen.kernels.signatures import TENSORS
-from codegen.spec import Spec
+from codegen.spec import FAMILY_OPERATORS, Spec
+from tuner.verify import rule_adversarial as of_rules
 from tuner.verify.inputs import Inputs, make_inputs
 
 HUGE, TINY = 100.0, 0.01
@@ -33,31 +34,31 @@ class Case:
 
     Attributes:
         name: as verdicts name it.
-        change: makes it of ordinary inputs, in place.
+        change: makes it of ordinary inputs of the spec, in place.
         single: whether its sequences have one token each.
     """
 
     name: str
-    change: Callable[[Tensors], None]
+    change: Callable[[Spec, Tensors], None]
     single: bool = False
 
 
-def _nothing(tensors: Tensors) -> None:
+def _nothing(spec: Spec, tensors: Tensors) -> None:
     pass
 
 
-def _zero_state(tensors: Tensors) -> None:
+def _zero_state(spec: Spec, tensors: Tensors) -> None:
     for name in _present(tensors, _STATES):
         tensors[name].zero_()
 
 
-def _hard_forgetting(tensors: Tensors) -> None:
+def _hard_forgetting(spec: Spec, tensors: Tensors) -> None:
     """Every third token forgets all that was, to zero in float32; one in three nothing at all."""
     tensors["log_decay"][::3] = -120.0
     tensors["log_decay"][1::3] = 0.0
 
 
-def _one_slot(tensors: Tensors) -> None:
+def _one_slot(spec: Spec, tensors: Tensors) -> None:
     """All that is held, written or read stands in the last slot.
 
     A norm over the slots makes a sign of what stands in one of them, which rounding would decide near zero. So states
@@ -78,8 +79,8 @@ def _one_slot(tensors: Tensors) -> None:
         tensors["step_size"].mul_(_SMALL_STEP)
 
 
-def _scaled(factor: float) -> Callable[[Tensors], None]:
-    def change(tensors: Tensors) -> None:
+def _scaled(factor: float) -> Callable[[Spec, Tensors], None]:
+    def change(spec: Spec, tensors: Tensors) -> None:
         for name in _present(tensors, (*_STATES, *_TARGETS)):
             tensors[name].mul_(factor)
 
@@ -94,12 +95,34 @@ CASES = (
     Case("huge values", _scaled(HUGE)),
     Case("tiny values", _scaled(TINY)),
 )
+"""Of TRELLIS' operators."""
+
+
+def _of_rule(change: of_rules.Change) -> Callable[[Spec, Tensors], None]:
+    return lambda spec, tensors: change(spec.rule, tensors)
+
+
+RULE_CASES = (
+    Case("one token", _nothing, single=True),
+    Case("zero state", _of_rule(of_rules.zero_state)),
+    Case("hard forgetting", _of_rule(of_rules.hard_forgetting)),
+    Case("closed gates", _of_rule(of_rules.closed_gates)),
+    Case("steps of nothing", _of_rule(of_rules.steps_of_nothing)),
+    Case("huge values", _of_rule(of_rules.scaled(HUGE))),
+    Case("tiny values", _of_rule(of_rules.scaled(TINY))),
+)
+"""Of the operators of any rule."""
+
+
+def cases_of(spec: Spec) -> tuple[Case, ...]:
+    """The cases that a spec is checked on."""
+    return RULE_CASES if spec.problem.operator in FAMILY_OPERATORS else CASES
 
 
 def adversarial_inputs(case: Case, spec: Spec, lengths: tuple[int, ...], device: Device, seed: int) -> Inputs:
     """The inputs of `case`, in sequences of `lengths` unless the case says otherwise."""
     inputs = make_inputs(spec, (1,) * len(lengths) if case.single else lengths, device, seed)
-    case.change(inputs.tensors)
+    case.change(spec, inputs.tensors)
     return inputs
 
 

@@ -16,10 +16,13 @@ from torch.overrides import TorchFunctionMode
 
 import tuner.verify.adversarial
 import tuner.verify.inputs
+import tuner.verify.rule_adversarial
+import tuner.verify.rule_inputs
 from codegen.device import Device, cpu
 from codegen.kernels.operator import CompiledOperator
-from codegen.spec import Spec
-from tuner.verify.adversarial import CASES, Case, adversarial_inputs
+from codegen.kernels.signatures import MOVES_STATES
+from codegen.spec import FAMILY_OPERATORS, Spec
+from tuner.verify.adversarial import Case, adversarial_inputs, cases_of
 from tuner.verify.inputs import Inputs, make_inputs
 from tuner.verify.launch import bind
 from tuner.verify.oracle import oracle
@@ -46,10 +49,16 @@ MOST_ALLOWED = 0.2
 SEED = 2512
 
 
+_DECIDING = (
+    *(tuner.verify.adversarial, tuner.verify.inputs),
+    *(tuner.verify.rule_adversarial, tuner.verify.rule_inputs),
+)
+
+
 def allowed_digest() -> str:
     """Digest of how far off a result may be, and on which inputs: with others what was right may be wrong."""
     allowed = (TOLERANCE, OF_GRADIENTS, OF_HARD_INPUTS, LEAST_OF_HARD_INPUTS, MOST_ALLOWED, SEED)
-    inputs = "".join(inspect.getsource(module) for module in (tuner.verify.adversarial, tuner.verify.inputs))
+    inputs = "".join(inspect.getsource(module) for module in _DECIDING)
     return hashlib.sha256((repr(allowed) + inputs).encode()).hexdigest()[:8]
 
 
@@ -87,7 +96,7 @@ def check(operator: CompiledOperator, spec: Spec) -> Check:
     if checked.outcome is not Outcome.ok:
         return checked
     small = _small(spec)
-    for case in CASES:
+    for case in cases_of(small):
         wanted = _expected_of(case, small)
         if beyond_float32(wanted):
             continue
@@ -195,9 +204,11 @@ def _small(spec: Spec) -> Spec:
 
 
 def _lengths(spec: Spec) -> tuple[int, ...]:
-    if spec.problem.operator.startswith("trellis_step"):
+    if spec.problem.operator in MOVES_STATES:
         return (1,) * 5
     unit = max(spec.problem.chunk, _LEAST_UNIT)
+    if spec.problem.operator in FAMILY_OPERATORS:
+        return (2 * unit + unit // 2 + 1, 0, 1, unit + 2, 19)
     return (2 * unit + unit // 2 + 1, 1, unit + 2, 19)
 
 

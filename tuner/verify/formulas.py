@@ -25,7 +25,7 @@ def define_maps_of(rule: Rule) -> None:
     Raises:
         MapTextError: a text has what no map is made of.
     """
-    for definition in {rule.phi, rule.link, rule.out}:
+    for definition in {rule.phi, rule.link, rule.out, rule.view}:
         head, is_text, body = definition.partition("=")
         if not is_text:
             continue
@@ -51,9 +51,10 @@ def _map(definition: str, tree: ast.expr) -> Callable[[Tensor, float], Tensor]:
     return formula
 
 
-def _loss(definition: str, tree: ast.expr) -> Callable[[Tensor, Tensor, float], Tensor]:
-    def formula(z: Tensor, target: Tensor, epsilon: float) -> Tensor:
-        loss = _Row(definition, {"z": z, "a": target}, epsilon).value(tree)
+def _loss(definition: str, tree: ast.expr) -> Callable[..., Tensor]:
+    def formula(z: Tensor, target: Tensor, epsilon: float, gain: Tensor | None = None) -> Tensor:
+        rows = {"z": z, "a": target} | ({} if gain is None else {"g": gain})
+        loss = _Row(definition, rows, epsilon).value(tree)
         return loss.sum(dim=-1, keepdim=True) + (0 * z * target).sum(dim=-1, keepdim=True)
 
     return formula

@@ -14,7 +14,8 @@ from codegen.device import Device
 from codegen.kernels.arguments import INPUT, READ, WRITTEN, Argument
 from codegen.kernels.sequences import Sequences
 from codegen.kernels.signatures import operator_arguments
-from codegen.spec import Problem, Spec
+from codegen.spec import FAMILY_OPERATORS, Spec
+from tuner.verify.rule_inputs import drawn_for, numbers_of
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,17 @@ class Inputs:
     @property
     def heads(self) -> int:
         """H."""
-        return self["log_decay"].shape[1]
+        return self._rows.shape[1]
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return self["log_decay"].device
+        return self._rows.device
+
+    @property
+    def _rows(self) -> Tensor:
+        """The first tensor of every operator has a row for each token of each head."""
+        return next(iter(self.tensors.values()))
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -60,9 +66,11 @@ def sequences_of(lengths: tuple[int, ...], chunk: int, where: torch.device) -> S
     return Sequences(_offsets(lengths, where), _offsets(chunks, where), sum(chunks), max(chunks))
 
 
-def sizes_of(problem: Problem, lengths: tuple[int, ...], sequences: Sequences, heads: int) -> dict[str, int]:
+def sizes_of(spec: Spec, lengths: tuple[int, ...], sequences: Sequences, heads: int) -> dict[str, int]:
     """The sizes of the axes of what an operator takes and gives, on sequences of these lengths."""
+    problem = spec.problem
     widths = {"heads": heads, "slots": problem.slots, "dim_k": problem.dim_k, "dim_v": problem.dim_v}
+    widths["window"] = spec.rule.window - 1
     return widths | {"tokens": sum(lengths), "sequences": len(lengths), "chunks": sequences.chunks}
 
 
@@ -82,7 +90,8 @@ def make_inputs(
 
     q, k, v and w have length one, targets and codes are of order one, gates forget slowly except for one token in
     sixteen that forgets almost everything, step sizes lie near 0.1, and states are N(0, 1 / D): a zero state would hide
-    most mistakes. What is drawn for one name does not depend on which other tensors the operator has.
+    most mistakes. What is drawn for one name does not depend on which other tensors the operator has. The operators of
+    any rule have what `tuner.verify.rule_inputs` draws.
 
     Args:
         spec, lengths, device, seed: what they depend on.
@@ -90,12 +99,17 @@ def make_inputs(
     """
     problem, where = spec.problem, torch_device(device)
     order = sequences_of(lengths, problem.chunk, where)
-    sizes = sizes_of(problem, lengths, order, problem.heads)
+    sizes = sizes_of(spec, lengths, order, problem.heads)
+    of_any_rule = problem.operator in FAMILY_OPERATORS
     drawn = {}
     for argument in operator_arguments(spec):
         if argument.access != WRITTEN:
-            generator = _generator(argument.name, seed, where if drawn_there else torch.device("cpu"))
-            value = _drawn(argument, [sizes[axis] for axis in argument.axes], generator)
+            name = numbers_of(argument.name, spec.rule) if of_any_rule else argument.name
+            generator = _generator(name, seed, where if drawn_there else torch.device("cpu"))
+            shape = [sizes[axis] for axis in argument.axes]
+            value = (
+                drawn_for(argument, spec.rule, shape, generator) if of_any_rule else _drawn(argument, shape, generator)
+            )
             dtype = getattr(torch, problem.dtype) if argument.type == INPUT else torch.float32
             drawn[argument.name] = value.to(dtype).to(where)
     return Inputs(lengths, order, drawn)

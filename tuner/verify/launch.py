@@ -84,7 +84,7 @@ def _first_value(argument: Argument, operator: CompiledOperator, inputs: Inputs,
     """What an output holds before a run: a state its first value, everything else NaN."""
     if argument.access == IN_PLACE:
         return inputs[argument.name].clone()
-    sizes = sizes_of(operator.spec.problem, inputs.lengths, sequences, inputs.heads)
+    sizes = sizes_of(operator.spec, inputs.lengths, sequences, inputs.heads)
     dtype = getattr(torch, dtype_of(argument, operator.spec, operator.schedule))
     return torch.full([sizes[axis] for axis in argument.axes], float("nan"), dtype=dtype, device=inputs.device)
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from codegen.kernels.arguments import IN_PLACE
-from codegen.kernels.signatures import operator_arguments
-from codegen.spec import Spec
+from codegen.kernels.signatures import MOVES_STATES, operator_arguments
+from codegen.spec import FAMILY_OPERATORS, Spec
 from trellis_ops import reference
+from tuner.verify import rule_oracle
 from tuner.verify.formulas import define_maps_of
 from tuner.verify.inputs import Inputs, names_of_tokens
 
@@ -24,15 +25,24 @@ def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
     """
     operator = spec.problem.operator
     define_maps_of(spec.rule)
+    if operator in FAMILY_OPERATORS:
+        return _of_any_rule(spec, inputs)
     if spec.problem.direction != "forward":
         return _gradients(spec, inputs)
     if operator == "trellis_attention":
         return _attention(spec, inputs, inputs.tensors)
-    if operator.startswith("trellis_step"):
+    if operator in MOVES_STATES:
         return _step(spec, inputs)
     if operator == "memory_update":
         return _update(spec, inputs)
     return _readout(spec, inputs)
+
+
+def _of_any_rule(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
+    if spec.problem.operator in MOVES_STATES:
+        return rule_oracle.step(spec, inputs)
+    of = rule_oracle.forward if spec.problem.direction == "forward" else rule_oracle.gradients
+    return of(spec, inputs)
 
 
 def _attention(spec: Spec, inputs: Inputs, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

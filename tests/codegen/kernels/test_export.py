@@ -21,6 +21,7 @@ from codegen.kernels.build import parts
 from codegen.kernels.export import export
 from codegen.kernels.exported import MANIFEST, Manifest, described, image_of, operator_of_export, read_manifest
 from codegen.rule import Rule
+from codegen.rules import NAMED as NAMED_RULES
 from codegen.schedules.cuda_block import block_of
 from codegen.schedules.registry import default
 from codegen.spec import OPERATORS, Problem, Spec
@@ -152,6 +153,22 @@ def test_without_a_gpu_it_says_so(prefill):
         pytest.skip("there is one")
     with pytest.raises(BackendUnavailableError, match="sees no GPU"):
         operator_of_export(prefill)
+
+
+@pytest.mark.parametrize(
+    ("problem", "variant"),
+    [
+        (Problem("memory_attention", chunk=1), "recurrence"),
+        (Problem("memory_attention", chunk=1, direction="backward"), "recurrence_backward"),
+        (Problem("memory_step", tokens=1, chunk=1), "recurrence"),
+    ],
+    ids=["attention", "backward", "step"],
+)
+def test_an_operator_of_any_rule_is_refused_by_its_variant(tmp_path, problem, variant):
+    spec = Spec(NAMED_RULES["titans"].rule, problem)
+    with pytest.raises(IllegalScheduleError, match=f"for CUDA there are TVM templates of .* not of '{variant}'"):
+        export(spec, default("tvm", spec, HOPPER), HOPPER, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
 
 
 def test_what_has_no_kernel_is_not_exported(tmp_path):

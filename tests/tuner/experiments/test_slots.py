@@ -7,6 +7,7 @@ import pytest
 from codegen.device import cpu
 from codegen.kernels.build import operator_digest
 from codegen.rule import Rule
+from codegen.rules import NAMED
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec, bucket
 from tuner.budget import Budget
@@ -102,6 +103,36 @@ def test_the_study_stores_the_knee_of_its_front(session, small_study):
     for each in found.front:
         assert list(each.recall_by_pairs) == [str(pairs) for pairs in PAIRS]
         assert sum(each.recall_by_pairs.values()) / len(PAIRS) == pytest.approx(each.recall)
+
+
+def test_the_study_of_a_rule_has_its_points_and_stores_nothing(session, small_study):
+    rule = NAMED["titans"].rule
+    found, last = slots.recommend(session, Budget(trials=100), lambda status: None, rule)
+    assert (last.measured, last.points) == (2, 2)
+    assert {each.slots for each in found.front} == {8}
+    assert found.state_bytes == 2 * 8 * 8 * 4
+    assert session.store.recommendation(cpu().key()) is None
+    hebbian, _ = slots.recommend(session, Budget(trials=100), lambda status: None, NAMED["gla"].rule)
+    assert [(each.slots, each.chunk) for each in hebbian.front] == [(8, 1)]
+
+
+def test_a_rule_of_two_passes_has_every_slot_count(session, small_study):
+    _, last = slots.recommend(session, Budget(trials=1), lambda status: None, NAMED["gsa"].rule)
+    assert last.points == 2
+
+
+@pytest.mark.parametrize("name", ["linear", "deltanet", "rwkv7", "oja", "titans", "mesanet", "yaad"])
+def test_any_rule_recalls_few_pairs_and_repeats_itself(monkeypatch, name):
+    monkeypatch.setattr("tuner.experiments.quality.PAIRS", (8,))
+    rule = NAMED[name].rule
+    assert recall(32, 1, dim=32, rule=rule) == recall(32, 1, dim=32, rule=rule) == 1.0
+
+
+@pytest.mark.parametrize("name", [name for name, each in NAMED.items() if not each.rule.is_trellis])
+def test_no_rule_recalls_what_was_not_written(monkeypatch, name):
+    monkeypatch.setattr("tuner.experiments.quality.STEP_SIZE", 0.0)
+    monkeypatch.setattr("tuner.experiments.quality.PAIRS", (24,))
+    assert recall(16, 16, dim=16, rule=NAMED[name].rule) < 0.15
 
 
 def test_a_study_in_which_nothing_compiles_recommends_nothing(session, templates, small_study):

@@ -10,10 +10,12 @@ from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tuner.measure.baseline import time_eager
 from tuner.measure.ceiling import Ceiling, ceiling_of, limits
-from tuner.measure.cost import Cost, cost_of, state_bytes
+from tuner.measure.cost import Cost, cost_of
 from tuner.measure.measure import measure
+from tuner.measure.rule_cost import state_bytes
 from tuner.measure.timed import Timed, Timing
 from tuner.search.finals import LEAST_GAIN, compared, judge
+from tuner.workload import parse_spec
 
 
 def test_calls_are_measured_in_turn_and_their_inputs_put_back_before_each_sample():
@@ -155,8 +157,39 @@ def test_costs_are_those_of_the_equations():
     cost = cost_of(Spec(Rule(), problem))
     assert cost.flops == 100 * 3 * memories
     values = 100 * 3 * (2 * 32 + 2 * 48 + 16) * 4
-    assert cost.bytes == values + 100 * 3 * 4 + 2 * state_bytes(problem)
-    assert state_bytes(problem) == 3 * 16 * (32 + 48) * 4
+    assert cost.bytes == values + 100 * 3 * 4 + 2 * state_bytes(Spec(Rule(), problem))
+    assert state_bytes(Spec(Rule(), problem)) == 3 * 16 * (32 + 48) * 4
+
+
+def test_a_rule_costs_the_products_of_its_token():
+    def flops(text: str) -> float:
+        return cost_of(parse_spec(f"x: heads=3, tokens=5, dim_k=32, dim_v=16, {text}").spec).flops / (3 * 5 * 32 * 16)
+
+    assert flops("rule=linear") == 2 * 2  # v k^T and S q
+    assert flops("rule=gated_deltanet") == flops("rule=titans") == 3 * 2  # and S k
+    assert flops("rule=rwkv7") == 4 * 2  # and (S a) b^T
+    assert flops("rule=gated_deltanet, direction=backward") > 3 * flops("rule=gated_deltanet")
+    assert flops("rule=ttt_linear, direction=backward_first_order") < flops("rule=ttt_linear, direction=backward")
+
+
+def test_a_rule_moves_its_tensors_once_and_its_states_twice():
+    spec = parse_spec("x: rule=titans, heads=3, tokens=5, dim_k=32, dim_v=16").spec
+    values, gates, states = 5 * 3 * (2 * 32 + 2 * 16), 5 * 3 * 3, 2 * 3 * 16 * 32
+    assert cost_of(spec).bytes == 4 * (values + gates + 2 * states)
+    assert state_bytes(spec) == 4 * states
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rule=mesanet, tokens=8, batch=2",
+        "rule=omeganet, operator=memory_step, batch=2",
+        "rule=ttt_linear, operator=memory_step_chunked",
+        "rule=ttt_linear, tokens=8, chunk=4, batch=2, direction=backward",
+    ],
+)
+def test_eager_is_timed_for_every_operator_of_any_rule(text):
+    assert time_eager(parse_spec(f"x: heads=2, dim=8, {text}").spec, cpu()).seconds > 0
 
 
 def test_a_decode_step_costs_six_m_d_for_each_memory():

@@ -61,6 +61,8 @@ def test_how_kernels_are_launched():
     assert walk_of("memory_readout", SPEC, FUSED.tile_loop()) == Walk(128 * 64, 4)
     assert walk_of("memory_step", changed(tokens=1, chunk=1), FUSED.tile_loop()) == Walk(128, 1)
     assert walk_of("keys_backward", SPEC, FUSED.tile_loop()) == Walk(128, 2 * 64 * 4)
+    assert walk_of("recurrence", SPEC, FUSED.tile_loop()) == Walk(128, 4096)
+    assert walk_of("recurrence_backward", SPEC, FUSED.tile_loop()) == Walk(128, 2 * 4096)
 
 
 def test_the_promising_come_first_and_those_without_a_guess_last():

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +9,10 @@ import torch
 
 from codegen.device import cpu
 from codegen.kernels.build import build
-from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
 from codegen.schedules.registry import default
 from codegen.spec import OPERATORS, Problem, Spec
+from tests.tuner.verify.tampering import compiled, names_of, tampered
 from tuner.verify.adversarial import CASES, adversarial_inputs
 from tuner.verify.check import (
     SEED,
@@ -36,34 +36,6 @@ def small(operator: str, **changes: object) -> Spec:
     sizes = {"tokens": 8, "heads": 2, "dim_k": 8, "dim_v": 8, "slots": 8, "chunk": chunk}
     rule = Rule(step_size=str(changes.pop("step_size", "head")))
     return Spec(rule, Problem(operator, **(sizes | changes)))
-
-
-def compiled(spec: Spec) -> CompiledOperator:
-    return build(spec, default("tvm", spec, cpu()), cpu())
-
-
-@dataclass(frozen=True)
-class Tampered:
-    """A real kernel, and something done to its arguments, by name, after it ran."""
-
-    kernel: Any
-    names: tuple[str, ...]
-    tamper: Any
-
-    def __call__(self, programs: int, *arguments: Any) -> None:
-        self.kernel(programs, *arguments)
-        self.tamper(dict(zip(self.names, arguments, strict=True)))
-
-
-def names_of(operator: CompiledOperator, launch: int) -> tuple[str, ...]:
-    return tuple(name for name, _ in operator.steps[launch].arguments)
-
-
-def tampered(spec: Spec, tamper: Any, launch: int = 0) -> CompiledOperator:
-    operator = compiled(spec)
-    kernels = list(operator.kernels)
-    kernels[launch] = Tampered(kernels[launch], names_of(operator, launch), tamper)
-    return replace(operator, kernels=tuple(kernels))
 
 
 @pytest.mark.parametrize("phi", MAPS)

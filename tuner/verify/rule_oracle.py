@@ -1,0 +1,75 @@
+"""What a call of any rule should give: the oracle of the family on the inputs of the kernels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from codegen.recurrence.tensors import HEAD, chunk_states, states, tensors
+from codegen.spec import Spec
+from trellis_ops import family_reference as reference
+from tuner.verify.inputs import Inputs
+
+Named = dict[str, Tensor]
+
+
+def forward(spec: Spec, inputs: Inputs) -> Named:
+    """y and the final states of every sequence, by name."""
+    return _attention(spec, inputs, _given(spec, inputs))
+
+
+def gradients(spec: Spec, inputs: Inputs) -> Named:
+    """Outputs, final states and the gradients of all inputs; of what each head has one from every sequence."""
+    leaves = {name: x.double().requires_grad_() for name, x in _given(spec, inputs).items()}
+    with torch.enable_grad():
+        outputs = _attention(spec, inputs, leaves)
+        incoming = [inputs[f"d{name}"].double() for name in outputs]
+        found = torch.autograd.grad(
+            list(outputs.values()), list(leaves.values()), incoming, allow_unused=True, materialize_grads=True
+        )
+    given = {name: output.detach() for name, output in outputs.items()}
+    return given | {f"d{name}": gradient for name, gradient in zip(leaves, found, strict=True)}
+
+
+def step(spec: Spec, inputs: Inputs) -> Named:
+    """y, the states after the token, and of its chunk the sums of writes that it adds to."""
+    rule = spec.rule
+    given = {each.name: inputs[each.name] for each in tensors(rule)}
+    chunked = {name: inputs[name] for name in chunk_states(rule) if name in inputs.tensors}
+    y, moved, kept = reference.memory_step(rule, given, {name: inputs[name] for name in states(rule)}, chunked)
+    return {"y": y} | moved | {name: kept[name] for name in chunked if name.startswith("A")}
+
+
+def _given(spec: Spec, inputs: Inputs) -> Named:
+    """The tensors and initial states, of what each head has a copy for every sequence."""
+    count = len(inputs.lengths)
+    given = {
+        each.name: inputs[each.name].expand(count, *inputs[each.name].shape) if each.per == HEAD else inputs[each.name]
+        for each in tensors(spec.rule)
+    }
+    return given | {name: inputs[name] for name in states(spec.rule)}
+
+
+def _attention(spec: Spec, inputs: Inputs, given: Mapping[str, Tensor]) -> Named:
+    per_head = {each.name for each in tensors(spec.rule) if each.per == HEAD}
+    carried = tuple(states(spec.rule))
+    outputs, finals = list[Tensor](), list[Named]()
+    for number, (begin, end) in enumerate(itertools.pairwise(inputs.sequences.cu_seqlens.tolist())):
+        tokens = {
+            name: x[number] if name in per_head else x[None, begin:end]
+            for name, x in given.items()
+            if name not in carried
+        }
+        y, final = reference.memory_attention(
+            spec.rule,
+            tokens,
+            {name: given[name][number, None] for name in carried},
+            chunk_size=spec.problem.chunk,
+            outer_gradient="first_order" if spec.problem.direction == "backward_first_order" else "bilevel",
+        )
+        outputs.append(y[0])
+        finals.append(final)
+    return {"y": torch.cat(outputs)} | {name: torch.cat([each[name] for each in finals]) for name in carried}
