@@ -65,6 +65,7 @@ LAUNCHES: dict[str, tuple[Launch, ...]] = {
     ),
     "recurrent": (Launch("memory_step"),),
     "recurrence": (Launch("recurrence"),),
+    "chunks": (Launch("memory_chunks"),),
     "recurrence_backward": (Launch("recurrence"), _reverse("recurrence_backward")),
     "update": (Launch("memory_update"),),
     "readout": (Launch("memory_readout", CHUNKS),),

@@ -12,8 +12,11 @@ from codegen.recurrence.tensors import HEAD, Given, state_behind, states, tensor
 from codegen.rule import Rule
 from codegen.spec import CHUNKED_STEP, Spec
 
-KERNELS = ("recurrence", "recurrence_backward")
+WALKS = ("recurrence", "recurrence_backward")
 """Kernels for any rule, token by token, one sequence and head per program."""
+
+KERNELS = (*WALKS, "memory_chunks")
+"""All that take what a record says; the last is for rules that `codegen.recurrence.forms` has a form for."""
 
 KEPT, WALKED = "kept_", "walk_"
 """What the names begin with of states that a forward leaves for its backward, and of those of one segment's tokens."""
@@ -42,7 +45,7 @@ def walked_states(spec: Spec) -> dict[str, Axes]:
 
 def kernel_arguments(kernel: str, spec: Spec) -> tuple[Argument, ...]:
     """The arguments of one of `KERNELS` in order."""
-    return tuple(_forward(spec) if kernel == "recurrence" else _backward(spec))
+    return tuple(_backward(spec) if kernel == "recurrence_backward" else _forward(spec))
 
 
 def operator_arguments(spec: Spec) -> tuple[Argument, ...]:

@@ -24,7 +24,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "memory_readout_transposed": ("readout",),
     "trellis_step": ("recurrent",),
     "trellis_step_chunked": ("recurrent",),
-    "memory_attention": ("recurrence",),
+    "memory_attention": ("recurrence", "chunks"),
     "memory_step": ("recurrence",),
     "memory_step_chunked": ("recurrence",),
 }
@@ -35,6 +35,7 @@ pair: keys and values in programs of their own, the values a segment of the sequ
 split: an update kernel per memory that stores chunk-start states and codes, then a readout kernel parallel over chunks.
 recurrent: token by token, exact; with one token it is the decode step.
 recurrence: any rule token by token, with z at the start of the chunk; with one token it is the decode step.
+chunks: rules that are linear in their state, the tokens of a tile at once, exact for any of its lengths.
 """
 
 BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {
