@@ -28,7 +28,9 @@ def why_no_chunk_form(rule: Rule, chunk: int) -> str | None:
         return "a decay of each slot gives each slot a system of its own"
     if rule.read == "chunk_start":
         return "the form reads the state at each token, not at the start of a chunk"
-    for field in ("erase", "momentum", "normaliser", "transposed"):
+    if rule.erase and (rule.phi == SQUARED or chunk > 1):
+        return "with erase=True the form has phi='hebbian', and a chunk of 1 token"
+    for field in ("momentum", "normaliser", "transposed"):
         if getattr(rule, field) != CHOICES[field][0]:
             return f"the form has no {field}={getattr(rule, field)!r}"
     if rule.window > 1 or rule.view != "identity" or rule.step_size == "reader_writer":

@@ -29,6 +29,8 @@ RULES = {
     "gated_deltanet": replace(LINEAR, phi="identity", decay_first=True),
     "comba": replace(LINEAR, phi="identity", probe="own"),
     "kda": replace(LINEAR, phi="identity", decay="channel", decay_first=True, step_size="head"),
+    "rwkv7": replace(LINEAR, decay="channel", erase=True, step_size="head"),
+    "erase_post": replace(LINEAR, decay_first=True, erase=True, read="before"),
     "channel_pre": replace(LINEAR, phi="identity", decay="channel", probe="own", read="before", out="ln_silu"),
 }
 
@@ -61,6 +63,8 @@ def inputs(rule: Rule, sizes: Sizes, dtype: torch.dtype = torch.float32, sequenc
             x = torch.nn.functional.logsigmoid(x)
         elif each.name == "step_size":
             x = x.sigmoid()
+        elif each.name in ("erase_a", "erase_b"):
+            x = (1 if each.name == "erase_b" else -1) * torch.nn.functional.normalize(x.abs(), dim=-1)
         given[each.name] = x.to(dtype if each.is_input else torch.float32)
     first = {
         name: torch.randn(sequences, sizes.heads, *(length[axis] for axis in axes))
@@ -112,15 +116,15 @@ def test_a_batch_with_initial_states(name: str) -> None:
     require_close(chunked(rule, *call, schedule(rule)), walked(rule, *call), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["linear", "gated_deltanet", "kda"])
+@pytest.mark.parametrize("name", ["linear", "kda", "rwkv7"])
 def test_packed_sequences_that_are_empty_or_end_inside_a_tile(name: str) -> None:
     rule, offsets = RULES[name], torch.tensor([0, 0, 17, 17, 50, 51, 83])
     call = inputs(rule, Sizes(batch=1, tokens=83), sequences=6)
     require_close(chunked(rule, *call, schedule(rule), offsets), walked(rule, *call, offsets), 1e-5)
 
 
-@pytest.mark.parametrize(("tile", "width", "accumulators"), [(8, 4, 4), (32, 8, 12), (64, 4, 8)])
-@pytest.mark.parametrize("name", ["linear", "comba"])
+@pytest.mark.parametrize(("tile", "width", "accumulators"), [(8, 4, 4), (32, 8, 12)])
+@pytest.mark.parametrize("name", ["comba", "erase_post"])
 def test_tiles_of_any_shape(name: str, tile: int, width: int, accumulators: int) -> None:
     rule = RULES[name]
     call = inputs(rule, Sizes(batch=1, tokens=77), sequences=1)
@@ -143,7 +147,7 @@ def test_half_precision(name: str, dtype: torch.dtype, bound: float) -> None:
     require_close(chunked(rule, *call, schedule(rule)), walked(rule, *call), bound)
 
 
-@pytest.mark.parametrize("name", ["linear", "gla", "gated_deltanet", "kda"])
+@pytest.mark.parametrize("name", ["linear", "gated_deltanet", "kda", "rwkv7"])
 def test_strong_gates_forget_exactly(name: str) -> None:
     rule = RULES[name]
     given, first = inputs(rule, Sizes())
@@ -177,10 +181,10 @@ def test_the_chunk_of_a_hebbian_loss_is_any() -> None:
 @pytest.mark.parametrize(
     ("name", "chunk", "has"),
     [
-        *((name, 1, True) for name in ("linear", "gla", "deltanet", "gated_deltanet", "comba", "kda", "gdn2")),
+        *((name, 1, True) for name in ("linear", "gla", "deltanet", "gated_deltanet", "comba", "kda", "gdn2", "rwkv7")),
         *((name, 1, False) for name in ("trellis", "gsa", "oja", "ttt_linear", "titans", "yaad", "omeganet")),
         *((name, 1, False) for name in ("infini", "mesanet", "lattice", "memora", "in_place_ttt")),
-        *(("linear", 16, True), ("deltanet", 16, False)),
+        *(("linear", 16, True), ("deltanet", 16, False), ("rwkv7", 16, False)),
     ],
 )
 def test_which_rules_have_the_form(name: str, chunk: int, has: bool) -> None:

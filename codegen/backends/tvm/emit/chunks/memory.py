@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from codegen.backends.tvm.emit import states
 from codegen.backends.tvm.emit.expressions import Buffer, Expr, extent
-from codegen.backends.tvm.emit.products import product
+from codegen.backends.tvm.emit.products import Term, product
 from codegen.backends.tvm.emit.tile import Tile
 from codegen.backends.tvm.emit.transpose import transpose
 
@@ -29,27 +29,43 @@ def store(tile: Tile, tensor: Buffer, S: Buffer, S_rows: Buffer, index: Expr, h:
     states.store(tile, tensor, S_rows, index, h)
 
 
-def read(tile: Tile, depth: int, S: Buffer, q_rows: Buffer, scores: Buffer, X: Buffer, y_rows: Buffer) -> None:
-    """Y <- Q S + scores X, of queries that are decayed from the tile's start."""
+def read(tile: Tile, depth: int, S: Buffer, q_rows: Buffer, y_rows: Buffer, *writes: tuple[Buffer, Buffer]) -> None:
+    """Y <- Q S + the sum of scores X over pairs of `writes`, of queries that are decayed from the tile's start."""
     product(
         tile,
         tile.tokens,
         extent(y_rows, 1),
         (depth, lambda t, i: q_rows[t, i], lambda i, d: S[i, d]),
         lambda t, d, x: T.buffer_store(y_rows, x, [t, d]),
-        lambda t, d: T.float32(1),
-        (lambda end: end, lambda t, s: scores[t, s], lambda s, d: X[s, d]),
+        None,
+        *(_earlier(scores, X) for scores, X in writes),
     )
 
 
+def _earlier(scores: Buffer, X: Buffer) -> Term:
+    return lambda end: end, lambda t, s: scores[t, s], lambda s, d: X[s, d]
+
+
 def move(
-    tile: Tile, depth: int, S: Buffer, k_rows: Buffer, X: Buffer, gate: Gates, kept: Callable[[Gates, Expr], Expr]
+    tile: Tile,
+    depth: int,
+    S: Buffer,
+    gate: Gates,
+    kept: Callable[[Gates, Expr], Expr],
+    *writes: tuple[Buffer, Buffer],
 ) -> None:
-    """S[i, :] <- kept(gate, i) S[i, :] + (K^T X)[i, :], of keys that are decayed to the tile's end."""
+    """S[i, :] <- kept(gate, i) S[i, :] + the sum of K^T X over pairs of `writes`, of keys decayed to the tile's end."""
+    first, *more = (_along(tile, *each) for each in writes)
     product(
         tile,
         depth,
         extent(S, 1),
-        (tile.tokens, lambda i, s: k_rows[s, i], lambda s, d: X[s, d]),
+        first,
         lambda i, d, x: T.buffer_store(S, kept(gate, i) * S[i, d] + x, [i, d]),
+        None,
+        *more,
     )
+
+
+def _along(tile: Tile, k_rows: Buffer, X: Buffer) -> Term:
+    return tile.tokens, lambda i, s: k_rows[s, i], lambda s, d: X[s, d]
