@@ -8,7 +8,7 @@ HEBBIAN, SQUARED = "hebbian", "identity"
 """The losses, as `Rule.phi` names them: -<z, a>, whose u does not depend on z, and 1/2 ||z - a||^2."""
 
 
-def why_no_chunk_form(rule: Rule, chunk: int) -> str | None:
+def why_no_chunk_form(rule: Rule, chunk: int, direction: str = "forward") -> str | None:
     """Why the tokens of a tile cannot be computed at once, in one sentence; None if they can.
 
     The Hebbian loss has sums over earlier tokens for it, and the squared loss with z at the token before a triangular
@@ -17,6 +17,7 @@ def why_no_chunk_form(rule: Rule, chunk: int) -> str | None:
     Args:
         rule: any.
         chunk: C, tokens between two states that z is taken at.
+        direction: one of `codegen.spec.DIRECTIONS`.
     """
     if rule.phi not in (HEBBIAN, SQUARED):
         return f"what a token writes is linear in the state only with phi='hebbian' or 'identity', not {rule.phi!r}"
@@ -30,9 +31,13 @@ def why_no_chunk_form(rule: Rule, chunk: int) -> str | None:
         return "the form reads the state at each token, not at the start of a chunk"
     if rule.erase and (rule.phi == SQUARED or chunk > 1):
         return "with erase=True the form has phi='hebbian', and a chunk of 1 token"
+    if rule.phi == HEBBIAN and rule.probe == "own":
+        return "a Hebbian loss makes no use of a probe of its own"
     for field in ("momentum", "normaliser", "transposed"):
         if getattr(rule, field) != CHOICES[field][0]:
             return f"the form has no {field}={getattr(rule, field)!r}"
     if rule.window > 1 or rule.view != "identity" or rule.step_size == "reader_writer":
         return "the form has no window, view or second step size"
+    if direction != "forward" and (rule.erase or rule.out != "identity"):
+        return "its reverse is not written for erase=True or a map of the readout"
     return None

@@ -40,7 +40,7 @@ chunks: rules that are linear in their state, the tokens of a tile at once, exac
 
 BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {
     "trellis_attention": ("backward", "backward_split", "backward_chunks"),
-    "memory_attention": ("recurrence_backward",),
+    "memory_attention": ("recurrence_backward", "chunks_backward"),
 }
 """Variants of the operators that have a backward kernel. All begin with a forward that also stores states.
 
@@ -48,10 +48,14 @@ backward: one program per sequence and head that walks back with the cotangents 
 backward_split: first R again, parallel over chunks; then one memory after the other, so that half as much is resident.
 backward_chunks: only the cotangents of states walk back; all else is parallel over chunks, each of them one tile.
 recurrence_backward: any rule token by token, back over segments whose states are computed again.
+chunks_backward: rules that are linear in their state, the tokens of a tile at once, over such segments.
 """
 
 FEWEST_TOKENS_PER_STATE = 16
 """A state is M x D numbers: stored for every token, states take hundreds of times what the inputs take."""
+
+CHUNK_FORMS = ("chunks", "chunks_backward")
+"""Variants of rules that `codegen.recurrence.forms` has a form for."""
 
 PARALLEL_OVER_CHUNKS = ("split", "readout", "backward_split", "backward_chunks")
 """Variants with a kernel that has a program for each chunk of each head."""

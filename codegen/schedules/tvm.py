@@ -10,12 +10,14 @@ from codegen.extent import MOST_SEGMENTS, Extent
 from codegen.recurrence.forms import why_no_chunk_form
 from codegen.schedules import tvm_cuda
 from codegen.schedules.cuda_block import block_of
-from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, VARIANTS
+from codegen.schedules.schedule import BACKWARD_VARIANTS, CHUNK_FORMS, FEWEST_TOKENS_PER_STATE, VARIANTS
 from codegen.schedules.tvm_fields import FEWEST_ACCUMULATORS, VECTORS_PER_ROW, WITHOUT_TILE, TvmFields
 from codegen.spec import Spec, next_power_of_two
 
-_SPANNING = ("fused", "pair", "backward", "chunks")
+_SPANNING = ("fused", "pair", "backward", *CHUNK_FORMS)
 """Variants whose tiles may span several chunks, on a CPU."""
+
+_WALKS = ("recurrence", "recurrence_backward")
 
 _MOST_TASKS = 64
 """On a CPU a kernel deals its programs to no more."""
@@ -49,7 +51,12 @@ class TvmSchedule(TvmFields):
         if variant in WITHOUT_TILE:
             spacing = _TOKENS_OF_SEGMENT if variant == "recurrence_backward" else 1
             return cls(variant, width, width, FEWEST_ACCUMULATORS, threads, spacing)
-        tile = width if variant == "chunks" else max(width, _DEFAULT_TILE)
+        if variant in CHUNK_FORMS:
+            spacing = 1 if variant == "chunks" else _TOKENS_PER_STATE
+            return cls(
+                variant, width, width, min(_DEFAULT_ACCUMULATORS, _most_without_spills(device)), threads, spacing
+            )
+        tile = max(width, _DEFAULT_TILE)
         if variant == "backward":
             return cls._default_backward(spec.problem.chunk, width, _most_without_spills(device), threads)
         if variant not in _SPANNING:
@@ -78,7 +85,9 @@ class TvmSchedule(TvmFields):
         reason = self._why_illegal_tile(spec.problem.chunk)
         if reason is not None:
             return reason
-        if self.variant == "chunks" and spec.rule.decay == "channel" and self.tile_tokens > self.vector_width:
+        if self.variant == "chunks_backward" and self.checkpoint_spacing % self.tile_tokens:
+            return f"checkpoint_spacing {self.checkpoint_spacing} is no multiple of tile_tokens {self.tile_tokens}"
+        if self.variant in CHUNK_FORMS and spec.rule.decay == "channel" and self.tile_tokens > self.vector_width:
             return (
                 f"a decay of each column is taken a vector of tokens at a time: tile_tokens must be {self.vector_width}"
             )
@@ -162,10 +171,12 @@ class TvmSchedule(TvmFields):
 
 def _default_variant(spec: Spec, device: Device) -> str:
     problem = spec.problem
-    if problem.direction != "forward" and problem.operator in BACKWARD_VARIANTS:
-        return BACKWARD_VARIANTS[problem.operator][0]
+    reverse = problem.direction != "forward"
     if problem.operator == "memory_attention" and problem.tokens > _FEWEST_IN_TILES:
-        return "recurrence" if why_no_chunk_form(spec.rule, problem.chunk) else "chunks"
+        variants = CHUNK_FORMS if not why_no_chunk_form(spec.rule, problem.chunk, problem.direction) else _WALKS
+        return variants[reverse]
+    if reverse and problem.operator in BACKWARD_VARIANTS:
+        return BACKWARD_VARIANTS[problem.operator][0]
     if problem.operator != "trellis_attention":
         return VARIANTS[problem.operator][0]
     if problem.batch * problem.heads < device.cores:

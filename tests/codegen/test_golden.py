@@ -123,6 +123,10 @@ GOLDEN = [
     Golden("memory_chunks", LINEAR, TVM_CHUNKS, "x86-64-v4"),
     Golden("memory_chunks", DELTA, replace(TVM_CHUNKS, tile_tokens=8, vector_width=8), "x86-64-v4", "padded"),
     Golden(
+        *("memory_chunks_backward", backward(replace(DELTA, rule=replace(DELTA.rule, out="identity")), "backward")),
+        *(replace(TVM_CHUNKS, variant="chunks_backward", checkpoint_spacing=64), "x86-64-v4"),
+    ),
+    Golden(
         "trellis_backward", backward(PLAIN, "backward"), replace(TVM, variant="backward", tile_tokens=64), "x86-64-v4"
     ),
     Golden(

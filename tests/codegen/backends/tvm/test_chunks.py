@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,67 +10,15 @@ import torch
 from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.recurrence.forms import why_no_chunk_form
-from codegen.recurrence.tensors import HEAD, states, tensors
 from codegen.rule import Rule
 from codegen.rules import NAMED
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Problem, Spec
-from trellis_ops.dispatch.launch import even_sequences, packed_sequences
+from tests.support.linear_rules import LINEAR, RULES, Named, Sizes, flat, inputs, sequences_of, spec_of
 from trellis_ops.eager.recurrence import attention
 
 WIDTH = cpu().vector_bits // 32
-LINEAR = Rule("hebbian", passes=1, step_size="token")
-RULES = {
-    "linear": LINEAR,
-    "fixed": replace(LINEAR, decay="none", step_size="head"),
-    "gla": replace(LINEAR, decay="channel"),
-    "deltanet": replace(LINEAR, phi="identity", decay="none"),
-    "gated_deltanet": replace(LINEAR, phi="identity", decay_first=True),
-    "comba": replace(LINEAR, phi="identity", probe="own"),
-    "kda": replace(LINEAR, phi="identity", decay="channel", decay_first=True, step_size="head"),
-    "rwkv7": replace(LINEAR, decay="channel", erase=True, step_size="head"),
-    "erase_post": replace(LINEAR, decay_first=True, erase=True, read="before"),
-    "channel_pre": replace(LINEAR, phi="identity", decay="channel", probe="own", read="before", out="ln_silu"),
-}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of a call."""
-
-    batch: int = 2
-    tokens: int = 2 * 16 + 5
-    heads: int = 3
-    dim_k: int = 24
-    dim_v: int = 40
-
-
-Named = dict[str, torch.Tensor]
-
-
-def inputs(rule: Rule, sizes: Sizes, dtype: torch.dtype = torch.float32, sequences: int = 2) -> tuple[Named, Named]:
-    """The tensors of a call and its initial states."""
-    torch.manual_seed(0)
-    length = {"dim_k": sizes.dim_k, "dim_v": sizes.dim_v}
-    given = {}
-    for each in tensors(rule):
-        leading = (sizes.heads,) if each.per == HEAD else (sizes.batch, sizes.tokens, sizes.heads)
-        x = torch.randn(*leading, *(length[axis] for axis in each.axes))
-        if each.name in ("k", "probe"):
-            x = torch.nn.functional.normalize(x, dim=-1)
-        elif each.name == "log_decay":
-            x = torch.nn.functional.logsigmoid(x)
-        elif each.name == "step_size":
-            x = x.sigmoid()
-        elif each.name in ("erase_a", "erase_b"):
-            x = (1 if each.name == "erase_b" else -1) * torch.nn.functional.normalize(x.abs(), dim=-1)
-        given[each.name] = x.to(dtype if each.is_input else torch.float32)
-    first = {
-        name: torch.randn(sequences, sizes.heads, *(length[axis] for axis in axes))
-        for name, axes in states(rule).items()
-    }
-    return given, first
 
 
 def schedule(rule: Rule, tile: int = WIDTH, width: int = WIDTH, accumulators: int = 8) -> TvmSchedule:
@@ -81,18 +29,11 @@ def chunked(
     rule: Rule, given: Named, first: Named, how: TvmSchedule, offsets: torch.Tensor | None = None, chunk: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y and the final state, of outputs that held NaN."""
-    q, v = given["q"], given["v"]
-    batch, tokens, heads = q.shape[:3]
-    sizes = {"dim_k": q.shape[-1], "dim_v": v.shape[-1], "slots": v.shape[-1], "chunk": chunk}
-    spec = Spec(rule, Problem("memory_attention", batch, tokens, heads, **sizes, dtype=str(q.dtype)[6:]))
-    operator = build(spec, how, cpu())
-    where = even_sequences(batch, tokens, 1, q.device) if offsets is None else packed_sequences(offsets, tokens, 1)
-    per_head = {each.name for each in tensors(rule) if each.per == HEAD}
-    flat = {name: x if name in per_head else x.flatten(0, 1).contiguous() for name, x in given.items()}
+    operator = build(spec_of(rule, given, chunk), how, cpu())
     final = {name: x.clone() for name, x in first.items()}
-    y = torch.full_like(flat["v"], float("nan"))
-    operator.forward(flat | final | {"y": y}, where)
-    return y.view_as(v), final["S"]
+    y = torch.full_like(given["v"].flatten(0, 1), float("nan"))
+    operator.forward(flat(rule, given) | final | {"y": y}, sequences_of(given, offsets))
+    return y.view_as(given["v"]), final["S"]
 
 
 def walked(

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
+from codegen.backends.tvm.emit.chunks.rows import add_products
 from codegen.backends.tvm.emit.chunks.triangle import masked
 from codegen.backends.tvm.emit.expressions import Buffer, Expr, extent, forget_gate
 from codegen.backends.tvm.emit.tile import Tile
-from codegen.backends.tvm.emit.vectors import each_feature, fill, registers, zeros
+from codegen.backends.tvm.emit.vectors import each_feature, fill, registers, sum_of_lanes, zeros
 
 
 @dataclass(frozen=True)
@@ -105,3 +106,110 @@ def _scale(tile: Tile, gate: Gates, rows: Buffer, token: Callable[[Expr], Expr],
 def kept(gate: Gates, i: Expr) -> Expr:
     """exp(L_C) of column i of the state."""
     return gate.end[i]
+
+
+def pull_pairs(
+    tile: Tile,
+    gate: Gates,
+    G: Buffer,
+    left_rows: Buffer,
+    k_rows: Buffer,
+    dleft_rows: Buffer,
+    dk_rows: Buffer,
+    after: bool,
+    diagonal: bool,
+) -> None:
+    """Adds what `pairs` gives back to its rows, of features in the lanes; G is the cotangent of its scores."""
+    width = tile.width
+    with T.serial(extent(k_rows, 1) // width) as b:
+        lanes = T.ramp(b * width, 1, width)
+        _pull_lefts(tile, gate, lanes, G, k_rows, dleft_rows, after, diagonal)
+        _pull_keys(tile, gate, lanes, G, left_rows, dk_rows, after, diagonal)
+
+
+def _pull_lefts(
+    tile: Tile, gate: Gates, lanes: Expr, G: Buffer, k_rows: Buffer, dleft_rows: Buffer, after: bool, diagonal: bool
+) -> None:
+    """Keys decay from each token to the next."""
+    sums, (keys,) = zeros(tile.width, tile.tokens), registers(tile.width, 1)
+    row = T.ramp(0, 1, tile.width)
+    for s in range(tile.tokens):
+        T.buffer_store(keys, k_rows[s, lanes], [row])
+        if diagonal:
+            T.buffer_store(sums[s], sums[s][row] + _all(tile, G[s, s]) * keys[row], [row])
+        for t in range(s + 1, tile.tokens):
+            if after:
+                T.buffer_store(keys, keys[row] * gate.beta[t, lanes], [row])
+            T.buffer_store(sums[t], sums[t][row] + _all(tile, G[t, s]) * keys[row], [row])
+            if not after:
+                T.buffer_store(keys, keys[row] * gate.beta[t, lanes], [row])
+    for t, x in enumerate(sums):
+        T.buffer_store(dleft_rows, dleft_rows[t, lanes] + x[row], [t, lanes])
+
+
+def _pull_keys(
+    tile: Tile, gate: Gates, lanes: Expr, G: Buffer, left_rows: Buffer, dk_rows: Buffer, after: bool, diagonal: bool
+) -> None:
+    """What meets the keys decays from each token to the one before."""
+    sums, (left,) = zeros(tile.width, tile.tokens), registers(tile.width, 1)
+    row = T.ramp(0, 1, tile.width)
+    for t in range(tile.tokens):
+        T.buffer_store(left, left_rows[t, lanes], [row])
+        if diagonal:
+            T.buffer_store(sums[t], sums[t][row] + _all(tile, G[t, t]) * left[row], [row])
+        for s in reversed(range(t)):
+            if after or s < t - 1:
+                T.buffer_store(left, left[row] * gate.beta[s + 1, lanes], [row])
+            T.buffer_store(sums[s], sums[s][row] + _all(tile, G[t, s]) * left[row], [row])
+    for s, x in enumerate(sums):
+        T.buffer_store(dk_rows, dk_rows[s, lanes] + x[row], [s, lanes])
+
+
+def _all(tile: Tile, x: Expr) -> Expr:
+    return T.Broadcast(x, tile.width)
+
+
+def pull_gates(
+    tile: Tile,
+    gate: Gates,
+    S: Buffer,
+    dS: Buffer,
+    k_rows: Buffer,
+    dk_rows: Buffer,
+    lefts: tuple[tuple[Buffer, Buffer, bool], ...],
+    dlog_decay: Buffer,
+) -> None:
+    """dlog_decay[t, i] <- the sum over r >= t of the cotangents of L_ri; 0 where nothing is kept."""
+    width, features = tile.width, extent(k_rows, 1)
+    run, (total,) = T.alloc_buffer((features,), "float32"), registers(width, 1)
+    with T.serial(features) as i:
+        fill(total, T.float32(0))
+        add_products(tile, total, S, dS, i)
+        sum_of_lanes(total)
+        T.buffer_store(run, total[0], [i])
+    with T.serial(features // width) as b:
+
+        def add(rows: Buffer, drows: Buffer, t: Expr, sign: int = 1) -> None:
+            with T.vectorized(width) as lane:
+                i = b * width + lane
+                T.buffer_store(run, run[i] + rows[t, i] * drows[t, i] * T.float32(sign), [i])
+
+        with T.serial(tile.tokens) as back:
+            t = tile.tokens - 1 - back
+            for rows, drows, after in lefts:
+                if after:
+                    add(rows, drows, t)
+            add(k_rows, dk_rows, t, -1)
+            with T.vectorized(width) as lane:
+                i = b * width + lane
+                nothing = T.EQ(gate.beta[t, i], T.float32(0))
+                T.buffer_store(dlog_decay, T.Select(nothing, T.float32(0), run[i]), [t, i])
+            for rows, drows, after in lefts:
+                if not after:
+                    add(rows, drows, t)
+
+
+def store_gates(tensor: Buffer, dlog_decay: Buffer, first: Expr, valid: Expr, h: Expr) -> None:
+    """The tile's gradients of a tensor [tokens, heads, D_k] <- dlog_decay."""
+    with T.serial(valid) as t, T.serial(extent(tensor, 2)) as i:
+        T.buffer_store(tensor, dlog_decay[t, i], [first + t, h, i])

@@ -8,6 +8,7 @@ from typing import TypeVar
 from tvm.script import tirx as T
 
 from codegen.backends.tvm.emit import states
+from codegen.backends.tvm.emit.chunks import rows
 from codegen.backends.tvm.emit.expressions import Buffer, Expr, extent
 from codegen.backends.tvm.emit.products import Term, product
 from codegen.backends.tvm.emit.tile import Tile
@@ -27,6 +28,18 @@ def store(tile: Tile, tensor: Buffer, S: Buffer, S_rows: Buffer, index: Expr, h:
     """A state of a tensor <- S, transposed."""
     transpose(tile, S_rows, S)
     states.store(tile, tensor, S_rows, index, h)
+
+
+def keep(tile: Tile, kept: Buffer, j: Expr, X: Buffer) -> None:
+    """kept[j] <- X, a state or rows of a tile."""
+    width = tile.width
+    with T.serial(extent(X, 0)) as i, T.serial(extent(X, 1) // width) as b, T.vectorized(width) as lane:
+        T.buffer_store(kept, X[i, b * width + lane], [j, i, b * width + lane])
+
+
+def take(tile: Tile, X: Buffer, kept: Buffer, j: Expr) -> None:
+    """X <- kept[j]."""
+    rows.each(tile, X, lambda i, d: kept[j, i, d])
 
 
 def read(tile: Tile, depth: int, S: Buffer, q_rows: Buffer, y_rows: Buffer, *writes: tuple[Buffer, Buffer]) -> None:

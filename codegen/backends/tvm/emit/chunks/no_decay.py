@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from codegen.backends.tvm.emit.chunks.triangle import products_of_pairs
+from codegen.backends.tvm.emit.chunks.triangle import products_of_pairs, pull_products_of_pairs
 from codegen.backends.tvm.emit.expressions import Buffer, Expr
 from codegen.backends.tvm.emit.tile import Tile
 
@@ -34,3 +34,18 @@ def to_end(tile: Tile, gate: Gates, rows: Buffer) -> None:
 def kept(gate: Gates, i: Expr) -> Expr:
     """1: all of the state is kept."""
     return T.float32(1)
+
+
+def pull_pairs(
+    tile: Tile,
+    gate: Gates,
+    G: Buffer,
+    left_rows: Buffer,
+    k_rows: Buffer,
+    dleft_rows: Buffer,
+    dk_rows: Buffer,
+    after: bool,
+    diagonal: bool,
+) -> None:
+    """Adds what `pairs` gives back to its rows; overwrites G, the cotangent of its scores."""
+    pull_products_of_pairs(tile, G, lambda t, s: T.float32(1), diagonal, left_rows, k_rows, dleft_rows, dk_rows)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from codegen.backends.tvm.emit.chunks.triangle import products_of_pairs
-from codegen.backends.tvm.emit.chunks.written import scale_rows
+from codegen.backends.tvm.emit.chunks.rows import add_products, scale_rows, store_numbers
+from codegen.backends.tvm.emit.chunks.triangle import products_of_pairs, pull_products_of_pairs
 from codegen.backends.tvm.emit.expressions import Buffer, Expr, extent, forget_gate
 from codegen.backends.tvm.emit.tile import Tile
+from codegen.backends.tvm.emit.vectors import fill, sum_of_lanes
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,64 @@ def to_end(tile: Tile, gate: Gates, rows: Buffer) -> None:
 def kept(gate: Gates, i: Expr) -> Expr:
     """exp(L_C), of every column i of the state."""
     return gate.start[extent(gate.start, 0) - 1]
+
+
+def pull_pairs(
+    tile: Tile,
+    gate: Gates,
+    G: Buffer,
+    left_rows: Buffer,
+    k_rows: Buffer,
+    dleft_rows: Buffer,
+    dk_rows: Buffer,
+    after: bool,
+    diagonal: bool,
+) -> None:
+    """Adds what `pairs` gives back to its rows; overwrites G, the cotangent of its scores."""
+    shift = 1 if after else 0
+    pull_products_of_pairs(
+        tile, G, lambda t, s: gate.decay[t + shift, s], diagonal, left_rows, k_rows, dleft_rows, dk_rows
+    )
+
+
+def pull_gates(
+    tile: Tile,
+    gate: Gates,
+    S: Buffer,
+    dS: Buffer,
+    k_rows: Buffer,
+    dk_rows: Buffer,
+    lefts: tuple[tuple[Buffer, Buffer, bool], ...],
+    dlog_decay: Buffer,
+) -> None:
+    """dlog_decay[t] <- the sum over r >= t of the cotangents of L_r: of rows times their cotangents.
+
+    Args:
+        tile, gate: sizes and gates.
+        S, dS: the state at the tile's end and its cotangent.
+        k_rows, dk_rows: keys and their cotangents, as keys alone.
+        lefts: queries, and probes, each with the cotangents and whether its own token decays before it.
+        dlog_decay: of each token; 0 where nothing is kept.
+    """
+    run, total = T.alloc_buffer((tile.width,), "float32"), T.alloc_buffer((tile.width,), "float32")
+    fill(run, T.float32(0))
+    with T.serial(extent(S, 0)) as i:
+        add_products(tile, run, S, dS, i)
+    with T.serial(tile.tokens) as back:
+        t = tile.tokens - 1 - back
+        for rows, drows, after in lefts:
+            if after:
+                add_products(tile, run, rows, drows, t)
+        add_products(tile, run, k_rows, dk_rows, t, -1)
+        with T.vectorized(tile.width) as lane:
+            T.buffer_store(total, run[lane], [lane])
+        sum_of_lanes(total)
+        T.buffer_store(dlog_decay, T.Select(T.EQ(gate.beta[t], T.float32(0)), T.float32(0), total[0]), [t])
+        for rows, drows, after in lefts:
+            if not after:
+                add_products(tile, run, rows, drows, t)
+
+
+def store_gates(tensor: Buffer, dlog_decay: Buffer, first: Expr, valid: Expr, h: Expr) -> None:
+    """The tile's gradients of a tensor [tokens, heads] <- dlog_decay."""
+    store_numbers(tensor, dlog_decay, first, valid, h)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tvm.script import tirx as T
 
+from codegen.backends.tvm.emit.chunks.rows import scale_rows
 from codegen.backends.tvm.emit.expressions import Buffer, Expr, extent
 from codegen.backends.tvm.emit.products import Term, sums_of
 from codegen.backends.tvm.emit.tile import Tile
@@ -21,32 +22,30 @@ def load_steps(tile: Tile, step_size: Buffer, first: Expr, valid: Expr, h: Expr,
         T.buffer_store(g, step_size[h] if len(step_size.shape) == 1 else step_size[first + t, h], [t])
 
 
-def scale_rows(tile: Tile, rows: Buffer, factor: Callable[[Expr], Expr]) -> None:
-    """rows[t, :] <- factor(t) rows[t, :]."""
-    vectors = extent(rows, 1) // tile.width
-    with T.serial(tile.tokens) as t, T.serial(vectors) as b, T.vectorized(tile.width) as lane:
-        T.buffer_store(rows, rows[t, b * tile.width + lane] * factor(t), [t, b * tile.width + lane])
+def scale(tile: Tile, rows: Buffer, g: Buffer) -> None:
+    """rows[t, :] <- gamma_t rows[t, :]."""
+    scale_rows(tile, rows, lambda t: g[t])
 
 
-def of_values(tile: Tile, g: Buffer, X: Buffer) -> None:
-    """X <- gamma X, where X holds v: the writes of a Hebbian loss."""
-    scale_rows(tile, X, lambda t: g[t])
+def scale_columns(tile: Tile, met: Buffer, g: Buffer) -> None:
+    """met[t, i] <- gamma_i met[t, i]."""
+    with T.serial(tile.tokens) as t, T.vectorized(tile.tokens) as i:
+        T.buffer_store(met, met[t, i] * g[i], [t, i])
 
 
-def of_residuals(tile: Tile, g: Buffer, depth: int, S: Buffer, p_rows: Buffer, met: Buffer, X: Buffer) -> None:
-    """X_t <- gamma_t (X_t - p_t S - sum over i < t of met[t, i] X_i), where X holds v: those of a squared loss.
+def residuals(tile: Tile, depth: int, S: Buffer, p_rows: Buffer, met: Buffer, R: Buffer) -> None:
+    """R_t <- R_t - p_t S - sum over i < t of met[t, i] R_i, where R holds v: v - z of a squared loss.
 
     Args:
         tile: sizes.
-        g: step sizes.
         depth: D_k.
         S: the state at the tile's start, transposed.
         p_rows: probes, decayed from the tile's start.
-        met: weights of the pairs of probes and keys.
-        X: v, and the result.
+        met: weights of the pairs of probes and keys, times the step sizes of the keys' tokens.
+        R: v, and the result.
     """
     known = ((depth, lambda t, i: p_rows[t, i], lambda i, d: S[i, d]),)
-    _substitute(tile, known, met, X, lambda t, d, x: g[t] * (X[t, d] - x))
+    _substitute(tile, known, met, R, lambda t, d, x: R[t, d] - x)
 
 
 def of_erasures(
