@@ -108,7 +108,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
 
 def _of_recurrence(kernel: str, spec: Spec, folder: str) -> dict[str, object]:
     """What a kernel for any rule is given: what writes the program of its token."""
-    if kernel not in rule_arguments.KERNELS:
+    if kernel not in rule_arguments.WALKS:
         return {}
     writer = importlib.import_module(f"codegen.recurrence.emit.{folder}")
     return {"token": writer.kernel(kernel, spec)}

@@ -65,6 +65,8 @@ LAUNCHES: dict[str, tuple[Launch, ...]] = {
     ),
     "recurrent": (Launch("memory_step"),),
     "recurrence": (Launch("recurrence"),),
+    "chunks": (Launch("memory_chunks"),),
+    "chunks_backward": (Launch("memory_chunks"), _reverse("memory_chunks_backward")),
     "recurrence_backward": (Launch("recurrence"), _reverse("recurrence_backward")),
     "update": (Launch("memory_update"),),
     "readout": (Launch("memory_readout", CHUNKS),),

@@ -12,8 +12,14 @@ from codegen.recurrence.tensors import HEAD, Given, state_behind, states, tensor
 from codegen.rule import Rule
 from codegen.spec import CHUNKED_STEP, Spec
 
-KERNELS = ("recurrence", "recurrence_backward")
+WALKS = ("recurrence", "recurrence_backward")
 """Kernels for any rule, token by token, one sequence and head per program."""
+
+CHUNKS = ("memory_chunks", "memory_chunks_backward")
+"""Kernels for rules that `codegen.recurrence.forms` has a form for, the tokens of a tile at once."""
+
+KERNELS = (*WALKS, *CHUNKS)
+"""All that take what a record says."""
 
 KEPT, WALKED = "kept_", "walk_"
 """What the names begin with of states that a forward leaves for its backward, and of those of one segment's tokens."""
@@ -42,7 +48,7 @@ def walked_states(spec: Spec) -> dict[str, Axes]:
 
 def kernel_arguments(kernel: str, spec: Spec) -> tuple[Argument, ...]:
     """The arguments of one of `KERNELS` in order."""
-    return tuple(_forward(spec) if kernel == "recurrence" else _backward(spec))
+    return tuple(_backward(spec, kernel in WALKS) if kernel.endswith("_backward") else _forward(spec))
 
 
 def operator_arguments(spec: Spec) -> tuple[Argument, ...]:
@@ -66,14 +72,14 @@ def _forward(spec: Spec) -> Iterator[Argument]:
     yield Argument("y", _row("dim_v"), INPUT, WRITTEN)
 
 
-def _backward(spec: Spec) -> Iterator[Argument]:
+def _backward(spec: Spec, walks: bool) -> Iterator[Argument]:
     yield from _tensors(spec)
     yield from _kept(spec, READ)
     yield Argument("dy", _row("dim_v"), INPUT, READ)
     yield from _cotangents_of_states(spec.rule)
     for name in _OFFSETS:
         yield Argument(name, ("offsets",), INT, READ)
-    for name, axes in walked_states(spec).items():
+    for name, axes in walked_states(spec).items() if walks else ():
         yield Argument(f"{WALKED}{name}", ("workers", "steps", *axes), FLOAT, WRITTEN)
     yield from _gradients(spec)
 

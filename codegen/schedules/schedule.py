@@ -24,7 +24,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "memory_readout_transposed": ("readout",),
     "trellis_step": ("recurrent",),
     "trellis_step_chunked": ("recurrent",),
-    "memory_attention": ("recurrence",),
+    "memory_attention": ("recurrence", "chunks"),
     "memory_step": ("recurrence",),
     "memory_step_chunked": ("recurrence",),
 }
@@ -35,11 +35,12 @@ pair: keys and values in programs of their own, the values a segment of the sequ
 split: an update kernel per memory that stores chunk-start states and codes, then a readout kernel parallel over chunks.
 recurrent: token by token, exact; with one token it is the decode step.
 recurrence: any rule token by token, with z at the start of the chunk; with one token it is the decode step.
+chunks: rules that are linear in their state, the tokens of a tile at once, exact for any of its lengths.
 """
 
 BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {
     "trellis_attention": ("backward", "backward_split", "backward_chunks"),
-    "memory_attention": ("recurrence_backward",),
+    "memory_attention": ("recurrence_backward", "chunks_backward"),
 }
 """Variants of the operators that have a backward kernel. All begin with a forward that also stores states.
 
@@ -47,10 +48,14 @@ backward: one program per sequence and head that walks back with the cotangents 
 backward_split: first R again, parallel over chunks; then one memory after the other, so that half as much is resident.
 backward_chunks: only the cotangents of states walk back; all else is parallel over chunks, each of them one tile.
 recurrence_backward: any rule token by token, back over segments whose states are computed again.
+chunks_backward: rules that are linear in their state, the tokens of a tile at once, over such segments.
 """
 
 FEWEST_TOKENS_PER_STATE = 16
 """A state is M x D numbers: stored for every token, states take hundreds of times what the inputs take."""
+
+CHUNK_FORMS = ("chunks", "chunks_backward")
+"""Variants of rules that `codegen.recurrence.forms` has a form for."""
 
 PARALLEL_OVER_CHUNKS = ("split", "readout", "backward_split", "backward_chunks")
 """Variants with a kernel that has a program for each chunk of each head."""

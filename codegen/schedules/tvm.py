@@ -7,20 +7,24 @@ from typing import ClassVar, Self
 
 from codegen.device import Device
 from codegen.extent import MOST_SEGMENTS, Extent
+from codegen.recurrence.forms import why_no_chunk_form
 from codegen.schedules import tvm_cuda
 from codegen.schedules.cuda_block import block_of
-from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, VARIANTS
+from codegen.schedules.schedule import BACKWARD_VARIANTS, CHUNK_FORMS, FEWEST_TOKENS_PER_STATE, VARIANTS
 from codegen.schedules.tvm_fields import FEWEST_ACCUMULATORS, VECTORS_PER_ROW, WITHOUT_TILE, TvmFields
 from codegen.spec import Spec, next_power_of_two
 
-_SPANNING = ("fused", "pair", "backward")
+_SPANNING = ("fused", "pair", "backward", *CHUNK_FORMS)
 """Variants whose tiles may span several chunks, on a CPU."""
+
+_WALKS = ("recurrence", "recurrence_backward")
 
 _MOST_TASKS = 64
 """On a CPU a kernel deals its programs to no more."""
 
 _DEFAULT_TILE = 16
 _DEFAULT_ACCUMULATORS = 16
+_FEWEST_IN_TILES = 2 * _DEFAULT_TILE
 # Where chunks are shorter than FEWEST_TOKENS_PER_STATE, tiles span chunks, which costs less the more of them.
 _TOKENS_PER_STATE = 64
 # Of any rule: the states of a segment's tokens are held at once, and should stay in the second-level cache.
@@ -47,6 +51,11 @@ class TvmSchedule(TvmFields):
         if variant in WITHOUT_TILE:
             spacing = _TOKENS_OF_SEGMENT if variant == "recurrence_backward" else 1
             return cls(variant, width, width, FEWEST_ACCUMULATORS, threads, spacing)
+        if variant in CHUNK_FORMS:
+            spacing = 1 if variant == "chunks" else _TOKENS_PER_STATE
+            return cls(
+                variant, width, width, min(_DEFAULT_ACCUMULATORS, _most_without_spills(device)), threads, spacing
+            )
         tile = max(width, _DEFAULT_TILE)
         if variant == "backward":
             return cls._default_backward(spec.problem.chunk, width, _most_without_spills(device), threads)
@@ -76,6 +85,12 @@ class TvmSchedule(TvmFields):
         reason = self._why_illegal_tile(spec.problem.chunk)
         if reason is not None:
             return reason
+        if self.variant == "chunks_backward" and self.checkpoint_spacing % self.tile_tokens:
+            return f"checkpoint_spacing {self.checkpoint_spacing} is no multiple of tile_tokens {self.tile_tokens}"
+        if self.variant in CHUNK_FORMS and spec.rule.decay == "channel" and self.tile_tokens > self.vector_width:
+            return (
+                f"a decay of each column is taken a vector of tokens at a time: tile_tokens must be {self.vector_width}"
+            )
         if self.accumulators > _most_accumulators(device):
             return f"{self.accumulators} accumulators do not fit the vector registers of {device.arch}"
         if self.threads > device.cores:
@@ -156,14 +171,18 @@ class TvmSchedule(TvmFields):
 
 def _default_variant(spec: Spec, device: Device) -> str:
     problem = spec.problem
-    if problem.direction != "forward" and problem.operator in BACKWARD_VARIANTS:
+    reverse = problem.direction != "forward"
+    if problem.operator == "memory_attention" and problem.tokens > _FEWEST_IN_TILES:
+        variants = CHUNK_FORMS if not why_no_chunk_form(spec.rule, problem.chunk, problem.direction) else _WALKS
+        return variants[reverse]
+    if reverse and problem.operator in BACKWARD_VARIANTS:
         return BACKWARD_VARIANTS[problem.operator][0]
     if problem.operator != "trellis_attention":
         return VARIANTS[problem.operator][0]
     if problem.batch * problem.heads < device.cores:
         return "pair"
     # A tile of tokens has to be filled before it is faster than one token after another.
-    return "recurrent" if problem.chunk == 1 and problem.tokens <= 2 * _DEFAULT_TILE else "fused"
+    return "recurrent" if problem.chunk == 1 and problem.tokens <= _FEWEST_IN_TILES else "fused"
 
 
 def _vector_registers(device: Device) -> int:

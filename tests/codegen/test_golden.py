@@ -63,6 +63,17 @@ TVM = TvmSchedule("fused", tile_tokens=32, vector_width=16, accumulators=16, thr
 TVM_TILED = TvmSchedule("fused", tile_tokens=16, vector_width=8, accumulators=8, threads=1)
 
 
+TVM_CHUNKS = TvmSchedule("chunks", tile_tokens=16, vector_width=16, accumulators=16, threads=2)
+LINEAR = Spec(
+    Rule("hebbian", passes=1, step_size="token"), replace(PLAIN.problem, operator="memory_attention", chunk=1)
+)
+# A triangular system, a gate for each column, a map of the readout; every size is padded.
+DELTA = Spec(
+    Rule("identity", out="ln_silu", passes=1, decay="channel", decay_first=True, probe="own"),
+    replace(PADDED.problem, operator="memory_attention", chunk=1),
+)
+
+
 TVM_CUDA = TvmSchedule("split", tile_tokens=64, vector_width=4, accumulators=16, threads=256)
 TVM_CUDA_TILED = TvmSchedule("split", tile_tokens=8, vector_width=4, accumulators=8, threads=64)
 TENSOR_CORES = {"variant": "update", "dot_precision": "tf32x3"}
@@ -110,6 +121,12 @@ def backward(spec: Spec, direction: str) -> Spec:
 
 
 GOLDEN = [
+    Golden("memory_chunks", LINEAR, TVM_CHUNKS, "x86-64-v4"),
+    Golden("memory_chunks", DELTA, replace(TVM_CHUNKS, tile_tokens=8, vector_width=8), "x86-64-v4", "padded"),
+    Golden(
+        *("memory_chunks_backward", backward(replace(DELTA, rule=replace(DELTA.rule, out="identity")), "backward")),
+        *(replace(TVM_CHUNKS, variant="chunks_backward", checkpoint_spacing=64), "x86-64-v4"),
+    ),
     Golden(
         "trellis_backward", backward(PLAIN, "backward"), replace(TVM, variant="backward", tile_tokens=64), "x86-64-v4"
     ),

@@ -128,6 +128,6 @@ def pull_state(
         features,
         of_reads,
         lambda m, d, x: T.buffer_store(dS, gate.start[last] * dS[m, d] + x, [m, d]),
-        (lambda m, d: T.float32(1)) if joined else None,
-        of_z if joined else None,
+        None,
+        *((of_z,) if joined else ()),
     )

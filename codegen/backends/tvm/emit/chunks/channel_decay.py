@@ -1,0 +1,215 @@
+"""A tile of a rule whose forget gate is a number for each column of S, a sub-chunk of one vector's tokens.
+
+The functions are those of `scalar_decay`, where their arguments are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.script import tirx as T
+
+from codegen.backends.tvm.emit.chunks.rows import add_products
+from codegen.backends.tvm.emit.chunks.triangle import masked
+from codegen.backends.tvm.emit.expressions import Buffer, Expr, extent, forget_gate
+from codegen.backends.tvm.emit.tile import Tile
+from codegen.backends.tvm.emit.vectors import each_feature, fill, registers, sum_of_lanes, zeros
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The buffers of a tile's gates.
+
+    Attributes:
+        beta: [tokens, D_k], of each token and column.
+        end: [D_k], exp(L_C).
+    """
+
+    beta: Buffer
+    end: Buffer
+
+
+def load(tile: Tile, log_decay: Buffer, first: Expr, valid: Expr, h: Expr, gate: Gates) -> None:
+    """The gates of the tile's tokens, 1 past its end, and their products."""
+    width, features = tile.width, extent(log_decay, 2)
+    with T.serial(valid) as t:
+        each_feature(
+            width, features, lambda i: T.buffer_store(gate.beta, forget_gate(log_decay[first + t, h, i]), [t, i])
+        )
+    with T.serial(tile.tokens - valid) as t:
+        each_feature(width, features, lambda i: T.buffer_store(gate.beta, T.float32(1), [valid + t, i]))
+    with T.serial(extent(gate.beta, 1) // width) as b:
+        run = T.alloc_buffer((width,), "float32")
+        fill(run, T.float32(1))
+        with T.serial(tile.tokens) as t, T.vectorized(width) as lane:
+            T.buffer_store(run, run[lane] * gate.beta[t, b * width + lane], [lane])
+        with T.vectorized(width) as lane:
+            T.buffer_store(gate.end, run[lane], [b * width + lane])
+
+
+def pairs(
+    tile: Tile, gate: Gates, depth: int, left_rows: Buffer, k_cols: Buffer, scores: Buffer, after: bool, diagonal: bool
+) -> None:
+    """scores[t, s] <- the sum over i of exp(L_ti - L_si) left_ti k_si for s < t, and s = t with the diagonal; else 0.
+
+    Keys lie in the lanes of a register, and decay from each token to the next.
+    """
+    sums = zeros(tile.width, tile.tokens)
+    (keys,) = registers(tile.width, 1)
+    with T.serial(depth) as i:
+        with T.vectorized(tile.width) as lane:
+            T.buffer_store(keys, k_cols[i, lane], [lane])
+        for t, x in enumerate(sums):
+            if not after:
+                _add(x, left_rows[t, i], keys)
+            with T.vectorized(tile.width) as lane:
+                decayed = T.Select(lane < t, keys[lane] * gate.beta[t, i], keys[lane])
+                T.buffer_store(keys, decayed, [lane])
+            if after:
+                _add(x, left_rows[t, i], keys)
+    for t, x in enumerate(sums):
+        with T.vectorized(tile.width) as lane:
+            T.buffer_store(scores, masked(t, lane, x[lane], diagonal), [t, lane])
+
+
+def _add(x: Buffer, factor: Expr, keys: Buffer) -> None:
+    with T.vectorized(extent(x, 0)) as lane:
+        T.buffer_store(x, x[lane] + factor * keys[lane], [lane])
+
+
+def from_start(tile: Tile, gate: Gates, rows: Buffer, after: bool) -> None:
+    """rows[t, i] <- exp(L_ti) rows[t, i], with L_(t-1) unless `after`."""
+    _scale(tile, gate, rows, lambda t: t, after)
+
+
+def to_end(tile: Tile, gate: Gates, rows: Buffer) -> None:
+    """rows[s, i] <- exp(L_Ci - L_si) rows[s, i]."""
+    _scale(tile, gate, rows, lambda t: tile.tokens - 1 - t, False)
+
+
+def _scale(tile: Tile, gate: Gates, rows: Buffer, token: Callable[[Expr], Expr], after: bool) -> None:
+    """Rows, token by token, times the product of the gates so far, of their own one too if `after`."""
+    width = tile.width
+    with T.serial(extent(rows, 1) // width) as b:
+        run = T.alloc_buffer((width,), "float32")
+        fill(run, T.float32(1))
+        with T.serial(tile.tokens) as step, T.vectorized(width) as lane:
+            at = (token(step), b * width + lane)
+            if after:
+                T.buffer_store(run, run[lane] * gate.beta[at], [lane])
+            T.buffer_store(rows, rows[at] * run[lane], list(at))
+            if not after:
+                T.buffer_store(run, run[lane] * gate.beta[at], [lane])
+
+
+def kept(gate: Gates, i: Expr) -> Expr:
+    """exp(L_C) of column i of the state."""
+    return gate.end[i]
+
+
+def pull_pairs(
+    tile: Tile,
+    gate: Gates,
+    G: Buffer,
+    left_rows: Buffer,
+    k_rows: Buffer,
+    dleft_rows: Buffer,
+    dk_rows: Buffer,
+    after: bool,
+    diagonal: bool,
+) -> None:
+    """Adds what `pairs` gives back to its rows, of features in the lanes; G is the cotangent of its scores."""
+    width = tile.width
+    with T.serial(extent(k_rows, 1) // width) as b:
+        lanes = T.ramp(b * width, 1, width)
+        _pull_lefts(tile, gate, lanes, G, k_rows, dleft_rows, after, diagonal)
+        _pull_keys(tile, gate, lanes, G, left_rows, dk_rows, after, diagonal)
+
+
+def _pull_lefts(
+    tile: Tile, gate: Gates, lanes: Expr, G: Buffer, k_rows: Buffer, dleft_rows: Buffer, after: bool, diagonal: bool
+) -> None:
+    """Keys decay from each token to the next."""
+    sums, (keys,) = zeros(tile.width, tile.tokens), registers(tile.width, 1)
+    row = T.ramp(0, 1, tile.width)
+    for s in range(tile.tokens):
+        T.buffer_store(keys, k_rows[s, lanes], [row])
+        if diagonal:
+            T.buffer_store(sums[s], sums[s][row] + _all(tile, G[s, s]) * keys[row], [row])
+        for t in range(s + 1, tile.tokens):
+            if after:
+                T.buffer_store(keys, keys[row] * gate.beta[t, lanes], [row])
+            T.buffer_store(sums[t], sums[t][row] + _all(tile, G[t, s]) * keys[row], [row])
+            if not after:
+                T.buffer_store(keys, keys[row] * gate.beta[t, lanes], [row])
+    for t, x in enumerate(sums):
+        T.buffer_store(dleft_rows, dleft_rows[t, lanes] + x[row], [t, lanes])
+
+
+def _pull_keys(
+    tile: Tile, gate: Gates, lanes: Expr, G: Buffer, left_rows: Buffer, dk_rows: Buffer, after: bool, diagonal: bool
+) -> None:
+    """What meets the keys decays from each token to the one before."""
+    sums, (left,) = zeros(tile.width, tile.tokens), registers(tile.width, 1)
+    row = T.ramp(0, 1, tile.width)
+    for t in range(tile.tokens):
+        T.buffer_store(left, left_rows[t, lanes], [row])
+        if diagonal:
+            T.buffer_store(sums[t], sums[t][row] + _all(tile, G[t, t]) * left[row], [row])
+        for s in reversed(range(t)):
+            if after or s < t - 1:
+                T.buffer_store(left, left[row] * gate.beta[s + 1, lanes], [row])
+            T.buffer_store(sums[s], sums[s][row] + _all(tile, G[t, s]) * left[row], [row])
+    for s, x in enumerate(sums):
+        T.buffer_store(dk_rows, dk_rows[s, lanes] + x[row], [s, lanes])
+
+
+def _all(tile: Tile, x: Expr) -> Expr:
+    return T.Broadcast(x, tile.width)
+
+
+def pull_gates(
+    tile: Tile,
+    gate: Gates,
+    S: Buffer,
+    dS: Buffer,
+    k_rows: Buffer,
+    dk_rows: Buffer,
+    lefts: tuple[tuple[Buffer, Buffer, bool], ...],
+    dlog_decay: Buffer,
+) -> None:
+    """dlog_decay[t, i] <- the sum over r >= t of the cotangents of L_ri; 0 where nothing is kept."""
+    width, features = tile.width, extent(k_rows, 1)
+    run, (total,) = T.alloc_buffer((features,), "float32"), registers(width, 1)
+    with T.serial(features) as i:
+        fill(total, T.float32(0))
+        add_products(tile, total, S, dS, i)
+        sum_of_lanes(total)
+        T.buffer_store(run, total[0], [i])
+    with T.serial(features // width) as b:
+
+        def add(rows: Buffer, drows: Buffer, t: Expr, sign: int = 1) -> None:
+            with T.vectorized(width) as lane:
+                i = b * width + lane
+                T.buffer_store(run, run[i] + rows[t, i] * drows[t, i] * T.float32(sign), [i])
+
+        with T.serial(tile.tokens) as back:
+            t = tile.tokens - 1 - back
+            for rows, drows, after in lefts:
+                if after:
+                    add(rows, drows, t)
+            add(k_rows, dk_rows, t, -1)
+            with T.vectorized(width) as lane:
+                i = b * width + lane
+                nothing = T.EQ(gate.beta[t, i], T.float32(0))
+                T.buffer_store(dlog_decay, T.Select(nothing, T.float32(0), run[i]), [t, i])
+            for rows, drows, after in lefts:
+                if not after:
+                    add(rows, drows, t)
+
+
+def store_gates(tensor: Buffer, dlog_decay: Buffer, first: Expr, valid: Expr, h: Expr) -> None:
+    """The tile's gradients of a tensor [tokens, heads, D_k] <- dlog_decay."""
+    with T.serial(valid) as t, T.serial(extent(tensor, 2)) as i:
+        T.buffer_store(tensor, dlog_decay[t, i], [first + t, h, i])

@@ -1,0 +1,87 @@
+"""Cotangents of what a tile writes, and of the scores that its readout and its residuals sum with."""
+
+from __future__ import annotations
+
+from tvm.script import tirx as T
+
+from codegen.backends.tvm.emit.expressions import Buffer, Expr, extent
+from codegen.backends.tvm.emit.products import Term, product, sums_of
+from codegen.backends.tvm.emit.tile import Tile
+from codegen.backends.tvm.emit.vectors import each_block
+from codegen.schedules.tvm_fields import VECTORS_PER_ROW
+
+
+def of_writes(tile: Tile, depth: int, scores: Buffer, dy_rows: Buffer, k_rows: Buffer, dS: Buffer, dX: Buffer) -> None:
+    """dX <- scores^T dY + K dS, of keys that are decayed to the tile's end."""
+    product(
+        tile,
+        tile.tokens,
+        extent(dX, 1),
+        (tile.tokens, lambda s, t: scores[t, s], lambda t, d: dy_rows[t, d]),
+        lambda s, d, x: T.buffer_store(dX, x, [s, d]),
+        None,
+        (depth, lambda s, i: k_rows[s, i], lambda i, d: dS[i, d]),
+    )
+
+
+def of_residuals(tile: Tile, g: Buffer, met: Buffer, dX: Buffer, dz: Buffer) -> None:
+    """dX_i <- dX_i + sum over t > i of met[t, i] dz_t, dz_i = -gamma_i dX_i: the system of `residuals`, back.
+
+    Args:
+        tile: sizes.
+        g: step sizes.
+        met: weights of the pairs of probes and keys.
+        dX: cotangents of what is written, from its readout and the state's end; those in all.
+        dz: the result, of z.
+    """
+
+    def columns(offset: Expr, block: int) -> None:
+        group = min(tile.tokens, max(1, tile.accumulators * tile.width // block))
+
+        def rows(first: Expr, count: int) -> None:
+            end = first + count
+            later: Term = (
+                lambda end: tile.tokens - end,
+                lambda i, t: met[t + end, i],
+                lambda t, d: dz[t + end, d],
+            )
+            sums = sums_of(first, count, offset, block, (later,))
+            for r in reversed(range(count)):
+                x = sums[r]
+                with T.vectorized(block) as lane:
+                    d = offset + lane
+                    for t in range(r + 1, count):
+                        T.buffer_store(x, x[lane] + met[first + t, first + r] * sums[t][lane], [lane])
+                    T.buffer_store(dX, dX[first + r, d] + x[lane], [first + r, d])
+                    T.buffer_store(x, T.float32(0) - g[first + r] * dX[first + r, d], [lane])
+                    T.buffer_store(dz, x[lane], [first + r, d])
+
+        whole = tile.tokens // group
+        if tile.tokens % group:
+            rows(whole * group, tile.tokens % group)
+        with T.serial(whole) as back:
+            rows((whole - 1 - back) * group, group)
+
+    each_block(extent(dX, 1), VECTORS_PER_ROW * tile.width, columns)
+
+
+def of_scores(tile: Tile, depth: int, rows: Buffer, X_cols: Buffer, G: Buffer) -> None:
+    """G[t, s] <- rows_t . X_s, for all pairs of tokens."""
+    product(
+        tile,
+        tile.tokens,
+        tile.tokens,
+        (depth, lambda t, d: rows[t, d], lambda d, s: X_cols[d, s]),
+        lambda t, s, x: T.buffer_store(G, x, [t, s]),
+    )
+
+
+def of_rows(tile: Tile, depth: int, width: int, S: Buffer, cols: Buffer, to_cols: Buffer) -> None:
+    """to_cols[i, t] <- the sum over d of S[i, d] cols[d, t]."""
+    product(
+        tile,
+        depth,
+        tile.tokens,
+        (width, lambda i, d: S[i, d], lambda d, t: cols[d, t]),
+        lambda i, t, x: T.buffer_store(to_cols, x, [i, t]),
+    )

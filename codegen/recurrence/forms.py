@@ -1,0 +1,43 @@
+"""Which rules have a form that computes the tokens of a tile at once, exactly."""
+
+from __future__ import annotations
+
+from codegen.rule import CHOICES, Rule
+
+HEBBIAN, SQUARED = "hebbian", "identity"
+"""The losses, as `Rule.phi` names them: -<z, a>, whose u does not depend on z, and 1/2 ||z - a||^2."""
+
+
+def why_no_chunk_form(rule: Rule, chunk: int, direction: str = "forward") -> str | None:
+    """Why the tokens of a tile cannot be computed at once, in one sentence; None if they can.
+
+    The Hebbian loss has sums over earlier tokens for it, and the squared loss with z at the token before a triangular
+    system (arXiv 2406.06484, section 3; arXiv 2412.06464, section 3).
+
+    Args:
+        rule: any.
+        chunk: C, tokens between two states that z is taken at.
+        direction: one of `codegen.spec.DIRECTIONS`.
+    """
+    if rule.phi not in (HEBBIAN, SQUARED):
+        return f"what a token writes is linear in the state only with phi='hebbian' or 'identity', not {rule.phi!r}"
+    if rule.phi == SQUARED and chunk > 1:
+        return f"the system of a squared loss has z at the token before, not at the start of a chunk of {chunk} tokens"
+    if rule.passes == 2:
+        return "a rule of two passes has two states, and the form is that of one"
+    if rule.decay == "slot":
+        return "a decay of each slot gives each slot a system of its own"
+    if rule.read == "chunk_start":
+        return "the form reads the state at each token, not at the start of a chunk"
+    if rule.erase and (rule.phi == SQUARED or chunk > 1):
+        return "with erase=True the form has phi='hebbian', and a chunk of 1 token"
+    if rule.phi == HEBBIAN and rule.probe == "own":
+        return "a Hebbian loss makes no use of a probe of its own"
+    for field in ("momentum", "normaliser", "transposed"):
+        if getattr(rule, field) != CHOICES[field][0]:
+            return f"the form has no {field}={getattr(rule, field)!r}"
+    if rule.window > 1 or rule.view != "identity" or rule.step_size == "reader_writer":
+        return "the form has no window, view or second step size"
+    if direction != "forward" and (rule.erase or rule.out != "identity"):
+        return "its reverse is not written for erase=True or a map of the readout"
+    return None
