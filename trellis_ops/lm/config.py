@@ -236,6 +236,11 @@ class TrellisConfig:
             return False
         return self.rule is None or bool(used_chunk_states(self.record, True))
 
+    @property
+    def starts_learned(self) -> bool:
+        """Whether some memory starts from a parameter, as asked for or because the rule's layer needs it."""
+        return self.learned_state or (self.rule is not None and rule_inputs(self.rule).first_state)
+
     def resolved(self, device: Device | None = None) -> TrellisConfig:
         """This configuration with every "auto" replaced by the number the tuner recommends for `device`.
 

@@ -75,9 +75,8 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         )
         learned = [name for name in states(self.rule) if name.startswith("S")]
         shapes = {name: (config.heads, *(self._sizes[axis] for axis in states(self.rule)[name])) for name in learned}
-        starts = config.learned_state or self.inputs.first_state
         self.first = nn.ParameterDict(
-            {name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()} if starts else {}
+            {name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()} if config.starts_learned else {}
         )
 
     def _mix_alone(self, x: Tensor, window: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ _NAMED: dict[str, RuleInputs] = {
     "yaad": RuleInputs(_STALE),
     "moneta": RuleInputs(_STALE),
     "omeganet": RuleInputs(_STALE),
-    # Its source reads the tokens of a chunk by local attention, which is not here: each token is a chunk.
+    # The sources of this and of in_place_ttt read the tokens of a chunk by attention, which is not here.
     "infini": RuleInputs(makes=("step_size",), features="positive"),
     "mesanet": RuleInputs(_WITHOUT_Z, {**_SCALAR, "step_size": _BETA}, made_by.decayed, ("log_decay",)),
     "lattice": RuleInputs(first_state=True),

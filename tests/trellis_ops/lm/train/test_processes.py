@@ -18,7 +18,8 @@ from trellis_ops.lm.train.saving import checkpoint as checkpoints
 pytestmark = pytest.mark.usefixtures("eager")
 
 # With phi = identity rounding is not amplified from window to window, so that a tight tolerance means something.
-RUN = [*SMALL, "--phi", "identity", "--save-every", "6", "--steps", "12"]
+STEPS = [*SMALL, "--save-every", "6", "--steps", "12"]
+RUN = [*STEPS, "--phi", "identity"]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,15 @@ def assert_same_curve(found: Path, expected: Path) -> None:
         assert numbers(mine) == pytest.approx(numbers(other), rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [(), ("--fsdp", "--learned-state")], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [("--phi", "identity"), ("--phi", "identity", "--fsdp", "--learned-state"), ("--rule", "in_place_ttt", "--fsdp")],
+    ids=" ".join,
+)
 def test_two_processes_train_as_one(options: tuple[str, ...], text: Path, tmp_path: Path) -> None:
     model = [each for each in options if each != "--fsdp"]
-    main([str(text), "--folder", str(tmp_path / "one"), *RUN, *model])
-    printed = finish(start([str(text), "--folder", str(tmp_path / "two"), *RUN, *options], processes=2))
+    main([str(text), "--folder", str(tmp_path / "one"), *STEPS, *model])
+    printed = finish(start([str(text), "--folder", str(tmp_path / "two"), *STEPS, *options], processes=2))
     assert "on 2 x cpu" in printed
     assert printed.count("held out:") == 1
     assert_same_curve(tmp_path / "two", tmp_path / "one")

@@ -145,7 +145,7 @@ def share_model(objective: Objective, processes: Processes, shard: bool) -> nn.M
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(processes.device.type, (processes.count,))
-        if not objective.model.config.learned_state:
+        if not objective.model.config.starts_learned:
             for block in objective.model.blocks:
                 fully_shard(block, mesh=mesh)
         fully_shard(objective, mesh=mesh)
