@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from codegen.errors import UnknownKernelError
+from codegen.recurrence.forms import split_chunk
+from codegen.rule import Rule
 from codegen.schedules.registry import kind_of
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
@@ -26,7 +28,8 @@ class Launch:
     Attributes:
         kernel: name of its template.
         grid: HEADS, MEMORIES or CHUNKS.
-        memory: "k" or "v" where a kernel for one memory, which says w, S and codes, works on one of the two.
+        memory: "k" or "v" where a kernel for one memory, which says w, S and codes, works on one of the two; "only" for
+            the memory of a rule of one pass.
         reverse: whether it belongs to the reverse pass.
         gradients: it is skipped unless one of these is wanted; none if it always runs.
     """
@@ -39,6 +42,8 @@ class Launch:
 
     def buffer_of(self, argument: str) -> str:
         """What an argument of the kernel is called outside of it."""
+        if self.memory == "only":
+            return {"w": "k", "target": "v", "read": "q"}.get(argument, argument)
         if self.memory is None or argument not in ("w", "S", "chunk_states", "codes"):
             return argument
         return self.memory if argument == "w" else f"{argument}_{self.memory}"
@@ -47,8 +52,18 @@ class Launch:
         """The spec that the kernel is rendered for, in an operator of `spec`."""
         if self.memory is None:
             return spec
+        if self.memory == "only":
+            return _of_one_memory(spec, self.kernel)
         dim = spec.problem.dim_k if self.memory == "k" else spec.problem.dim_v
         return replace(spec, problem=replace(spec.problem, operator="memory_update", dim_k=dim, dim_v=dim))
+
+
+def _of_one_memory(spec: Spec, kernel: str) -> Spec:
+    """What `memory_update` or `memory_readout` computes of a rule of one pass: S `[D_v, D_k]` has D_v slots."""
+    rule, problem = spec.rule, spec.problem
+    own = Rule(phi=rule.phi, phi_eps=rule.phi_eps, step_size=rule.step_size)
+    chunk, slots = split_chunk(rule, problem.chunk), problem.dim_v
+    return Spec(own, replace(problem, operator=kernel, dim_v=problem.dim_k, slots=slots, chunk=chunk))
 
 
 def _reverse(kernel: str, grid: str = HEADS, *gradients: str) -> Launch:
@@ -65,6 +80,7 @@ LAUNCHES: dict[str, tuple[Launch, ...]] = {
     ),
     "recurrent": (Launch("memory_step"),),
     "recurrence": (Launch("recurrence"),),
+    "split_one_pass": (Launch("memory_update", memory="only"), Launch("memory_readout", CHUNKS, memory="only")),
     "chunks": (Launch("memory_chunks"),),
     "chunks_backward": (Launch("memory_chunks"), _reverse("memory_chunks_backward")),
     "recurrence_backward": (Launch("recurrence"), _reverse("recurrence_backward")),

@@ -91,13 +91,13 @@ class CompiledOperator:
 
     @property
     def segment_tokens(self) -> int:
-        """Of a backward operator: how many tokens, a multiple of the chunk, lie between the states that it keeps."""
+        """How many tokens lie between two states that are kept, of a backward operator a multiple of the chunk."""
         return self.schedule.segment_tokens(self.spec)
 
     @property
     def chunk_tokens(self) -> int:
-        """The chunk that `Sequences` of a call count: of a backward what lies between the states that it keeps."""
-        return self.spec.problem.chunk if self.spec.problem.direction == "forward" else self.segment_tokens
+        """The chunk that `Sequences` of a call count: what lies between two states that are kept."""
+        return self.segment_tokens
 
     @functools.cached_property
     def arguments(self) -> tuple[Argument, ...]:

@@ -1,7 +1,8 @@
-"""Which rules have a form that computes the tokens of a tile at once, exactly."""
+"""Which rules have a form that computes the tokens of a tile, or of a chunk, at once, exactly."""
 
 from __future__ import annotations
 
+from codegen.recurrence.of_rule import write_inputs
 from codegen.rule import CHOICES, Rule
 
 HEBBIAN, SQUARED = "hebbian", "identity"
@@ -40,4 +41,38 @@ def why_no_chunk_form(rule: Rule, chunk: int, direction: str = "forward") -> str
         return "the form has no window, view or second step size"
     if direction != "forward" and (rule.erase or rule.out != "identity"):
         return "its reverse is not written for erase=True or a map of the readout"
+    return None
+
+
+WHOLE_CHUNK = 64
+"""Tokens that are computed at once where no chunk decides what is computed."""
+
+
+def split_chunk(rule: Rule, chunk: int) -> int:
+    """The chunk that the kernels of `why_no_split_form` take: that of the call, or a longer one if u needs no z."""
+    return chunk if "z" in write_inputs(rule.phi) else max(chunk, WHOLE_CHUNK)
+
+
+def why_no_split_form(rule: Rule, chunk: int) -> str | None:
+    """Why the kernels of one memory, `memory_update` and `memory_readout`, do not compute a rule; None if they do.
+
+    With z at the start of the chunk, what its tokens write is known at once, whatever the loss.
+
+    Args:
+        rule: any.
+        chunk: C, tokens between two states that z is taken at.
+    """
+    if split_chunk(rule, chunk) == 1:
+        return "with a chunk of 1 token there is nothing to compute at once"
+    if rule.passes == 2:
+        return "it has two memories; the form is that of one"
+    if rule.decay != "scalar":
+        return f"the form has decay='scalar', not {rule.decay!r}"
+    if rule.read != "after" or rule.out != "identity":
+        return "the form reads S after the write, and has no map of the readout"
+    for field in ("probe", "erase", "momentum", "normaliser", "transposed"):
+        if getattr(rule, field) != CHOICES[field][0]:
+            return f"the form has no {field}={getattr(rule, field)!r}"
+    if rule.window > 1 or rule.view != "identity" or rule.step_size == "reader_writer" or rule.loss.takes_gain:
+        return "the form has no window, view, second step size or gain"
     return None

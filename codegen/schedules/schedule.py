@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 
 from codegen.device import Device
 from codegen.extent import Extent
+from codegen.recurrence.forms import split_chunk
 from codegen.spec import FAMILY_OPERATORS, Spec
 
 Value = int | str
@@ -24,7 +25,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "memory_readout_transposed": ("readout",),
     "trellis_step": ("recurrent",),
     "trellis_step_chunked": ("recurrent",),
-    "memory_attention": ("recurrence", "chunks"),
+    "memory_attention": ("recurrence", "chunks", "split_one_pass"),
     "memory_step": ("recurrence",),
     "memory_step_chunked": ("recurrence",),
 }
@@ -36,6 +37,7 @@ split: an update kernel per memory that stores chunk-start states and codes, the
 recurrent: token by token, exact; with one token it is the decode step.
 recurrence: any rule token by token, with z at the start of the chunk; with one token it is the decode step.
 chunks: rules that are linear in their state, the tokens of a tile at once, exact for any of its lengths.
+split_one_pass: rules whose write takes z at the chunk's start, by the two kernels of `split` for one memory.
 """
 
 BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {
@@ -54,10 +56,13 @@ chunks_backward: rules that are linear in their state, the tokens of a tile at o
 FEWEST_TOKENS_PER_STATE = 16
 """A state is M x D numbers: stored for every token, states take hundreds of times what the inputs take."""
 
+ONE_PASS = "split_one_pass"
+"""The variant of rules that `codegen.recurrence.forms.why_no_split_form` lets pass."""
+
 CHUNK_FORMS = ("chunks", "chunks_backward")
 """Variants of rules that `codegen.recurrence.forms` has a form for."""
 
-PARALLEL_OVER_CHUNKS = ("split", "readout", "backward_split", "backward_chunks")
+PARALLEL_OVER_CHUNKS = ("split", "split_one_pass", "readout", "backward_split", "backward_chunks")
 """Variants with a kernel that has a program for each chunk of each head."""
 
 
@@ -180,8 +185,15 @@ class Schedule(ABC):
         """How many chunks a backward puts between two states that it keeps."""
 
     def segment_tokens(self, spec: Spec) -> int:
-        """How many tokens a backward puts between two states that it keeps: as many chunks, or tokens of any rule."""
+        """How many tokens lie between two states that are kept: of as many chunks, or as many of any rule."""
+        if self.variant == ONE_PASS:
+            return self.chunk_of(spec)
         return self.segment if spec.problem.operator in FAMILY_OPERATORS else self.segment * spec.problem.chunk
+
+    def chunk_of(self, spec: Spec) -> int:
+        """The chunk that its kernels take: C, but where the rule leaves it free."""
+        chunk = spec.problem.chunk
+        return split_chunk(spec.rule, chunk) if self.variant == ONE_PASS else chunk
 
     @abstractmethod
     def segment_tiles(self, spec: Spec, tokens: int | None = None) -> int:

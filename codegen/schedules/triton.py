@@ -7,8 +7,9 @@ from typing import ClassVar, Self
 
 from codegen.device import THREADS_PER_WARP, Device
 from codegen.extent import Extent
+from codegen.recurrence.forms import split_chunk, why_no_split_form
 from codegen.schedules.precision import dot_precisions, usual_precision, why_too_few_bits
-from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, VARIANTS, TileLoop
+from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, ONE_PASS, VARIANTS, TileLoop
 from codegen.schedules.triton_fields import TritonFields
 from codegen.spec import Problem, Spec, next_power_of_two
 
@@ -54,9 +55,10 @@ class TritonSchedule(TritonFields):
             # bf16.
             return cls(variant, 16, 8 if large else 4, 1, "ieee", ptxas=ptxas)
         variant = "split" if variant == "fused" else variant
-        if large or (problem.dtype == "float32" and problem.chunk > 16):
+        chunk = split_chunk(spec.rule, problem.chunk) if variant == ONE_PASS else problem.chunk
+        if large or (problem.dtype == "float32" and chunk > 16):
             return cls(variant, 16, 8, 1, precision)
-        tile = min(64, max(16, next_power_of_two(problem.chunk)))
+        tile = min(64, max(16, next_power_of_two(chunk)))
         warps, stages = _WARPS_AND_STAGES.get(device.arch, (8, 1))
         return cls(variant, tile, warps, stages, precision, ptxas=ptxas)
 
@@ -72,7 +74,7 @@ class TritonSchedule(TritonFields):
 
     def why_illegal(self, spec: Spec, device: Device) -> str | None:
         """By the chunk, the variant, the assembler, the loads and the precision."""
-        chunk = spec.problem.chunk
+        chunk = self.chunk_of(spec)
         of_chunks = self.variant != "recurrence_backward"
         if spec.problem.direction != "forward" and of_chunks and chunk > _LONGEST_BACKWARD_CHUNK:
             return f"the backward kernel takes chunks of at most {_LONGEST_BACKWARD_CHUNK} tokens, not {chunk}"
@@ -181,4 +183,6 @@ def _default_variant(spec: Spec) -> str:
         return BACKWARD_VARIANTS[problem.operator][0]
     if problem.operator == "trellis_attention" and problem.chunk == 1:
         return "recurrent"
+    if problem.operator == "memory_attention" and not why_no_split_form(spec.rule, problem.chunk):
+        return ONE_PASS
     return VARIANTS[problem.operator][0]

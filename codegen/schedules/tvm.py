@@ -7,10 +7,10 @@ from typing import ClassVar, Self
 
 from codegen.device import Device
 from codegen.extent import MOST_SEGMENTS, Extent
-from codegen.recurrence.forms import why_no_chunk_form
+from codegen.recurrence.forms import split_chunk, why_no_chunk_form, why_no_split_form
 from codegen.schedules import tvm_cuda
 from codegen.schedules.cuda_block import block_of
-from codegen.schedules.schedule import BACKWARD_VARIANTS, CHUNK_FORMS, FEWEST_TOKENS_PER_STATE, VARIANTS
+from codegen.schedules.schedule import BACKWARD_VARIANTS, CHUNK_FORMS, FEWEST_TOKENS_PER_STATE, ONE_PASS, VARIANTS
 from codegen.schedules.tvm_fields import FEWEST_ACCUMULATORS, VECTORS_PER_ROW, WITHOUT_TILE, TvmFields
 from codegen.spec import Spec, next_power_of_two
 
@@ -60,7 +60,8 @@ class TvmSchedule(TvmFields):
         if variant == "backward":
             return cls._default_backward(spec.problem.chunk, width, _most_without_spills(device), threads)
         if variant not in _SPANNING:
-            tile = max(width, min(tile, next_power_of_two(spec.problem.chunk)))
+            chunk = split_chunk(spec.rule, spec.problem.chunk) if variant == ONE_PASS else spec.problem.chunk
+            tile = max(width, min(tile, next_power_of_two(chunk)))
         return cls(variant, tile, width, min(_DEFAULT_ACCUMULATORS, _most_without_spills(device)), threads)
 
     @classmethod
@@ -82,7 +83,7 @@ class TvmSchedule(TvmFields):
             return f"no CPU kernel has {self.dot_precision} dots: dot_precision must be 'ieee'"
         if self.vector_width * 32 > device.vector_bits:
             return f"vector_width {self.vector_width} exceeds the {device.vector_bits}-bit vectors of {device.arch}"
-        reason = self._why_illegal_tile(spec.problem.chunk)
+        reason = self._why_illegal_tile(self.chunk_of(spec))
         if reason is not None:
             return reason
         if self.variant == "chunks_backward" and self.checkpoint_spacing % self.tile_tokens:
@@ -173,6 +174,8 @@ def _default_variant(spec: Spec, device: Device) -> str:
     problem = spec.problem
     reverse = problem.direction != "forward"
     if problem.operator == "memory_attention" and problem.tokens > _FEWEST_IN_TILES:
+        if not reverse and problem.chunk >= _DEFAULT_TILE and not why_no_split_form(spec.rule, problem.chunk):
+            return "chunks" if not why_no_chunk_form(spec.rule, problem.chunk) else ONE_PASS
         variants = CHUNK_FORMS if not why_no_chunk_form(spec.rule, problem.chunk, problem.direction) else _WALKS
         return variants[reverse]
     if reverse and problem.operator in BACKWARD_VARIANTS:

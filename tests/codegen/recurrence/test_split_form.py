@@ -1,0 +1,26 @@
+"""Rules of one pass by the two kernels of one memory, on TVM, and the rules that are not computed so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support.split_cases import NOT_COMPUTED, check_split, each_case, reason
+
+
+@each_case
+def test_the_kernels_of_one_memory_compute_a_rule_of_one_pass(phi, chunk):
+    check_split(phi, chunk, "tvm", "chunks" if phi == "hebbian" else "split_one_pass")
+
+
+def test_bfloat16():
+    check_split("huber", 16, "tvm", "split_one_pass", torch.bfloat16)
+
+
+@pytest.mark.parametrize("fields", NOT_COMPUTED, ids=str)
+def test_a_rule_that_needs_more_is_not_computed_so(fields):
+    assert reason(fields)
+
+
+def test_one_token_alone_is_not_computed_so():
+    assert reason({"phi": "huber"}, chunk=1) and not reason({"phi": "hebbian"}, chunk=1)
