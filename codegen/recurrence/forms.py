@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codegen.recurrence.of_rule import write_inputs
-from codegen.rule import CHOICES, Rule
+from codegen.rule import CHOICES, SOLVE, Rule
 
 HEBBIAN, SQUARED = "hebbian", "identity"
 """The losses, as `Rule.phi` names them: -<z, a>, whose u does not depend on z, and 1/2 ||z - a||^2."""
@@ -24,9 +24,9 @@ def why_no_chunk_form(rule: Rule, chunk: int, direction: str = "forward") -> str
         return f"what a token writes is linear in the state only with phi='hebbian' or 'identity', not {rule.phi!r}"
     if rule.phi == SQUARED and chunk > 1:
         return f"the system of a squared loss has z at the token before, not at the start of a chunk of {chunk} tokens"
-    if rule.passes == 2:
-        return "a rule of two passes has two states, and the form is that of one"
-    if rule.decay == "slot":
+    if rule.passes == 2 and (rule.phi == SQUARED or rule.link == SOLVE):
+        return "in two passes the form has phi='hebbian' and a link that is a map"
+    if rule.decay == "slot" and rule.passes == 1:
         return "a decay of each slot gives each slot a system of its own"
     if rule.read == "chunk_start":
         return "the form reads the state at each token, not at the start of a chunk"
@@ -39,8 +39,8 @@ def why_no_chunk_form(rule: Rule, chunk: int, direction: str = "forward") -> str
             return f"the form has no {field}={getattr(rule, field)!r}"
     if rule.window > 1 or rule.view != "identity" or rule.step_size == "reader_writer":
         return "the form has no window, view or second step size"
-    if direction != "forward" and (rule.erase or rule.out != "identity"):
-        return "its reverse is not written for erase=True or a map of the readout"
+    if direction != "forward" and (rule.erase or rule.out != "identity" or rule.passes == 2):
+        return "its reverse is not written for erase=True, a map of the readout, or two passes"
     return None
 
 

@@ -88,10 +88,12 @@ class TvmSchedule(TvmFields):
             return reason
         if self.variant == "chunks_backward" and self.checkpoint_spacing % self.tile_tokens:
             return f"checkpoint_spacing {self.checkpoint_spacing} is no multiple of tile_tokens {self.tile_tokens}"
-        if self.variant in CHUNK_FORMS and spec.rule.decay == "channel" and self.tile_tokens > self.vector_width:
-            return (
-                f"a decay of each column is taken a vector of tokens at a time: tile_tokens must be {self.vector_width}"
-            )
+        if (
+            self.variant in CHUNK_FORMS
+            and spec.rule.decay in ("slot", "channel")
+            and self.tile_tokens > self.vector_width
+        ):
+            return f"a tile of gates of each slot or column is one vector: tile_tokens must be {self.vector_width}"
         if self.accumulators > _most_accumulators(device):
             return f"{self.accumulators} accumulators do not fit the vector registers of {device.arch}"
         if self.threads > device.cores:

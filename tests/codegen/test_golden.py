@@ -67,6 +67,9 @@ TVM_CHUNKS = TvmSchedule("chunks", tile_tokens=16, vector_width=16, accumulators
 LINEAR = Spec(
     Rule("hebbian", passes=1, step_size="token"), replace(PLAIN.problem, operator="memory_attention", chunk=1)
 )
+SLOTS = Spec(
+    Rule("hebbian", link="softmax", decay="slot"), replace(PADDED.problem, operator="memory_attention", chunk=1)
+)
 # A triangular system, a gate for each column, a map of the readout; every size is padded.
 DELTA = Spec(
     Rule("identity", out="ln_silu", passes=1, decay="channel", decay_first=True, probe="own"),
@@ -123,6 +126,7 @@ def backward(spec: Spec, direction: str) -> Spec:
 GOLDEN = [
     Golden("memory_chunks", LINEAR, TVM_CHUNKS, "x86-64-v4"),
     Golden("memory_chunks", DELTA, replace(TVM_CHUNKS, tile_tokens=8, vector_width=8), "x86-64-v4", "padded"),
+    Golden("memory_chunks", SLOTS, replace(TVM_CHUNKS, tile_tokens=8, vector_width=8), "x86-64-v4", "two_passes"),
     Golden(
         *("memory_chunks_backward", backward(replace(DELTA, rule=replace(DELTA.rule, out="identity")), "backward")),
         *(replace(TVM_CHUNKS, variant="chunks_backward", checkpoint_spacing=64), "x86-64-v4"),

@@ -23,6 +23,9 @@ RULES = {
     "kda": replace(LINEAR, phi="identity", decay="channel", decay_first=True, step_size="head"),
     "rwkv7": replace(LINEAR, decay="channel", erase=True, step_size="head"),
     "erase_post": replace(LINEAR, decay_first=True, erase=True, read="before"),
+    "gsa": Rule("hebbian", link="softmax", decay="slot"),
+    "gsa_before": Rule("hebbian", link="softmax", out="ln_silu", decay="slot", step_size="token", read="before"),
+    "linked": Rule("hebbian", link="ln_silu"),
     "channel_pre": replace(LINEAR, phi="identity", decay="channel", probe="own", read="before", out="ln_silu"),
 }
 
@@ -36,6 +39,7 @@ class Sizes:
     heads: int = 3
     dim_k: int = 24
     dim_v: int = 20
+    slots: int = 5
 
 
 Named = dict[str, torch.Tensor]
@@ -44,7 +48,8 @@ Named = dict[str, torch.Tensor]
 def inputs(rule: Rule, sizes: Sizes, dtype: torch.dtype = torch.float32, sequences: int = 2) -> tuple[Named, Named]:
     """The tensors of a call and its initial states."""
     torch.manual_seed(0)
-    length = {"dim_k": sizes.dim_k, "dim_v": sizes.dim_v}
+    length = {"dim_k": sizes.dim_k, "dim_v": sizes.dim_v, "slots": sizes.slots}
+    length |= {} if rule.passes == 2 else {"slots": sizes.dim_v}
     given = {}
     for each in tensors(rule):
         leading = (sizes.heads,) if each.per == HEAD else (sizes.batch, sizes.tokens, sizes.heads)
@@ -53,7 +58,7 @@ def inputs(rule: Rule, sizes: Sizes, dtype: torch.dtype = torch.float32, sequenc
             x = torch.nn.functional.normalize(x, dim=-1)
         elif each.name == "log_decay":
             x = torch.nn.functional.logsigmoid(x)
-        elif each.name == "step_size":
+        elif each.name in ("step_size", "target"):
             x = x.sigmoid()
         elif each.name in ("erase_a", "erase_b"):
             x = (1 if each.name == "erase_b" else -1) * torch.nn.functional.normalize(x.abs(), dim=-1)
@@ -69,7 +74,7 @@ def spec_of(rule: Rule, given: Named, chunk: int = 1, direction: str = "forward"
     """The spec of a call."""
     q, v = given["q"], given["v"]
     batch, tokens, heads = q.shape[:3]
-    sizes = {"dim_k": q.shape[-1], "dim_v": v.shape[-1], "slots": v.shape[-1], "chunk": chunk}
+    sizes = {"dim_k": q.shape[-1], "dim_v": v.shape[-1], "slots": given.get("target", v).shape[-1], "chunk": chunk}
     dtype = str(q.dtype).removeprefix("torch.")
     return Spec(rule, Problem("memory_attention", batch, tokens, heads, **sizes, dtype=dtype, direction=direction))
 

@@ -22,27 +22,27 @@ WIDTH = cpu().vector_bits // 32
 
 
 def schedule(rule: Rule, tile: int = WIDTH, width: int = WIDTH, accumulators: int = 8) -> TvmSchedule:
-    return TvmSchedule("chunks", width if rule.decay == "channel" else tile, width, accumulators, threads=2)
+    return TvmSchedule("chunks", width if rule.decay in ("slot", "channel") else tile, width, accumulators, threads=2)
 
 
 def chunked(
     rule: Rule, given: Named, first: Named, how: TvmSchedule, offsets: torch.Tensor | None = None, chunk: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and the final state, of outputs that held NaN."""
+) -> tuple[torch.Tensor, ...]:
+    """y and the final states, of outputs that held NaN."""
     operator = build(spec_of(rule, given, chunk), how, cpu())
     final = {name: x.clone() for name, x in first.items()}
     y = torch.full_like(given["v"].flatten(0, 1), float("nan"))
     operator.forward(flat(rule, given) | final | {"y": y}, sequences_of(given, offsets))
-    return y.view_as(given["v"]), final["S"]
+    return y.view_as(given["v"]), *final.values()
 
 
 def walked(
     rule: Rule, given: Named, first: Named, offsets: torch.Tensor | None = None, chunk: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """The same token by token, in float64."""
     wide = ({name: x.double() for name, x in named.items()} for named in (given, first))
     y, final = attention(rule, *wide, chunk_size=chunk, cu_seqlens=offsets)
-    return y, final["S"]
+    return y, *final.values()
 
 
 def require_close(found: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...], bound: float) -> None:
@@ -57,7 +57,7 @@ def test_a_batch_with_initial_states(name: str) -> None:
     require_close(chunked(rule, *call, schedule(rule)), walked(rule, *call), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["linear", "kda", "rwkv7"])
+@pytest.mark.parametrize("name", ["linear", "kda", "rwkv7", "gsa"])
 def test_packed_sequences_that_are_empty_or_end_inside_a_tile(name: str) -> None:
     rule, offsets = RULES[name], torch.tensor([0, 0, 17, 17, 50, 51, 83])
     call = inputs(rule, Sizes(batch=1, tokens=83), sequences=6)
@@ -88,7 +88,7 @@ def test_half_precision(name: str, dtype: torch.dtype, bound: float) -> None:
     require_close(chunked(rule, *call, schedule(rule)), walked(rule, *call), bound)
 
 
-@pytest.mark.parametrize("name", ["linear", "gated_deltanet", "kda", "rwkv7"])
+@pytest.mark.parametrize("name", ["linear", "gated_deltanet", "kda", "rwkv7", "gsa"])
 def test_strong_gates_forget_exactly(name: str) -> None:
     rule = RULES[name]
     given, first = inputs(rule, Sizes())
@@ -122,8 +122,11 @@ def test_the_chunk_of_a_hebbian_loss_is_any() -> None:
 @pytest.mark.parametrize(
     ("name", "chunk", "has"),
     [
-        *((name, 1, True) for name in ("linear", "gla", "deltanet", "gated_deltanet", "comba", "kda", "gdn2", "rwkv7")),
-        *((name, 1, False) for name in ("trellis", "gsa", "oja", "ttt_linear", "titans", "yaad", "omeganet")),
+        *(
+            (name, 1, True)
+            for name in ("linear", "gla", "deltanet", "gated_deltanet", "comba", "kda", "gdn2", "rwkv7", "gsa", "abc")
+        ),
+        *((name, 1, False) for name in ("trellis", "oja", "ttt_linear", "titans", "yaad", "omeganet")),
         *((name, 1, False) for name in ("infini", "mesanet", "lattice", "memora", "in_place_ttt")),
         *(("linear", 16, True), ("deltanet", 16, False), ("rwkv7", 16, False)),
     ],

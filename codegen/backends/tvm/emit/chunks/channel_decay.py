@@ -123,28 +123,40 @@ def pull_pairs(
     width = tile.width
     with T.serial(extent(k_rows, 1) // width) as b:
         lanes = T.ramp(b * width, 1, width)
-        _pull_lefts(tile, gate, lanes, G, k_rows, dleft_rows, after, diagonal)
+        _add_decayed(tile, gate, lanes, G, k_rows, dleft_rows, after, diagonal)
         _pull_keys(tile, gate, lanes, G, left_rows, dk_rows, after, diagonal)
 
 
-def _pull_lefts(
-    tile: Tile, gate: Gates, lanes: Expr, G: Buffer, k_rows: Buffer, dleft_rows: Buffer, after: bool, diagonal: bool
+def add_decayed(
+    tile: Tile, gate: Gates, weights: Buffer, rows: Buffer, to: Buffer, after: bool, diagonal: bool
 ) -> None:
-    """Keys decay from each token to the next."""
-    sums, (keys,) = zeros(tile.width, tile.tokens), registers(tile.width, 1)
+    """to[t, i] <- itself + the sum over s <= t of weights[t, s] exp(L_ti - L_si) rows[s, i].
+
+    With L_(t-1) unless `after`, and over s < t without the diagonal.
+    """
+    with T.serial(extent(rows, 1) // tile.width) as b:
+        lanes = T.ramp(b * tile.width, 1, tile.width)
+        _add_decayed(tile, gate, lanes, weights, rows, to, after, diagonal)
+
+
+def _add_decayed(
+    tile: Tile, gate: Gates, lanes: Expr, weights: Buffer, rows: Buffer, to: Buffer, after: bool, diagonal: bool
+) -> None:
+    """A row decays from each token to the next."""
+    sums, (decayed,) = zeros(tile.width, tile.tokens), registers(tile.width, 1)
     row = T.ramp(0, 1, tile.width)
     for s in range(tile.tokens):
-        T.buffer_store(keys, k_rows[s, lanes], [row])
+        T.buffer_store(decayed, rows[s, lanes], [row])
         if diagonal:
-            T.buffer_store(sums[s], sums[s][row] + _all(tile, G[s, s]) * keys[row], [row])
+            T.buffer_store(sums[s], sums[s][row] + _all(tile, weights[s, s]) * decayed[row], [row])
         for t in range(s + 1, tile.tokens):
             if after:
-                T.buffer_store(keys, keys[row] * gate.beta[t, lanes], [row])
-            T.buffer_store(sums[t], sums[t][row] + _all(tile, G[t, s]) * keys[row], [row])
+                T.buffer_store(decayed, decayed[row] * gate.beta[t, lanes], [row])
+            T.buffer_store(sums[t], sums[t][row] + _all(tile, weights[t, s]) * decayed[row], [row])
             if not after:
-                T.buffer_store(keys, keys[row] * gate.beta[t, lanes], [row])
+                T.buffer_store(decayed, decayed[row] * gate.beta[t, lanes], [row])
     for t, x in enumerate(sums):
-        T.buffer_store(dleft_rows, dleft_rows[t, lanes] + x[row], [t, lanes])
+        T.buffer_store(to, to[t, lanes] + x[row], [t, lanes])
 
 
 def _pull_keys(
