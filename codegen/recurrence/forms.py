@@ -39,8 +39,8 @@ def why_no_chunk_form(rule: Rule, chunk: int, direction: str = "forward") -> str
             return f"the form has no {field}={getattr(rule, field)!r}"
     if rule.window > 1 or rule.view != "identity" or rule.step_size == "reader_writer":
         return "the form has no window, view or second step size"
-    if direction != "forward" and (rule.erase or rule.out != "identity" or rule.passes == 2):
-        return "its reverse is not written for erase=True, a map of the readout, or two passes"
+    if direction != "forward" and (rule.out != "identity" or rule.passes == 2):
+        return "its reverse is not written for a map of the readout, or two passes"
     return None
 
 

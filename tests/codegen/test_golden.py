@@ -126,6 +126,10 @@ def backward(spec: Spec, direction: str) -> Spec:
 GOLDEN = [
     Golden("memory_chunks", LINEAR, TVM_CHUNKS, "x86-64-v4"),
     Golden("memory_chunks", DELTA, replace(TVM_CHUNKS, tile_tokens=8, vector_width=8), "x86-64-v4", "padded"),
+    Golden(
+        *("memory_chunks_backward", backward(replace(LINEAR, rule=replace(LINEAR.rule, erase=True)), "backward")),
+        *(replace(TVM_CHUNKS, variant="chunks_backward", checkpoint_spacing=64), "x86-64-v4", "erasing"),
+    ),
     Golden("memory_chunks", SLOTS, replace(TVM_CHUNKS, tile_tokens=8, vector_width=8), "x86-64-v4", "two_passes"),
     Golden(
         *("memory_chunks_backward", backward(replace(DELTA, rule=replace(DELTA.rule, out="identity")), "backward")),

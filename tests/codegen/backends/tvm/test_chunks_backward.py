@@ -18,7 +18,7 @@ from trellis_ops.eager.recurrence import attention
 
 WIDTH = cpu().vector_bits // 32
 SCHEDULE = TvmSchedule("chunks_backward", WIDTH, WIDTH, 8, threads=2, checkpoint_spacing=2 * WIDTH)
-WITH_BACKWARD = ("linear", "fixed", "gla", "deltanet", "gated_deltanet", "comba", "kda")
+WITH_BACKWARD = ("linear", "fixed", "gla", "deltanet", "gated_deltanet", "comba", "kda", "rwkv7", "erase_post")
 LONG = Sizes(tokens=4 * WIDTH + 5)
 
 
@@ -125,7 +125,7 @@ def test_bfloat16() -> None:
     require_close(chunked(rule, *call, *ends), walked(rule, *call, *ends), 2e-2)
 
 
-@pytest.mark.parametrize("name", ["gated_deltanet", "kda"])
+@pytest.mark.parametrize("name", ["kda", "rwkv7"])
 def test_strong_gates(name: str) -> None:
     rule = RULES[name]
     given, first = inputs(rule, LONG)
@@ -156,7 +156,7 @@ def test_a_head_that_is_not_finite_stays_alone(name: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "how", "reason"),
     [
-        (RULES["rwkv7"], SCHEDULE, "erase=True"),
+        (RULES["gsa"], SCHEDULE, "two passes"),
         (replace(RULES["linear"], out="ln_silu"), SCHEDULE, "a map of the readout"),
         (RULES["linear"], replace(SCHEDULE, tile_tokens=32, checkpoint_spacing=16), "is no multiple of tile_tokens 32"),
     ],
@@ -167,7 +167,7 @@ def test_what_has_no_such_reverse(rule: Rule, how: TvmSchedule, reason: str) -> 
 
 
 def test_defaults() -> None:
-    for name, variant in (("kda", "chunks_backward"), ("rwkv7", "recurrence_backward")):
+    for name, variant in (("kda", "chunks_backward"), ("rwkv7", "chunks_backward"), ("gsa", "recurrence_backward")):
         spec = spec_of(RULES[name], inputs(RULES[name], LONG)[0], direction="backward")
         how = TvmSchedule.default(spec, cpu())
         assert how.variant == variant

@@ -186,13 +186,12 @@ def pull_gates(
     gate: Gates,
     S: Buffer,
     dS: Buffer,
-    k_rows: Buffer,
-    dk_rows: Buffer,
+    keys: tuple[tuple[Buffer, Buffer], ...],
     lefts: tuple[tuple[Buffer, Buffer, bool], ...],
     dlog_decay: Buffer,
 ) -> None:
     """dlog_decay[t, i] <- the sum over r >= t of the cotangents of L_ri; 0 where nothing is kept."""
-    width, features = tile.width, extent(k_rows, 1)
+    width, features = tile.width, extent(gate.end, 0)
     run, (total,) = T.alloc_buffer((features,), "float32"), registers(width, 1)
     with T.serial(features) as i:
         fill(total, T.float32(0))
@@ -211,7 +210,8 @@ def pull_gates(
             for rows, drows, after in lefts:
                 if after:
                     add(rows, drows, t)
-            add(k_rows, dk_rows, t, -1)
+            for rows, drows in keys:
+                add(rows, drows, t, -1)
             with T.vectorized(width) as lane:
                 i = b * width + lane
                 nothing = T.EQ(gate.beta[t, i], T.float32(0))

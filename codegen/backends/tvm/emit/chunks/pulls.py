@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm.script import tirx as T
 
 from codegen.backends.tvm.emit.expressions import Buffer, Expr, extent
@@ -11,17 +13,34 @@ from codegen.backends.tvm.emit.vectors import each_block
 from codegen.schedules.tvm_fields import VECTORS_PER_ROW
 
 
-def of_writes(tile: Tile, depth: int, scores: Buffer, dy_rows: Buffer, k_rows: Buffer, dS: Buffer, dX: Buffer) -> None:
-    """dX <- scores^T dY + K dS, of keys that are decayed to the tile's end."""
+def of_writes(
+    tile: Tile,
+    depth: int,
+    scores: Buffer,
+    dy_rows: Buffer,
+    k_rows: Buffer,
+    dS: Buffer,
+    dX: Buffer,
+    *read: tuple[Buffer, Buffer],
+) -> None:
+    """dX <- scores^T dY + K dS, of keys that are decayed to the tile's end.
+
+    More that reads what is written comes in pairs, weights and the cotangents of what they give.
+    """
     product(
         tile,
         tile.tokens,
         extent(dX, 1),
-        (tile.tokens, lambda s, t: scores[t, s], lambda t, d: dy_rows[t, d]),
+        _read_by(tile, scores, dy_rows),
         lambda s, d, x: T.buffer_store(dX, x, [s, d]),
         None,
         (depth, lambda s, i: k_rows[s, i], lambda i, d: dS[i, d]),
+        *(_read_by(tile, *each) for each in read),
     )
+
+
+def _read_by(tile: Tile, weights: Buffer, drows: Buffer) -> Term:
+    return tile.tokens, lambda s, t: weights[t, s], lambda t, d: drows[t, d]
 
 
 def of_residuals(tile: Tile, g: Buffer, met: Buffer, dX: Buffer, dz: Buffer) -> None:
@@ -34,6 +53,16 @@ def of_residuals(tile: Tile, g: Buffer, met: Buffer, dX: Buffer, dz: Buffer) -> 
         dX: cotangents of what is written, from its readout and the state's end; those in all.
         dz: the result, of z.
     """
+    _substitute_back(tile, met, dX, dz, lambda t, x: T.float32(0) - g[t] * x)
+
+
+def of_erasures(tile: Tile, met_erased: Buffer, dE: Buffer) -> None:
+    """dE_i <- dE_i + sum over t > i of met_erased[t, i] dE_t: the system of `of_erasures` of what is written, back."""
+    _substitute_back(tile, met_erased, dE, dE, lambda t, x: x)
+
+
+def _substitute_back(tile: Tile, met: Buffer, dX: Buffer, given: Buffer, row_of: Callable[[Expr, Expr], Expr]) -> None:
+    """dX_i <- dX_i + sum over t > i of met[t, i] given_t, given_i = row_of(i, dX_i), row after row from the last."""
 
     def columns(offset: Expr, block: int) -> None:
         group = min(tile.tokens, max(1, tile.accumulators * tile.width // block))
@@ -43,7 +72,7 @@ def of_residuals(tile: Tile, g: Buffer, met: Buffer, dX: Buffer, dz: Buffer) -> 
             later: Term = (
                 lambda end: tile.tokens - end,
                 lambda i, t: met[t + end, i],
-                lambda t, d: dz[t + end, d],
+                lambda t, d: given[t + end, d],
             )
             sums = sums_of(first, count, offset, block, (later,))
             for r in reversed(range(count)):
@@ -52,9 +81,10 @@ def of_residuals(tile: Tile, g: Buffer, met: Buffer, dX: Buffer, dz: Buffer) -> 
                     d = offset + lane
                     for t in range(r + 1, count):
                         T.buffer_store(x, x[lane] + met[first + t, first + r] * sums[t][lane], [lane])
-                    T.buffer_store(dX, dX[first + r, d] + x[lane], [first + r, d])
-                    T.buffer_store(x, T.float32(0) - g[first + r] * dX[first + r, d], [lane])
-                    T.buffer_store(dz, x[lane], [first + r, d])
+                    T.buffer_store(x, dX[first + r, d] + x[lane], [lane])
+                    T.buffer_store(dX, x[lane], [first + r, d])
+                    T.buffer_store(x, row_of(first + r, x[lane]), [lane])
+                    T.buffer_store(given, x[lane], [first + r, d])
 
         whole = tile.tokens // group
         if tile.tokens % group:

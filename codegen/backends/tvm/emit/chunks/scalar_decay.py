@@ -106,8 +106,7 @@ def pull_gates(
     gate: Gates,
     S: Buffer,
     dS: Buffer,
-    k_rows: Buffer,
-    dk_rows: Buffer,
+    keys: tuple[tuple[Buffer, Buffer], ...],
     lefts: tuple[tuple[Buffer, Buffer, bool], ...],
     dlog_decay: Buffer,
 ) -> None:
@@ -116,7 +115,7 @@ def pull_gates(
     Args:
         tile, gate: sizes and gates.
         S, dS: the state at the tile's end and its cotangent.
-        k_rows, dk_rows: keys and their cotangents, as keys alone.
+        keys: what is written along, each with its cotangents, as keys alone.
         lefts: queries, and probes, each with the cotangents and whether its own token decays before it.
         dlog_decay: of each token; 0 where nothing is kept.
     """
@@ -129,7 +128,8 @@ def pull_gates(
         for rows, drows, after in lefts:
             if after:
                 add_products(tile, run, rows, drows, t)
-        add_products(tile, run, k_rows, dk_rows, t, -1)
+        for rows, drows in keys:
+            add_products(tile, run, rows, drows, t, -1)
         with T.vectorized(tile.width) as lane:
             T.buffer_store(total, run[lane], [lane])
         sum_of_lanes(total)
