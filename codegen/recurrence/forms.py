@@ -27,7 +27,7 @@ def why_no_chunk_form(rule: Rule, chunk: int, direction: str = "forward") -> str
     if rule.passes == 2 and (rule.phi == SQUARED or rule.link == SOLVE):
         return "in two passes the form has phi='hebbian' and a link that is a map"
     if rule.decay == "slot" and rule.passes == 1:
-        return "a decay of each slot gives each slot a system of its own"
+        return "a decay of each slot has the form in two passes only: with a residual each slot has a system of its own"
     if rule.read == "chunk_start":
         return "the form reads the state at each token, not at the start of a chunk"
     if rule.erase and (rule.phi == SQUARED or chunk > 1):
