@@ -28,8 +28,10 @@ def why_no_chunk_form(rule: Rule, chunk: int, direction: str = "forward") -> str
         return "in two passes the form has phi='hebbian' and a link that is a map"
     if rule.decay == "slot" and rule.passes == 1:
         return "a decay of each slot has the form in two passes only: with a residual each slot has a system of its own"
-    if rule.read == "chunk_start":
-        return "the form reads the state at each token, not at the start of a chunk"
+    if rule.read == "chunk_start" and (rule.passes == 2 or chunk == 1 or direction != "forward"):
+        return (
+            "a readout at the start of a chunk has the form in one pass, with chunks of several tokens, and no reverse"
+        )
     if rule.erase and (rule.phi == SQUARED or chunk > 1):
         return "with erase=True the form has phi='hebbian', and a chunk of 1 token"
     if rule.phi == HEBBIAN and rule.probe == "own":

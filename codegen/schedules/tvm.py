@@ -44,8 +44,10 @@ class TvmSchedule(TvmFields):
         """Whole vectors, all cores, and as many accumulators as are sure not to spill."""
         if device.kind == "cuda":
             return tvm_cuda.default(cls, spec, device)
-        variant = _default_variant(spec, device)
         width = min(16, max(4, device.vector_bits // 32))
+        variant = _default_variant(spec, device)
+        if variant == "chunks" and spec.rule.read == "chunk_start" and spec.problem.chunk % width:
+            variant = "recurrence"
         most = min(device.cores, _MOST_TASKS)
         threads = max(n for n in cls.choices["threads"] if isinstance(n, int) and n <= most)
         if variant in WITHOUT_TILE:
@@ -86,6 +88,8 @@ class TvmSchedule(TvmFields):
         reason = self._why_illegal_tile(self.chunk_of(spec))
         if reason is not None:
             return reason
+        if self.variant == "chunks" and spec.rule.read == "chunk_start" and spec.problem.chunk % self.tile_tokens:
+            return f"a chunk of {spec.problem.chunk} tokens is no multiple of tile_tokens {self.tile_tokens}"
         if self.variant == "chunks_backward" and self.checkpoint_spacing % self.tile_tokens:
             return f"checkpoint_spacing {self.checkpoint_spacing} is no multiple of tile_tokens {self.tile_tokens}"
         if (

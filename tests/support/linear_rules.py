@@ -26,6 +26,7 @@ RULES = {
     "gsa": Rule("hebbian", link="softmax", decay="slot"),
     "gsa_before": Rule("hebbian", link="softmax", out="ln_silu", decay="slot", step_size="token", read="before"),
     "linked": Rule("hebbian", link="ln_silu"),
+    "in_place": replace(LINEAR, read="chunk_start", out="ln_silu"),
     "channel_pre": replace(LINEAR, phi="identity", decay="channel", probe="own", read="before", out="ln_silu"),
 }
 
