@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from codegen.recurrence.tensors import states, tensors
-from codegen.rule import LONGEST_WINDOW, SOLVE, Rule
+from codegen.rule import CHOICES, LONGEST_WINDOW, SOLVE, Rule
 from codegen.rule_text import rule_text
 from codegen.rules import NAMED
 
@@ -23,7 +23,7 @@ def named_table() -> str:
     """A line for each named rule: equation, fields, tensors, states, source and note."""
     lines = ["| rule | equation | record | tensors | states | source | note |", "|---|---|---|---|---|---|---|"]
     for each in NAMED.values():
-        taken = ", ".join(f"{x.name}?" if x.optional else x.name for x in tensors(each.rule))
+        taken = ", ".join(_keywords(each.rule))
         cells = (
             f"`{each.name}`",
             each.equation,
@@ -37,10 +37,15 @@ def named_table() -> str:
     return "\n".join(lines)
 
 
+def _keywords(rule: Rule) -> list[str]:
+    """The tensors of a call as its keywords are called; a target that is k is not given."""
+    given = [x for x in tensors(rule) if x.name != "target" or rule.link != SOLVE]
+    names = ["erase" if x.name.startswith("erase") else x.name + "?" * x.optional for x in given]
+    return list(dict.fromkeys(names))
+
+
 def field_table() -> str:
     """A line for each field: its default and what it may be."""
-    from codegen.rule import CHOICES
-
     lines = ["| field | default | choices |", "|---|---|---|"]
     for each in fields(Rule):
         choices = _FREE.get(each.name) or ", ".join(f"`{choice!r}`" for choice in CHOICES[each.name])

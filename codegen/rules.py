@@ -8,15 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from codegen.errors import UnknownRuleError
-from codegen.maps import define, eps, layer_norm, rsqrt
-from codegen.maps import sum as total
+from codegen.maps.expression import eps, input_row, total
+from codegen.maps.functions import layer_norm, rsqrt
+from codegen.maps.registry import unnamed
 from codegen.rule import SOLVE, Rule
 from codegen.rule_text import rule_of_text
 
-UNIT_ROW = define("unit_row", lambda z: z * rsqrt(total(z**2) + eps))
+_Z = input_row("z")
+
+UNIT_ROW = unnamed("unit_row", _Z * rsqrt(total(_Z**2) + eps))
 """A row divided by its norm (Lattice)."""
 
-LAYER_NORM = define("layer_norm", layer_norm)
+LAYER_NORM = unnamed("layer_norm", layer_norm(_Z))
 """Layer normalisation without gain and bias (TTT-Linear's readout)."""
 
 

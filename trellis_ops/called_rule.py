@@ -16,7 +16,7 @@ from codegen.errors import RuleTensorError
 from codegen.recurrence.tensors import HEAD, states, tensors
 from codegen.rule import SOLVE, STEP_SIZES, Rule
 from codegen.rule_text import rule_text
-from codegen.rules import rule_named
+from codegen.rules import NAMED, rule_named
 
 
 class Taken(NamedTuple):
@@ -47,20 +47,24 @@ class Called(NamedTuple):
 
 
 _CALLED: dict[tuple[str | Rule, int], Called] = {}
+_MOST_CALLED = 4096
 
 
 def called(rule: str | Rule, step_rank: int) -> Called:
     """The rule of a name, or a rule, called with a step size of so many axes, 0 for none.
 
     Raises:
-        UnknownRuleError: no rule has that name.
-        TypeError: it is neither a name nor a Rule.
+        UnknownRuleError: it is neither a rule nor the name of one.
+        RuleError: it is a text of no rule.
     """
-    key = (rule, min(step_rank, 2))
-    found = _CALLED.get(key) if isinstance(rule, str | Rule) else None
+    # What a text that names a user's map means may change; a Rule has the definition.
+    known = rule if isinstance(rule, str) and rule in NAMED else rule_named(rule)
+    key = (known, min(step_rank, 2))
+    found = _CALLED.get(key)
     if found is None:
-        found = _made(rule_named(rule), step_rank)
-        _CALLED[key] = found
+        if len(_CALLED) >= _MOST_CALLED:
+            _CALLED.clear()
+        found = _CALLED[key] = _made(rule_named(known), step_rank)
     return found
 
 
@@ -76,7 +80,7 @@ def _made(rule: Rule, step_rank: int) -> Called:
 
 
 def in_order(rule: Called, named: Mapping[str, Tensor | None]) -> list[Tensor]:
-    """The tensors that a rule takes, in the order of its record, with ones for a step size of None.
+    """The tensors that a rule takes, in the order of its record, with ones for what is optional and None.
 
     Args:
         rule: of the call.

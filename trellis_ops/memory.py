@@ -70,7 +70,8 @@ def memory_attention(
         window_weight: `[B, T, H]`, of a window; None is 1.
         gain: `[H, D_v]` (two passes: `[H, M]`), of a loss with a gain.
         regulariser: `[H, D_k]`, positive, of link "solve".
-        chunk_size: C; z is taken at the memory at the start of the chunk, which changes what is computed. 1 is exact.
+        chunk_size: C; z is taken at the memory at the start of the chunk, which changes what is computed. 1 is exact;
+            `trellis_attention` has 64 unless it is given.
         initial_state: the states before the first token, as `memory_states` has them; None is zero.
         output_final_state: whether to return the states after the last token.
         cu_seqlens: `[N + 1]`, offsets of N sequences packed into B = 1, of which states then have one each.
@@ -111,6 +112,8 @@ def memory_attention(
     }
     made, given = called_with(rule, q=q, k=k, v=v, target=target, **gates, **others)
     initial = [] if initial_state is None else _tuple("initial_state", initial_state)
+    if initial_state is not None and not initial:
+        raise TypeError(f"initial_state is empty, but must be a tuple of {made.states} tensors, or None for zeros")
     if made.maps is not None:
         return ops.trellis_attention(
             *_six(given),
@@ -195,7 +198,8 @@ def memory_step(
             *_six(given),
             state=_pair("state", moved),
             **_settings(made.maps),
-            gradient_state=None if chunk_state is None else _pair("chunk_state", starts),
+            # Where u needs no z, as of a Hebbian loss, a chunk has no states of its own.
+            gradient_state=_pair("chunk_state", starts) if starts else None,
             implementation=implementation,
         )
     given = _lowered(made, given)
@@ -251,9 +255,10 @@ def chunk_start(rule: str | Rule, state: AnyStates) -> AnyStates:
 
     Raises:
         UnknownRuleError: no rule has that name.
+        TypeError: other states than the rule's.
     """
     made = rule_named(rule)
-    named = dict(zip(states(made), state, strict=True))
+    named = dict(zip(states(made), _tuple("state", state, len(states(made))), strict=True))
     found = []
     for name in used_chunk_states(made, True):
         behind = state_behind(name)

@@ -169,18 +169,24 @@ def _formed(name: str, formula: Callable[..., Expr], *rows: Expr) -> Expr:
     return of(formula(*rows))
 
 
-def registered_loss(name: str, loss: Expr) -> Map:
-    """A loss that is derived from others, known by its name as that of `define_loss` is."""
-    return _registered(name, loss, is_loss=True)
-
-
 def _registered(name: str, expression: Expr, is_loss: bool) -> Map:
     if name in MAPS or name in LOSSES:
         raise MapTextError(text=name, reason=_TAKEN)
+    made = unnamed(name, expression, is_loss)
+    _DEFINED[name] = made
+    return made
+
+
+def unnamed(name: str, expression: Expr, is_loss: bool = False) -> Map:
+    """A map, or a loss, that is known by its definition and its key; what has its bare name keeps that.
+
+    Raises:
+        TypeError, MapTextError: as in `define`.
+    """
     check_name(name)
     check_expression(name, expression, is_loss)
     made = Map(name, expression, is_loss)
-    for each in (name, str(made), made.key):
+    for each in (str(made), made.key):
         _DEFINED[each] = made
     return made
 
@@ -207,8 +213,12 @@ def find(name: str | Map) -> Map:
         raise MapTextError(text=name, reason="it gives one number, and must give one for each slot")
     if is_loss and expression.row:
         expression = total(expression)
+    if definition["name"] in MAPS:
+        raise MapTextError(text=name, reason=_TAKEN)
     with refusals(name):
-        made = _registered(definition["name"], expression, is_loss)
+        made = unnamed(definition["name"], expression, is_loss)
+    # Whoever reads a definition, as of a tuning record, may not take a user's name away.
+    _DEFINED.setdefault(made.name, made)
     _DEFINED[name] = made
     return made
 

@@ -235,4 +235,4 @@ def _pullback_of(view: str) -> str:
     """The loss whose gradient at z is J^T a, J the Jacobian of the view at z."""
     made = registry.find(view)
     loss = total(made.expression * input_row("a"))
-    return str(registry.registered_loss(f"{made.name}_pulled", loss))
+    return str(registry.unnamed(f"{made.name}_pulled", loss, is_loss=True))

@@ -146,7 +146,7 @@ class Builder:
         self.axes.update({name: ordered(each) for name, each in axes.items()})
 
     def sum(self, name: str, axes: Axes, *terms: Term, says: str = "") -> str:
-        """A sum of products; the name of a sum that is one plain value already is that value's."""
+        """A sum of products."""
         self.axes[name] = ordered(axes)
         self.statements.append(Sum(name, terms, says))
         return name

@@ -187,7 +187,7 @@ class _Reverse:
         return made
 
     def _of_solve(self, each: Call, dx: str) -> None:
-        """x = (S + diag(l))^-1 b: db = (S + diag(l))^-T dx, dS = -db x^T, dl = -db x."""
+        """x = (S + diag(l))^-1 b, S symmetric: db = (S + diag(l))^-1 dx, dS = -db x^T, dl = -db x."""
         (x,), (state, regulariser, b) = each.outputs, each.inputs
         db = f"{cotangent(b)}_solved"
         axes = self.forward.axes[b]

@@ -17,9 +17,10 @@ from codegen.errors import (
     ShapeError,
     UnknownRuleError,
 )
+from codegen.maps import define
 from codegen.recurrence.tensors import tensors
 from codegen.rule import Rule
-from codegen.rule_text import rule_text
+from codegen.rule_text import rule_of_text, rule_text
 from codegen.rules import NAMED, rule_named
 from tests.support.relative_error import relative_error
 from tests.trellis_ops.family.cases import Case, inputs
@@ -240,6 +241,7 @@ def test_autocast_casts_inputs_and_keeps_gates():
         ({"initial_state": (torch.zeros(2, 2, 5, 7),)}, ShapeError, "initial_state's S"),
         ({"initial_state": (torch.zeros(2, 2, 5, 6),) * 2}, TypeError, "tuple of 1: S"),
         ({"initial_state": torch.zeros(2, 2, 5, 6)}, TypeError, "initial_state"),
+        ({"initial_state": ()}, TypeError, "initial_state is empty"),
         ({"outer_gradient": "third"}, ValueError, "third"),
         ({"output_final_state": 1}, TypeError, "output_final_state"),
     ],
@@ -274,6 +276,48 @@ def test_states_before_any_token_are_zeros_in_the_shapes_of_the_record():
     assert not any(x.any() for x in found)
     with pytest.raises(TypeError, match="slots"):
         memory_states("trellis", batch=1, heads=1, dim_k=2, dim_v=2)
+
+
+def test_maps_of_one_name_are_told_apart():
+    half, cube = define("mine", lambda z: z / 2), define("mine", lambda z: z**3)
+    rule = Rule(phi="identity", passes=1, view=half, out=cube)
+    named, initial, _, _ = call(rule)
+    found = [memory_attention(**named, initial_state=initial, implementation=each)[0] for each in ("eager", "tvm")]
+    half, cube = define("half_of_all", lambda z: z / 2), define("cube_of_all", lambda z: z**3)
+    named["rule"] = Rule(phi="identity", passes=1, view=half, out=cube)
+    right, _ = memory_attention(**named, initial_state=initial, implementation="eager")
+    assert all(relative_error(y, right) < 1e-5 for y in found)
+
+
+def test_a_text_means_what_its_names_mean_now():
+    named, _, _, _ = call(Rule(phi="identity", passes=1))
+    named["rule"] = '{"phi": "renamed", "passes": 1}'
+    results = []
+    for formula in (lambda z: z**3, lambda z: 2 * z):
+        made = define("renamed", formula)
+        results.append(memory_attention(**named)[0])
+        right, _ = memory_attention(**(named | {"rule": Rule(phi=made, passes=1)}))
+        assert torch.equal(results[-1], right)
+    assert not torch.equal(*results)
+
+
+def test_reading_a_definition_takes_no_name_away():
+    mine = define("taken_name", lambda z: 2 * z)
+    assert rule_of_text('{"phi": "taken_name(z) = z ** 3"}').phi != mine
+    assert Rule(phi="taken_name").phi == mine
+
+
+def test_a_chunk_of_a_hebbian_rule_has_no_states_of_its_own():
+    rule = Rule(phi="hebbian")
+    _, initial, given, _ = call(rule)
+    token = arguments(rule, {name: x if x.ndim == 1 else x[:, 0] for name, x in given.items()})
+    starts = chunk_start(rule, initial)
+    assert starts == ()
+    moved = [tuple(x.clone() for x in initial) for _ in range(2)]
+    y = memory_step(**token, state=moved[0], chunk_state=starts)
+    torch.testing.assert_close(y, memory_step(**token, state=moved[1]))
+    with pytest.raises(TypeError, match="tuple of 2"):
+        chunk_start(rule, initial[:1])
 
 
 def test_explain_says_what_serves_a_call():

@@ -55,7 +55,7 @@ def _statement(each: Statement, program: Program, rule: Rule, functions: dict[st
 
 
 def _call(each: Call, program: Program, rule: Rule, functions: dict[str, str]) -> str:
-    name = f"{each.function}_{registry.find(each.of).name}_{'_'.join(each.gives)}"
+    name = f"{each.function}_{registry.find(each.of).key.replace('@', '_')}_{'_'.join(each.gives)}"
     head = f"{name}({', '.join((*each.roles, 'eps'))})"
     functions[name] = of_maps.function(
         head, f"{', '.join(each.gives)}, by {registry.find(each.of).name}.", expressions(each)

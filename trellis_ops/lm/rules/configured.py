@@ -9,7 +9,7 @@ from typing import Any
 from codegen.errors import RuleError, UnknownMapError
 from codegen.rule import SOLVE, STEP_SIZES, Rule
 from codegen.rule_text import rule_text
-from codegen.rules import rule_named
+from codegen.rules import NAMED, rule_named
 
 OF_THE_RULE: dict[str, Any] = {
     "phi": "ln_silu",
@@ -58,7 +58,11 @@ def configured(
     if record.link == SOLVE and learned_state:
         reason = "its first S_k must be symmetric, which a learned one is not; give learned_state=False"
         raise RuleError(field="link", value=SOLVE, reason=reason)
-    return rule_text(record) if isinstance(rule, Rule) else rule, dict(settings)
+    if record.normaliser != "none" and learned_state:
+        reason = "a learned first S would be divided by a normaliser of zero; give learned_state=False"
+        raise RuleError(field="normaliser", value=record.normaliser, reason=reason)
+    # A text may name a map of this process; another one needs its definition.
+    return rule if isinstance(rule, str) and rule in NAMED else rule_text(record), dict(settings)
 
 
 def check_chunk(rule: Rule, chunk_size: object) -> None:
