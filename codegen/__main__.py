@@ -113,7 +113,8 @@ def _add_problem(show: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--slots", type=int, metavar="M", default=problem.slots, help="memory slots (default: %(default)s)"
     )
-    show.add_argument("--chunk", type=int, metavar="C", default=problem.chunk, help="chunk size (default: %(default)s)")
+    chunk = f"chunk size (default: {problem.chunk}; 1 for kernels of any rule)"
+    show.add_argument("--chunk", type=int, metavar="C", help=chunk)
     show.add_argument(
         "--dtype", choices=DTYPES, default=problem.dtype, help="type of the inputs (default: %(default)s)"
     )
@@ -191,15 +192,17 @@ def _spec(options: argparse.Namespace) -> Spec:
     rule = _rule(options)
     dim = Problem().dim_k if options.dim is None else options.dim
     dim_v = dim if options.dim_v is None else options.dim_v
+    operator = options.operator or _operator_of(options.kernel)
+    usual_chunk = 1 if operator in FAMILY_OPERATORS else Problem().chunk
     problem = Problem(
-        operator=options.operator or _operator_of(options.kernel),
+        operator=operator,
         batch=1,
         tokens=1,
         heads=1,
         dim_k=dim if options.dim_k is None else options.dim_k,
         dim_v=dim_v,
         slots=options.slots if rule.passes == 2 else dim_v,
-        chunk=options.chunk,
+        chunk=usual_chunk if options.chunk is None else options.chunk,
         dtype=options.dtype,
         direction=options.direction or ("backward" if is_of_a_backward(options.kernel) else "forward"),
     )

@@ -28,7 +28,9 @@ def build_model(config: TrellisConfig, settings: Settings) -> LanguageModel:
     if settings.mixer == "softmax":
         return SoftmaxLM(config, settings.length)
     model = TrellisLM(config)
-    chunk = model.config.chunk if model.config.rule is None or model.config.keeps_starts else 1
+    own = model.config
+    # Chunks begin anew with each window, which changes nothing where a rule reads no state from their start.
+    chunk = own.chunk if own.rule is None or own.keeps_starts or own.decode == "exact" else 1
     if settings.length % chunk:
         expected = f"a multiple of the chunk size {chunk}, for windows to carry a state across"
         raise SizeError(name="length", value=settings.length, expected=expected)
