@@ -13,6 +13,7 @@ import pytest
 
 from codegen import __main__ as command_line
 from codegen.device import named
+from codegen.kernels.rule_arguments import CHUNKS
 from codegen.render import KERNELS, TEMPLATES, render
 from codegen.rule import Rule
 from codegen.schedules.registry import default
@@ -54,6 +55,8 @@ ARCHITECTURES = {"triton": "sm_90", "tvm": "x86-64-v3", "tvm_cuda": "sm_90"}
 )
 def test_the_header_s_command_prints_the_same_again(capsys, kernel, folder):
     options = "--dim-k 24 --dim-v 24 --slots 20 --chunk 20 --dtype bfloat16 --phi l2_silu --step-size token"
+    if kernel in CHUNKS:
+        options = "--dim-k 24 --dim-v 40 --chunk 1 --dtype bfloat16 --rule gated_deltanet"
     backend, _, _ = folder.partition("_")
     text = show(capsys, f"{kernel} --backend {backend} --device {ARCHITECTURES[folder]} {options}")
     assert f"templates/{folder}/{kernel}.py.j2" in text
