@@ -107,10 +107,11 @@ def _of_any_rule(given: dict[str, Any]) -> Request:
     own = {name: given.pop(name) for name in settings}
     made, tensors = memory.called_with(**given)
     initial = list(own["initial_state"] or ())
-    of_call: tuple[Any, ...] = (own["cu_seqlens"], own["chunk_size"], own["outer_gradient"])
+    cu_seqlens, chunk_size, outer_gradient = own["cu_seqlens"], own["chunk_size"], own["outer_gradient"]
     if made.maps is None:
-        return family_arguments.attention_request(rule_of(made.text), tensors, initial, *of_call)
-    every: list[Any] = [*tensors, *(initial or (None, None)), of_call[0], *made.maps, *of_call[1:]]
+        rule = rule_of(made.text)
+        return family_arguments.attention_request(rule, tensors, initial, cu_seqlens, chunk_size, outer_gradient)
+    every: list[Any] = [*tensors, *(initial or (None, None)), cu_seqlens, *made.maps, chunk_size, outer_gradient]
     return registered.attention_request(*every)
 
 

@@ -65,7 +65,7 @@ def _forward(spec: Spec) -> Iterator[Argument]:
     yield from _tensors(spec)
     yield from _states(spec.rule)
     yield from _chunk_states(spec)
-    for name in _OFFSETS if keeps else _OFFSETS[:1]:
+    for name in _OFFSETS if keeps else ("cu_seqlens",):
         yield Argument(name, ("offsets",), INT, READ)
     if keeps:
         yield from _kept(spec, WRITTEN)

@@ -54,8 +54,9 @@ def attention_backward(
     spec, rule = operator.spec, operator.spec.rule
     named: dict[str, Tensor] = _flat(rule, given)
     named |= dict(zip((f"{KEPT}{name}" for name in kept_states(spec)), kept, strict=True))
-    named["dy"] = cotangents[0].flatten(0, 1).contiguous()
-    for name, x in zip(states(rule), cotangents[1:], strict=True):
+    dy, *of_states = cotangents
+    named["dy"] = dy.flatten(0, 1).contiguous()
+    for name, x in zip(states(rule), of_states, strict=True):
         named[f"d{name}"] = x.clone(memory_format=torch.contiguous_format)
     sizes = {**_sizes(spec), "sequences": sequences.count, "heads": given[0].shape[-2]}
     sizes["tokens"] = given[0].shape[0] * given[0].shape[1]

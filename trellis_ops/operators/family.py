@@ -6,6 +6,7 @@ The registered `memory_attention` returns y, the final states and, if `keeps`, w
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,10 +46,16 @@ def rule_of(text: str) -> Rule:
 
 def attention_request(*arguments: Any) -> Request:
     """The checked call: given, initial, cu_seqlens, then their numbers and the settings."""
-    *flat, counts, rule, chunk_size, outer_gradient, keeps = arguments
-    given, initial, cu_seqlens = flat[: counts[0]], flat[counts[0] : sum(counts)], flat[-1]
+    *flat, cu_seqlens, counts, rule, chunk_size, outer_gradient, keeps = arguments
+    given, initial = _parted(flat, counts)
     made = rule_of(rule)
     return family_arguments.attention_request(made, given, initial, cu_seqlens, chunk_size, outer_gradient, keeps)
+
+
+def _parted(flat: Sequence[Tensor], counts: tuple[int, ...]) -> list[list[Tensor]]:
+    """Lists that lie one after the other, each of so many tensors."""
+    waiting = iter(flat)
+    return [list(itertools.islice(waiting, count)) for count in counts]
 
 
 def _plan(
@@ -277,8 +284,7 @@ torch.library.register_autograd("trellis_ops::memory_attention", _gradient, setu
 def step_request(*arguments: Any) -> Request:
     """The checked call of one token: given, states, chunk states, then their numbers and the rule."""
     *flat, counts, rule = arguments
-    bounds = (counts[0], counts[0] + counts[1])
-    given, state, starts = flat[: bounds[0]], flat[bounds[0] : bounds[1]], flat[bounds[1] :]
+    given, state, starts = _parted(flat, counts)
     return family_arguments.step_request(rule_of(rule), given, state, starts)
 
 

@@ -142,7 +142,8 @@ def _momentum_theirs(function: Callable[..., tuple[Tensor, Tensor]], given: Name
         initial_M=-given["P"],
         output_final_state=True,
     )
-    return y, {"S": last[0], "P": -last[1]}
+    final_state, final_momentum = last
+    return y, {"S": final_state, "P": -final_momentum}
 
 
 def _momentum_ours(name: str) -> Callable[[Named], Results]:

@@ -64,8 +64,9 @@ class Errors:
 
 def walked(name: str, given: Named, initial: Named | None = None, chunk_size: int = 1) -> Results:
     """A rule of `RULES` by the eager walk; a step size that is not given is one."""
-    rule, shape = RULES[name], given["q"].shape
-    ones = given["q"].new_ones(shape[2:3] if rule.step_size == "head" else shape[:3])
+    rule = RULES[name]
+    batch, tokens, heads, _ = given["q"].shape
+    ones = given["q"].new_ones((heads,) if rule.step_size == "head" else (batch, tokens, heads))
     return recurrence.attention(rule, {"step_size": ones} | given, initial, chunk_size=chunk_size)
 
 
@@ -75,13 +76,13 @@ def compare(peer: Peer, drawn: Named) -> Errors:
     The gradients are taken with respect to every tensor that is given, initial states included.
     """
     function = peer.function()
-    ours, our_gradients = _with_gradients(peer.ours, drawn)
-    theirs, their_gradients = _with_gradients(lambda given: peer.theirs(function, given), drawn)
-    assert ours[1].keys() == theirs[1].keys(), f"states {sorted(ours[1])} instead of {sorted(theirs[1])}"
-    states = [relative_error(ours[1][name], state) for name, state in theirs[1].items()]
+    (our_y, ours), our_gradients = _with_gradients(peer.ours, drawn)
+    (their_y, theirs), their_gradients = _with_gradients(lambda given: peer.theirs(function, given), drawn)
+    assert ours.keys() == theirs.keys(), f"states {sorted(ours)} instead of {sorted(theirs)}"
+    states = [relative_error(ours[name], state) for name, state in theirs.items()]
     errors = {name: relative_error(our_gradients[name], x) for name, x in their_gradients.items()}
     worst = max(errors, key=lambda name: errors[name])
-    return Errors(relative_error(ours[0], theirs[0]), max(states, default=None), errors[worst], worst)
+    return Errors(relative_error(our_y, their_y), max(states, default=None), errors[worst], worst)
 
 
 def _with_gradients(run: Callable[[Named], Results], drawn: Named) -> tuple[Results, Named]:

@@ -33,8 +33,9 @@ def solve(x: Buffer, S: Matrix, diagonal: Buffer, b: Buffer, left: Buffer, trans
             with T.serial(p // width, vectors) as v, T.vectorized(width) as lane:
                 at = v * width + lane
                 T.buffer_store(left, left[i, at] - factor[0] * left[p, at], [i, at])
-            own = [i // width, i % width]
-            T.buffer_store(x, x[own[0], own[1]] - factor[0] * x[p // width, p % width], own)
+            vector, inside = i // width, i % width
+            moved = x[vector, inside] - factor[0] * x[p // width, p % width]
+            T.buffer_store(x, moved, [vector, inside])
     _substitute(x, left, n)
 
 
@@ -43,7 +44,7 @@ def _substitute(x: Buffer, left: Buffer, n: int) -> None:
     width = extent(x, 1)
     with T.serial(n) as back:
         i = n - 1 - back
-        own = [i // width, i % width]
+        vector, inside = i // width, i % width
         (total,) = zeros(width, 1)
         for piece in pieces(width, n):
             past = T.Select(
@@ -53,4 +54,4 @@ def _substitute(x: Buffer, left: Buffer, n: int) -> None:
             )
             T.buffer_store(total, total[piece.inside] + past, [piece.inside])
         sum_of_lanes(total)
-        T.buffer_store(x, (x[own[0], own[1]] - total[0]) / left[i, i], own)
+        T.buffer_store(x, (x[vector, inside] - total[0]) / left[i, i], [vector, inside])

@@ -189,10 +189,11 @@ def _chain(chain: list[Buffer], r: int, value: Expr, piece: Columns) -> None:
 
 
 def _joined(chain: list[Buffer]) -> Expr:
-    lanes = extent(chain[0], 0)
+    first, *later = chain
+    lanes = extent(first, 0)
     index = 0 if lanes == 1 else T.ramp(0, 1, lanes)
-    total = chain[0][index]
-    for each in chain[1:]:
+    total = first[index]
+    for each in later:
         total = total + each[index]
     return total
 
