@@ -54,6 +54,15 @@ def check_values(log_decay: Tensor, step_size: Tensor, **tensors: Tensor | None)
     _refuse("step_size", step_size, step_size < 0, "is negative (the step size must be at least 0)")
 
 
+def check_positive(name: str, tensor: Tensor) -> None:
+    """Refuse what is not above 0.
+
+    Raises:
+        ValueCheckError: with the first offending index and value.
+    """
+    _refuse(name, tensor, ~(tensor > 0), "is not positive")
+
+
 def _refuse(name: str, tensor: Tensor, wrong: Tensor, problem: str) -> None:
     if bool(wrong.any()):
         index = tuple(int(i) for i in wrong.nonzero()[0])

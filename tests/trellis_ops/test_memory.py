@@ -16,6 +16,7 @@ from codegen.errors import (
     RuleTensorError,
     ShapeError,
     UnknownRuleError,
+    ValueCheckError,
 )
 from codegen.maps import define
 from codegen.recurrence.tensors import tensors
@@ -28,6 +29,7 @@ from trellis_ops import (
     chunk_start,
     explain,
     family_reference,
+    forget,
     memory_attention,
     memory_states,
     memory_step,
@@ -257,6 +259,19 @@ def test_a_target_that_is_k_is_not_taken():
     named, _, given, _ = call(rule_named("mesanet"))
     with pytest.raises(RuleTensorError, match="is k"):
         memory_attention(**named, target=given["k"])
+
+
+def test_values_are_checked_where_that_is_asked_for(monkeypatch):
+    named, _, given, _ = call(rule_named("mesanet"))
+    monkeypatch.setenv("TRELLIS_OPS_CHECK_VALUES", "1")
+    forget()
+    with pytest.raises(ValueCheckError, match="regulariser"):
+        memory_attention(**(named | {"regulariser": -given["regulariser"]}))
+    with pytest.raises(ValueCheckError, match="log_decay"):
+        memory_attention(**(named | {"log_decay": -given["log_decay"]}))
+    memory_attention(**named)
+    monkeypatch.delenv("TRELLIS_OPS_CHECK_VALUES")
+    forget()
 
 
 def test_a_step_refuses_gradients_and_states_that_meet():

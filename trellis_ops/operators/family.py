@@ -139,6 +139,8 @@ def _check_values(rule: Rule, given: Sequence[Tensor], others: Sequence[Tensor])
     named |= {f"state {place}": x for place, x in enumerate(others)}
     log_decay, step_size = (named.pop(name, torch.zeros(())) for name in ("log_decay", "step_size"))
     values.check_values(log_decay, step_size, **named)
+    if "regulariser" in named:
+        values.check_positive("regulariser", named["regulariser"])
 
 
 attention = torch.library.custom_op(
