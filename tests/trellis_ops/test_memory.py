@@ -274,6 +274,32 @@ def test_values_are_checked_where_that_is_asked_for(monkeypatch):
     forget()
 
 
+@pytest.mark.parametrize("name", ["titans", "omeganet", "ttt_linear"])
+def test_a_step_on_its_short_way_is_that_on_its_long_one(name):
+    rule = rule_named(name)
+    _, initial, given, _ = call(rule)
+    per_head = {each.name for each in tensors(rule) if each.per == "head"}
+    token = {key: x if key in per_head else x[:, 0].contiguous() for key, x in given.items()}
+    starts = chunk_start(rule, initial) if name == "ttt_linear" else None
+    results = []
+    forget()
+    for layout in (None, None, "strided", None):
+        moved = [x.clone() for x in initial]
+        if layout == "strided":
+            moved[0] = moved[0].mT.contiguous().mT
+        versions = [x._version for x in moved]
+        own = None if starts is None else tuple(x.clone() for x in starts)
+        y = memory_step(**arguments(rule, token), state=tuple(moved), chunk_state=own)
+        results.append((y, *moved, *(own or ())))
+        assert all(x._version > version for x, version in zip(moved, versions, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(x, first) for x, first in zip(other, results[0], strict=True))
+    moved = tuple(x.clone() for x in initial)
+    with pytest.raises(ShapeError):
+        memory_step(**arguments(rule, token | {"k": token["k"][..., :3]}), state=moved, chunk_state=starts)
+    assert all(torch.equal(x, first) for x, first in zip(moved, initial, strict=True))
+
+
 def test_a_step_refuses_gradients_and_states_that_meet():
     _, initial, given, _ = call(EVERYTHING)
     token = arguments(EVERYTHING, {name: x if x.ndim == 1 else x[:, 0] for name, x in given.items()})

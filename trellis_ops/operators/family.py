@@ -25,9 +25,9 @@ from trellis_ops import family_arguments, values
 from trellis_ops.arguments import Request
 from trellis_ops.dispatch import launch, launch_rule, resolve
 from trellis_ops.eager import recurrence as eager
-from trellis_ops.operators import autocast, batching, overlap, transforms
+from trellis_ops.operators import autocast, batching, overlap, quick_rule_step, transforms
 from trellis_ops.operators.gradients import with_autograd
-from trellis_ops.operators.plan import Plan, plan
+from trellis_ops.operators.plan import QUICK_PLANS, Plan, plan
 
 _SETTINGS = "str rule, int chunk_size, str outer_gradient, bool keeps, str? implementation"
 _ATTENTION = f"(Tensor[] given, Tensor[] initial, Tensor? cu_seqlens, {_SETTINGS}) -> Tensor[]"
@@ -294,6 +294,12 @@ def run_step(
     given: list[Tensor], state: list[Tensor], starts: list[Tensor], rule: str, implementation: str | None
 ) -> Tensor:
     """y `[B, H, D_v]`; states, and sums of writes among `starts`, move in place."""
+    key = quick_rule_step.key_of(given, state, starts, rule, implementation)
+    quick = QUICK_PLANS.get(key)
+    if quick is not None:
+        y = quick_rule_step.step(quick, given, state, starts)
+        if y is not None:
+            return y
     flat = (*given, *state, *starts)
     found = plan(step_request, flat, ((len(given), len(state), len(starts)), rule), implementation)
     made = rule_of(rule)
@@ -304,7 +310,9 @@ def run_step(
     if found.checks_values:
         _check_values(made, given, [*state, *starts])
     if found.operator is not None:
-        return launch_rule.step(found.operator, given, state, starts, found.sequences)
+        y = launch_rule.step(found.operator, given, state, starts, found.sequences)
+        quick_rule_step.remember(key, found, quick is not None)
+        return y
     with autocast.off(given[0].device):
         return eager.step(made, named, moved, kept or None)
 

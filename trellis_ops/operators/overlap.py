@@ -54,7 +54,7 @@ def check_states_apart(
     for name, state in states.items():
         if _meets_itself(state):
             raise OverlapError(name=name, other="itself", advice="pass a copy, as .contiguous() makes one")
-    if _are_apart([*states.values()], [*kept.values(), *inputs.values()]):
+    if are_apart([*states.values()], [*kept.values(), *inputs.values()]):
         return
     for (other, state), (name, later) in itertools.combinations(states.items(), 2):
         if _meet(state, later):
@@ -70,7 +70,7 @@ def check_states_apart(
                 raise OverlapError(name=name, other=other, advice="pass a copy, as .clone() makes one")
 
 
-def _are_apart(states: list[Tensor], others: list[Tensor]) -> bool:
+def are_apart(states: list[Tensor], others: list[Tensor]) -> bool:
     """Whether no state lies between the first and the last byte of another tensor, which mostly says all."""
     spans = sorted([(*_span(x), True) for x in states] + [(*_span(x), False) for x in others])
     end_of_all = end_of_states = 0

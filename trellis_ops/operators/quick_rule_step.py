@@ -1,0 +1,73 @@
+"""A decode step of any rule whose kernel checks the arguments itself, as `quick_step` is for TRELLIS."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from trellis_ops.operators import overlap, plan
+from trellis_ops.operators.plan import Plan
+
+_increment_version = torch._C._increment_version
+
+
+def key_of(
+    given: Sequence[Tensor], state: Sequence[Tensor], starts: Sequence[Tensor], rule: str, implementation: str | None
+) -> Hashable | None:
+    """All that chooses a kernel, and what kernels do not compare; None off the CPU, and where a list is no rule's."""
+    if len(given) < 3 or not state or not given[0].is_cpu:
+        return None
+    q, _, v, *_ = given
+    counts = (len(given), len(state), len(starts))
+    sizes = (q.shape, v.shape, state[0].shape, q.dtype)
+    return ("rule", rule, implementation, counts, sizes, torch.get_num_threads())
+
+
+def step(found: Plan, given: Sequence[Tensor], state: Sequence[Tensor], starts: Sequence[Tensor]) -> Tensor | None:
+    """y `[B, H, D_v]`, the states moved in place; None, and nothing written, if sizes, types or memory are refused.
+
+    Args:
+        found: what `plan.QUICK_PLANS` has for the call's key.
+        given, state, starts: of the call.
+
+    Raises:
+        RuntimeError: the kernel has begun.
+    """
+    assert found.operator is not None
+    if not all(x.is_contiguous() for x in (*state, *starts)) or not overlap.are_apart([*state, *starts], [*given]):
+        return None
+    _, _, v, *_ = given
+    y = v.new_empty(v.shape)
+    (kernel,) = found.operator.kernels
+    try:
+        kernel(found.heads, *given, *state, *starts, found.sequences.cu_seqlens, y)
+    except (AttributeError, ValueError, TypeError):
+        return None
+    except BaseException:
+        _increment_version((*state, *starts))
+        raise
+    _increment_version((*state, *starts))
+    return y
+
+
+def remember(key: Hashable | None, found: Plan, refused: bool) -> None:
+    """Let calls with this key go straight to the kernel, once one of them has gone the long way without an error.
+
+    Args:
+        key: its key.
+        found: what it ran.
+        refused: whether it was refused the short way; then all calls with its key go the long way from now on.
+    """
+    operator = found.operator
+    if key is None or operator is None or found.checks_values or found.needs is not None:
+        return
+    if not operator.checks_arguments or len(operator.kernels) != 1:
+        return
+    if len(plan.QUICK_PLANS) >= plan.MOST_PLANS:
+        plan.QUICK_PLANS.clear()
+    if refused:
+        plan.QUICK_PLANS[key] = None
+    else:
+        plan.QUICK_PLANS.setdefault(key, found)
