@@ -27,7 +27,7 @@ WEIGHED = define_loss("weighed", lambda z, a, g: where(abs(z - a) <= g * g, (z -
 def test_any_rule_is_read_back(rule: Rule) -> None:
     assert rule_of_text(rule_text(rule)) == rule
     assert rule_of_key(rule.key()) == rule
-    spec = Spec(rule, Problem())
+    spec = Spec(rule, Problem(chunk=1))
     assert spec_of_key(spec.key()) == spec
     assert json.loads(rule_text(rule)).keys() <= DEFAULTS.keys()
 
@@ -35,7 +35,7 @@ def test_any_rule_is_read_back(rule: Rule) -> None:
 @pytest.mark.parametrize("rule", [each.rule for each in NAMED.values()], ids=NAMED)
 def test_named_rules_are_read_back(rule: Rule) -> None:
     assert rule_of_text(rule_text(rule)) == rule
-    spec = Spec(rule, Problem())
+    spec = Spec(rule, Problem(chunk=1))
     assert spec_of_key(spec.key()) == spec
     assert spec_of_key(bucket(spec).key()) == bucket(spec)
 
@@ -55,7 +55,7 @@ def test_maps_of_users(rule: Rule) -> None:
     assert rule_of_text(rule_text(rule)) == rule
     assert rule.key().count("(") == 1
     assert rule_of_key(rule.key()) == rule
-    spec = Spec(rule, Problem())
+    spec = Spec(rule, Problem(chunk=1))
     assert spec_of_key(spec.key()) == spec
 
 

@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.studies.peers
 
-prints the table of docs/peers.md, a row for each rule or for those that are named: ||a - b|| / ||b|| of the eager form
-and the reference, which are given the same tensors, the largest over the sizes of `tests/support/peers/inputs.py`. It
-takes a minute; the references are those of the packages that `make .venv/installed-peers` installs.
+prints the table of docs/peers.md, a row for each rule or for those that are named: ||a - b|| / ||b|| of the eager form,
+or of TVM's kernels, and the reference, which are given the same tensors, the largest over the sizes of
+`tests/support/peers/inputs.py`. It takes minutes, most of them to compile; the references are those of the packages
+that `make .venv/installed-peers` installs.
 """
 
 from __future__ import annotations
@@ -18,29 +19,35 @@ import torch
 
 from tests.support.peers.float64 import in_float64
 from tests.support.peers.inputs import SIZES, Drawing
-from tests.support.peers.peer import Errors, Peer, compare
+from tests.support.peers.peer import Errors, Peer, compare, kernels_of
 from tests.support.peers.table import PEERS
 
-HEADS = ("rule", "reference", "output", "final states", "worst gradient", "all, float64", "remark")
+HEADS = (
+    *("rule", "reference", "output", "final states", "worst gradient", "all, float64"),
+    *("output, kernels", "worst gradient, kernels", "remark"),
+)
 
 
-def errors_of(peer: Peer) -> tuple[list[Errors], list[Errors]]:
-    """Of every size, in float32 and in float64."""
-    single, double = list[Errors](), list[Errors]()
+def errors_of(peer: Peer) -> tuple[list[Errors], list[Errors], list[Errors]]:
+    """Of every size: of the eager form in float32 and in float64, and of TVM's kernels in float32."""
+    single, double, kernels = list[Errors](), list[Errors](), list[Errors]()
     for sizes in SIZES:
         drawn = peer.draw(sizes, Drawing())
-        single.append(compare(peer, {name: x.float() for name, x in drawn.items()}))
+        rounded = {name: x.float() for name, x in drawn.items()}
+        single.append(compare(peer, rounded))
+        with kernels_of("tvm"):
+            kernels.append(compare(peer, rounded))
         with in_float64():
             double.append(compare(peer, drawn))
-    return single, double
+    return single, double, kernels
 
 
 def row(peer: Peer) -> tuple[str, ...]:
     """The cells of a rule."""
-    single, double = errors_of(peer)
+    single, double, kernels = errors_of(peer)
     output = max(each.output for each in single)
     states = [each.states for each in single if each.states is not None]
-    worst = max(single, key=lambda each: each.gradient)
+    worst, of_kernels = (max(each, key=lambda errors: errors.gradient) for each in (single, kernels))
     module, _, name = peer.reference.partition(":")
     return (
         peer.name,
@@ -49,6 +56,8 @@ def row(peer: Peer) -> tuple[str, ...]:
         f"{max(states):.1e}" if states else "none given",
         f"{worst.gradient:.1e} {worst.worst}",
         f"{max(each.largest for each in double):.1e}",
+        f"{max(each.output for each in kernels):.1e}",
+        f"{of_kernels.gradient:.1e} {of_kernels.worst}",
         peer.remark,
     )
 

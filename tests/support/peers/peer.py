@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from codegen.recurrence.tensors import states, tensors
 from tests.support.peers.inputs import Drawing, Sizes
 from tests.support.peers.rules import RULES
 from tests.support.relative_error import relative_error
+from trellis_ops.called_rule import called
 from trellis_ops.eager import recurrence
+from trellis_ops.operators import family
 
 Named = dict[str, Tensor]
 Results = tuple[Tensor, Named]
@@ -62,12 +66,33 @@ class Errors:
         return max(self.output, self.states or 0.0, self.gradient)
 
 
+_implementation: str | None = None
+
+
+@contextlib.contextmanager
+def kernels_of(implementation: str) -> Iterator[None]:
+    """The rules by the kernels of a backend, and not by the eager walk."""
+    global _implementation
+    before, _implementation = _implementation, implementation
+    try:
+        yield
+    finally:
+        _implementation = before
+
+
 def walked(name: str, given: Named, initial: Named | None = None, chunk_size: int = 1) -> Results:
-    """A rule of `RULES` by the eager walk; a step size that is not given is one."""
+    """A rule of `RULES` by the eager walk, or by `kernels_of`; a step size that is not given is one."""
     rule = RULES[name]
     batch, tokens, heads, _ = given["q"].shape
     ones = given["q"].new_ones((heads,) if rule.step_size == "head" else (batch, tokens, heads))
-    return recurrence.attention(rule, {"step_size": ones} | given, initial, chunk_size=chunk_size)
+    given = {"step_size": ones} | given
+    if _implementation is None:
+        return recurrence.attention(rule, given, initial, chunk_size=chunk_size)
+    text = called(rule, given["step_size"].ndim).text
+    ordered = [given[each.name] for each in tensors(rule)]
+    first = [] if initial is None else [initial[each] for each in states(rule)]
+    y, *rest = family.attention(ordered, first, None, text, chunk_size, "bilevel", True, _implementation)
+    return y, dict(zip(states(rule), rest, strict=False))
 
 
 def compare(peer: Peer, drawn: Named) -> Errors:
