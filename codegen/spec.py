@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from codegen.errors import DtypeError, RuleError, SpecKeyError, UnknownKernelError
+from codegen.errors import DtypeError, SpecKeyError, UnknownKernelError
 from codegen.rule import STEP_SIZES, Rule
 from codegen.rule_text import rule_of_key
 from codegen.scalars import is_symbolic, whole_number
@@ -107,7 +107,6 @@ class Spec:
 
     Raises:
         TypeError: one of the two is something else.
-        RuleError: chunks of several tokens where z is taken at a memory that the token itself decays.
     """
 
     rule: Rule
@@ -116,10 +115,6 @@ class Spec:
     def __post_init__(self) -> None:
         if not isinstance(self.rule, Rule) or not isinstance(self.problem, Problem):
             raise TypeError(f"a Spec is made of a Rule and a Problem, not of {self.rule!r} and {self.problem!r}")
-        if self.rule.decay_first and (self.problem.operator == CHUNKED_STEP or self.problem.chunk > 1):
-            chunk = f"chunk_size must be 1, not {self.problem.chunk}" if self.problem.chunk > 1 else "it has no chunks"
-            reason = f"z is taken at the memory decayed by the token's own gate; {chunk}"
-            raise RuleError(field="decay_first", value=True, reason=reason)
 
     def key(self) -> str:
         """Stable text key, the first half of a tuning record's identity."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from codegen.errors import ShapeError, SizeError
+from codegen.errors import RuleError, ShapeError, SizeError
 from codegen.recurrence.of_rule import used_chunk_states
 from codegen.recurrence.tensors import TOKEN, Given, states, tensors
 from codegen.rule import Rule
@@ -51,6 +51,9 @@ def attention_request(
         raise SizeError(name="T", value=tokens, expected="at least 1 token (q has no tokens)")
     sizes = _sizes(rule, given, (batch, tokens, heads))
     chunk = effective_chunk(whole_number("chunk_size", chunk_size), tokens)
+    if rule.decay_first and chunk > 1:
+        reason = f"z is taken at the memory decayed by the token's own gate; chunk_size must be 1, not {chunk_size}"
+        raise RuleError(field="decay_first", value=True, reason=reason)
     packed = None if cu_seqlens is None else checks.offsets(cu_seqlens, given[0])
     sequences = batch if packed is None else packed
     _check_states("initial_state", states(rule), initial, (sequences, heads), sizes, given[0])
@@ -75,6 +78,8 @@ def step_request(rule: Rule, given: Sequence[Tensor], state: Sequence[Tensor], s
     sizes = _sizes(rule, given, (batch, heads))
     _check_states("state", states(rule), state, (batch, heads), sizes, given[0], needed=True)
     _check_states("chunk_state", used_chunk_states(rule, True), starts, (batch, heads), sizes, given[0])
+    if rule.decay_first and starts:
+        raise RuleError(field="decay_first", value=True, reason="it is exact only; give chunk_state=None")
     problem = Problem(
         *(CHUNKED_STEP if starts else "memory_step", batch, 1, heads, sizes["dim_k"], sizes["dim_v"], sizes["slots"]),
         *(1, DTYPES.get(given[0].dtype, "float32")),
