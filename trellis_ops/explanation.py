@@ -105,7 +105,7 @@ def _pair(given: dict[str, Any], name: str) -> tuple[Any, Any]:
 def _of_any_rule(given: dict[str, Any]) -> Request:
     settings = ("initial_state", "output_final_state", "cu_seqlens", "chunk_size", "outer_gradient")
     own = {name: given.pop(name) for name in settings}
-    made, tensors = memory.called_with(**given)
+    made, tensors = memory.called_with(given.pop("rule"), given.pop("erase"), given)
     initial = list(own["initial_state"] or ())
     cu_seqlens, chunk_size, outer_gradient = own["cu_seqlens"], own["chunk_size"], own["outer_gradient"]
     if made.maps is None:
@@ -117,7 +117,7 @@ def _of_any_rule(given: dict[str, Any]) -> Request:
 
 def _step_of_any_rule(given: dict[str, Any]) -> Request:
     state, starts = list(given.pop("state")), list(given.pop("chunk_state") or ())
-    made, tensors = memory.called_with(**given)
+    made, tensors = memory.called_with(given.pop("rule"), given.pop("erase"), given)
     if made.maps is None:
         return family_arguments.step_request(rule_of(made.text), tensors, state, starts)
     every: list[Any] = [*tensors, *state, *(starts or (None, None)), *made.maps]

@@ -5,7 +5,7 @@ docs/rules.md has the general equation, the rules that have a name, and a rule o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -97,20 +97,12 @@ def memory_attention(
         torch.Size([1, 32, 2, 16])
     """
     arguments.flag("output_final_state", output_final_state)
-    gates: dict[str, Any] = {
-        "log_decay": log_decay,
-        "step_size": step_size,
-        "reader_step": reader_step,
-        "momentum": momentum,
+    named = {
+        **{"q": q, "k": k, "v": v, "target": target, "log_decay": log_decay, "step_size": step_size},
+        **{"reader_step": reader_step, "probe": probe, "momentum": momentum, "window_weight": window_weight},
+        **{"gain": gain, "regulariser": regulariser},
     }
-    others: dict[str, Any] = {
-        "probe": probe,
-        "erase": erase,
-        "window_weight": window_weight,
-        "gain": gain,
-        "regulariser": regulariser,
-    }
-    made, given = called_with(rule, q=q, k=k, v=v, target=target, **gates, **others)
+    made, given = called_with(rule, erase, named)
     initial = [] if initial_state is None else _tuple("initial_state", initial_state)
     if initial_state is not None and not initial:
         raise TypeError(f"initial_state is empty, but must be a tuple of {made.states} tensors, or None for zeros")
@@ -177,20 +169,12 @@ def memory_step(
         OverlapError: a state shares memory with another tensor.
         As `memory_attention` otherwise.
     """
-    gates: dict[str, Any] = {
-        "log_decay": log_decay,
-        "step_size": step_size,
-        "reader_step": reader_step,
-        "momentum": momentum,
+    named = {
+        **{"q": q, "k": k, "v": v, "target": target, "log_decay": log_decay, "step_size": step_size},
+        **{"reader_step": reader_step, "probe": probe, "momentum": momentum, "window_weight": window_weight},
+        **{"gain": gain, "regulariser": regulariser},
     }
-    others: dict[str, Any] = {
-        "probe": probe,
-        "erase": erase,
-        "window_weight": window_weight,
-        "gain": gain,
-        "regulariser": regulariser,
-    }
-    made, given = called_with(rule, q=q, k=k, v=v, target=target, **gates, **others)
+    made, given = called_with(rule, erase, named)
     moved = _tuple("state", state)
     starts = [] if chunk_state is None else _tuple("chunk_state", chunk_state)
     if made.maps is not None:
@@ -266,12 +250,14 @@ def chunk_start(rule: str | Rule, state: AnyStates) -> AnyStates:
     return tuple(found)
 
 
-def called_with(rule: str | Rule, erase: tuple[Tensor, Tensor] | None, **named: Any) -> tuple[Called, list[Tensor]]:
+def called_with(
+    rule: str | Rule, erase: tuple[Tensor, Tensor] | None, named: Mapping[str, Tensor | None]
+) -> tuple[Called, list[Tensor]]:
     """The rule of a call, and its tensors in the order of the record; raises as `memory_attention`.
 
     Args:
         rule, erase: of the call.
-        named: its other tensors.
+        named: its other tensors, None for those that are not given.
     """
     for name in ("q", "k", "v"):
         if not isinstance(named[name], Tensor):
