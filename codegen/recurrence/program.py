@@ -6,7 +6,7 @@ the factors S and k. Its cotangents are sums of products again: a program of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -182,9 +182,3 @@ def term_axes(term: Term, axes: Mapping[str, Axes]) -> Axes:
 def summed(term: Term, name: str, axes: Mapping[str, Axes]) -> Axes:
     """The axes that a term of the value `name` is summed over."""
     return tuple(axis for axis in term_axes(term, axes) if axis not in axes[name])
-
-
-def equation(statement: Sum, axes: Mapping[str, Axes]) -> Iterator[str]:
-    """Its terms in words, such as "- gamma u[m] k[d]"."""
-    for term in statement.terms:
-        yield f"{'-' if term.sign < 0 else '+'} {' '.join(term.factors)}"
