@@ -13,7 +13,12 @@ FOLDERS = (
     *("codegen/kernels", "codegen/backends", "tuner/verify", "tests/support"),
     *("trellis_ops/operators", "trellis_ops/dispatch", "trellis_ops/eager"),
 )
-MODULES = ("trellis_ops/arguments.py", "trellis_ops/explanation.py", "trellis_ops/ops.py", "tuner/measure/baseline.py")
+MODULES = (
+    "trellis_ops/calls/arguments.py",
+    "trellis_ops/explanation.py",
+    "trellis_ops/ops.py",
+    "tuner/measure/baseline.py",
+)
 """Where tuples of arguments pass."""
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trellis_ops import arguments, family_arguments, memory, ops
-from trellis_ops.arguments import Request
+from trellis_ops import memory, ops
+from trellis_ops.calls import arguments, family_arguments
+from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import ranks, resolve
 from trellis_ops.operators import registered
 from trellis_ops.operators.family import rule_of

@@ -16,8 +16,9 @@ from codegen.recurrence.of_rule import used_chunk_states
 from codegen.recurrence.tensors import state_behind, states
 from codegen.rule import Rule
 from codegen.rules import rule_named
-from trellis_ops import arguments, ops
-from trellis_ops.called_rule import Called, called, in_order
+from trellis_ops import ops
+from trellis_ops.calls import arguments
+from trellis_ops.calls.called_rule import Called, called, in_order
 from trellis_ops.operators import autocast, family, transforms
 from trellis_ops.operators.plan import is_plain, wants_gradient
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from codegen.errors import GradientError
-from trellis_ops import arguments
-from trellis_ops.arguments import LONGEST_CHUNK
+from trellis_ops.calls import arguments
+from trellis_ops.calls.arguments import LONGEST_CHUNK
 from trellis_ops.operators import autocast, kept_attention, registered, transforms
 from trellis_ops.operators.plan import is_plain, wants_gradient
 from trellis_ops.operators.schemas import ATTENTION, READOUT, STEP, UPDATE, Operator

@@ -18,7 +18,7 @@ from codegen.errors import TrellisError
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import from_settings
 from codegen.spec import Spec
-from trellis_ops.arguments import Request
+from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import resolve
 from trellis_ops.dispatch.resolve import Resolution
 

@@ -8,7 +8,7 @@ from codegen.countable import require_countable
 from codegen.extent import Extent
 from codegen.kernels.buffers import forward_bytes, input_bytes, reverse_bytes
 from codegen.schedules.schedule import Schedule
-from trellis_ops.arguments import Request
+from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import launch, memory_room
 from trellis_ops.dispatch.memory_room import Needs
 

@@ -22,7 +22,7 @@ from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import backends, default, first_choice, from_settings
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec, bucket
-from trellis_ops.arguments import Request
+from trellis_ops.calls.arguments import Request
 from tuning_db import Match, Store, default_store
 
 VARIABLE = "TRELLIS_OPS_IMPLEMENTATION"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from codegen.errors import TokenError
-from trellis_ops import values
+from trellis_ops.calls import values
 
 
 def embedded(embedding: nn.Embedding, tokens: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch._library.custom_ops import CustomOpDef
 
 from codegen.kernels.arguments import INPUT
 from codegen.kernels.signatures import operator_arguments
-from trellis_ops.arguments import Request
+from trellis_ops.calls.arguments import Request
 from trellis_ops.operators.schemas import Operator
 
 Size = int | torch.SymInt

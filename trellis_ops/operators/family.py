@@ -21,8 +21,8 @@ from codegen.recurrence.of_rule import used_chunk_states
 from codegen.recurrence.tensors import states, tensors
 from codegen.rule import Rule
 from codegen.rule_text import rule_of_text
-from trellis_ops import family_arguments, values
-from trellis_ops.arguments import Request
+from trellis_ops.calls import family_arguments, values
+from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import launch, launch_rule, resolve
 from trellis_ops.eager import recurrence as eager
 from trellis_ops.operators import autocast, batching, overlap, quick_rule_step, transforms

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.library import custom_op
 
-from trellis_ops.arguments import Request
+from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import launch, resolve
 from trellis_ops.operators import batching, fakes, gradients, registered, transforms
 from trellis_ops.operators.gradients import Reverse

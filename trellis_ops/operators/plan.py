@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from codegen.errors import ImplementationError
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
-from trellis_ops import values
-from trellis_ops.arguments import Request
+from trellis_ops.calls import values
+from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import launch, memory_room, ranks, resolve
 from trellis_ops.dispatch.memory_room import Needs
 from trellis_ops.dispatch.reach import reach_of

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codegen.kernels.sequences import Sequences
 from codegen.rule import Rule
-from trellis_ops import arguments, values
+from trellis_ops.calls import arguments, values
 from trellis_ops.dispatch import launch
 from trellis_ops.eager import backward
 from trellis_ops.eager import forward as eager

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 
 from codegen.errors import TransformError
 from codegen.rule import Rule
-from trellis_ops import arguments, values
+from trellis_ops.calls import arguments, values
 from trellis_ops.dispatch import resolve
 from trellis_ops.eager import forward as eager
 from trellis_ops.operators import autocast

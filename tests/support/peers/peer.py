@@ -14,7 +14,7 @@ from codegen.recurrence.tensors import states, tensors
 from tests.support.peers.inputs import Drawing, Sizes
 from tests.support.peers.rules import RULES
 from tests.support.relative_error import relative_error
-from trellis_ops.called_rule import called
+from trellis_ops.calls.called_rule import called
 from trellis_ops.eager import recurrence
 from trellis_ops.operators import family
 

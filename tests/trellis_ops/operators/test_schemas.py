@@ -13,6 +13,7 @@ from codegen.kernels.signatures import operator_arguments
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tests.support.inputs import make_inputs
+from trellis_ops.calls import arguments
 from trellis_ops.dispatch import launch
 from trellis_ops.operators import registered
 from trellis_ops.operators.schemas import ATTENTION, ATTENTION_KEPT, OPERATORS, READOUT, STEP, UPDATE
@@ -88,7 +89,7 @@ def test_the_schemas_of_a_step_and_of_a_readout():
         (ATTENTION, registered.run_attention, registered.attention_request),
         (ATTENTION_KEPT, registered.run_attention, registered.attention_request),
         (UPDATE, registered.run_update, registered.update_request),
-        (READOUT, registered.run_readout, trellis_ops.arguments.readout_request),
+        (READOUT, registered.run_readout, arguments.readout_request),
         (STEP, registered.run_step, registered.step_request),
     ],
     ids=lambda each: getattr(each, "name", ""),

@@ -14,7 +14,7 @@ from codegen.kernels.build import operator_digest
 from codegen.spec import Problem, Spec, bucket
 from tests.tuner.conftest import STEP, TRAIN, UPDATE
 from trellis_ops import forget
-from trellis_ops.arguments import Request
+from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import resolve
 from tuner.budget import Budget
 from tuner.errors import NothingMeasuredError

@@ -12,7 +12,7 @@ from codegen.rule import SOLVE, Rule
 from tests.trellis_ops.family.cases import Case, inputs, rules
 from tests.trellis_ops.family.runs import examples, gradients, leaves
 from trellis_ops import family_reference
-from trellis_ops.called_rule import called
+from trellis_ops.calls.called_rule import called
 from trellis_ops.operators import family
 
 OF_ROUNDING = 30.0

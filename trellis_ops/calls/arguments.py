@@ -16,8 +16,8 @@ from codegen.errors import SizeError
 from codegen.rule import Rule
 from codegen.scalars import positive_number, whole_number
 from codegen.spec import Problem, Spec, effective_chunk
-from trellis_ops import checks
-from trellis_ops.checks import DTYPES
+from trellis_ops.calls import checks
+from trellis_ops.calls.checks import DTYPES
 from trellis_ops.outer_gradient import is_first_order
 
 Pair = tuple[Tensor, Tensor]

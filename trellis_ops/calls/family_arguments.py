@@ -16,9 +16,9 @@ from codegen.recurrence.tensors import TOKEN, Given, states, tensors
 from codegen.rule import Rule
 from codegen.scalars import whole_number
 from codegen.spec import CHUNKED_STEP, Problem, Spec, effective_chunk
-from trellis_ops import checks
-from trellis_ops.arguments import Request
-from trellis_ops.checks import DTYPES
+from trellis_ops.calls import checks
+from trellis_ops.calls.arguments import Request
+from trellis_ops.calls.checks import DTYPES
 from trellis_ops.outer_gradient import is_first_order
 
 _LETTERS = {"dim_k": "D_k", "dim_v": "D_v", "slots": "M", "window": "c - 1"}
