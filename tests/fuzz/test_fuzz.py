@@ -15,6 +15,7 @@ from tests.fuzz import __main__ as fuzz
 from tests.fuzz import checks
 from tests.fuzz.cases import INPUTS, Case
 from tests.fuzz.expectations import expected
+from tests.fuzz.found import FOUND
 from tests.fuzz.kernels import KINDS, Kernel, chosen, draw_kernels
 from tests.fuzz.layouts import LAYOUTS, VIEWS
 from tests.fuzz.random_calls import check_random_calls
@@ -40,6 +41,12 @@ def torch_threads():
 @pytest.mark.parametrize("kernel", KERNELS, ids=[f"{n}-{kernel.spec.key()}" for n, kernel in enumerate(KERNELS)])
 def test_random_calls(kernel):
     check_random_calls(kernel, 20 if kernel.spec.problem.direction == "forward" else 10)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found(name):
+    with chosen(FOUND[name].kernel):
+        checks.check(FOUND[name])
 
 
 @pytest.mark.parametrize("name", ["y", "S_k", "S_v"])

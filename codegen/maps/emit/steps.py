@@ -98,7 +98,15 @@ def program(
         apart: an input; what does not depend on it is computed by itself, for it may be computed before.
     """
     roots = tuple(outputs.values())
-    for step in (_defined, *((_without_late_scales,) if early else ()), _averaged, _rooted, _grouped, _paired):
+    for step in (
+        _defined,
+        _centred,
+        *((_without_late_scales,) if early else ()),
+        _averaged,
+        _rooted,
+        _grouped,
+        _paired,
+    ):
         roots = step(roots)
     namer = _Namer(roots if apart is None else _set_apart(roots, apart), taken)
     if apart is not None:
@@ -122,6 +130,36 @@ def _defined(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
         return named(name, replaced(DEFINITIONS[str(node.value)](node.args[0]), change))
 
     return _each(roots, change)
+
+
+def _centred(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
+    """A sum x from which sum(w x) is subtracted, as one named row.
+
+    Its terms are then added up in the same order in both places, and where w is 1 for one slot and 0 for the others, as
+    in a saturated softmax, that slot gets 0 and not their rounding.
+    """
+    while True:
+        x = next((x for node in nodes(*roots) if node.op == "add" and node.row for x in _summed_in(node)), None)
+        if x is None:
+            return roots
+        together = named("part", x)
+
+        def change(node: Expr, x: Expr = x, together: Expr = together) -> Expr | None:
+            if node is x:
+                return together
+            rest = [arg for arg in node.args if arg not in x.args]
+            if node.op != "add" or len(node.args) - len(rest) < len(x.args) or together not in nodes(*rest):
+                return None
+            return add(together, *rest)
+
+        roots = _each(roots, change)
+
+
+def _summed_in(node: Expr) -> list[Expr]:
+    """The sums of some terms of a sum that reductions in its other terms are taken of."""
+    reduced = [part.args[0] for arg in node.args if not arg.row for part in nodes(arg) if part.op == "sum"]
+    factors = [factor for row in reduced for factor in (row.args if row.op == "mul" else (row,))]
+    return [factor for factor in factors if factor.op == "add" and set(factor.args) <= set(node.args)]
 
 
 def _without_late_scales(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
