@@ -223,6 +223,12 @@ class ModelFileError(TrellisError, ValueError):
     message = "{path} holds no model that TrellisLM.save wrote: {problem}"
 
 
+class StateError(TrellisError, ValueError):
+    """A state of a model that another model goes on from."""
+
+    message = "state is that of a model of {found}, but this model computes {expected}; start from its own first_state"
+
+
 class GradientError(TrellisError, RuntimeError):
     """A gradient was asked of an operator that has none."""
 

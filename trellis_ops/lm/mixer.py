@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trellis_ops.lm.state import LayerState, state_dtype, wide
-from trellis_ops.lm.token_mixer import TokenMixer
+from trellis_ops.lm.layer_state import LayerState, state_dtype, wide
+from trellis_ops.lm.token_mixer import TokenMixer, keep_start
 from trellis_ops.ops import trellis_attention, trellis_step
 from trellis_ops.tokens import States, Tokens
 
@@ -95,8 +95,8 @@ class TrellisMixer(TokenMixer[LayerState]):
         y, _ = self._attend(self._tokens(x, window), self._first_memories(x.shape[0]))
         return y
 
-    def _mix_one(self, x: Tensor, window: Tensor, state: LayerState, position: int) -> Tensor:
-        return self._step(_each(self._tokens(x, window), 0), state, position)
+    def _mix_one(self, x: Tensor, window: Tensor, state: LayerState, begins: bool | Tensor) -> Tensor:
+        return self._step(_each(self._tokens(x, window), 0), state, begins)
 
     def _carry(self, x: Tensor, window: Tensor, state: LayerState, position: int) -> Tensor:
         """y `[B, T, H, D_v]` of a piece, moving `state`.
@@ -109,7 +109,7 @@ class TrellisMixer(TokenMixer[LayerState]):
         if not self.config.keeps_starts:
             return self._attend_and_move(tokens, state)
         ragged = min(length, -position % chunk)
-        pieces = [self._step(_each(tokens, t), state, position + t)[:, None] for t in range(ragged)]
+        pieces = [self._step(_each(tokens, t), state, begins=False)[:, None] for t in range(ragged)]
         whole = length - (length - ragged) % chunk
         for first, end in ((ragged, whole), (whole, length)):
             if first < end:
@@ -135,11 +135,11 @@ class TrellisMixer(TokenMixer[LayerState]):
             **self._maps,
         )
 
-    def _step(self, token: Tokens, state: LayerState, position: int) -> Tensor:
+    def _step(self, token: Tokens, state: LayerState, begins: bool | Tensor) -> Tensor:
         starts = state.starts()
-        if starts is not None and position % self.config.chunk == 0:
-            starts[0].copy_(state.S_k)
-            starts[1].copy_(state.S_v)
+        if starts is not None and begins is not False:
+            for start, memory in zip(starts, state.memories(), strict=True):
+                keep_start(start, memory, begins)
         return trellis_step(*token, state.memories(), gradient_state=starts, **self._maps)
 
     def _first_memories(self, batch: int) -> States | None:

@@ -20,10 +20,12 @@ from codegen.scalars import whole_number
 from trellis_ops.dispatch.resolve import device_of
 from trellis_ops.lm import model_file
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.fitting import Wanted
+from trellis_ops.lm.layer_state import AnyLayerState, state_dtype
 from trellis_ops.lm.mixer import TrellisMixer
 from trellis_ops.lm.rules.mixer import RuleMixer
 from trellis_ops.lm.sampling import Sampling
-from trellis_ops.lm.state import AnyLayerState, TrellisState, check_state
+from trellis_ops.lm.state import Place, TrellisState, check_state, moved, require_state
 from trellis_ops.lm.token_mixer import AnyMixer
 from trellis_ops.lm.vocabulary import embedded
 
@@ -77,9 +79,9 @@ class Block(nn.Module):
         mixed, state = self.mixer(self.mixer_norm(x), state, position, return_state=return_state)
         return self._feed_forward(x + mixed), state
 
-    def step(self, x: Tensor, state: AnyLayerState, position: int) -> Tensor:
-        """`[B, width]` to the same, moving `state` in place."""
-        return self._feed_forward(x + self.mixer.step(self.mixer_norm(x), state, position))
+    def step(self, x: Tensor, state: AnyLayerState, begins: bool | Tensor) -> Tensor:
+        """`[B, width]` to the same, moving `state` in place; `begins` as `TrellisState.begins` gives it."""
+        return self._feed_forward(x + self.mixer.step(self.mixer_norm(x), state, begins))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.mlp(self.mlp_norm(x))
@@ -104,6 +106,8 @@ class TrellisLM(nn.Module):
     def __init__(self, config: TrellisConfig) -> None:
         super().__init__()
         self.config = config = config.resolved(device_of(torch.get_default_device()))
+        self._rule = config.record.key()
+        self._period = config.chunk if config.keeps_starts else 1
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
@@ -127,7 +131,7 @@ class TrellisLM(nn.Module):
 
         Pass `return_state=False` for training: each layer is then one call of the operator, whereas a state to return
         costs a second call where T is no multiple of C. Gradients flow through a state at the start of a chunk
-        (`position == 0`), not through one inside a chunk, whose first tokens run one by one.
+        (`positions` of 0), not through one inside a chunk, whose first tokens run one by one.
 
         Args:
             tokens: `[B, T]`, int64, each below `vocab_size`, T >= 1.
@@ -149,26 +153,29 @@ class TrellisLM(nn.Module):
     def step(self, tokens: Tensor, state: TrellisState) -> Tensor:
         """Logits `[B, vocab_size]` after one more token `[B]`; moves `state` in place and has no gradient.
 
-        The fast way to decode: nothing is copied but the chunk-start states, once per chunk. Equals `forward`.
+        The fast way to decode: nothing is copied but the chunk-start states, once per chunk. Equals `forward`. Rows
+        may be at different positions.
 
         Raises:
             ShapeError, DtypeError: tokens that are not `[B]` int64 with the batch size of the state.
-            TokenError: as `forward`; the state is left as it was.
+            TokenError: as `forward`; the state is left as it was. And what `forward` raises of a state.
         """
-        batch = state.layers[0].tail.shape[0]
-        if tokens.shape != (batch,):
-            raise ShapeError(name="tokens", shape=list(tokens.shape), expected=f"[{batch}], the batch of the state")
+        if not isinstance(state, TrellisState) or state.fits is not self.config:
+            self._check_state(state)
+        if tokens.shape != (state.batch,):
+            expected = f"[{state.batch}], the batch of the state"
+            raise ShapeError(name="tokens", shape=list(tokens.shape), expected=expected)
         _check_int64(tokens)
-        x = embedded(self.embedding, tokens)
+        x, begins = embedded(self.embedding, tokens), state.begins()
         for block, layer in zip(self._blocks(), state.layers, strict=True):
-            x = block.step(x, layer, state.position)
-        state.position = self._position_after(state.position, 1)
+            x = block.step(x, layer, begins)
+        state.advance(1, self._period)
         return self._logits(x)
 
     def first_state(self, batch: int) -> TrellisState:
         """The state before the first token of `batch` sequences."""
         batch = whole_number("batch", batch)
-        return TrellisState(tuple(block.mixer.first_state(batch, self.embedding.weight) for block in self._blocks()))
+        return self._state([block.mixer.first_state(batch, self.embedding.weight) for block in self._blocks()], 0)
 
     def carried(self, state: TrellisState) -> dict[str, Tensor]:
         """The tensors of a state at the start of a chunk, by name with the layer before; `restored` has it again."""
@@ -183,7 +190,7 @@ class TrellisLM(nn.Module):
             begin = f"{index}."
             own = {name.removeprefix(begin): each for name, each in tensors.items() if name.startswith(begin)}
             layers.append(block.mixer.restored(own))
-        return TrellisState(tuple(layers))
+        return self._state(layers, 0)
 
     @torch.no_grad()
     def stream(
@@ -263,17 +270,34 @@ class TrellisLM(nn.Module):
         self, tokens: Tensor, state: TrellisState | None, return_state: bool
     ) -> tuple[Tensor, TrellisState | None]:
         self._check(tokens, state)
-        x = embedded(self.embedding, tokens)
-        position = 0 if state is None else state.position
+        if state is not None and isinstance(state.place, Tensor):
+            return self._features_by_place(tokens, state, return_state)
+        x, place = embedded(self.embedding, tokens), 0 if state is None else state.place
+        assert isinstance(place, int)
         layers: list[AnyLayerState] = []
         for index, block in enumerate(self._blocks()):
             layer = None if state is None else state.layers[index]
-            x, layer = block(x, layer, position, return_state=return_state)
+            x, layer = block(x, layer, place, return_state=return_state)
             if layer is not None:
                 layers.append(layer)
-        if not return_state:
-            return x, None
-        return x, TrellisState(tuple(layers), self._position_after(position, tokens.shape[1]))
+        return x, self._state(layers, moved(place, tokens.shape[1], self._period)) if return_state else None
+
+    def _features_by_place(
+        self, tokens: Tensor, state: TrellisState, return_state: bool
+    ) -> tuple[Tensor, TrellisState | None]:
+        """As `_features`, the rows that are at one position at a time."""
+        positions = state.positions
+        groups = [(positions == each).nonzero()[:, 0] for each in set(positions.tolist())]
+        found = [self._features(tokens[rows], state.select(rows), return_state) for rows in groups]
+        back = torch.cat(groups).argsort()
+        x = torch.cat([x for x, _ in found])[back.to(tokens.device)]
+        after = [each for _, each in found if each is not None]
+        return x, TrellisState.concatenate(after).select(back) if return_state else None
+
+    def _state(self, layers: list[AnyLayerState], place: Place) -> TrellisState:
+        state = TrellisState(tuple(layers), place, self._rule)
+        state.fits = self.config
+        return state
 
     @torch.no_grad()
     def _decode(self, logits: Tensor, state: TrellisState, count: int, sampling: Sampling) -> Iterator[Tensor]:
@@ -286,21 +310,28 @@ class TrellisLM(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(self.norm(x), self.embedding.weight)
 
-    def _position_after(self, position: int, tokens: int) -> int:
-        return (position + tokens) % self.config.chunk if self.config.keeps_starts else 0
-
     def _check(self, tokens: Tensor, state: TrellisState | None) -> None:
         if tokens.ndim != 2 or 0 in tokens.shape:
             raise ShapeError(name="tokens", shape=list(tokens.shape), expected="[B, T] with B >= 1 and T >= 1")
         _check_int64(tokens)
         if state is not None:
-            shapes = self._blocks()[0].mixer.state_shapes(tokens.shape[0])
-            chunk = self.config.chunk if self.config.keeps_starts else 1
-            check_state(state, self.config.layers, shapes, chunk, self.embedding.weight)
+            self._check_state(state, tokens.shape[0])
             self._check_gradient(state)
 
+    def _check_state(self, state: TrellisState, batch: int | None = None) -> None:
+        require_state(state, self._rule)
+        batch = state.batch if batch is None else batch
+        like, wanted = self.embedding.weight, []
+        for block in self._blocks():
+            shapes = block.mixer.state_shapes(batch).items()
+            types = {name: None if name == "tail" else state_dtype(like.dtype) for name, _ in shapes}
+            wanted.append({name: Wanted(shape, types[name], like.device) for name, shape in shapes})
+        check_state(state, wanted, batch, self._period, self._rule)
+        state.fits = self.config
+
     def _check_gradient(self, state: TrellisState) -> None:
-        if state.position and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+        inside = isinstance(state.place, Tensor) or state.place != 0
+        if inside and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             advice = f"call it under torch.no_grad(), or give pieces of a multiple of C={self.config.chunk} tokens"
             raise GradientError(name="going on from inside a chunk", advice=advice)
 

@@ -2,178 +2,251 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from codegen.errors import DeviceMismatchError, DtypeError, ShapeError, SizeError
+from codegen.errors import DtypeError, ShapeError, SizeError, StateError
 from codegen.scalars import whole_number
-from trellis_ops.tokens import States
+from trellis_ops.lm.fitting import Wanted, check_layers
+from trellis_ops.lm.layer_state import AnyLayerState, LayerState, RuleLayerState
 
-
-@dataclass
-class LayerState:
-    """What one layer of TRELLIS carries.
-
-    Attributes:
-        S_k, S_v: the memories, `[B, H, M, D_k]` and `[B, H, M, D_v]`, float32; float64 in a model of float64.
-        start_k, start_v: the memories as they were at the start of the current chunk, where z is taken until the chunk
-            ends; None if decoding takes z at the current ones. At position 0 they hold nothing yet.
-        tail: the last `conv_width - 1` inputs of the convolutions, `[B, conv_width - 1, H D_k]`. One tail serves both,
-            since q and k come from the same map.
-    """
-
-    S_k: Tensor
-    S_v: Tensor
-    start_k: Tensor | None
-    start_v: Tensor | None
-    tail: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, those that are None left out."""
-        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
-
-    def memories(self) -> States:
-        """(S_k, S_v)."""
-        return self.S_k, self.S_v
-
-    def starts(self) -> States | None:
-        """(start_k, start_v), or None if none are kept."""
-        if self.start_k is None or self.start_v is None:
-            return None
-        return self.start_k, self.start_v
-
-    def clone(self) -> LayerState:
-        """A state that shares no memory with this one."""
-        copies = {name: tensor.clone() for name, tensor in self.tensors().items()}
-        return LayerState(copies["S_k"], copies["S_v"], copies.get("start_k"), copies.get("start_v"), copies["tail"])
-
-    def detach(self) -> LayerState:
-        """The same state cut off from the graph that made it; shares memory."""
-        cut = {name: tensor.detach() for name, tensor in self.tensors().items()}
-        return LayerState(cut["S_k"], cut["S_v"], cut.get("start_k"), cut.get("start_v"), cut["tail"])
-
-
-@dataclass
-class RuleLayerState:
-    """What one layer of any other rule carries, by the names of `codegen.recurrence.tensors`.
-
-    Attributes:
-        memories: the states of the rule in the order of its record, `[B, H, ...]`, float32; float64 in a model of
-            float64.
-        starts: what is kept from the start of the current chunk until it ends, alike; empty where decoding takes z at
-            the current states. At position 0 they hold nothing yet.
-        prepared: what the preparation of the inputs carries, such as the log-sum-exp of ABC, alike.
-        tail: the last `conv_width - 1` inputs of the convolutions, `[B, conv_width - 1, H D_k]`.
-    """
-
-    memories: dict[str, Tensor]
-    starts: dict[str, Tensor]
-    prepared: dict[str, Tensor]
-    tail: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name."""
-        return {**self.memories, **self.starts, **self.prepared, "tail": self.tail}
-
-    def clone(self) -> RuleLayerState:
-        """A state that shares no memory with this one."""
-        return self._each(torch.clone)
-
-    def detach(self) -> RuleLayerState:
-        """The same state cut off from the graph that made it; shares memory."""
-        return self._each(torch.detach)
-
-    def _each(self, function: Callable[[Tensor], Tensor]) -> RuleLayerState:
-        groups = (self.memories, self.starts, self.prepared)
-        memories, starts, prepared = ({name: function(each) for name, each in group.items()} for group in groups)
-        return RuleLayerState(memories, starts, prepared, function(self.tail))
-
-
-AnyLayerState = LayerState | RuleLayerState
+Place = int | Tensor
+"""Tokens since the start of the chunk: the int that all rows have, or `[B]` int64 on the CPU where they differ."""
 
 
 @dataclass
 class TrellisState:
     """What a `TrellisLM` carries from token to token; its size does not depend on how many there were.
 
+    Its rows are sequences of their own, each at its own position in its chunk. `select`, `reorder`, `repeat`,
+    `concatenate`, `split` and `to` return states that share no memory with those that they were made from.
+
     `torch.save` writes it, and `torch.load(..., weights_only=True)`, the default, reads it back where this module was
-    imported: it and the states of layers are registered there as safe, for they hold tensors and a number. What was
+    imported: it and the states of layers are registered there as safe, for they hold tensors and numbers. What was
     read is checked against a model when it is given to one.
 
     Attributes:
         layers: one `LayerState` per layer, or one `RuleLayerState` in a model of another rule.
-        position: tokens since the start of the current chunk, 0 to C - 1; always 0 where no starts are kept.
+        place: `positions` in short, see `Place`; given as either.
+        rule: the key of the rule whose memories these are; "" if that is not known.
+        fits: the configuration of the model that has checked this state, so that a step does not do it again.
+
+    Example:
+        >>> from trellis_ops.lm.model import TrellisConfig, TrellisLM
+        >>> model = TrellisLM(TrellisConfig.preset("tiny"))
+        >>> _, state = model(torch.tensor([[1, 2, 3]]))
+        >>> TrellisState.concatenate([state.repeat(2), model.first_state(1)]).positions
+        tensor([3, 3, 0])
     """
 
     layers: tuple[AnyLayerState, ...]
-    position: int = 0
+    place: Place
+    rule: str = ""
+    fits: object = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.place, Tensor):
+            self.place = place_of(self.place)
+
+    @property
+    def batch(self) -> int:
+        """B, the number of rows."""
+        return self.layers[0].tail.shape[0]
+
+    @property
+    def positions(self) -> Tensor:
+        """Tokens since the start of the chunk of each row, `[B]` int64 on the CPU, 0 to C - 1; 0 without starts.
+
+        A copy: assign to it to change them.
+        """
+        return (
+            self.place.clone()
+            if isinstance(self.place, Tensor)
+            else torch.full((self.batch,), self.place, device="cpu")
+        )
+
+    @positions.setter
+    def positions(self, positions: Tensor) -> None:
+        self.place = place_of(positions)
+        self.fits = None
 
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors of the layers."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors().values())
 
     def clone(self) -> TrellisState:
         """A state that shares no memory with this one, for going on from it twice."""
-        return TrellisState(tuple(layer.clone() for layer in self.layers), self.position)
+        return self._each(torch.clone, self.place)
 
     def detach(self) -> TrellisState:
         """The same state cut off from the graph that made it, for truncated back-propagation; shares memory."""
-        return TrellisState(tuple(layer.detach() for layer in self.layers), self.position)
+        return self._each(torch.detach, self.place)
+
+    def to(self, device: torch.device | str) -> TrellisState:
+        """A copy on another device; positions stay on the CPU."""
+        return self._each(lambda tensor: tensor.to(device, copy=True), self.place)
+
+    def select(self, rows: Tensor) -> TrellisState:
+        """The state of some rows, `rows [n]` int64 with n >= 1, in that order; a row may come more than once.
+
+        Raises:
+            ShapeError, DtypeError, SizeError: what names no rows of this state.
+        """
+        rows = self._rows(rows)
+        place = place_of(self.place[rows]) if isinstance(self.place, Tensor) else self.place
+        return self._each(lambda tensor: tensor.index_select(0, rows.to(tensor.device)), place)
+
+    def reorder(self, index: Tensor) -> TrellisState:
+        """The state in whose row i the row `index[i]` is, as beam search goes on; `index [B]` int64.
+
+        Raises:
+            ShapeError, DtypeError, SizeError: what names not one row of this state for each.
+        """
+        if isinstance(index, Tensor) and index.shape != (self.batch,):
+            raise ShapeError(name="index", shape=list(index.shape), expected=f"[{self.batch}], the batch of the state")
+        return self.select(index)
+
+    def repeat(self, count: int) -> TrellisState:
+        """The state with each row `count` times, one after the other, as `torch.repeat_interleave` has them.
+
+        Raises:
+            SizeError: no count.
+        """
+        count = whole_number("count", count)
+        return self.select(torch.arange(self.batch, device="cpu").repeat_interleave(count))
+
+    def split(self) -> list[TrellisState]:
+        """Its rows, a state of batch 1 each."""
+        return [self.select(torch.tensor([row], device="cpu")) for row in range(self.batch)]
+
+    @staticmethod
+    def concatenate(states: Sequence[TrellisState]) -> TrellisState:
+        """The rows of several states of one model, in order.
+
+        Raises:
+            SizeError, StateError, ShapeError, DtypeError, DeviceMismatchError: none, or states of different models.
+            TypeError: what is no state.
+        """
+        states = list(states)
+        if not states:
+            raise SizeError(name="number of states", value=0, expected="at least 1")
+        require_state(states[0])
+        for state in states:
+            require_state(state, rule=states[0].rule)
+            like = [_like(layer, state.batch) for layer in states[0].layers]
+            check_layers([layer.tensors() for layer in state.layers], like)
+        layers = []
+        for parts in zip(*(state.layers for state in states), strict=True):
+            named = [part.tensors() for part in parts]
+            layers.append(parts[0].with_tensors({name: torch.cat([each[name] for each in named]) for name in named[0]}))
+        return TrellisState(tuple(layers), torch.cat([state.positions for state in states]), states[0].rule)
+
+    def begins(self) -> bool | Tensor:
+        """Which rows' next token is the first of a chunk: all, none, or a mask `[B]` on the device of the layers."""
+        if not isinstance(self.place, Tensor):
+            return self.place == 0
+        mask = self.place == 0
+        # Reading the mask would break a graph of torch.compile.
+        return False if not torch.compiler.is_compiling() and not mask.any() else mask.to(self.layers[0].tail.device)
+
+    def advance(self, tokens: int | Tensor, period: int) -> None:
+        """Move the positions on by `tokens`, an int or `[B]`, in chunks of `period`."""
+        self.place = moved(self.place, tokens, period)
+
+    def _each(self, function: Callable[[Tensor], Tensor], place: Place) -> TrellisState:
+        return TrellisState(tuple(layer.each(function) for layer in self.layers), place, self.rule)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"rows is {rows!r}, but must be a torch.Tensor")
+        if rows.ndim != 1 or not len(rows):
+            raise ShapeError(name="rows", shape=list(rows.shape), expected="[n] with n >= 1")
+        if rows.dtype != torch.int64:
+            raise DtypeError(name="rows", dtype=rows.dtype, expected="torch.int64")
+        rows = rows.cpu()
+        wrong = rows[(rows < 0) | (rows >= self.batch)]
+        if len(wrong):
+            raise SizeError(name="rows", value=int(wrong[0]), expected=f"rows from 0 to {self.batch - 1}")
+        return rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Who has checked it is not data of the state.
+        return {"layers": self.layers, "place": self.place, "rule": self.rule}
 
 
 torch.serialization.add_safe_globals([LayerState, RuleLayerState, TrellisState])
 
 
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of the memories and gates of a model whose weights have `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def require_state(state: object, rule: str = "") -> None:
+    """Raise unless it is a state of layers, as this version has them, of this rule where both rules are known.
 
-
-def wide(x: Tensor) -> Tensor:
-    """In float32, or as it is in float64: a forget gate near 1 loses its meaning in half precision."""
-    return x.to(state_dtype(x.dtype))
+    Raises:
+        TypeError: it is none. StateError: it is that of another rule.
+    """
+    if not isinstance(state, TrellisState) or not all(isinstance(each, AnyLayerState) for each in state.layers):
+        raise TypeError(f"state is {type(state).__name__}, but must be a TrellisState of LayerStates")
+    if "place" not in vars(state):
+        raise TypeError("state has no positions: another version wrote it; read its text again with this one")
+    if rule and state.rule and state.rule != rule:
+        raise StateError(found=state.rule, expected=rule)
 
 
 def check_state(
-    state: TrellisState, layers: int, shapes: Mapping[str, tuple[int, ...]], chunk: int, like: Tensor
+    state: TrellisState, wanted: Sequence[Mapping[str, Wanted]], batch: int, period: int, rule: str
 ) -> None:
     """Raise unless a state fits a model.
 
     Args:
         state: what to check.
-        layers: how many layers the model has.
-        shapes: the tensors that each layer carries, by name, with their shapes.
-        chunk: the chunk size within which `position` must lie.
-        like: a weight of the model, for device and type.
+        wanted: the tensors that each layer carries, by name.
+        batch: how many rows it must have.
+        period: the chunk size within which positions must lie.
+        rule: the key of the model's rule.
 
     Raises:
-        ShapeError, DtypeError, DeviceMismatchError, SizeError: what differs, with the name of the tensor.
+        StateError, ShapeError, DtypeError, DeviceMismatchError, SizeError: what differs, with the name of the tensor.
         TypeError: what is no state.
     """
-    if not isinstance(state, TrellisState) or not all(isinstance(each, AnyLayerState) for each in state.layers):
-        raise TypeError(f"state is {type(state).__name__}, but must be a TrellisState of LayerStates")
-    if len(state.layers) != layers:
-        raise SizeError(name="number of layers in state", value=len(state.layers), expected=str(layers))
-    whole_number("state.position", state.position, chunk - 1, " in this model", least=0)
-    for index, layer in enumerate(state.layers):
-        found = layer.tensors()
-        for name in {**shapes, **found}:
-            _check_tensor(f"state.layers[{index}].{name}", found.get(name), shapes.get(name), like)
+    require_state(state, rule)
+    check_layers([layer.tensors() for layer in state.layers], wanted)
+    if not isinstance(state.place, Tensor):
+        whole_number("state.place", state.place, period - 1, " in this model", least=0)
+        return
+    if state.place.shape != (batch,):
+        raise ShapeError(name="state.positions", shape=list(state.place.shape), expected=f"[{batch}]")
+    outside = state.place[(state.place < 0) | (state.place >= period)]
+    if len(outside):
+        raise SizeError(name="state.positions", value=int(outside[0]), expected=f"0 to {period - 1} in this model")
 
 
-def _check_tensor(name: str, found: Tensor | None, shape: tuple[int, ...] | None, like: Tensor) -> None:
-    if not isinstance(found, Tensor | None):
-        raise TypeError(f"{name} is {found!r}, but must be a torch.Tensor")
-    if found is None or shape is None or found.shape != shape:
-        given = None if found is None else list(found.shape)
-        raise ShapeError(name=name, shape=given, expected=str(shape and list(shape)))
-    expected = state_dtype(like.dtype)
-    if found.dtype != expected and not name.endswith("tail"):
-        raise DtypeError(name=name, dtype=found.dtype, expected=str(expected))
-    if not found.is_floating_point():
-        raise DtypeError(name=name, dtype=found.dtype, expected="a floating-point type")
-    if found.device != like.device:
-        raise DeviceMismatchError(name=name, device=found.device, expected=like.device)
+def _like(layer: AnyLayerState, batch: int) -> dict[str, Wanted]:
+    tensors = layer.tensors().items()
+    return {name: Wanted((batch, *each.shape[1:]), each.dtype, each.device) for name, each in tensors}
+
+
+def place_of(positions: Tensor) -> Place:
+    """`positions [B]` int64 in short.
+
+    Raises:
+        ShapeError, DtypeError, TypeError: something else.
+    """
+    if not isinstance(positions, Tensor):
+        raise TypeError(f"positions is {positions!r}, but must be a torch.Tensor")
+    if positions.ndim != 1 or not len(positions):
+        raise ShapeError(name="positions", shape=list(positions.shape), expected="[B] with B >= 1")
+    if positions.dtype != torch.int64:
+        raise DtypeError(name="positions", dtype=positions.dtype, expected="torch.int64")
+    positions = positions.to("cpu", copy=True)
+    first = int(positions[0])
+    return first if bool((positions == first).all()) else positions
+
+
+def moved(place: Place, tokens: int | Tensor, period: int) -> Place:
+    """A place after more tokens, an int or `[B]`, in chunks of `period`."""
+    after = (place + tokens) % period
+    # Rows that differ differ after as many tokens too.
+    return place_of(after) if isinstance(after, Tensor) and isinstance(tokens, Tensor) else after

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.state import LayerState, RuleLayerState
+from trellis_ops.lm.layer_state import LayerState, RuleLayerState
 
 State = TypeVar("State", LayerState, RuleLayerState)
 
@@ -64,17 +64,17 @@ class TokenMixer(nn.Module, Generic[State]):
         window = torch.cat([tail.to(shared.dtype), shared], 1)
         if state is None and not return_state:
             return self._finish(x, self._mix_alone(x, window)), None
-        state = self.first_state(x.shape[0], shared) if state is None else state.clone()
+        state = self.first_state(x.shape[0], shared) if state is None else state.each(torch.clone)
         y = self._carry(x, window, state, position)
         state.tail = window[:, x.shape[1] :].clone()
         return self._finish(x, y), state if return_state else None
 
-    def step(self, x: Tensor, state: State, position: int) -> Tensor:
-        """Mix one token `[B, width]` and move `state` in place."""
+    def step(self, x: Tensor, state: State, begins: bool | Tensor) -> Tensor:
+        """Mix one token `[B, width]` and move `state` in place; `begins` as `TrellisState.begins` gives it."""
         shared = self.to_qk(x)[:, None]
         window = torch.cat([state.tail.to(shared.dtype), shared], 1)
         state.tail.copy_(window[:, 1:])
-        return self._finish(x, self._mix_one(x[:, None], window, state, position))
+        return self._finish(x, self._mix_one(x[:, None], window, state, begins))
 
     @abstractmethod
     def first_state(self, batch: int, like: Tensor) -> State:
@@ -105,7 +105,7 @@ class TokenMixer(nn.Module, Generic[State]):
         """y `[B, T, H, D_v]` of a piece, moving `state`, which is nobody else's."""
 
     @abstractmethod
-    def _mix_one(self, x: Tensor, window: Tensor, state: State, position: int) -> Tensor:
+    def _mix_one(self, x: Tensor, window: Tensor, state: State, begins: bool | Tensor) -> Tensor:
         """y `[B, H, D_v]` of one token, x `[B, 1, width]`, moving the tensors of `state` in place."""
 
     def _queries_and_keys(self, window: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,6 +126,14 @@ class TokenMixer(nn.Module, Generic[State]):
 
 
 AnyMixer = TokenMixer[Any]
+
+
+def keep_start(start: Tensor, begun: Tensor, begins: bool | Tensor) -> None:
+    """Put `begun`, the memory now, into `start` where a chunk begins: in all rows or none, or by a mask `[B]`."""
+    if isinstance(begins, Tensor):
+        start.copy_(torch.where(begins.view(-1, *(1,) * (start.ndim - 1)), begun, start))
+    elif begins:
+        start.copy_(begun)
 
 
 def causal_convolution(window: Tensor, taps: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def test_a_sequence_may_be_given_in_any_pieces(lengths: list[int], chunk_size: i
         logits, state = model(piece, state)
         pieces.append(logits)
     assert_close(torch.cat(pieces, 1), whole(model, tokens), TOLERANCE)
-    assert state is not None and state.position == sum(lengths) % chunk_size
+    assert state is not None and state.positions.tolist() == [sum(lengths) % chunk_size] * 2
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def test_exact_decoding_is_the_recurrence_of_chunk_size_one() -> None:
     assert relative_error(step_by_step(chunked, tokens, 0), whole(chunked, tokens)) > 0.1
     logits, state = chunked(tokens[:, :20])
     assert_close(logits, whole(chunked, tokens[:, :20]), TOLERANCE)
-    assert state is not None and state.position == 0 and state.layers[0].starts() is None
+    assert state is not None and state.positions.tolist() == [0, 0] and state.layers[0].starts() is None
     stepped = state.clone()
     logits, _ = chunked(tokens[:, 20:21], state)
     assert_close(chunked.step(tokens[:, 20], stepped), logits[:, 0], TOLERANCE)
@@ -129,7 +129,7 @@ def test_forward_leaves_the_state_it_was_given() -> None:
         _, after = model(tokens[:, 20 : 20 + length], state)
         for token in tokens[:, :17].T:
             model.step(token, after)
-    assert state.position == before.position == 4
+    assert state.place == before.place == 4
     for layer, kept in zip(state.layers, before.layers, strict=True):
         for name, tensor in layer.tensors().items():
             assert torch.equal(tensor, kept.tensors()[name]), name

@@ -50,7 +50,7 @@ def broken(change: Callable[[LayerState], None]) -> TrellisState:
         (lambda: make_model(layers=3).first_state(2), SizeError, "layers in state=3"),
         (lambda: make_model(decode="exact").first_state(2), ShapeError, "start_k has shape None"),
         (lambda: make_model(conv_width=3).first_state(2), ShapeError, "tail"),
-        (lambda: replace(make_model().first_state(2), position=16), SizeError, "position=16.*0 to 15"),
+        (lambda: replace(make_model().first_state(2), place=16), SizeError, "place=16.*0 to 15"),
         (lambda: broken(lambda layer: setattr(layer, "S_v", layer.S_v.double())), DtypeError, r"\[1\].S_v.*float64"),
     ],
     ids=["batch", "slots", "layers", "decode", "conv_width", "position", "dtype"],

@@ -98,11 +98,11 @@ def test_a_state_is_read_back_as_data(tmp_path: Path) -> None:
     _, state = model(tokens[:, :20])
     torch.save(state, tmp_path / "state.pt")
     read = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert isinstance(read, TrellisState) and read.position == 4
+    assert isinstance(read, TrellisState) and read.place == 4
     assert torch.equal(model(tokens[:, 20:], read)[0], model(tokens[:, 20:], state)[0])
-    for layers, position in (("ab", 4), (state.layers, "4"), (state.layers, True)):
+    for layers, place in (("ab", 4), (state.layers, "4"), (state.layers, True)):
         with pytest.raises(TypeError, match="state"):
-            model(tokens, TrellisState(layers, position))
+            model(tokens, TrellisState(layers, place))
     wrong = LayerState(*(None if name == "S_k" else tensor for name, tensor in vars(state.layers[0]).items()))
     wrong.S_k = "memory"
     with pytest.raises(TypeError, match=r"state.layers\[1\].S_k is 'memory'"):

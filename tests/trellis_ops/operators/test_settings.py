@@ -251,6 +251,6 @@ def test_counts_of_the_model(value):
     with pytest.raises(SizeError, match="top_k="):
         Sampling(top_k=value)
     state = model.first_state(np.int64(1))
-    state.position = value
-    with pytest.raises(SizeError, match=r"state\.position="):
+    state.place, state.fits = value, None
+    with pytest.raises(SizeError, match=r"state\.place="):
         model(prompt, state)

@@ -13,12 +13,12 @@ from codegen.recurrence.of_rule import used_chunk_states
 from codegen.recurrence.tensors import HEAD, states, tensors
 from codegen.rule import Rule
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.layer_state import RuleLayerState, state_dtype, wide
 from trellis_ops.lm.rules.generic import is_linear_in_v, sources
 from trellis_ops.lm.rules.inputs import FEATURES, RuleInputs, Tensors
 from trellis_ops.lm.rules.named import rule_inputs
 from trellis_ops.lm.rules.source import Projection
-from trellis_ops.lm.state import RuleLayerState, state_dtype, wide
-from trellis_ops.lm.token_mixer import TokenMixer
+from trellis_ops.lm.token_mixer import TokenMixer, keep_start
 from trellis_ops.memory import chunk_start, memory_attention, memory_step
 
 Shapes = dict[str, tuple[int, ...]]
@@ -85,11 +85,11 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         y, _ = self._attend(made, start.memories if self.first else None, return_memories=False)
         return self.inputs.finish(y, made)
 
-    def _mix_one(self, x: Tensor, window: Tensor, state: RuleLayerState, position: int) -> Tensor:
+    def _mix_one(self, x: Tensor, window: Tensor, state: RuleLayerState, begins: bool | Tensor) -> Tensor:
         made = self._made(x, window, state.prepared)
         for name, tensor in state.prepared.items():
             tensor.copy_(made[name])
-        y = [self._step(made, t, state, position) for t in range(self.inputs.substeps)]
+        y = [self._step(made, t, state, begins) for t in range(self.inputs.substeps)]
         return self.inputs.finish(torch.stack(y, 1), made)[:, 0]
 
     def _carry(self, x: Tensor, window: Tensor, state: RuleLayerState, position: int) -> Tensor:
@@ -105,7 +105,7 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         length, chunk = x.shape[1], self.config.chunk
         ragged = min(length, -position % chunk)
         whole = length - (length - ragged) % chunk
-        pieces = [self._step(made, t, state, position + t)[:, None] for t in range(ragged)]
+        pieces = [self._step(made, t, state, begins=False)[:, None] for t in range(ragged)]
         if ragged < whole:
             pieces.append(self._attend_and_move(self._each(made, slice(ragged, whole)), state))
         if whole < length:
@@ -115,7 +115,7 @@ class RuleMixer(TokenMixer[RuleLayerState]):
     def _rest(self, made: Tensors, state: RuleLayerState, first: int, end: int) -> list[Tensor]:
         """The tokens of a chunk that has just begun and may go on."""
         if any(name.startswith("A") for name in state.starts):
-            return [self._step(made, t, state, t - first)[:, None] for t in range(first, end)]
+            return [self._step(made, t, state, begins=t == first)[:, None] for t in range(first, end)]
         state.starts = self._starts(state.memories)
         return [self._attend_and_move(self._each(made, slice(first, end)), state)]
 
@@ -162,11 +162,11 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         )
         return y, {} if after is None else dict(zip(states(self.rule), after, strict=True))
 
-    def _step(self, made: Tensors, index: int, state: RuleLayerState, position: int) -> Tensor:
+    def _step(self, made: Tensors, index: int, state: RuleLayerState, begins: bool | Tensor) -> Tensor:
         """y `[B, H, D_v]` of one token, moving the tensors of `state` in place."""
-        if state.starts and position % self.config.chunk == 0:
+        if state.starts and begins is not False:
             for name, tensor in self._starts(state.memories).items():
-                state.starts[name].copy_(tensor)
+                keep_start(state.starts[name], tensor, begins)
         return memory_step(
             **self._arguments(self._each(made, index)),
             rule=self.rule,

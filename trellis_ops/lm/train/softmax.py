@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.layer_state import state_dtype
 from trellis_ops.lm.model import SwiGLU, draw_maps
-from trellis_ops.lm.state import state_dtype
 from trellis_ops.lm.vocabulary import embedded
 
 Cache = tuple[Tensor, Tensor]
