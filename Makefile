@@ -15,7 +15,7 @@ VENV := .venv/bin
 # List the targets.
 help:
 	@awk '/^# /{text = substr($$0, 3)} /^[a-z-]+:/{sub(":.*", ""); printf "make %-11s %s\n", $$0, text}' Makefile
-	@echo 'Variables, as in `make tune BUDGET=60s`: WORKLOAD, SPEC, BUDGET, STORAGE (tune); STORAGE (report, dashboard);'
+	@echo 'Variables, as in `make tune BUDGET=60s`: WORKLOAD, SPEC, BUDGET, CORES, STORAGE (tune); STORAGE (report, dashboard);'
 	@echo '  DATA, FOLDER (train); KERNEL, BACKEND (show); MINUTES (gpu, fuzz); PYTHON (which Python .venv is made from); ARGS (more options for the command).'
 
 # Find the fastest correct kernels for this machine.
@@ -111,7 +111,7 @@ export TRELLIS_OPS_STORAGE = $(STORAGE)
 endif
 
 tune_options = $(if $(WORKLOAD),--workload '$(WORKLOAD)') $(if $(SPEC),--spec '$(SPEC)') \
-	$(if $(BUDGET),--budget '$(BUDGET)')
+	$(if $(BUDGET),--budget '$(BUDGET)') $(if $(CORES),--cores '$(CORES)')
 
 # What its user has tuned or set must not decide whether a test passes.
 undisturbed = env -u TRELLIS_OPS_IMPLEMENTATION -u TRELLIS_OPS_CHECK_VALUES \

@@ -10,6 +10,7 @@ import functools
 import os
 import platform
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,22 @@ class Device:
     def key(self) -> str:
         """Stable text key, fit for a file name; the second half of a tuning record's identity."""
         if self.kind == "cpu":
-            return f"{self.name}-{self.arch}-{self.cores}-cores"
+            return f"{self._without_cores()}{self.cores}-cores"
         return self.name
+
+    def with_more_cores(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Those of `keys` that are this CPU with more cores, the fewest first; none of a GPU.
+
+        What is fast there is fast here on fewer threads, as far as nothing was measured with as many cores as here.
+        """
+        if self.kind != "cpu":
+            return ()
+        pattern = re.compile(re.escape(self._without_cores()) + r"(\d+)-cores")
+        found = sorted((int(match[1]), key) for key in keys if (match := pattern.fullmatch(key)))
+        return tuple(key for cores, key in found if cores > self.cores)
+
+    def _without_cores(self) -> str:
+        return f"{self.name}-{self.arch}-"
 
 
 NAMED: dict[str, Device] = {

@@ -41,6 +41,7 @@ from tuner.search.study import StudySession
 from tuner.search.tune import Tuned, tune
 from tuner.studies.storage_url import shown
 from tuner.studies.studies import unusable
+from tuner.workers.pinning import keep_to
 from tuner.workers.pool import Workers
 from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload, parse_spec, require_distinct
 from tuning_db import TuningDatabaseError, default_store
@@ -95,6 +96,8 @@ def _session(options: argparse.Namespace, workers: Workers, device: Device) -> S
 
 
 def _tune(options: argparse.Namespace, console: Console) -> int:
+    if options.cores is not None:
+        keep_to(options.cores)
     if options.offline:
         device = named(_OFFLINE_DEVICE if options.device is None else options.device)
         return gpu_commands.prepare(options, _workload(options, device), device, console)
@@ -212,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     _measuring_options(tuning, f"for each spec: 60s, 5m, or 40 trials in all (default {DEFAULT})")
     tuning.add_argument("--compile", action="store_true", help="measure torch.compile of the eager code too (minutes)")
     gpu_commands.add_offline(tuning)
+    tuning.add_argument("--cores", metavar="N", type=int, help="tune for a process that may use N cores (default: all)")
     tuning.add_argument("--no-slots", action="store_true", help="leave out the study of slot count and chunk size")
     tuning.add_argument("--no-offline", action="store_true", help=f"compile nothing for {_OFFLINE_DEVICE}")
     slots = command(commands, "slots", _slots, "study slot count and chunk size, and recommend one of each")

@@ -81,23 +81,37 @@ class Store:
         self._own = tuple(layer for layer in (self.user, self.fallback) if layer is not None)
         self._layers = (*self._own, self.shipped)
 
-    def lookup(self, *, spec: str, bucket: str, device: str, backend: str, template_digest: str) -> Match | None:
+    def lookup(
+        self,
+        *,
+        spec: str,
+        bucket: str,
+        device: str,
+        backend: str,
+        template_digest: str,
+        stand_ins: Iterable[str] = (),
+    ) -> Match | None:
         """The winner for a spec: exact in the user layer, exact in the shipped one, then the bucket in the same order.
 
-        Warns once if neither layer has a file for the device. Among several records of a bucket, see `Index.buckets`.
+        Where there is none, that of the first device of `stand_ins` that has one. Warns once if neither layer has a
+        file for the device and none stands in. Among several records of a bucket, see `Index.buckets`.
         """
-        groups = [[(layer, layer.index(device)) for layer in group] for group in (self._own, (self.shipped,))]
-        for group in groups:
-            exact = [(layer, index.exact.get((spec, backend, template_digest))) for layer, index in group]
-            if match := _best(exact, device, "exact"):
+        for each in (device, *stand_ins):
+            if match := self._of_device(each, (spec, backend, template_digest), (bucket, backend, template_digest)):
                 return match
-        for group in groups:
-            near = [(layer, index.buckets.get((bucket, backend, template_digest))) for layer, index in group]
-            if match := _best(near, device, "bucket"):
-                return match
-        if is_device_key(device) and all(index.missing for group in groups for _, index in group):
+        if is_device_key(device) and all(layer.index(device).missing for layer in self._layers):
             path = self._layers[0].path(device)
             warn_once(str(path), f"{path} does not exist, so nothing is tuned for this device; run `make tune` once")
+        return None
+
+    def _of_device(self, device: str, exact: tuple[str, str, str], near: tuple[str, str, str]) -> Match | None:
+        groups = [[(layer, layer.index(device)) for layer in group] for group in (self._own, (self.shipped,))]
+        for group in groups:
+            if match := _best(((layer, index.exact.get(exact)) for layer, index in group), device, "exact"):
+                return match
+        for group in groups:
+            if match := _best(((layer, index.buckets.get(near)) for layer, index in group), device, "bucket"):
+                return match
         return None
 
     def near_misses(

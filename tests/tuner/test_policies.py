@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
 
 from codegen.device import NAMED, cpu
+from codegen.errors import SizeError
 from tuner.errors import PolicyError, ThrottledError
 from tuner.measure.clocks import NvmlClocks, Reading
 from tuner.measure.cpu_timing import CpuSampler, flushed_bytes
@@ -18,9 +21,10 @@ from tuner.measure.gpu_timing import GpuSampler, copies_past_cache
 from tuner.measure.measure import SETTLED, measure
 from tuner.measure.timed import Timed
 from tuner.policy import POLICIES, policy_for, stated
-from tuner.workers.pinning import Pinning, ordered_cores
+from tuner.workers.pinning import Pinning, keep_to, ordered_cores
 
 SM_90 = NAMED["sm_90"]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_device_has_its_policies_and_a_default():
@@ -120,6 +124,20 @@ def test_threads_of_kernels_are_pinned_for_as_long_as_times_are_taken():
         threads[0].join()
     with pinning.in_place():
         pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are kept to cores on Linux")
+def test_a_search_for_one_core_is_of_a_device_of_one_core():
+    imports = "from codegen.device import cpu; from tuner.workers.pinning import keep_to"
+    script = f"{imports}; cpu(); keep_to(1); print(cpu().key())"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("-1-cores")
+
+
+@pytest.mark.parametrize("cores", [0, 2**20])
+def test_cores_that_there_are_not_are_refused(cores: int):
+    with pytest.raises(SizeError, match=f"cores={cores}"):
+        keep_to(cores)
 
 
 def test_second_threads_of_a_core_come_last(monkeypatch):

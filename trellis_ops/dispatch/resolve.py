@@ -131,10 +131,12 @@ def best_known(found: Resolution, spec: Spec) -> Resolution:
         "backend": name,
         "template_digest": operator_digest(spec.problem, name),
     }
-    match = store().lookup(**place)
+    match = store().lookup(**place, stand_ins=device.with_more_cores(store().devices()))
     if match is None:
         return replace(found, notes=(*found.notes, _why_no_record(place)))
     notes = list(found.notes)
+    if match.record.device != place["device"]:
+        notes.append(_stands_in(match, device))
     schedule, problem = _usable(match, name, spec, device)
     if match.how == "bucket":
         notes.append(f"no record of {spec.key()}: the winner of its shape bucket stands in")
@@ -158,6 +160,8 @@ def _usable(match: Match, name: str, spec: Spec, device: Device) -> tuple[Schedu
         schedule = from_settings(name, dict(match.record.schedule))
     except ScheduleFieldError as error:
         return None, str(error)
+    if match.record.device != device.key():
+        schedule = schedule.within_threads(device.cores, device)
     illegal = why_illegal(spec, schedule, device)
     if illegal is not None:
         return None, illegal
@@ -170,6 +174,13 @@ def _usable(match: Match, name: str, spec: Spec, device: Device) -> tuple[Schedu
         # Another compiler may miscompile what was right, so its kernel must pass the oracle here before it is trusted.
         return None, f"it was checked with another toolchain ({', '.join(changed)}); `make tune` checks it again"
     return schedule, ""
+
+
+def _stands_in(match: Match, device: Device) -> str:
+    return (
+        f"no record for {device.cores} of this CPU's cores: the winner of {match.record.device} stands in, on at most "
+        f"{device.cores} threads; `make tune CORES={device.cores}` measures with as many"
+    )
 
 
 def _why_no_record(place: dict[str, str]) -> str:

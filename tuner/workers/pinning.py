@@ -12,6 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from codegen.device import cpu
+from codegen.errors import SizeError
+
 _TASKS = Path("/proc/self/task")
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
@@ -43,6 +46,22 @@ class Pinning:
             yield
         finally:
             os.sched_setaffinity(0, before)
+
+
+def keep_to(cores: int) -> None:
+    """Keep this process, and those that it starts, to so many cores, as a server keeps a worker.
+
+    Called before kernels are compiled: threads that run already stay where they are.
+
+    Raises:
+        SizeError: more cores than this process may use, fewer than one, or a system without affinities.
+    """
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
+    if not 1 <= cores <= len(usable):
+        expected = f"1 to {len(usable)}, the cores that this process may use and be kept to"
+        raise SizeError(name="cores", value=cores, expected=expected)
+    os.sched_setaffinity(0, ordered_cores(usable)[:cores])
+    cpu.cache_clear()
 
 
 def ordered_cores(usable: set[int]) -> tuple[int, ...]:

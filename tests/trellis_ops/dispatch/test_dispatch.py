@@ -73,6 +73,33 @@ def test_the_winner_of_the_bucket_stands_in_for_neighbours(store):
     assert ask((1, 33, 2, 16, 16, 8)).origin == "default schedule"
 
 
+def on_cores(cores: int) -> str:
+    return dataclasses.replace(cpu(), cores=cores).key()
+
+
+def test_the_winner_of_the_fewest_more_cores_stands_in_on_the_threads_that_are_here(store, monkeypatch):
+    widest = dataclasses.replace(default("tvm", SPEC, cpu()), threads=64)
+    for more in (30, 1):
+        store.commit(winner_record(SPEC, widest, device=on_cores(cpu().cores + more)))
+    found = ask()
+    assert found.origin == "exact winner"
+    assert found.record == str(store.user.path(on_cores(cpu().cores + 1)))
+    assert f"threads={min(cpu().cores, torch.get_num_threads())}," in f"{found.schedule},"
+    assert f"the winner of {on_cores(cpu().cores + 1)} stands in" in found.notes[0]
+    assert f"make tune CORES={cpu().cores}" in found.notes[0]
+    inputs = make_inputs(*SIZES)
+    served, plain = (trellis_attention(*inputs.args, chunk_size=8, implementation=each)[0] for each in ("tvm", "eager"))
+    assert_close(served, plain, 1e-5)
+    store.commit(record())
+    assert ask().record == str(store.user.path(cpu().key()))
+
+
+@pytest.mark.parametrize("device", [dataclasses.replace(cpu(), name="another-cpu", cores=64).key(), on_cores(0)])
+def test_no_winner_of_another_cpu_or_of_fewer_cores_stands_in(device: str, store):
+    store.commit(record(device=device))
+    assert ask().origin == "default schedule"
+
+
 def test_a_new_record_is_used_after_forget(store):
     inputs = make_inputs(*SIZES)
     before, _ = trellis_attention(*inputs.args, chunk_size=8)
