@@ -27,7 +27,7 @@ from codegen.errors import (
     UnknownMapError,
     UnknownStageError,
 )
-from codegen.kernels.launches import is_of_a_backward, kernels_of
+from codegen.kernels.declared import is_of_a_backward, kernels_of
 from codegen.kernels.table import arguments_table, tensors_table
 from codegen.maps.registry import named_map
 from codegen.render import KERNELS, Source, generated_folder, render

@@ -193,6 +193,12 @@ class SequenceError(TrellisError, ValueError):
     message = "cu_seqlens {problem}: {value}; expected N + 1 non-decreasing offsets from 0 to T with B = 1"
 
 
+class PoolError(TrellisError, ValueError):
+    """A row's slot or position that no pool has."""
+
+    message = "{name} {problem}: {value}; expected {expected}"
+
+
 class ValueCheckError(TrellisError, ValueError):
     """A value that TRELLIS_OPS_CHECK_VALUES=1 looks for and refuses."""
 

@@ -24,6 +24,8 @@ from codegen.cache.process_folder import process_folder
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError, printable
 from codegen.kernels import rule_arguments, signatures, text
+from codegen.kernels.pool import arguments as pool_arguments
+from codegen.kernels.pool import text as pool_text
 from codegen.rule import READOUT_EPS, Rule
 from codegen.rule_text import rule_text
 from codegen.schedules.registry import SCHEDULES
@@ -34,13 +36,14 @@ from codegen.whole_imports import whole_imports
 if TYPE_CHECKING:
     import jinja2
 
-KERNELS = (*signatures.KERNELS, *rule_arguments.KERNELS)
+KERNELS = (*signatures.KERNELS, *rule_arguments.KERNELS, pool_arguments.KERNEL)
 """Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""
 
 PACKAGE = Path(__file__).resolve().parent
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 MAPS = Path(__file__).resolve().parent / "maps"
 RECURRENCE = Path(__file__).resolve().parent / "recurrence"
+POOL = Path(__file__).resolve().parent / "kernels" / "pool"
 
 _EAGER = "pytorch"
 """The module of codegen.maps.emit that writes for no templates."""
@@ -94,7 +97,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
                 derived=importlib.import_module(f"codegen.maps.emit.{folder}"),
                 **_of_recurrence(kernel, spec, folder),
                 **schedule.template_variables(kernel, spec, device),
-                **text.of_kernel(kernel, spec, schedule, device),
+                **_arguments(kernel, spec, schedule, device),
             )
         )
     except jinja2.TemplateError as error:
@@ -106,8 +109,16 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
     return Source(kernel, content, path, digest)
 
 
+def _arguments(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
+    if kernel == pool_arguments.KERNEL:
+        return pool_text.of_kernel(spec, schedule, device)
+    return text.of_kernel(kernel, spec, schedule, device)
+
+
 def _of_recurrence(kernel: str, spec: Spec, folder: str) -> dict[str, object]:
     """What a kernel for any rule is given: what writes the program of its token."""
+    if kernel == pool_arguments.KERNEL:
+        return {"token": importlib.import_module(f"codegen.kernels.pool.{folder}").kernel(spec)}
     if kernel not in rule_arguments.WALKS:
         return {}
     writer = importlib.import_module(f"codegen.recurrence.emit.{folder}")
@@ -141,8 +152,10 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
             names.add(name)
             waiting += _referenced(name)
     files = [TEMPLATES / name for name in sorted(names)] + _emitters(kind)
-    if set(kernels) & set(rule_arguments.KERNELS):
+    pooled = pool_arguments.KERNEL in kernels
+    if pooled or set(kernels) & set(rule_arguments.KERNELS):
         files += [PACKAGE / "kernels" / "rule_arguments.py", *_written_for(kind, RECURRENCE)]
+    files += sorted(POOL.glob("*.py")) if pooled else []
     content = b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
 

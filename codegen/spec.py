@@ -26,10 +26,11 @@ current state (C = 1), `trellis_step_chunked` at chunk-start states that the cal
 """
 
 CHUNKED_STEP = "memory_step_chunked"
-FAMILY_OPERATORS = ("memory_attention", "memory_step", CHUNKED_STEP)
+POOL_OPERATOR = "memory_pool"
+FAMILY_OPERATORS = ("memory_attention", "memory_step", CHUNKED_STEP, POOL_OPERATOR)
 """The operators of any rule, of as many tensors and states as its record says; those above are TRELLIS'.
 
-A rule of one pass has as many slots as D_v.
+A rule of one pass has as many slots as D_v. `memory_pool` moves states in a pool by the next tokens of each row.
 """
 
 DIRECTIONS = ("forward", "backward", "backward_first_order")

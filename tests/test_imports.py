@@ -32,13 +32,15 @@ ORDER = {
         "kernels.rule_arguments",
         "recurrence.emit",
         "kernels.signatures",
+        "kernels.launches",
+        "kernels.pool",
+        "kernels.declared",
         "kernels.table",
         "kernels.text",
         "render",
         "backends.tvm.emit",
         "backends",
         "kernels.sequences",
-        "kernels.launches",
         "kernels.buffers",
         "kernels.operator",
         "kernels.build",
@@ -75,6 +77,7 @@ ORDER = {
         "dispatch",
         "eager",
         "operators",
+        "pool",
         "ops",
         "memory",
         "explanation",
@@ -139,6 +142,7 @@ LIBRARIES = {"tuning_db": {"msgspec", "filelock", "platformdirs"}}
 """Packages that may import nothing else from outside."""
 
 FOR_THE_MODEL = {
+    "calls.values",
     "content_digest",
     "dispatch",
     "lm",
@@ -149,7 +153,6 @@ FOR_THE_MODEL = {
     "preparations",
     "regular_file",
     "tokens",
-    "values",
 }
 """What lm may import of trellis_ops: the operators by their public names, which device a tensor is on, files, whether
 values are to be checked."""

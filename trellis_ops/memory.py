@@ -21,6 +21,7 @@ from trellis_ops.calls import arguments
 from trellis_ops.calls.called_rule import Called, called, in_order
 from trellis_ops.operators import autocast, family, transforms
 from trellis_ops.operators.plan import is_plain, wants_gradient
+from trellis_ops.pool import calls as pooled
 
 AnyStates = tuple[Tensor, ...]
 """The states of a rule in the order of its record, see `memory_states`."""
@@ -47,6 +48,10 @@ def memory_attention(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     outer_gradient: str = "bilevel",
+    state_indices: Tensor | None = None,
+    positions: Tensor | None = None,
+    chunk_state: AnyStates | None = None,
+    first_state: AnyStates | None = None,
     implementation: str | None = None,
 ) -> tuple[Tensor, AnyStates | None]:
     """Attention over a bounded memory of any rule (docs/rules.md has the equation, and the source of each rule).
@@ -77,6 +82,10 @@ def memory_attention(
         output_final_state: whether to return the states after the last token.
         cu_seqlens: `[N + 1]`, offsets of N sequences packed into B = 1, of which states then have one each.
         outer_gradient: "bilevel" differentiates through z, "first_order" treats z as a constant inside u.
+        state_indices, positions: `[N]`, slots of a pool and the tokens that each has seen (`trellis_ops.pool`). Then
+            `initial_state` are pools, as `memory_states` has them with their capacity as the batch, moved in place.
+        chunk_state, first_state: of a pool: pools for what `chunk_start` gives, for C > 1; states without a batch that
+            a fresh row starts from.
         implementation: "eager", "tvm" or "triton" forces one; None takes the best that is known (see `explain`).
 
     Returns:
@@ -104,6 +113,12 @@ def memory_attention(
         **{"gain": gain, "regulariser": regulariser},
     }
     made, given = called_with(rule, erase, named)
+    if state_indices is not None:
+        pooled.refuse_final_states(output_final_state)
+        pools = pooled.Pools(initial_state, chunk_state, first_state, state_indices, positions)
+        rest: dict[str, Any] = {"chunk_size": chunk_size, "implementation": implementation}
+        return pooled.call("memory_attention", made, given, pools, cu_seqlens=cu_seqlens, **rest), None
+    pooled.refuse_without_indices(positions=positions, chunk_state=chunk_state, first_state=first_state)
     initial = [] if initial_state is None else _tuple("initial_state", initial_state)
     if initial_state is not None and not initial:
         raise TypeError(f"initial_state is empty, but must be a tuple of {made.states} tensors, or None for zeros")
@@ -118,7 +133,7 @@ def memory_attention(
             outer_gradient=outer_gradient,
             implementation=implementation,
         )
-    given = _lowered(made, given)
+    given = autocast.lower_of_rule(given, [each.is_input for each in made.taken])
     settings = (made.text, arguments.numbers_of_call(1.0, chunk_size)[1], outer_gradient)
     every = (*given, *initial, cu_seqlens)
     if is_plain(every):
@@ -150,6 +165,10 @@ def memory_step(
     gain: Tensor | None = None,
     regulariser: Tensor | None = None,
     chunk_state: AnyStates | None = None,
+    state_indices: Tensor | None = None,
+    positions: Tensor | None = None,
+    chunk_size: int = 1,
+    first_state: AnyStates | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     """One token of `memory_attention`; the states are moved in place.
@@ -161,6 +180,8 @@ def memory_step(
         rule, gain, regulariser, implementation: as in `memory_attention`.
         chunk_state: what `chunk_start` gave at the first token of the chunk, kept by the caller until it ends; None
             takes z at the current state: the exact recurrence (C = 1).
+        state_indices, positions, chunk_size, first_state: of a pool, as in `memory_attention`; `state` and
+            `chunk_state` are pools then.
 
     Returns:
         y `[B, H, D_v]` in the type of q.
@@ -176,6 +197,13 @@ def memory_step(
         **{"gain": gain, "regulariser": regulariser},
     }
     made, given = called_with(rule, erase, named)
+    if state_indices is not None:
+        pools = pooled.Pools(state, chunk_state, first_state, state_indices, positions)
+        rest: dict[str, Any] = {"chunk_size": chunk_size, "implementation": implementation}
+        return pooled.call("memory_step", made, given, pools, **rest)
+    pooled.refuse_without_indices(
+        positions=positions, first_state=first_state, chunk_size=None if chunk_size == 1 else chunk_size
+    )
     moved = _tuple("state", state)
     starts = [] if chunk_state is None else _tuple("chunk_state", chunk_state)
     if made.maps is not None:
@@ -187,7 +215,7 @@ def memory_step(
             gradient_state=_pair("chunk_state", starts) if starts else None,
             implementation=implementation,
         )
-    given = _lowered(made, given)
+    given = autocast.lower_of_rule(given, [each.is_input for each in made.taken])
     every = (*given, *moved, *starts)
     if is_plain(every):
         return family.run_step(given, moved, starts, made.text, implementation)
@@ -277,15 +305,6 @@ def _tuple(name: str, given: Any, count: int | None = None) -> list[Tensor]:
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}[{place}] is {x!r}, but must be a torch.Tensor")
     return list(given)
-
-
-def _lowered(rule: Called, given: Sequence[Tensor]) -> list[Tensor]:
-    """Under autocast the inputs in its type and the gates in float32."""
-    inputs = tuple(x for each, x in zip(rule.taken, given, strict=True) if each.is_input)
-    gates = tuple(x for each, x in zip(rule.taken, given, strict=True) if not each.is_input)
-    found = list(autocast.lower(inputs, gates))
-    first, second = iter(found[: len(inputs)]), iter(found[len(inputs) :])
-    return [next(first) if each.is_input else next(second) for each in rule.taken]
 
 
 def _six(given: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

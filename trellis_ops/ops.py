@@ -19,6 +19,7 @@ from trellis_ops.calls.arguments import LONGEST_CHUNK
 from trellis_ops.operators import autocast, kept_attention, registered, transforms
 from trellis_ops.operators.plan import is_plain, wants_gradient
 from trellis_ops.operators.schemas import ATTENTION, READOUT, STEP, UPDATE, Operator
+from trellis_ops.pool import calls as pooled
 from trellis_ops.tokens import States
 
 
@@ -39,6 +40,10 @@ def trellis_attention(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     outer_gradient: str = "bilevel",
+    state_indices: Tensor | None = None,
+    positions: Tensor | None = None,
+    gradient_state: States | None = None,
+    first_state: States | None = None,
     implementation: str | None = None,
 ) -> tuple[Tensor, States | None]:
     """Two-pass attention over a memory of M slots per head (TRELLIS, arXiv 2512.23852, section 3.2).
@@ -69,6 +74,10 @@ def trellis_attention(
         cu_seqlens: `[N + 1]` int32 or int64, offsets of N sequences packed into B = 1; chunks restart with each. A
             sequence may be empty: its final state is its initial one.
         outer_gradient: "bilevel" differentiates through z, "first_order" treats z as a constant inside u.
+        state_indices, positions: `[N]`, slots of a pool and the tokens that each has seen (`trellis_ops.pool`). Then
+            `initial_state` is a pair of pools `[capacity, H, M, D]`, moved in place, and no state is returned.
+        gradient_state, first_state: of a pool: the pair of pools that the starts of chunks are kept in, for C > 1; the
+            pair `[H, M, D]` that a fresh row starts from.
         implementation: "eager", "tvm" or "triton" forces one; None takes the best that is known (see `explain`).
 
     Returns:
@@ -77,6 +86,7 @@ def trellis_attention(
     Raises:
         ShapeError, DtypeError, DeviceMismatchError, SequenceError, SizeError, UnknownMapError: bad arguments.
         TypeError: None in place of a tensor, or what is no number, flag or pair in place of one.
+        PoolError, LayoutError, OverlapError, GradientError: of a pool, see `trellis_ops.pool`.
         MemoryRoomError: results and buffers that do not fit into the memory that is there.
         ImplementationError: `implementation` is unknown or cannot run this call.
         TransformError: a transform of torch.func differentiates a kernel, or forward mode anything but "eager".
@@ -89,6 +99,14 @@ def trellis_attention(
         >>> y.shape
         torch.Size([1, 128, 2, 32])
     """
+    if state_indices is not None:
+        pooled.refuse_final_states(output_final_state)
+        pools = pooled.Pools(initial_state, gradient_state, first_state, state_indices, positions)
+        given = (q, k, v, target, log_decay, step_size)
+        maps = (phi, link, out, phi_eps)
+        y = pooled.trellis("trellis_attention", given, pools, maps, cu_seqlens, chunk_size, implementation)
+        return y, None
+    pooled.refuse_without_indices(positions=positions, gradient_state=gradient_state, first_state=first_state)
     q, k, v, target, log_decay, step_size = autocast.lower((q, k, v, target), (log_decay, step_size))
     # Here, since a plan for 2 would be found for 2.0, and one for 1 for True.
     if phi_eps.__class__ is not float or chunk_size.__class__ is not int or chunk_size > LONGEST_CHUNK:
@@ -213,6 +231,10 @@ def trellis_step(
     out: str = "identity",
     phi_eps: float = 1e-6,
     gradient_state: States | None = None,
+    state_indices: Tensor | None = None,
+    positions: Tensor | None = None,
+    chunk_size: int = 1,
+    first_state: States | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     """One token of `trellis_attention`; the state is updated in place (arXiv 2512.23852, section 3.2).
@@ -227,6 +249,9 @@ def trellis_step(
         phi, link, out, phi_eps, implementation: as in `trellis_attention`.
         gradient_state: the states that z is taken at: those at the start of the chunk, copied by the caller and kept
             until it ends. None, or `state` itself, takes the current state: the exact recurrence (C = 1).
+        state_indices, positions: `[B]`, slots of a pool and the tokens that each has seen (`trellis_ops.pool`). Then
+            `state` is a pair of pools `[capacity, H, M, D]`, and so is `gradient_state`, which the step fills itself.
+        chunk_size, first_state: of a pool: C, and the pair `[H, M, D]` that a fresh row starts from.
 
     Returns:
         y `[B, H, D_v]` in the type of q.
@@ -234,9 +259,18 @@ def trellis_step(
     Raises:
         GradientError: a gradient is wanted; a step overwrites what the backward would need.
         OverlapError: a state shares memory with itself, with the other one, or with one of `gradient_state`.
+        PoolError, LayoutError: of a pool, see `trellis_ops.pool`.
         TransformError: a transform of torch.func, or forward-mode differentiation.
         As `trellis_attention` otherwise.
     """
+    if state_indices is not None:
+        pools = pooled.Pools(state, gradient_state, first_state, state_indices, positions)
+        given = (q, k, v, target, log_decay, step_size)
+        maps = (phi, link, out, phi_eps)
+        return pooled.trellis("trellis_step", given, pools, maps, None, chunk_size, implementation)
+    pooled.refuse_without_indices(
+        positions=positions, first_state=first_state, chunk_size=None if chunk_size == 1 else chunk_size
+    )
     q, k, v, target, log_decay, step_size = autocast.lower((q, k, v, target), (log_decay, step_size))
     if phi_eps.__class__ is not float:
         phi_eps, _ = arguments.numbers_of_call(phi_eps)

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from codegen.extent import Extent
 from codegen.kernels.arguments import BYTES_OF, FLOAT, IN_PLACE, INPUT, READ, Argument
-from codegen.kernels.launches import launches_for
-from codegen.kernels.signatures import MOVES_STATES, dtype_of, kernel_arguments, operator_arguments
+from codegen.kernels.declared import kernel_arguments, launches_for, operator_arguments
+from codegen.kernels.pool.arguments import CAPACITY, FIRST_HEADS, is_of_pool
+from codegen.kernels.signatures import MOVES_STATES, dtype_of
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
@@ -32,6 +33,9 @@ def length(axis: str, spec: Spec, schedule: Schedule | None, extent: Extent) -> 
         return int(getattr(spec.problem, axis))
     if axis in ("tokens", "heads", "sequences", "chunks"):
         return int(getattr(extent, axis))
+    if axis in (CAPACITY, FIRST_HEADS):
+        # A call reads and writes no more slots of a pool than it has rows.
+        return extent.sequences if axis == CAPACITY else extent.heads
     if axis == "window":
         return spec.rule.window - 1
     assert schedule is not None
@@ -115,4 +119,5 @@ def _made(spec: Spec, schedule: Schedule, reverse: bool) -> tuple[tuple[str, Arg
 
 def _is_made(argument: Argument, spec: Spec) -> bool:
     """Whether a call makes an argument of its operator, as it does of states that it is not to move."""
-    return argument.access != READ and not (argument.access == IN_PLACE and spec.problem.operator in MOVES_STATES)
+    moves = spec.problem.operator in MOVES_STATES or is_of_pool(spec)
+    return argument.access != READ and not (argument.access == IN_PLACE and moves)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from codegen.backends import backend
 from codegen.device import Device
-from codegen.kernels.launches import kernels_of, launches_for
+from codegen.kernels.declared import kernels_of, launches_for
 from codegen.kernels.operator import CompiledOperator
 from codegen.render import template_digest
 from codegen.schedules.legality import require_legal

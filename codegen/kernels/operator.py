@@ -12,9 +12,11 @@ from codegen.device import Device
 from codegen.extent import MOST_SEGMENTS, Extent
 from codegen.kernels.arguments import Argument
 from codegen.kernels.buffers import length
-from codegen.kernels.launches import CHUNKS, GRADIENTS, MEMORIES, Launch, launches_for
+from codegen.kernels.declared import kernel_arguments, launches_for, operator_arguments
+from codegen.kernels.launches import CHUNKS, GRADIENTS, MEMORIES, Launch
+from codegen.kernels.pool import arguments as pool
 from codegen.kernels.sequences import Sequences
-from codegen.kernels.signatures import dtype_of, kernel_arguments, operator_arguments
+from codegen.kernels.signatures import dtype_of
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 
@@ -62,7 +64,7 @@ class CompiledOperator:
 
         Args:
             tensors: by the names of `signatures.OPERATORS`, contiguous and flattened over tokens, those that are
-                written included; states are moved in place.
+                written included; states are moved in place. The slots of a pool may lie apart.
             sequences: where they lie; for a backward spec with chunks of `segment_tokens`.
         """
         self._run(tensors, sequences, reverse=False, wanted=frozenset())
@@ -124,6 +126,8 @@ class CompiledOperator:
             "chunk_offsets": sequences.chunk_offsets,
             "most_chunks": sequences.most_chunks,
         }
+        if pool.is_of_pool(self.spec):
+            buffers |= pool.layout(self.spec, tensors)
         # The first tensor of every operator has a row for each token of each head.
         rows = tensors[self.arguments[0].name]
         programs = sequences.count * rows.shape[1]

@@ -18,6 +18,9 @@ from codegen.spec import FAMILY_OPERATORS, Spec
 
 Value = int | str
 
+POOL = "pool"
+"""The variant whose states lie in a pool."""
+
 VARIANTS: dict[str, tuple[str, ...]] = {
     "trellis_attention": ("fused", "pair", "split", "recurrent"),
     "memory_update": ("update",),
@@ -28,6 +31,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "memory_attention": ("recurrence", "chunks", "split_one_pass"),
     "memory_step": ("recurrence",),
     "memory_step_chunked": ("recurrence",),
+    "memory_pool": (POOL,),
 }
 """Variants of each operator.
 
@@ -38,6 +42,7 @@ recurrent: token by token, exact; with one token it is the decode step.
 recurrence: any rule token by token, with z at the start of the chunk; with one token it is the decode step.
 chunks: rules that are linear in their state, the tokens of a tile at once, exact for any of its lengths.
 split_one_pass: rules whose write takes z at the chunk's start, by the two kernels of `split` for one memory.
+pool: any rule token by token, each row on its slot of a pool, which may begin and end inside a chunk.
 """
 
 BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {

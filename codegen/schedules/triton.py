@@ -9,7 +9,7 @@ from codegen.device import THREADS_PER_WARP, Device
 from codegen.extent import Extent
 from codegen.recurrence.forms import split_chunk, why_no_split_form
 from codegen.schedules.precision import dot_precisions, usual_precision, why_too_few_bits
-from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, ONE_PASS, VARIANTS, TileLoop
+from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, ONE_PASS, POOL, VARIANTS, TileLoop
 from codegen.schedules.triton_fields import TritonFields
 from codegen.spec import Problem, Spec, next_power_of_two
 
@@ -18,7 +18,7 @@ _BYTES_OF_INPUTS = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FIRST_WITH_TMA = 90
 _DESCRIPTOR_ALIGNMENT = 16
 _LONGEST_WHOLE_CHUNK = 64
-_WITHOUT_TILE = ("recurrent", "recurrence", "recurrence_backward")
+_WITHOUT_TILE = ("recurrent", "recurrence", "recurrence_backward", POOL)
 _TOKENS_OF_SEGMENT = 16
 _WARPS_AND_STAGES = {"sm_90": (4, 3), "gfx942": (4, 2)}
 
@@ -30,6 +30,7 @@ class TritonSchedule(TritonFields):
     compiler: ClassVar[str] = "codegen.backends.triton.compile"
     first_for: ClassVar[tuple[str, ...]] = ("cuda", "hip")
     shown_for: ClassVar[str] = "sm_90"
+    own_variants: ClassVar[tuple[str, ...]] = (*TritonFields.own_variants, POOL)
 
     @classmethod
     def default(cls, spec: Spec, device: Device) -> Self:
@@ -38,7 +39,7 @@ class TritonSchedule(TritonFields):
         precision = usual_precision(problem.dtype, device)
         large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
         variant = _default_variant(spec)
-        if variant in ("recurrence", "recurrence_backward"):
+        if variant in ("recurrence", "recurrence_backward", POOL):
             # A walk back holds the cotangents of all states beside what it reads: four warps lack the registers.
             backward = variant == "recurrence_backward"
             return cls(variant, 16, 8 if large or backward else 4, 1, "ieee", _TOKENS_OF_SEGMENT if backward else 1)

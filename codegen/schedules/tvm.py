@@ -10,7 +10,14 @@ from codegen.extent import MOST_SEGMENTS, Extent
 from codegen.recurrence.forms import split_chunk, why_no_chunk_form, why_no_split_form
 from codegen.schedules import tvm_cuda
 from codegen.schedules.cuda_block import block_of
-from codegen.schedules.schedule import BACKWARD_VARIANTS, CHUNK_FORMS, FEWEST_TOKENS_PER_STATE, ONE_PASS, VARIANTS
+from codegen.schedules.schedule import (
+    BACKWARD_VARIANTS,
+    CHUNK_FORMS,
+    FEWEST_TOKENS_PER_STATE,
+    ONE_PASS,
+    POOL,
+    VARIANTS,
+)
 from codegen.schedules.tvm_fields import FEWEST_ACCUMULATORS, VECTORS_PER_ROW, WITHOUT_TILE, TvmFields
 from codegen.spec import Spec, next_power_of_two
 
@@ -18,6 +25,7 @@ _SPANNING = ("fused", "pair", "backward", *CHUNK_FORMS)
 """Variants whose tiles may span several chunks, on a CPU."""
 
 _WALKS = ("recurrence", "recurrence_backward")
+_WITHOUT_TILE = (*WITHOUT_TILE, POOL)
 
 _MOST_TASKS = 64
 """On a CPU a kernel deals its programs to no more."""
@@ -38,6 +46,7 @@ class TvmSchedule(TvmFields):
     compiler: ClassVar[str] = "codegen.backends.tvm.compile"
     first_for: ClassVar[tuple[str, ...]] = ("cpu",)
     shown_for: ClassVar[str] = "here"
+    own_variants: ClassVar[tuple[str, ...]] = (*TvmFields.own_variants, POOL)
 
     @classmethod
     def default(cls, spec: Spec, device: Device) -> Self:
@@ -50,7 +59,7 @@ class TvmSchedule(TvmFields):
             variant = "recurrence"
         most = min(device.cores, _MOST_TASKS)
         threads = max(n for n in cls.choices["threads"] if isinstance(n, int) and n <= most)
-        if variant in WITHOUT_TILE:
+        if variant in _WITHOUT_TILE:
             spacing = _TOKENS_OF_SEGMENT if variant == "recurrence_backward" else 1
             return cls(variant, width, width, FEWEST_ACCUMULATORS, threads, spacing)
         if variant in CHUNK_FORMS:
@@ -107,7 +116,7 @@ class TvmSchedule(TvmFields):
         return None
 
     def _why_illegal_tile(self, chunk: int) -> str | None:
-        if self.variant in WITHOUT_TILE and (
+        if self.variant in _WITHOUT_TILE and (
             self.tile_tokens != self.vector_width or self.accumulators != FEWEST_ACCUMULATORS
         ):
             return (
@@ -116,7 +125,7 @@ class TvmSchedule(TvmFields):
             )
         if self.tile_tokens % self.vector_width:
             return f"tile_tokens {self.tile_tokens} is no multiple of vector_width {self.vector_width}"
-        if self.variant not in (*_SPANNING, *WITHOUT_TILE) and self.tile_tokens > max(
+        if self.variant not in (*_SPANNING, *_WITHOUT_TILE) and self.tile_tokens > max(
             self.vector_width, next_power_of_two(chunk)
         ):
             return f"tile_tokens {self.tile_tokens} exceeds the chunk of {chunk} tokens"

@@ -81,6 +81,16 @@ def state(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> No
         raise DeviceMismatchError(name=name, device=tensor.device, expected=like.device)
 
 
+def rows(name: str, tensor: Tensor, count: int, like: Tensor) -> None:
+    """Refuse what is no vector of whole numbers, one for each row of a call."""
+    given(**{name: tensor})
+    of_shape(name, tensor, (count,), "one number for each row (sequence) of the call")
+    if tensor.dtype not in (torch.int32, torch.int64):
+        raise DtypeError(name=name, dtype=tensor.dtype, expected="torch.int32 or torch.int64")
+    if tensor.device != like.device:
+        raise DeviceMismatchError(name=name, device=tensor.device, expected=like.device)
+
+
 def offsets(cu_seqlens: Tensor, q: Tensor) -> int:
     """How many sequences are packed; refuses offsets that are none."""
     given(cu_seqlens=cu_seqlens)

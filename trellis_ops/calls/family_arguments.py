@@ -15,11 +15,14 @@ from codegen.recurrence.of_rule import used_chunk_states
 from codegen.recurrence.tensors import TOKEN, Given, states, tensors
 from codegen.rule import Rule
 from codegen.scalars import whole_number
-from codegen.spec import CHUNKED_STEP, Problem, Spec, effective_chunk
+from codegen.spec import CHUNKED_STEP, POOL_OPERATOR, Problem, Spec, effective_chunk
 from trellis_ops.calls import checks
 from trellis_ops.calls.arguments import Request
 from trellis_ops.calls.checks import DTYPES
 from trellis_ops.outer_gradient import is_first_order
+
+LONGEST_POOLED_CHUNK = 2**30
+"""Positions in a pool are counted in 32 bits."""
 
 _LETTERS = {"dim_k": "D_k", "dim_v": "D_v", "slots": "M", "window": "c - 1"}
 
@@ -87,6 +90,52 @@ def step_request(rule: Rule, given: Sequence[Tensor], state: Sequence[Tensor], s
     return Request(Spec(rule, problem), given[0].device, given[0].dtype == torch.float64)
 
 
+def pool_request(
+    rule: Rule,
+    given: Sequence[Tensor],
+    pools: tuple[Sequence[Tensor], Sequence[Tensor]],
+    first: Sequence[Tensor],
+    rows: tuple[Tensor, Tensor],
+    cu_seqlens: Tensor | None,
+    chunk_size: int,
+) -> Request:
+    """Check a call on states in a pool; raises as `attention_request`.
+
+    Args:
+        rule: of the call.
+        given: as in `attention_request`, or without T.
+        pools: those of its states, and those of `used_chunk_states`, which a chunk of several tokens needs.
+        first: the states that fresh rows start from, in the order of its states, or none.
+        rows: state_indices and positions.
+        cu_seqlens, chunk_size: of the call.
+    """
+    q = given[0]
+    step = q.ndim == 3
+    leading = _leading(q, 3 if step else 4, "[B, H, D_k] or [B, T, H, D_k]")
+    batch, tokens, heads = (leading[0], 1, leading[1]) if step else leading
+    if tokens < 1:
+        raise SizeError(name="T", value=tokens, expected="at least 1 token (q has no tokens)")
+    sizes = _sizes(rule, given, leading)
+    chunk = whole_number("chunk_size", chunk_size, LONGEST_POOLED_CHUNK)
+    if rule.decay_first and chunk > 1:
+        reason = f"z is taken at the memory decayed by the token's own gate; chunk_size must be 1, not {chunk_size}"
+        raise RuleError(field="decay_first", value=True, reason=reason)
+    packed = None if cu_seqlens is None else checks.offsets(cu_seqlens, q)
+    state, starts = pools
+    capacity = state[0].shape[0] if state and state[0].ndim else 0
+    _check_states("state", states(rule), state, (capacity, heads), sizes, q, needed=True)
+    kept = used_chunk_states(rule, chunk > 1)
+    _check_states("gradient_state (chunk_state)", kept, starts, (capacity, heads), sizes, q, needed=True)
+    _check_states("first_state", states(rule), first, (heads,), sizes, q)
+    for name, x in zip(("state_indices", "positions"), rows, strict=True):
+        checks.rows(name, x, batch if packed is None else packed, q)
+    problem = Problem(
+        *(POOL_OPERATOR, batch, tokens, heads, sizes["dim_k"], sizes["dim_v"], sizes["slots"], chunk),
+        DTYPES.get(q.dtype, "float32"),
+    )
+    return Request(Spec(rule, problem), q.device, q.dtype == torch.float64, packed)
+
+
 def _leading(q: Tensor, rank: int, expected: str) -> tuple[int, ...]:
     if q.ndim != rank:
         raise ShapeError(name="q", shape=tuple(q.shape), expected=expected)
@@ -125,7 +174,7 @@ def _check_states(
     name: str,
     axes: Mapping[str, tuple[str, ...]],
     given: Sequence[Tensor],
-    leading: tuple[int, int],
+    leading: tuple[int, ...],
     sizes: Mapping[str, int],
     q: Tensor,
     needed: bool = False,

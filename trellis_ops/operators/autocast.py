@@ -27,6 +27,15 @@ def lower(tokens: tuple[Tensor, ...], gates: tuple[Tensor, ...]) -> Sequence[Ten
     return [*(_cast(x, low) for x in tokens), *(_cast(x, torch.float32) for x in gates)]
 
 
+def lower_of_rule(given: Sequence[Tensor], is_input: Sequence[bool]) -> list[Tensor]:
+    """As `lower`, of tensors in the order of a rule's record, where `is_input` says which have the type of q."""
+    inputs = tuple(x for x, its in zip(given, is_input, strict=True) if its)
+    gates = tuple(x for x, its in zip(given, is_input, strict=True) if not its)
+    found = list(lower(inputs, gates))
+    first, second = iter(found[: len(inputs)]), iter(found[len(inputs) :])
+    return [next(first) if its else next(second) for its in is_input]
+
+
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     castable = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
     return x.to(dtype) if castable else x

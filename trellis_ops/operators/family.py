@@ -47,12 +47,12 @@ def rule_of(text: str) -> Rule:
 def attention_request(*arguments: Any) -> Request:
     """The checked call: given, initial, cu_seqlens, then their numbers and the settings."""
     *flat, cu_seqlens, counts, rule, chunk_size, outer_gradient, keeps = arguments
-    given, initial = _parted(flat, counts)
+    given, initial = parted(flat, counts)
     made = rule_of(rule)
     return family_arguments.attention_request(made, given, initial, cu_seqlens, chunk_size, outer_gradient, keeps)
 
 
-def _parted(flat: Sequence[Tensor], counts: tuple[int, ...]) -> list[list[Tensor]]:
+def parted(flat: Sequence[Tensor], counts: tuple[int, ...]) -> list[list[Tensor]]:
     """Lists that lie one after the other, each of so many tensors."""
     waiting = iter(flat)
     return [list(itertools.islice(waiting, count)) for count in counts]
@@ -93,7 +93,7 @@ def run_attention(
         # Without kernels of a backward, nothing is kept, and a forward alone may have some.
         return run_attention(given, initial, cu_seqlens, rule, chunk_size, outer_gradient, False, implementation)
     if found.checks_values:
-        _check_values(rule_of(rule), given, initial)
+        check_values(rule_of(rule), given, initial)
     if found.operator is not None:
         return launch_rule.attention(found.operator, given, initial, sequences)
     with autocast.off(given[0].device):
@@ -134,7 +134,8 @@ def eager_attention(
     return [y, *finals.values()]
 
 
-def _check_values(rule: Rule, given: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+def check_values(rule: Rule, given: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Refuse what `values.check_values` refuses among the tensors of a call, and among other states."""
     named = {each.name: x for each, x in zip(tensors(rule), given, strict=True)}
     named |= {f"state {place}": x for place, x in enumerate(others)}
     log_decay, step_size = (named.pop(name, torch.zeros(())) for name in ("log_decay", "step_size"))
@@ -286,7 +287,7 @@ torch.library.register_autograd("trellis_ops::memory_attention", _gradient, setu
 def step_request(*arguments: Any) -> Request:
     """The checked call of one token: given, states, chunk states, then their numbers and the rule."""
     *flat, counts, rule = arguments
-    given, state, starts = _parted(flat, counts)
+    given, state, starts = parted(flat, counts)
     return family_arguments.step_request(rule_of(rule), given, state, starts)
 
 
@@ -308,7 +309,7 @@ def run_step(
     kept = dict(zip(used_chunk_states(made, True), starts, strict=True)) if starts else {}
     overlap.check_states_apart(moved, kept, named)
     if found.checks_values:
-        _check_values(made, given, [*state, *starts])
+        check_values(made, given, [*state, *starts])
     if found.operator is not None:
         y = launch_rule.step(found.operator, given, state, starts, found.sequences)
         quick_rule_step.remember(key, found, quick is not None)

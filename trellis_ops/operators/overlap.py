@@ -72,7 +72,7 @@ def check_states_apart(
 
 def are_apart(states: list[Tensor], others: list[Tensor]) -> bool:
     """Whether no state lies between the first and the last byte of another tensor, which mostly says all."""
-    spans = sorted([(*_span(x), True) for x in states] + [(*_span(x), False) for x in others])
+    spans = sorted([(*span(x), True) for x in states] + [(*span(x), False) for x in others])
     end_of_all = end_of_states = 0
     for begin, end, is_state in spans:
         if begin < (end_of_all if is_state else end_of_states):
@@ -83,7 +83,7 @@ def are_apart(states: list[Tensor], others: list[Tensor]) -> bool:
     return True
 
 
-def _span(x: Tensor) -> tuple[int, int]:
+def span(x: Tensor) -> tuple[int, int]:
     """Where its first byte lies, and the one after its last."""
     begin, size = x.data_ptr(), x.element_size()
     if x.is_contiguous():
