@@ -235,6 +235,18 @@ class StateError(TrellisError, ValueError):
     message = "state is that of a model of {found}, but this model computes {expected}; start from its own first_state"
 
 
+class StoreTierError(TrellisError, OSError):
+    """A tier of a prefix store that cannot do what it is asked; the store takes it for a miss and counts it."""
+
+    message = "tier {tier}, {kind}: {problem}"
+
+
+class DamagedStateError(TrellisError, ValueError):
+    """A stored state that is not what was stored; the store takes it for a miss and counts it."""
+
+    message = "the stored state of {tokens} tokens is damaged: {problem}"
+
+
 class GradientError(TrellisError, RuntimeError):
     """A gradient was asked of an operator that has none."""
 

@@ -86,6 +86,8 @@ ORDER = {
         "lm.train",
         "lm.recall",
         "lm.demo",
+        "serve.store",
+        "serve",
         "commands",
     ),
     "tuner": (

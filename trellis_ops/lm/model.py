@@ -23,6 +23,7 @@ from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.fitting import Wanted
 from trellis_ops.lm.layer_state import AnyLayerState, state_dtype
 from trellis_ops.lm.mixer import TrellisMixer
+from trellis_ops.lm.prefixes import PrefixStore, stored_start
 from trellis_ops.lm.rules.mixer import RuleMixer
 from trellis_ops.lm.sampling import Sampling
 from trellis_ops.lm.state import Place, TrellisState, check_state, moved, require_state
@@ -201,6 +202,7 @@ class TrellisLM(nn.Module):
         top_k: int | None = None,
         generator: torch.Generator | None = None,
         state: TrellisState | None = None,
+        prefix_store: PrefixStore | None = None,
     ) -> Iterator[Tensor]:
         """Yield new tokens `[B]` one at a time; the arguments, the errors and the draws are those of `generate`.
 
@@ -208,8 +210,7 @@ class TrellisLM(nn.Module):
         """
         sampling = Sampling(temperature, top_k, generator)
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0)
-        x, after = self._features(tokens, state, return_state=True)
-        assert after is not None
+        x, after = self._prompt_features(tokens, state, prefix_store)
         return self._decode(self._logits(x[:, -1]), after, max_new_tokens, sampling)
 
     def generate(
@@ -220,6 +221,7 @@ class TrellisLM(nn.Module):
         top_k: int | None = None,
         generator: torch.Generator | None = None,
         state: TrellisState | None = None,
+        prefix_store: PrefixStore | None = None,
     ) -> Tensor:
         """Continue `tokens [B, T]` by `max_new_tokens` tokens, with a state of constant size.
 
@@ -230,14 +232,17 @@ class TrellisLM(nn.Module):
             top_k: only this many of the likeliest tokens can be drawn.
             generator: source of randomness, on the device of the model.
             state: where the prompt goes on; it is left as it was.
+            prefix_store: where the states of prompts are found and kept, see `trellis_ops.serve.store`; each row goes
+                on from its longest stored prefix. It excludes `state`, whose tokens no store can know.
 
         Returns:
             `[B, T + max_new_tokens]`, the prompt first.
 
         Raises:
             SizeError: a count or temperature out of range; and what `forward` raises.
+            ValueError: both `state` and `prefix_store`.
         """
-        new = list(self.stream(tokens, max_new_tokens, temperature, top_k, generator, state))
+        new = list(self.stream(tokens, max_new_tokens, temperature, top_k, generator, state, prefix_store))
         return torch.cat([tokens, torch.stack(new, 1)], 1) if new else tokens.clone()
 
     def count_parameters(self) -> int:
@@ -298,6 +303,25 @@ class TrellisLM(nn.Module):
         state = TrellisState(tuple(layers), place, self._rule)
         state.fits = self.config
         return state
+
+    def _prompt_features(
+        self, tokens: Tensor, state: TrellisState | None, prefix_store: PrefixStore | None
+    ) -> tuple[Tensor, TrellisState]:
+        """Features of the last tokens of a prompt, and the state after it."""
+        start = 0
+        if prefix_store is not None:
+            if state is not None:
+                raise ValueError("give state or prefix_store: a store knows prompts from their beginning")
+            self._check(tokens, None)
+            start, state = stored_start(self, tokens, prefix_store, self._after)
+        x, after = self._features(tokens[:, start:], state, return_state=True)
+        assert after is not None
+        return x, after
+
+    def _after(self, tokens: Tensor, state: TrellisState | None) -> TrellisState:
+        _, after = self._features(tokens, state, return_state=True)
+        assert after is not None
+        return after
 
     @torch.no_grad()
     def _decode(self, logits: Tensor, state: TrellisState, count: int, sampling: Sampling) -> Iterator[Tensor]:
