@@ -43,6 +43,7 @@ class Disk:
     """
 
     name = "disk"
+    private = False
 
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int, quota_bytes: int | None = None) -> None:
         self.folder = Path(folder)

@@ -21,6 +21,7 @@ class Memory:
     """
 
     name = "memory"
+    private = True
 
     def __init__(self, max_bytes: int, quota_bytes: int | None = None) -> None:
         self.retention = Retention(max_bytes, quota_bytes)

@@ -90,6 +90,7 @@ class Redis:
     """
 
     name = "redis"
+    private = False
 
     def __init__(
         self,

@@ -15,11 +15,17 @@ class Tier(Protocol):
 
     Attributes:
         name: of the tier, for counters and warnings.
+        private: whether nobody but this process can write there. What was checked when it came in is then not checked
+            again, which would be the larger part of a load from memory.
     """
 
     @property
     def name(self) -> str:
         """Of the tier, for counters and warnings."""
+
+    @property
+    def private(self) -> bool:
+        """Whether nobody but this process can write there."""
 
     def longest(self, owner: Owner, keys: Sequence[str], segment: int) -> list[Entry]:
         """Those of `keys` that are stored, the last first; key i is that of i + 1 segments of `segment` tokens."""

@@ -102,7 +102,8 @@ class Tiers:
                 reason = self._fault(tier, "gone", f"a listed state of {entry.tokens} tokens is not there")
                 continue
             try:
-                return (Found(entry, tier.name, unseal(self._secrets, entry, loaded)), loaded), reason
+                check_seal = not tier.private
+                return (Found(entry, tier.name, unseal(self._secrets, entry, loaded, check_seal)), loaded), reason
             except DamagedStateError as error:
                 reason = self._fault(tier, "damaged", error)
                 self._asked(tier, partial(tier.drop, entry))
