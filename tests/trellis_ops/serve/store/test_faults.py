@@ -58,7 +58,8 @@ def test_what_was_damaged_elsewhere_does_not_reach_memory(tmp_path, warned):
     disk = Disk(tmp_path, ROOM)
     model, _ = filled(disk)
     (path,) = state_files(tmp_path)
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     store = store_of(Memory(ROOM), disk)
     for _ in range(2):
         check_same(model, TOKENS, store.tenant("alice"))
