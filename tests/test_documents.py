@@ -22,7 +22,7 @@ TEXTS = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 EVERYTHING = "\n".join(TEXTS.values())
 
 SUFFIXES = ("py", "j2", "md", "yaml", "toml", "txt", "json")
-FOLDERS = ("codegen", "templates", "tests", "trellis_ops", "tuner", "tuning_db")
+FOLDERS = ("codegen", "examples", "templates", "tests", "trellis_ops", "tuner", "tuning_db")
 PLACEHOLDER = re.compile(r"<\w+>")
 MAINS = {"codegen": "codegen.__main__", "tuner": "tuner.cli", "trellis_ops.lm.demo": "trellis_ops.lm.demo"}
 MAINS |= {"trellis_ops.lm.train": "trellis_ops.lm.train.cli"}
@@ -41,7 +41,7 @@ MAINS |= {
             "gradient_errors",
             "guesses",
         ),
-        *("peers", "rules", "scaling", "training_memory"),
+        *("peers", "prefix_loads", "rules", "scaling", "sequence_bytes", "side_channel", "training_memory"),
     )
 }
 MAINS |= {"tests.benchmarks.sizes": "tests.benchmarks.sizes"}
@@ -193,6 +193,7 @@ def test_readme_is_short_and_begins_with_an_example() -> None:
 PRINTED = {
     "README.md": "torch.Size([1, 4096, 8, 64])",
     "docs/using.md": "torch.Size([1, 4096, 8, 64])",
+    "docs/prefix-store.md": "True 448\nTrue\n192\n[(192, 2)]\n",
     "docs/rules.md": "torch.Size([1, 50, 2, 16]) tensor(True) tensor(True)\ntensor(True)\n",
 }
 """What the examples of a document print, as far as it is told."""
