@@ -91,6 +91,18 @@ class SpecKeyError(TrellisError, ValueError):
     message = "{key!r} is no key of a spec that this version knows: {reason}"
 
 
+class WorkloadError(TrellisError, ValueError):
+    """A workload file, or a spec typed on the command line, that does not describe specs."""
+
+    message = "{source}: {problem}"
+
+
+class MissingPackageError(TrellisError, ImportError):
+    """A package that only an extra installs."""
+
+    message = "the package {package!r} is missing; install the extra: pip install 'trellis-ops[{extra}]'"
+
+
 class UnknownKernelError(TrellisError, ValueError):
     """A kernel name that has no template."""
 
@@ -245,6 +257,18 @@ class DamagedStateError(TrellisError, ValueError):
     """A stored state that is not what was stored; the store takes it for a miss and counts it."""
 
     message = "the stored state of {tokens} tokens is damaged: {problem}"
+
+
+class EmptyPromptError(TrellisError, ValueError):
+    """A prompt without a token, from which nothing can be written on."""
+
+    message = "the prompt is empty ({source}); give at least one character"
+
+
+class UnknownModelError(TrellisError, ValueError):
+    """A name of a trained model that is not installed with the package, and no file or folder either."""
+
+    message = "{name!r} is no model that is shipped, and no file; name a file, or choose one of: {known}"
 
 
 class GradientError(TrellisError, RuntimeError):

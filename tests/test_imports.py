@@ -66,6 +66,7 @@ ORDER = {
     ),
     "trellis_ops": (
         "own_packages",
+        "specs",
         "content_digest",
         "regular_file",
         "outer_gradient",
@@ -74,6 +75,8 @@ ORDER = {
         "reference",
         "family_reference",
         "calls",
+        "specs.workload",
+        "specs.recorded",
         "dispatch",
         "eager",
         "operators",
@@ -81,6 +84,7 @@ ORDER = {
         "ops",
         "memory",
         "explanation",
+        "specs.warming",
         "",
         "lm",
         "lm.train",
@@ -135,6 +139,7 @@ MAY_IMPORT = {
         "trellis_ops.eager.forward",
         "trellis_ops.eager.recurrence",
         "trellis_ops.own_packages",
+        "trellis_ops.specs.workload",
         "codegen",
         "tuning_db",
     },
@@ -154,6 +159,7 @@ FOR_THE_MODEL = {
     "outer_gradient",
     "preparations",
     "regular_file",
+    "specs.warming",
     "tokens",
 }
 """What lm may import of trellis_ops: the operators by their public names, which device a tensor is on, files, whether

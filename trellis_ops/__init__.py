@@ -12,16 +12,19 @@ from trellis_ops.own_packages import require_own
 shorten_spinning()
 require_own("codegen", "tuning_db")
 
+from trellis_ops.dispatch.forced_schedule import with_schedule
 from trellis_ops.dispatch.resolve import Selection, selection
 from trellis_ops.explanation import Explanation, explain
 from trellis_ops.memory import chunk_start, memory_attention, memory_states, memory_step
 from trellis_ops.operators.agreement import agree_across_ranks
 from trellis_ops.operators.plan import forget
 from trellis_ops.ops import memory_readout, memory_update, trellis_attention, trellis_step
+from trellis_ops.specs.warming import WarmUp, warm_up
 
 __all__ = [
     "Explanation",
     "Selection",
+    "WarmUp",
     "agree_across_ranks",
     "chunk_start",
     "explain",
@@ -34,6 +37,8 @@ __all__ = [
     "selection",
     "trellis_attention",
     "trellis_step",
+    "warm_up",
+    "with_schedule",
 ]
 
 DISTRIBUTION = "trellis-ops"

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from codegen.spec import Spec
 from trellis_ops import memory, ops
 from trellis_ops.calls import arguments, family_arguments
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import ranks, resolve
+from trellis_ops.dispatch.resolve import Resolution
 from trellis_ops.operators import registered
 from trellis_ops.operators.family import rule_of
 
@@ -22,7 +24,8 @@ class Explanation:
     Attributes:
         spec: text key of what is computed.
         implementation: "eager" or the name of a backend, "tvm" or "triton".
-        origin: "forced", "exact winner", "bucket winner", "default schedule", "fallback" or "the leader's selection".
+        origin: "forced schedule", "forced", "exact winner", "bucket winner", "default schedule", "fallback" or "the
+            leader's selection".
         schedule: text key of the schedule; None for eager.
         device: key of the device.
         record: file of the tuning record behind it; None without one.
@@ -69,9 +72,13 @@ def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     given = dict(call.arguments)
     implementation = given.pop("implementation")
     request = _REQUESTS[operator.__name__](given)
-    found = resolve.as_served(ranks.expected_of(request, implementation), request.spec)
+    return explanation_of(request.spec, resolve.as_served(ranks.expected_of(request, implementation), request.spec))
+
+
+def explanation_of(spec: Spec, found: Resolution) -> Explanation:
+    """What `explain` says of a call of `spec` that is served so."""
     return Explanation(
-        spec=request.spec.key(),
+        spec=spec.key(),
         implementation=found.implementation,
         origin=found.origin,
         schedule=None if found.schedule is None else found.schedule.key(),

@@ -22,9 +22,9 @@ def run() -> int:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA:
             raise
-        from tuner.errors import MissingPackageError
+        from codegen.errors import MissingPackageError
 
-        print(f"error: {MissingPackageError(package=package)}", file=sys.stderr)
+        print(f"error: {MissingPackageError(package=package, extra='tune')}", file=sys.stderr)
         return 1
 
 

@@ -12,10 +12,11 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from codegen.device import Device, named
-from codegen.errors import BackendUnavailableError, TrellisError
+from codegen.errors import BackendUnavailableError, TrellisError, WorkloadError
 from codegen.rule import Rule
 from codegen.rules import rule_named
 from codegen.schedules.registry import backends
+from trellis_ops.specs.workload import NamedSpec, load_workload, require_distinct
 from tuner.budget import DEFAULT, Budget, parse_budget
 from tuner.commands import experiments, gpu_export
 from tuner.commands import gpu as gpu_commands
@@ -30,7 +31,7 @@ from tuner.commands.command import (
     storage_option,
     storage_url,
 )
-from tuner.errors import BudgetError, PolicyError, WorkloadError
+from tuner.errors import BudgetError, PolicyError
 from tuner.experiments.slots import BUDGET, recommend
 from tuner.interruption import interruptible, stop_if_interrupted
 from tuner.offline.offline import examine_some
@@ -43,7 +44,7 @@ from tuner.studies.storage_url import shown
 from tuner.studies.studies import unusable
 from tuner.workers.pinning import keep_to
 from tuner.workers.pool import Workers
-from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload, parse_spec, require_distinct
+from tuner.workload import DEFAULT_FILE, parse_spec
 from tuning_db import TuningDatabaseError, default_store
 from tuning_db.field_rules import printable
 from tuning_db.masking import masked

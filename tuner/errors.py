@@ -5,18 +5,6 @@ from __future__ import annotations
 from codegen.errors import TrellisError
 
 
-class WorkloadError(TrellisError, ValueError):
-    """A workload file, or a spec typed on the command line, that does not describe specs."""
-
-    message = "{source}: {problem}"
-
-
-class MissingPackageError(TrellisError, ImportError):
-    """A package that only tuning needs."""
-
-    message = "the package {package!r} is missing; install the extra: pip install 'trellis-ops[tune]'"
-
-
 class BudgetError(TrellisError, ValueError):
     """A budget that is neither seconds nor a number of trials."""
 

@@ -96,3 +96,24 @@ def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
             reason = f"expected one of {allowed[name]}"
             raise ScheduleFieldError(field=name, value=value, backend=backend, reason=reason)
     return kind(**settings)  # type: ignore[arg-type]
+
+
+def schedule_of_key(key: str) -> Schedule:
+    """The schedule whose `key()` this is, as `explain` prints it; a field that is left out has its default.
+
+    Raises:
+        UnknownBackendError, ScheduleFieldError: as `from_settings`.
+
+    Example:
+        >>> schedule_of_key("tvm:variant=recurrent,tile_tokens=16,vector_width=16,accumulators=8,threads=1").variant
+        'recurrent'
+    """
+    backend, _, assignments = key.partition(":")
+    settings: dict[str, object] = {}
+    for assignment in assignments.split(","):
+        name, equals, value = assignment.partition("=")
+        if not equals or name in settings:
+            reason = "it is given twice" if equals else "expected backend:name=value,name=value"
+            raise ScheduleFieldError(field=name, value=value, backend=backend, reason=reason)
+        settings[name] = int(value) if value.isdecimal() else value
+    return from_settings(backend, settings)

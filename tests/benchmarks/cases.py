@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from codegen.device import Device
 from codegen.spec import Problem, Spec
-from tuner.workload import DEFAULT_FILE, load_workload
+from trellis_ops.specs.workload import load_workload
+from tuner.workload import DEFAULT_FILE
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from codegen.schedules.registry import default
 from tests.hostile.entrance import Entrance
 from tests.hostile.of_codegen import KEY, SPEC
 from tests.tuning_db.examples import record
+from trellis_ops.specs.workload import load_workload
 from tuner.cli import main
 from tuner.commands.command import print_lines
 from tuner.gpu_run.ledger import Entry, Ledger
@@ -28,7 +29,7 @@ from tuner.report.report import known_lines
 from tuner.report.why import why_lines
 from tuner.studies.storage import StudyStorage
 from tuner.studies.studies import StudyKey, open_storage, open_study
-from tuner.workload import load_workload, parse_spec
+from tuner.workload import parse_spec
 from tuning_db import Record, Store
 
 TEXTS = ("spec", "backend", "template_digest", "schedule", "reason", "policy", "source")

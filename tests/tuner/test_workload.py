@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from codegen.device import NAMED, cpu
+from codegen.errors import MissingPackageError, WorkloadError
 from codegen.rule import Rule
 from codegen.rules import NAMED as RULES
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default
 from codegen.spec import OPERATORS, bucket
+from trellis_ops.specs.workload import load_workload
 from tuner.budget import parse_budget
-from tuner.errors import BudgetError, MissingPackageError, WorkloadError
-from tuner.workload import DEFAULT_FILE, RULES_FILE, load_workload, parse_spec
+from tuner.errors import BudgetError
+from tuner.workload import DEFAULT_FILE, RULES_FILE, parse_spec
 
 
 @pytest.mark.parametrize(("kind", "backend", "device"), [("cpu", "tvm", cpu()), ("cuda", "triton", NAMED["sm_90"])])

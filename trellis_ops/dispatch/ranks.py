@@ -20,6 +20,7 @@ from codegen.schedules.registry import from_settings
 from codegen.spec import Spec
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import resolve
+from trellis_ops.dispatch.forced_schedule import forced_for
 from trellis_ops.dispatch.resolve import Resolution
 
 LEADER = 0
@@ -72,7 +73,7 @@ def expected_of(request: Request, implementation: str | None) -> Resolution:
 
 
 def _takes_part(request: Request, implementation: str | None) -> bool:
-    forced = resolve.forced_implementation(implementation)
+    forced = resolve.forced_implementation(implementation) or forced_for(request.spec.problem)
     return dist.is_initialized() and forced is None and not request.float64
 
 

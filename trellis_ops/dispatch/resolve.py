@@ -1,5 +1,7 @@
 """Which implementation serves a call: exact winner, then its bucket's winner, then the default schedule, then eager.
 
+A schedule that the caller forces comes before all of them.
+
 Importing this module reads the machine and the index of the tuning database; no compiler is imported and no GPU is
 started before the first call.
 """
@@ -18,14 +20,18 @@ from codegen.device import Device, cpu, cuda_device, gpu_names
 from codegen.errors import BackendUnavailableError, ImplementationError, ScheduleFieldError, TrellisError
 from codegen.kernels.build import build_legal, operator_digest
 from codegen.kernels.operator import CompiledOperator
-from codegen.schedules.legality import why_illegal
+from codegen.schedules.legality import require_legal, why_illegal
 from codegen.schedules.registry import backends, default, first_choice, from_settings
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec, bucket
 from trellis_ops.calls.arguments import Request
+from trellis_ops.dispatch.forced_schedule import forced_for
 from tuning_db import Match, Store, default_store
 
 VARIABLE = "TRELLIS_OPS_IMPLEMENTATION"
+
+FORCED_SCHEDULE = "forced schedule"
+"""The origin of a schedule that the caller forces."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,11 @@ class Resolution:
         implementation: "eager" or the name of a backend, such as "tvm" or "triton".
         device: where it runs.
         schedule: how the kernel computes; None for eager.
-        origin: "forced", "exact winner", "bucket winner", "default schedule" or "fallback".
+        origin: "forced schedule", "forced", "exact winner", "bucket winner", "default schedule" or "fallback".
         match: the tuning record behind a winner.
         notes: one sentence for each better choice that was passed over.
         default: the schedule that serves where the winner's does not compile; None for eager.
-        is_forced: whether the call, or the environment, named the implementation.
+        is_forced: whether the call, or the environment, named the implementation, or its schedule.
     """
 
     implementation: str
@@ -83,16 +89,20 @@ def resolve(request: Request, implementation: str | None) -> Resolution:
 
     Raises:
         ImplementationError: a forced implementation that is unknown or cannot run the call.
+        IllegalScheduleError: a forced schedule that cannot compute it.
     """
     return best_known(usual(request, implementation), request.spec)
 
 
 def usual(request: Request, implementation: str | None) -> Resolution:
-    """What serves a checked call while no winner is known, the default schedule or eager; raises as `resolve` does.
+    """What serves a checked call while no winner is known, of a forced schedule itself; raises as `resolve` does.
 
     Of a backward it looks at no length and no batch, so that they may be symbolic.
     """
     spec, device = request.spec, device_of(request.device)
+    schedule = forced_for(spec.problem)
+    if schedule is not None:
+        return _on_schedule(schedule, request, implementation, device)
     if request.float64:
         # The environment is for calls that have a choice.
         refused = None if implementation == "eager" or spec.problem.direction != "forward" else implementation
@@ -119,9 +129,26 @@ def usual(request: Request, implementation: str | None) -> Resolution:
     return Resolution(name, device, schedule, "default schedule", default=schedule, is_forced=forced is not None)
 
 
+def _on_schedule(schedule: Schedule, request: Request, implementation: str | None, device: Device) -> Resolution:
+    name = schedule.backend
+    reason = backend(name).why_unavailable(device)
+    if implementation not in (None, name):
+        raise ImplementationError(name=implementation, reason=f"the schedule {schedule.key()} is forced")
+    if request.float64:
+        reason = "float64 inputs run on the eager implementation only"
+    elif request.device.type not in ("cpu", "cuda"):
+        reason = f"tensors are on {request.device}; kernels exist for CPUs and GPUs"
+    if reason is not None:
+        raise ImplementationError(name=name, reason=f"its schedule {schedule.key()} is forced, and {reason}")
+    followed = schedule.within_threads(torch.get_num_threads(), device)
+    require_legal(request.spec, followed, device)
+    notes = [f"the threads are cut to the {torch.get_num_threads()} that torch may use"] * (followed != schedule)
+    return Resolution(name, device, followed, FORCED_SCHEDULE, None, tuple(notes), followed, is_forced=True)
+
+
 def best_known(found: Resolution, spec: Spec) -> Resolution:
     """The winner that is known for `spec`, or its bucket's, in place of the default schedule of `usual`."""
-    if found.schedule is None:
+    if found.schedule is None or found.origin == FORCED_SCHEDULE:
         return found
     name, device = found.implementation, found.device
     place = {

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codegen.spec import Spec
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.layer_state import LayerState, RuleLayerState
+from trellis_ops.lm.rules.called_specs import called_spec
 
 State = TypeVar("State", LayerState, RuleLayerState)
 
@@ -75,6 +77,16 @@ class TokenMixer(nn.Module, Generic[State]):
         window = torch.cat([state.tail.to(shared.dtype), shared], 1)
         state.tail.copy_(window[:, 1:])
         return self._finish(x, self._mix_one(x[:, None], window, state, begins))
+
+    def called_specs(self, kind: str, batch: int, tokens: int) -> list[Spec]:
+        """The specs of a call of `kind`, see `trellis_ops.warm_up`; none of float64, which has no kernels."""
+        weight = self.to_v.weight
+        device, dtype = weight.device.type, weight.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        if dtype == torch.float64:
+            return []
+        return [called_spec(self.config, kind, batch, tokens, str(dtype).removeprefix("torch."))]
 
     @abstractmethod
     def first_state(self, batch: int, like: Tensor) -> State:

@@ -15,10 +15,11 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
 from trellis_ops.calls import values
 from trellis_ops.calls.arguments import Request
-from trellis_ops.dispatch import launch, memory_room, ranks, resolve
+from trellis_ops.dispatch import forced_schedule, launch, memory_room, ranks, resolve
 from trellis_ops.dispatch.memory_room import Needs
 from trellis_ops.dispatch.reach import reach_of
 from trellis_ops.operators import transforms
+from trellis_ops.specs import recorded
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def plan(
     first = tensors[0]
     # Off the CPU, which device each is on matters too. A first that is None is for `request` to refuse.
     devices = None if first is None or first.is_cpu else tuple([None if t is None else t.device for t in tensors])
-    key = (request, layout, devices, settings, implementation, torch.get_num_threads())
+    key = (request, layout, devices, settings, implementation, torch.get_num_threads(), forced_schedule.current())
     try:
         found = _PLANS.get(key)
     except TypeError:
@@ -117,6 +118,8 @@ def _resolve(request: Request, implementation: str | None, tensors: tuple[Tensor
         memory_room.require(reach.needs, tensors, reverse=reverse)
     operator = resolve.operator_of(resolution, request.spec)
     schedule = None if operator is None else operator.schedule
+    if operator is not None:
+        recorded.record(request.spec, resolution.device.kind)
     if schedule != resolution.schedule:
         # What was resolved does not compile.
         reach = reach_of(request, schedule)

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from trellis_ops.dispatch import forced_schedule
 from trellis_ops.operators import overlap, plan
 from trellis_ops.operators.plan import Plan
 
@@ -16,8 +17,11 @@ _increment_version = torch._C._increment_version
 def key_of(
     given: Sequence[Tensor], state: Sequence[Tensor], starts: Sequence[Tensor], rule: str, implementation: str | None
 ) -> Hashable | None:
-    """All that chooses a kernel, and what kernels do not compare; None off the CPU, and where a list is no rule's."""
-    if len(given) < 3 or not state or not given[0].is_cpu:
+    """All that chooses a kernel, and what kernels do not compare.
+
+    None off the CPU, where a list is no rule's, and where a schedule is forced.
+    """
+    if len(given) < 3 or not state or not given[0].is_cpu or forced_schedule.current() is not None:
         return None
     q, _, v, *_ = given
     counts = (len(given), len(state), len(starts))

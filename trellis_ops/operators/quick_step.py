@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from trellis_ops.dispatch import forced_schedule
 from trellis_ops.operators import plan
 from trellis_ops.operators.plan import Plan
 
@@ -35,11 +36,15 @@ def key_of(
 ) -> Hashable | None:
     """All that chooses a kernel, and what kernels do not compare; None where no kernel checks, or a tensor is missing.
 
+    None too where a schedule is forced.
+
     Args:
         q, v, step_size, S_k, G_k, G_v: of the call, as `operators.run_step` takes them.
         settings, implementation: those that a plan is made with.
     """
     if q is None or v is None or step_size is None or S_k is None or not q.is_cpu:
+        return None
+    if forced_schedule.current() is not None:
         return None
     shapes = (q.shape, v.shape, step_size.ndim, S_k.shape)
     return (shapes, q.dtype, G_k is None, G_v is None, settings, implementation, torch.get_num_threads())

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from codegen.errors import WorkloadError
+from trellis_ops.specs.workload import NamedSpec
 from tuner.duration import duration
-from tuner.errors import WorkloadError
 from tuner.experiments.calibration import LEAST_POINTS, correlation, read_points, verdict
 from tuner.experiments.regret import Regret, Tuning, regret
 from tuner.experiments.replay import RECORDED, SEEDS, Replayed, read_spaces, replay
 from tuner.search.study import StudySession
 from tuner.space.sampler import SAMPLERS, default_sampler
-from tuner.workload import NamedSpec
 
 RUNS = 10
 

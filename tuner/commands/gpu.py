@@ -11,12 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from codegen.device import NAMED, Device, cpu
+from trellis_ops.specs.workload import NamedSpec
 from tuner.budget import Budget, parse_budget
 from tuner.commands.command import FAILED, command, print_lines
 from tuner.errors import OfflineDeviceError
 from tuner.offline.candidates import FOLDER, MOST, path_for, rank, write
 from tuner.offline.gpu_check import DEVICES, SAMPLE, Checked, check, jobs
-from tuner.workload import NamedSpec
 from tuning_db import default_store
 
 

@@ -10,16 +10,17 @@ from rich.console import Console
 
 from codegen.backends.tvm_cuda import nvcc
 from codegen.device import NAMED, Device
+from codegen.errors import WorkloadError
 from codegen.kernels.export import export
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default, from_settings
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
+from trellis_ops.specs.workload import NamedSpec, load_workload, require_distinct
 from tuner.commands.command import command, print_lines
-from tuner.errors import WorkloadError
 from tuner.gpu_run.exported import FOLDER
 from tuner.offline.gpu_check import specs
-from tuner.workload import NamedSpec, load_workload, parse_spec, require_distinct
+from tuner.workload import parse_spec
 
 ARCH = "sm_90"
 LISTED = ("update", "readout", "readout_transposed", "prefill", "exact", "decode", "decode-chunked")

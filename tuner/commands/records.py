@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from codegen.device import Device
+from trellis_ops.specs.workload import load_workload
 from tuner.commands.command import FAILED, command, print_lines, storage_of, storage_option
 from tuner.errors import ReportFileError
 from tuner.interruption import stop_if_interrupted
@@ -17,7 +18,7 @@ from tuner.report import report
 from tuner.report.why import find, why_lines
 from tuner.studies.storage_url import shown
 from tuner.workers.pool import Workers
-from tuner.workload import DEFAULT_FILE, RULES_FILE, load_workload
+from tuner.workload import DEFAULT_FILE, RULES_FILE
 from tuning_db import default_store
 
 

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from codegen.device import Device
 from codegen.errors import TrellisError
+from trellis_ops.specs.workload import NamedSpec, load_workload
 from tuner.errors import GpuRunInUseError, NoGpuError
 from tuner.gpu_run import exported, sanitizer
 from tuner.gpu_run.correctness import check_all, kernels_to_check
@@ -28,7 +29,7 @@ from tuner.gpu_run.warm_up import KINDS, WarmUp
 from tuner.interruption import interruptible
 from tuner.offline import candidates
 from tuner.workers.pool import Workers
-from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
+from tuner.workload import DEFAULT_FILE
 from tuning_db import Store, TuningDatabaseError
 
 _FAILED, _INTERRUPTED = 1, 130

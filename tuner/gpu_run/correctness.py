@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
+from trellis_ops.specs.workload import NamedSpec
 from tuner.errors import NoScheduleError
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
@@ -14,7 +15,6 @@ from tuner.offline.gpu_check import specs
 from tuner.space.legal import changes, legal_schedules
 from tuner.workers.compile_queue import Job
 from tuner.workers.worker import Candidate
-from tuner.workload import NamedSpec
 from tuning_db import Outcome
 
 _SECONDS = 0.05

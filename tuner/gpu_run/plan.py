@@ -9,11 +9,11 @@ from pathlib import Path
 from codegen.device import Device
 from codegen.kernels.build import operator_digest
 from codegen.spec import Spec
+from trellis_ops.specs.workload import NamedSpec
 from tuner.gpu_run.ledger import Ledger
 from tuner.toolchain import toolchain
 from tuner.verify.check import allowed_digest
 from tuner.workers.pool import Workers
-from tuner.workload import NamedSpec
 from tuning_db import Store
 
 SHARES = {"correct": 0.2, "sanitizer": 0.12, "tuned": 0.36, "precision": 0.05, "tvm": 0.07, "timed": 0.2}

@@ -9,11 +9,11 @@ from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default, from_settings, kind_of
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
+from trellis_ops.specs.workload import NamedSpec
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
 from tuner.workers.compile_queue import Job
 from tuner.workers.worker import Candidate
-from tuner.workload import NamedSpec
 from tuning_db import Outcome
 
 DTYPES = ("float32", "float16", "bfloat16")

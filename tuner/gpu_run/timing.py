@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trellis_ops.specs.workload import NamedSpec
 from tuner.errors import WorkerError
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
@@ -11,7 +12,6 @@ from tuner.gpu_run.warm_up import WarmUp
 from tuner.measure.cost import cost_of
 from tuner.measure.side_by_side import KERNEL
 from tuner.workers.worker import Candidate
-from tuner.workload import NamedSpec
 
 SECONDS = 3.0
 

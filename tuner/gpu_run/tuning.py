@@ -9,6 +9,7 @@ from pathlib import Path
 from codegen.device import NAMED, Device
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
+from trellis_ops.specs.workload import NamedSpec
 from tuner.budget import Budget
 from tuner.errors import NothingMeasuredError
 from tuner.gpu_run.ledger import Entry
@@ -23,7 +24,6 @@ from tuner.session import Session
 from tuner.space.legal import Settings
 from tuner.space.space import Space, space_of
 from tuner.workers.worker import Result
-from tuner.workload import NamedSpec
 from tuning_db import Outcome
 
 FINAL_SECONDS = 2.0

@@ -21,11 +21,11 @@ import torch
 from codegen.device import Device
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import Spec, spec_of_key
+from trellis_ops.specs.workload import NamedSpec
 from tuner.measure.rivals import COMPILE_LONG, fla_call
 from tuner.measure.side_by_side import COMPILED, compiled_call, compiled_spec
 from tuner.own_process import own_process
 from tuner.verify.inputs import torch_device
-from tuner.workload import NamedSpec
 
 RIVALS, BY_TORCH = "rivals", "by torch"
 KINDS = {RIVALS: COMPILE_LONG, BY_TORCH: (COMPILED,)}

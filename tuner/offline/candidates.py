@@ -24,11 +24,11 @@ from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import first_choice, from_settings
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec, spec_of_key
+from trellis_ops.specs.workload import NamedSpec
 from tuner.errors import CandidateFileError
 from tuner.offline.cost_model import predicted_seconds, promising_first
 from tuner.offline.offline import Examined, examine
 from tuner.space.legal import Settings, changes, legal_schedules
-from tuner.workload import NamedSpec
 from tuning_db.regular_file import UNREADABLE, read_regular
 from tuning_db.writing import move_aside, write_temporary
 

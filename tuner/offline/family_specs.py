@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from codegen.rule import Rule
 from codegen.rules import rule_named
 from codegen.spec import Problem, Spec
-from tuner.workload import NamedSpec
+from trellis_ops.specs.workload import NamedSpec
 
 _RULES = {
     **{name: rule_named(name) for name in ("linear", "gated_deltanet", "gla", "rwkv7", "titans")},

@@ -28,12 +28,13 @@ from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import first_choice, from_settings
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Problem, Spec, spec_of_key
+from trellis_ops.specs.workload import NamedSpec, load_workload
 from tuner.errors import NoScheduleError
 from tuner.offline.family_specs import family_specs
 from tuner.offline.occupancy import occupancy
 from tuner.offline.offline import examine, why_pruned
 from tuner.space.legal import legal_schedules
-from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
+from tuner.workload import DEFAULT_FILE
 from tuning_db import Store
 
 DEVICES = ("sm_80", "sm_90", "gfx942")

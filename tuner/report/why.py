@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from codegen.errors import WorkloadError
+from trellis_ops.specs.workload import NamedSpec
 from tuner.duration import duration
-from tuner.errors import WorkloadError
 from tuner.records.history import History
 from tuner.report.report import performance_text, settings_text
 from tuner.search.finals import CONFIDENCE
-from tuner.workload import NamedSpec
 
 
 def find(asked: str, workload: Sequence[NamedSpec], known: Sequence[History]) -> list[History]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from trellis_ops.specs.workload import NamedSpec
 from tuner.search.finals import Verdict, hold_finals
 from tuner.search.progress import SearchProgress
 from tuner.search.study import StudySession, search_study
 from tuner.search.winner import commit_winner
-from tuner.workload import NamedSpec
 from tuning_db import Outcome, Record
 
 

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from codegen.spec import Spec
-from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
+from trellis_ops.specs.workload import NamedSpec, load_workload
+from tuner.workload import DEFAULT_FILE
 
 CALLS = Path(__file__).with_name("checkout_calls.py")
 _SAMPLE_SECONDS = 0.05

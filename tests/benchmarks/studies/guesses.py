@@ -12,12 +12,13 @@ from pathlib import Path
 
 from codegen.device import NAMED, Device
 from codegen.schedules.schedule import Schedule
+from trellis_ops.specs.workload import NamedSpec, load_workload
 from tuner.gpu_run.ledger import Ledger
 from tuner.offline.cost_model import predicted_seconds
 from tuner.offline.offline import examine
 from tuner.search.guesses import order_quality
 from tuner.space.legal import legal_schedules
-from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
+from tuner.workload import DEFAULT_FILE
 
 
 def measured(named: NamedSpec, ledger: Ledger, device: Device) -> Iterator[tuple[Schedule, float]]:

@@ -32,6 +32,7 @@ from tests.benchmarks import machine
 from tests.benchmarks.rule_calls import RuleSubject, rule_subject, training_step
 from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import ratio, sample, take_turns
+from trellis_ops.specs.workload import load_workload
 from tuner.duration import duration
 from tuner.measure.ceiling import ceiling_of
 from tuner.measure.cost import cost_of
@@ -40,7 +41,7 @@ from tuner.verify.check import TOLERANCE, compare
 from tuner.verify.inputs import make_inputs
 from tuner.verify.launch import bind
 from tuner.verify.oracle import oracle
-from tuner.workload import RULES_FILE, load_workload
+from tuner.workload import RULES_FILE
 
 LEAST = {"forward": 20.0, "decode": 5.0}
 """How many times as fast as its eager loop a rule must be, of those that have a target."""

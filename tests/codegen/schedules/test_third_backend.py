@@ -24,6 +24,7 @@ from tests.support.relative_error import assert_close
 from tests.toy_backend.schedule import ToySchedule
 from trellis_ops import explain, forget, reference, trellis_attention, trellis_step
 from trellis_ops.dispatch import resolve
+from trellis_ops.specs.workload import NamedSpec
 from trellis_ops.tokens import States
 from tuner.budget import Budget
 from tuner.search.progress import SearchProgress
@@ -31,7 +32,6 @@ from tuner.search.study import StudySession
 from tuner.search.tune import tune
 from tuner.studies.studies import open_storage
 from tuner.workers.pool import Workers
-from tuner.workload import NamedSpec
 from tuning_db import Store
 
 SIZES = (1, 24, 2, 8, 8, 8)

@@ -20,6 +20,7 @@ from codegen.kernels.build import operator_digest
 from codegen.kernels.exported import MANIFEST
 from codegen.schedules.schedule import Schedule
 from codegen.spec import spec_of_key
+from trellis_ops.specs.workload import NamedSpec, load_workload
 from tuner.gpu_run import sanitizer
 from tuner.gpu_run.__main__ import main
 from tuner.gpu_run.correctness import kernels_to_check
@@ -36,7 +37,7 @@ from tuner.offline import candidates
 from tuner.policy import policy_for
 from tuner.space.legal import changes, legal_schedules
 from tuner.workers.pool import Workers
-from tuner.workload import DEFAULT_FILE, NamedSpec, load_workload
+from tuner.workload import DEFAULT_FILE
 from tuning_db import Store
 
 ROOT = Path(__file__).resolve().parents[3]

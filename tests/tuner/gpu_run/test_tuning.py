@@ -10,6 +10,7 @@ from codegen.device import cpu
 from codegen.kernels.build import operator_digest
 from codegen.schedules.schedule import Schedule
 from tests.tuner.conftest import STEP, UPDATE
+from trellis_ops.specs.workload import NamedSpec
 from tuner.gpu_run import tuning
 from tuner.gpu_run.ledger import Entry, Ledger
 from tuner.gpu_run.plan import GpuRun
@@ -18,7 +19,6 @@ from tuner.offline import candidates
 from tuner.space.legal import legal_schedules
 from tuner.workers.compile_queue import CompileQueue, Job
 from tuner.workers.worker import Result
-from tuner.workload import NamedSpec
 from tuning_db import Outcome, Store
 
 NAMED = NamedSpec("update", UPDATE)

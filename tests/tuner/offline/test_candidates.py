@@ -16,11 +16,12 @@ from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Problem, Spec
+from trellis_ops.specs.workload import load_workload
 from tuner.errors import CandidateFileError
 from tuner.offline import candidates
 from tuner.offline.cost_model import Walk, predicted_seconds, promising_first, walk_of
 from tuner.space.legal import changes
-from tuner.workload import DEFAULT_FILE, load_workload
+from tuner.workload import DEFAULT_FILE
 
 pytest.importorskip("triton")
 

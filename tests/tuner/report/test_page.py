@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from codegen.device import cpu
 from tests.tuner.conftest import STEP, UPDATE
 from tests.tuning_db.examples import recommendation, record
+from trellis_ops.specs.workload import NamedSpec
 from tuner.cli import main
 from tuner.duration import duration
 from tuner.records.history import histories
@@ -22,7 +23,6 @@ from tuner.search.tune import tune
 from tuner.space.sampler import distributions_of
 from tuner.space.space import space_of
 from tuner.studies.studies import default_url, open_storage
-from tuner.workload import NamedSpec
 from tuning_db import default_store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")

@@ -16,6 +16,7 @@ from tests.tuner.conftest import STEP, TRAIN, UPDATE
 from trellis_ops import forget
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import resolve
+from trellis_ops.specs.workload import NamedSpec
 from tuner.budget import Budget
 from tuner.errors import NothingMeasuredError
 from tuner.search.search import Status
@@ -23,7 +24,6 @@ from tuner.search.study import search_study
 from tuner.search.tune import tune
 from tuner.space.space import space_of
 from tuner.workers.worker import Result
-from tuner.workload import NamedSpec
 from tuning_db import Outcome, Record, utc_now
 
 

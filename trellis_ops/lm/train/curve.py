@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from codegen.errors import MissingPackageError
 from trellis_ops import regular_file
-from trellis_ops.lm.train.errors import CheckpointError, MissingPackageError
+from trellis_ops.lm.train.errors import CheckpointError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,5 +118,5 @@ def require_matplotlib() -> type[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingPackageError(package="matplotlib") from error
+        raise MissingPackageError(package="matplotlib", extra="train") from error
     return Figure

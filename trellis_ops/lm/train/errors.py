@@ -44,12 +44,6 @@ class OutOfMemoryError(TrellisError, MemoryError):
     message = "there is not enough memory ({reason}); make the model, --batch or --length smaller"
 
 
-class MissingPackageError(TrellisError, ImportError):
-    """A package that only training needs."""
-
-    message = "the package {package!r} is missing; install the extra: pip install 'trellis-ops[train]'"
-
-
 class LaunchError(TrellisError, RuntimeError):
     """An option that needs processes, of which torchrun started none."""
 

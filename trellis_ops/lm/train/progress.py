@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+from codegen.errors import MissingPackageError
 from trellis_ops.lm.train.curve import Row
-from trellis_ops.lm.train.errors import MissingPackageError
 
 _LINE_EVERY_SECONDS = 15.0
 
@@ -26,7 +26,7 @@ class TrainingProgress:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         except ImportError as error:
-            raise MissingPackageError(package="rich") from error
+            raise MissingPackageError(package="rich", extra="train") from error
         self._steps, self._done, self._tokens, self._visible = steps, done, tokens, visible
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar = Progress(

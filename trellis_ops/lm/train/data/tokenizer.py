@@ -8,10 +8,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from codegen.errors import MissingPackageError
 from trellis_ops.lm.train.data.text import Document
-from trellis_ops.lm.train.errors import MissingPackageError
 
 TOKENIZERS = ("bytes", "bpe")
+
+_SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_OTHERS = [byte for byte in range(256) if byte not in _SHOWN]
+_BYTE_OF = {chr(byte): byte for byte in _SHOWN} | {chr(256 + place): byte for place, byte in enumerate(_OTHERS)}
+"""The byte of each character of a byte-level vocabulary: those that print are themselves, others follow from 256 on."""
 
 
 class Tokenizer(Protocol):
@@ -23,6 +28,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: bytes) -> Tensor:
         """Tokens `[n]`, int32."""
+
+    def decode(self, token: int) -> bytes:
+        """The bytes that a token stands for."""
 
     def byte_counts(self) -> Tensor:
         """How many bytes each token stands for, `[vocab_size]`, int64."""
@@ -39,6 +47,10 @@ class ByteTokenizer:
     def encode(self, text: bytes) -> Tensor:
         """The bytes `[n]`, int32."""
         return torch.frombuffer(bytearray(text), dtype=torch.uint8).int()
+
+    def decode(self, token: int) -> bytes:
+        """The one byte."""
+        return bytes([token])
 
     def byte_counts(self) -> Tensor:
         """All ones."""
@@ -78,6 +90,10 @@ class BpeTokenizer:
         """The tokens `[n]`, int32."""
         return torch.tensor(self._encoder.encode(_decoded(text)).ids, dtype=torch.int32)
 
+    def decode(self, token: int) -> bytes:
+        """The bytes of a token, which need not be UTF-8 alone."""
+        return bytes(_BYTE_OF[character] for character in self._encoder.id_to_token(token))
+
     def byte_counts(self) -> Tensor:
         """Bytes of each token; in a byte-level vocabulary every character of a token is one byte."""
         return torch.tensor([len(self._encoder.id_to_token(i)) for i in range(self.vocab_size)])
@@ -115,5 +131,5 @@ def _library() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise MissingPackageError(package="tokenizers") from error
+        raise MissingPackageError(package="tokenizers", extra="train") from error
     return tokenizers

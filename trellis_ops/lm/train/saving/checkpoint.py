@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codegen.errors import FileWriteError, TrellisError
+from codegen.errors import FileWriteError, MissingPackageError, TrellisError
 from trellis_ops.content_digest import content_digest
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.train.errors import CheckpointError, MissingPackageError
+from trellis_ops.lm.train.errors import CheckpointError
 from trellis_ops.lm.train.objective import LanguageModel, build_model
 from trellis_ops.lm.train.options.settings import Settings
 from trellis_ops.regular_file import open_to_read, replaced
@@ -184,4 +184,4 @@ def require_safetensors() -> None:
     try:
         import safetensors.torch  # noqa: F401
     except ImportError as error:
-        raise MissingPackageError(package="safetensors") from error
+        raise MissingPackageError(package="safetensors", extra="train") from error

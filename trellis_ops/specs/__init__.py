@@ -1,0 +1,1 @@
+"""Specs in files: workloads that somebody wrote, and those that were recorded while they ran."""
