@@ -71,6 +71,9 @@ def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     call.apply_defaults()
     given = dict(call.arguments)
     implementation = given.pop("implementation")
+    if given.get("state_indices") is not None:
+        raise ValueError("explain knows no call on a pool; leave out what concerns the pool, state_indices first")
+    given = {name: value for name, value in given.items() if name not in _OF_POOLS.get(operator.__name__, ())}
     request = _REQUESTS[operator.__name__](given)
     return explanation_of(request.spec, resolve.as_served(ranks.expected_of(request, implementation), request.spec))
 
@@ -131,6 +134,14 @@ def _step_of_any_rule(given: dict[str, Any]) -> Request:
     every: list[Any] = [*tensors, *state, *(starts or (None, None)), *made.maps]
     return registered.step_request(*every)
 
+
+_OF_POOLS = {
+    ops.trellis_attention.__name__: ("state_indices", "positions", "first_state", "gradient_state"),
+    ops.trellis_step.__name__: ("state_indices", "positions", "first_state", "chunk_size"),
+    memory.memory_attention.__name__: ("state_indices", "positions", "first_state", "chunk_state"),
+    memory.memory_step.__name__: ("state_indices", "positions", "first_state", "chunk_size"),
+}
+"""The arguments that concern calls on pools alone."""
 
 _REQUESTS: dict[str, Callable[[dict[str, Any]], Request]] = {
     ops.trellis_attention.__name__: _attention,
