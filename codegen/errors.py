@@ -211,6 +211,12 @@ class PoolError(TrellisError, ValueError):
     message = "{name} {problem}: {value}; expected {expected}"
 
 
+class MaskError(TrellisError, ValueError):
+    """A mask that does not say which tokens of a row are padding."""
+
+    message = "attention_mask {problem}"
+
+
 class ValueCheckError(TrellisError, ValueError):
     """A value that TRELLIS_OPS_CHECK_VALUES=1 looks for and refuses."""
 

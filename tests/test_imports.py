@@ -149,6 +149,7 @@ LIBRARIES = {"tuning_db": {"msgspec", "filelock", "platformdirs"}}
 """Packages that may import nothing else from outside."""
 
 FOR_THE_MODEL = {
+    "calls.checks",
     "calls.values",
     "content_digest",
     "dispatch",

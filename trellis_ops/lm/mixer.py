@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trellis_ops.lm.layer_state import LayerState, state_dtype, wide
-from trellis_ops.lm.token_mixer import TokenMixer, keep_start
+from trellis_ops.lm.sequences import Layout
+from trellis_ops.lm.sequences.parts import Index, Steps
+from trellis_ops.lm.token_mixer import TokenMixer, keep_start, put_rows, started
 from trellis_ops.ops import trellis_attention, trellis_step
 from trellis_ops.tokens import States, Tokens
 
@@ -78,8 +80,7 @@ class TrellisMixer(TokenMixer[LayerState]):
             "phi_eps": config.phi_eps,
         }
 
-    def _tokens(self, x: Tensor, window: Tensor) -> Tokens:
-        q, k = self._queries_and_keys(window)
+    def _tokens(self, x: Tensor, q: Tensor, k: Tensor) -> Tokens:
         v = self._heads(self.to_v(x))
         if self.config.normalize_qkv:
             q, k, v = (self._unit(each) for each in (q, k, v))
@@ -91,46 +92,65 @@ class TrellisMixer(TokenMixer[LayerState]):
         # Under autocast the convolution and the normalisation may widen some of these; the operators want one type.
         return Tokens(q.to(target.dtype), k.to(target.dtype), v.to(target.dtype), target, log_decay, F.softplus(step))
 
-    def _mix_alone(self, x: Tensor, window: Tensor) -> Tensor:
-        y, _ = self._attend(self._tokens(x, window), self._first_memories(x.shape[0]))
+    def _mix_alone(self, x: Tensor, q: Tensor, k: Tensor, layout: Layout) -> Tensor:
+        first = self._first_memories(layout.batch)
+        y, _ = self._attend(self._tokens(x, q, k), first, layout.cu_seqlens, return_memories=False)
         return y
 
-    def _mix_one(self, x: Tensor, window: Tensor, state: LayerState, begins: bool | Tensor) -> Tensor:
-        return self._step(_each(self._tokens(x, window), 0), state, begins)
+    def _mix_one(self, x: Tensor, q: Tensor, k: Tensor, state: LayerState, begins: bool | Tensor) -> Tensor:
+        return self._step(_each(self._tokens(x, q, k), (slice(None), 0)), state, begins)
 
-    def _carry(self, x: Tensor, window: Tensor, state: LayerState, position: int) -> Tensor:
-        """y `[B, T, H, D_v]` of a piece, moving `state`.
+    def _carry(self, x: Tensor, q: Tensor, k: Tensor, state: LayerState, layout: Layout) -> Tensor:
+        """y `[B, T, H, D_v]` of pieces of sequences, moving `state`.
 
-        Three pieces: tokens one by one to the end of the chunk that `state` is in, whole chunks at once, and the rest,
+        Three parts: tokens one by one to the end of the chunk that a row is in, whole chunks at once, and the rest,
         whose start state is kept because its chunk may go on.
         """
-        tokens = self._tokens(x, window)
-        length, chunk = tokens.q.shape[1], self.config.chunk
+        tokens = self._tokens(x, q, k)
         if not self.config.keeps_starts:
-            return self._attend_and_move(tokens, state)
-        ragged = min(length, -position % chunk)
-        pieces = [self._step(_each(tokens, t), state, begins=False)[:, None] for t in range(ragged)]
-        whole = length - (length - ragged) % chunk
-        for first, end in ((ragged, whole), (whole, length)):
-            if first < end:
-                state.start_k, state.start_v = state.memories()
-                pieces.append(self._attend_and_move(_each(tokens, slice(first, end)), state))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+            return self._attend_and_move(tokens, state, layout.cu_seqlens)
+        found: list[Tensor] = []
+        for part in layout.parts():
+            if isinstance(part, Steps):
+                found += [layout.as_tokens(y) for y in self._step_each(tokens, state, part)]
+                continue
+            self._keep_starts(state, part.begins)
+            found.append(self._attend_and_move(_each(tokens, part.tokens), state, part.cu_seqlens))
+        return layout.joined(found)
 
-    def _attend_and_move(self, tokens: Tokens, state: LayerState) -> Tensor:
-        y, memories = self._attend(tokens, state.memories(), return_memories=True)
+    def _step_each(self, tokens: Tokens, state: LayerState, steps: Steps) -> list[Tensor]:
+        if steps.rows is None:
+            return [self._step(_each(tokens, index), state, begins=False) for index in steps.tokens]
+        rows = steps.rows
+        part = state.each(lambda tensor: tensor.index_select(0, rows))
+        found = [self._step(_each(tokens, index), part, begins=False) for index in steps.tokens]
+        put_rows(state, rows, part)
+        return found
+
+    def _keep_starts(self, state: LayerState, begins: bool | Tensor) -> None:
+        """Keep the memories of rows whose chunk begins now: the operator returns others."""
+        starts = state.starts()
+        if isinstance(begins, Tensor) and starts is not None:
+            pairs = zip(starts, state.memories(), strict=True)
+            state.start_k, state.start_v = (started(start, memory, begins) for start, memory in pairs)
+        elif begins is True:
+            state.start_k, state.start_v = state.memories()
+
+    def _attend_and_move(self, tokens: Tokens, state: LayerState, cu_seqlens: Tensor | None) -> Tensor:
+        y, memories = self._attend(tokens, state.memories(), cu_seqlens, return_memories=True)
         assert memories is not None
         state.S_k, state.S_v = memories
         return y
 
     def _attend(
-        self, tokens: Tokens, first: States | None, return_memories: bool = False
+        self, tokens: Tokens, first: States | None, cu_seqlens: Tensor | None, *, return_memories: bool
     ) -> tuple[Tensor, States | None]:
         return trellis_attention(
             *tokens,
             chunk_size=self.config.chunk,
             initial_state=first,
             output_final_state=return_memories,
+            cu_seqlens=cu_seqlens,
             outer_gradient=self.config.outer_gradient,
             **self._maps,
         )
@@ -149,6 +169,6 @@ class TrellisMixer(TokenMixer[LayerState]):
         return S_k.expand(batch, *S_k.shape), S_v.expand(batch, *S_v.shape)
 
 
-def _each(tokens: Tokens, index: int | slice) -> Tokens:
+def _each(tokens: Tokens, index: Index) -> Tokens:
     """The tokens at `index`; a step_size `[H]` holds for all of them."""
-    return tokens.each(lambda x: x if x.ndim == 1 else x[:, index])
+    return tokens.each(lambda x: x if x.ndim == 1 else x[index])

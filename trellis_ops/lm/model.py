@@ -15,78 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codegen.errors import DtypeError, GradientError, ShapeError
+from codegen.errors import DtypeError, ShapeError
 from codegen.scalars import whole_number
 from trellis_ops.dispatch.resolve import device_of
 from trellis_ops.lm import model_file
+from trellis_ops.lm.block import Block, draw_maps
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.fitting import Wanted
-from trellis_ops.lm.layer_state import AnyLayerState, state_dtype
-from trellis_ops.lm.mixer import TrellisMixer
+from trellis_ops.lm.features import StateKind, features
 from trellis_ops.lm.prefixes import PrefixStore, stored_start
-from trellis_ops.lm.rules.mixer import RuleMixer
 from trellis_ops.lm.sampling import Sampling
-from trellis_ops.lm.state import Place, TrellisState, check_state, moved, require_state
-from trellis_ops.lm.token_mixer import AnyMixer
+from trellis_ops.lm.sequences.arranged import last_tokens
+from trellis_ops.lm.state import TrellisState
 from trellis_ops.lm.vocabulary import embedded
-
-
-@torch.no_grad()
-def draw_maps(model: nn.Module, layers: int) -> None:
-    """Draw the weights of embeddings and linear maps anew, and set norms to one.
-
-    Linear maps come from N(0, 1 / (4 fan_in)), those into the residual stream smaller by the root of 2 `layers`.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding):
-            module.weight.normal_(std=0.5 * module.embedding_dim**-0.5)
-        elif isinstance(module, nn.Linear):
-            std = 0.5 * module.in_features**-0.5
-            into_residual = name.endswith((".to_out", ".down"))
-            module.weight.normal_(std=std * (2 * layers) ** -0.5 if into_residual else std)
-        elif isinstance(module, nn.RMSNorm):
-            module.weight.fill_(1.0)
-
-
-class SwiGLU(nn.Module):
-    """The feed-forward half of a block: down(silu(gate(x)) * up(x)), arXiv 2002.05202."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(width, hidden, bias=False)
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., width]` to `[..., width]`."""
-        mixed: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
-        return mixed
-
-
-class Block(nn.Module):
-    """x + Memory(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))."""
-
-    def __init__(self, config: TrellisConfig) -> None:
-        super().__init__()
-        self.mixer_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.mixer: AnyMixer = TrellisMixer(config) if config.rule is None else RuleMixer(config)
-        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.mlp = SwiGLU(config.width, config.mlp_width)
-
-    def forward(
-        self, x: Tensor, state: AnyLayerState | None, position: int, *, return_state: bool
-    ) -> tuple[Tensor, AnyLayerState | None]:
-        """`[B, T, width]` to the same; see `TokenMixer.forward`."""
-        mixed, state = self.mixer(self.mixer_norm(x), state, position, return_state=return_state)
-        return self._feed_forward(x + mixed), state
-
-    def step(self, x: Tensor, state: AnyLayerState, begins: bool | Tensor) -> Tensor:
-        """`[B, width]` to the same, moving `state` in place; `begins` as `TrellisState.begins` gives it."""
-        return self._feed_forward(x + self.mixer.step(self.mixer_norm(x), state, begins))
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.mlp(self.mlp_norm(x))
-        return x + mixed
 
 
 class TrellisLM(nn.Module):
@@ -107,8 +47,7 @@ class TrellisLM(nn.Module):
     def __init__(self, config: TrellisConfig) -> None:
         super().__init__()
         self.config = config = config.resolved(device_of(torch.get_default_device()))
-        self._rule = config.record.key()
-        self._period = config.chunk if config.keeps_starts else 1
+        self._kind = StateKind.of(config)
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
@@ -122,7 +61,14 @@ class TrellisLM(nn.Module):
             block.mixer.reset_parameters()
 
     def forward(
-        self, tokens: Tensor, state: TrellisState | None = None, *, return_state: bool = True
+        self,
+        tokens: Tensor,
+        state: TrellisState | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        logits_to_keep: int = 0,
+        return_state: bool = True,
     ) -> tuple[Tensor, TrellisState | None]:
         """Logits of the next token after each token, and the state after the last.
 
@@ -135,20 +81,29 @@ class TrellisLM(nn.Module):
         (`positions` of 0), not through one inside a chunk, whose first tokens run one by one.
 
         Args:
-            tokens: `[B, T]`, int64, each below `vocab_size`, T >= 1.
-            state: where to go on, from an earlier call or `first_state`; None starts a sequence.
+            tokens: `[B, T]`, int64, each below `vocab_size`, padding too, T >= 1.
+            state: where to go on, from an earlier call or `first_state`, with a row for each sequence; None starts
+                sequences.
+            attention_mask: `[B, T]`, bool or an integer type, 1 for tokens and 0 for padding on the left or on the
+                right of them, of these tokens alone. A padded row gives what it gives alone; logits at padding are 0.
+            cu_seqlens: `[N + 1]`, int32 or int64, offsets of N sequences packed into `[1, total]` tokens; nothing
+                passes from one to the next, and the state has a row for each.
+            logits_to_keep: n, to compute the logits of the last n of the T places only; 0 for all.
             return_state: whether to return the state.
 
         Returns:
-            Logits `[B, T, vocab_size]` in the type of the weights, and the state or None.
+            Logits `[B, T, vocab_size]`, or of the last n places, in the type of the weights, and the state or None.
 
         Raises:
-            ShapeError, DtypeError, SizeError, DeviceMismatchError: tokens or a state that do not fit.
+            ShapeError, DtypeError, SizeError, DeviceMismatchError, StateError: tokens or a state that do not fit.
+            MaskError: a mask with a hole, with a row without tokens, or beside `cu_seqlens`. SequenceError: offsets
+                that do not describe the tokens.
             TokenError: a token outside the vocabulary; see `trellis_ops.lm.vocabulary.embedded` for GPUs.
             GradientError: a gradient is wanted from inside a chunk.
         """
-        x, after = self._features(tokens, state, return_state)
-        return self._logits(x), after
+        logits_to_keep = whole_number("logits_to_keep", logits_to_keep, least=0)
+        x, after = self._features(tokens, state, attention_mask, cu_seqlens, return_state=return_state)
+        return self._logits(x[:, -logits_to_keep:]), after
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: TrellisState) -> Tensor:
@@ -162,7 +117,7 @@ class TrellisLM(nn.Module):
             TokenError: as `forward`; the state is left as it was. And what `forward` raises of a state.
         """
         if not isinstance(state, TrellisState) or state.fits is not self.config:
-            self._check_state(state)
+            self._kind.check(state, self._blocks(), self.embedding.weight)
         if tokens.shape != (state.batch,):
             expected = f"[{state.batch}], the batch of the state"
             raise ShapeError(name="tokens", shape=list(tokens.shape), expected=expected)
@@ -170,13 +125,13 @@ class TrellisLM(nn.Module):
         x, begins = embedded(self.embedding, tokens), state.begins()
         for block, layer in zip(self._blocks(), state.layers, strict=True):
             x = block.step(x, layer, begins)
-        state.advance(1, self._period)
+        state.advance(1, self._kind.period)
         return self._logits(x)
 
     def first_state(self, batch: int) -> TrellisState:
         """The state before the first token of `batch` sequences."""
         batch = whole_number("batch", batch)
-        return self._state([block.mixer.first_state(batch, self.embedding.weight) for block in self._blocks()], 0)
+        return self._kind.state([block.mixer.first_state(batch, self.embedding.weight) for block in self._blocks()], 0)
 
     def carried(self, state: TrellisState) -> dict[str, Tensor]:
         """The tensors of a state at the start of a chunk, by name with the layer before; `restored` has it again."""
@@ -191,7 +146,7 @@ class TrellisLM(nn.Module):
             begin = f"{index}."
             own = {name.removeprefix(begin): each for name, each in tensors.items() if name.startswith(begin)}
             layers.append(block.mixer.restored(own))
-        return self._state(layers, 0)
+        return self._kind.state(layers, 0)
 
     @torch.no_grad()
     def stream(
@@ -203,6 +158,7 @@ class TrellisLM(nn.Module):
         generator: torch.Generator | None = None,
         state: TrellisState | None = None,
         prefix_store: PrefixStore | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Yield new tokens `[B]` one at a time; the arguments, the errors and the draws are those of `generate`.
 
@@ -210,8 +166,8 @@ class TrellisLM(nn.Module):
         """
         sampling = Sampling(temperature, top_k, generator)
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0)
-        x, after = self._prompt_features(tokens, state, prefix_store)
-        return self._decode(self._logits(x[:, -1]), after, max_new_tokens, sampling)
+        x, after = self._prompt_features(tokens, state, prefix_store, attention_mask)
+        return self._decode(self._logits(x), after, max_new_tokens, sampling)
 
     def generate(
         self,
@@ -222,6 +178,7 @@ class TrellisLM(nn.Module):
         generator: torch.Generator | None = None,
         state: TrellisState | None = None,
         prefix_store: PrefixStore | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Continue `tokens [B, T]` by `max_new_tokens` tokens, with a state of constant size.
 
@@ -233,16 +190,19 @@ class TrellisLM(nn.Module):
             generator: source of randomness, on the device of the model.
             state: where the prompt goes on; it is left as it was.
             prefix_store: where the states of prompts are found and kept, see `trellis_ops.serve.store`; each row goes
-                on from its longest stored prefix. It excludes `state`, whose tokens no store can know.
+                on from its longest stored prefix. It excludes `state`, whose tokens no store can know, and
+                `attention_mask`.
+            attention_mask: `[B, T]`, as `forward` takes it, for prompts of unequal length.
 
         Returns:
-            `[B, T + max_new_tokens]`, the prompt first.
+            `[B, T + max_new_tokens]`, the prompt first, with its padding where it is.
 
         Raises:
             SizeError: a count or temperature out of range; and what `forward` raises.
-            ValueError: both `state` and `prefix_store`.
+            ValueError: `prefix_store` beside `state` or `attention_mask`.
         """
-        new = list(self.stream(tokens, max_new_tokens, temperature, top_k, generator, state, prefix_store))
+        given = (state, prefix_store, attention_mask)
+        new = list(self.stream(tokens, max_new_tokens, temperature, top_k, generator, *given))
         return torch.cat([tokens, torch.stack(new, 1)], 1) if new else tokens.clone()
 
     def count_parameters(self) -> int:
@@ -272,51 +232,36 @@ class TrellisLM(nn.Module):
         return model.to(map_location)
 
     def _features(
-        self, tokens: Tensor, state: TrellisState | None, return_state: bool
+        self,
+        tokens: Tensor,
+        state: TrellisState | None,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        *,
+        return_state: bool,
     ) -> tuple[Tensor, TrellisState | None]:
-        self._check(tokens, state)
-        if state is not None and isinstance(state.place, Tensor):
-            return self._features_by_place(tokens, state, return_state)
-        x, place = embedded(self.embedding, tokens), 0 if state is None else state.place
-        assert isinstance(place, int)
-        layers: list[AnyLayerState] = []
-        for index, block in enumerate(self._blocks()):
-            layer = None if state is None else state.layers[index]
-            x, layer = block(x, layer, place, return_state=return_state)
-            if layer is not None:
-                layers.append(layer)
-        return x, self._state(layers, moved(place, tokens.shape[1], self._period)) if return_state else None
-
-    def _features_by_place(
-        self, tokens: Tensor, state: TrellisState, return_state: bool
-    ) -> tuple[Tensor, TrellisState | None]:
-        """As `_features`, the rows that are at one position at a time."""
-        positions = state.positions
-        groups = [(positions == each).nonzero()[:, 0] for each in set(positions.tolist())]
-        found = [self._features(tokens[rows], state.select(rows), return_state) for rows in groups]
-        back = torch.cat(groups).argsort()
-        x = torch.cat([x for x, _ in found])[back.to(tokens.device)]
-        after = [each for _, each in found if each is not None]
-        return x, TrellisState.concatenate(after).select(back) if return_state else None
-
-    def _state(self, layers: list[AnyLayerState], place: Place) -> TrellisState:
-        state = TrellisState(tuple(layers), place, self._rule)
-        state.fits = self.config
-        return state
+        _check_prompt(tokens)
+        x = embedded(self.embedding, tokens)
+        return features(self._blocks(), self._kind, x, state, attention_mask, cu_seqlens, return_state=return_state)
 
     def _prompt_features(
-        self, tokens: Tensor, state: TrellisState | None, prefix_store: PrefixStore | None
+        self,
+        tokens: Tensor,
+        state: TrellisState | None,
+        prefix_store: PrefixStore | None,
+        attention_mask: Tensor | None,
     ) -> tuple[Tensor, TrellisState]:
-        """Features of the last tokens of a prompt, and the state after it."""
+        """Features of the last token of each prompt, and the state after it."""
         start = 0
         if prefix_store is not None:
-            if state is not None:
-                raise ValueError("give state or prefix_store: a store knows prompts from their beginning")
-            self._check(tokens, None)
+            if state is not None or attention_mask is not None:
+                other = "attention_mask" if state is None else "state"
+                raise ValueError(f"give {other} or prefix_store: a store knows whole prompts from their beginning")
+            _check_prompt(tokens)
             start, state = stored_start(self, tokens, prefix_store, self._after)
-        x, after = self._features(tokens[:, start:], state, return_state=True)
+        x, after = self._features(tokens[:, start:], state, attention_mask, return_state=True)
         assert after is not None
-        return x, after
+        return last_tokens(x, attention_mask), after
 
     def _after(self, tokens: Tensor, state: TrellisState | None) -> TrellisState:
         _, after = self._features(tokens, state, return_state=True)
@@ -334,33 +279,14 @@ class TrellisLM(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(self.norm(x), self.embedding.weight)
 
-    def _check(self, tokens: Tensor, state: TrellisState | None) -> None:
-        if tokens.ndim != 2 or 0 in tokens.shape:
-            raise ShapeError(name="tokens", shape=list(tokens.shape), expected="[B, T] with B >= 1 and T >= 1")
-        _check_int64(tokens)
-        if state is not None:
-            self._check_state(state, tokens.shape[0])
-            self._check_gradient(state)
-
-    def _check_state(self, state: TrellisState, batch: int | None = None) -> None:
-        require_state(state, self._rule)
-        batch = state.batch if batch is None else batch
-        like, wanted = self.embedding.weight, []
-        for block in self._blocks():
-            shapes = block.mixer.state_shapes(batch).items()
-            types = {name: None if name == "tail" else state_dtype(like.dtype) for name, _ in shapes}
-            wanted.append({name: Wanted(shape, types[name], like.device) for name, shape in shapes})
-        check_state(state, wanted, batch, self._period, self._rule)
-        state.fits = self.config
-
-    def _check_gradient(self, state: TrellisState) -> None:
-        inside = isinstance(state.place, Tensor) or state.place != 0
-        if inside and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
-            advice = f"call it under torch.no_grad(), or give pieces of a multiple of C={self.config.chunk} tokens"
-            raise GradientError(name="going on from inside a chunk", advice=advice)
-
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
+
+
+def _check_prompt(tokens: Tensor) -> None:
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ShapeError(name="tokens", shape=list(tokens.shape), expected="[B, T] with B >= 1 and T >= 1")
+    _check_int64(tokens)
 
 
 def _check_int64(tokens: Tensor) -> None:

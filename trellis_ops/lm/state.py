@@ -36,7 +36,8 @@ class TrellisState:
         fits: the configuration of the model that has checked this state, so that a step does not do it again.
 
     Example:
-        >>> from trellis_ops.lm.model import TrellisConfig, TrellisLM
+        >>> from trellis_ops.lm.config import TrellisConfig
+        >>> from trellis_ops.lm.model import TrellisLM
         >>> model = TrellisLM(TrellisConfig.preset("tiny"))
         >>> _, state = model(torch.tensor([[1, 2, 3]]))
         >>> TrellisState.concatenate([state.repeat(2), model.first_state(1)]).positions

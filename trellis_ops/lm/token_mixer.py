@@ -18,6 +18,7 @@ from codegen.spec import Spec
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.layer_state import LayerState, RuleLayerState
 from trellis_ops.lm.rules.called_specs import called_spec
+from trellis_ops.lm.sequences import Layout
 
 State = TypeVar("State", LayerState, RuleLayerState)
 
@@ -54,21 +55,21 @@ class TokenMixer(nn.Module, Generic[State]):
         self.norm.weight.fill_(1.0)
 
     def forward(
-        self, x: Tensor, state: State | None = None, position: int = 0, *, return_state: bool = True
+        self, x: Tensor, state: State | None, layout: Layout, *, return_state: bool = True
     ) -> tuple[Tensor, State | None]:
-        """Mix `[B, T, width]`, going on from `state` at `position` inside its chunk, or starting a sequence.
+        """Mix `[B, T, width]`, going on from `state`, or starting sequences; `layout` says where they are in x.
 
         Without a state to start from and to return, all tokens go through one call of the operator. The state given is
         left as it was, and the one returned shares no memory with it.
         """
         shared = self.to_qk(x)
-        tail = F.pad(shared[:, :0], (0, 0, self.config.conv_width - 1, 0)) if state is None else state.tail
-        window = torch.cat([tail.to(shared.dtype), shared], 1)
+        window = layout.window(None if state is None else state.tail, shared, self.config.conv_width - 1)
+        q, k = (self._heads(layout.at_tokens(each)) for each in self._convolved(window))
         if state is None and not return_state:
-            return self._finish(x, self._mix_alone(x, window)), None
-        state = self.first_state(x.shape[0], shared) if state is None else state.each(torch.clone)
-        y = self._carry(x, window, state, position)
-        state.tail = window[:, x.shape[1] :].clone()
+            return self._finish(x, self._mix_alone(x, q, k, layout)), None
+        state = self.first_state(layout.batch, shared) if state is None else state.each(torch.clone)
+        y = self._carry(x, q, k, state, layout)
+        state.tail = layout.tails(window)
         return self._finish(x, y), state if return_state else None
 
     def step(self, x: Tensor, state: State, begins: bool | Tensor) -> Tensor:
@@ -76,7 +77,8 @@ class TokenMixer(nn.Module, Generic[State]):
         shared = self.to_qk(x)[:, None]
         window = torch.cat([state.tail.to(shared.dtype), shared], 1)
         state.tail.copy_(window[:, 1:])
-        return self._finish(x, self._mix_one(x[:, None], window, state, begins))
+        q, k = (self._heads(each) for each in self._convolved(window))
+        return self._finish(x, self._mix_one(x[:, None], q, k, state, begins))
 
     def called_specs(self, kind: str, batch: int, tokens: int) -> list[Spec]:
         """The specs of a call of `kind`, see `trellis_ops.warm_up`; none of float64, which has no kernels."""
@@ -109,21 +111,20 @@ class TokenMixer(nn.Module, Generic[State]):
         """Make the parameters of what the memory takes beside q, k and v."""
 
     @abstractmethod
-    def _mix_alone(self, x: Tensor, window: Tensor) -> Tensor:
-        """y `[B, T, H, D_v]` of whole sequences."""
+    def _mix_alone(self, x: Tensor, q: Tensor, k: Tensor, layout: Layout) -> Tensor:
+        """y `[B, T, H, D_v]` of whole sequences; q and k `[B, T, H, D_k]` come from the convolutions."""
 
     @abstractmethod
-    def _carry(self, x: Tensor, window: Tensor, state: State, position: int) -> Tensor:
-        """y `[B, T, H, D_v]` of a piece, moving `state`, which is nobody else's."""
+    def _carry(self, x: Tensor, q: Tensor, k: Tensor, state: State, layout: Layout) -> Tensor:
+        """y `[B, T, H, D_v]` of pieces of sequences, moving `state`, which is nobody else's."""
 
     @abstractmethod
-    def _mix_one(self, x: Tensor, window: Tensor, state: State, begins: bool | Tensor) -> Tensor:
+    def _mix_one(self, x: Tensor, q: Tensor, k: Tensor, state: State, begins: bool | Tensor) -> Tensor:
         """y `[B, H, D_v]` of one token, x `[B, 1, width]`, moving the tensors of `state` in place."""
 
-    def _queries_and_keys(self, window: Tensor) -> tuple[Tensor, Tensor]:
-        """q and k `[B, T, H, D_k]`; `window` is the convolutions' input `[B, conv_width - 1 + T, H D_k]`."""
-        q = self._heads(causal_convolution(window, self.conv_q))
-        return q, self._heads(causal_convolution(window, self.conv_k))
+    def _convolved(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k of the convolutions' input, `[B, conv_width - 1 + T, H D_k]`, before they are parted into heads."""
+        return causal_convolution(window, self.conv_q), causal_convolution(window, self.conv_k)
 
     def _unit(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1, eps=self.config.norm_eps)
@@ -140,10 +141,22 @@ class TokenMixer(nn.Module, Generic[State]):
 AnyMixer = TokenMixer[Any]
 
 
+def put_rows(state: State, rows: Tensor, part: State) -> None:
+    """Put the rows of `part` in the place of `rows` of `state`, whose tensors move in place."""
+    whole = state.tensors()
+    for name, tensor in part.tensors().items():
+        whole[name].index_copy_(0, rows, tensor)
+
+
+def started(start: Tensor, memory: Tensor, begins: Tensor) -> Tensor:
+    """`memory` in the rows of the mask `begins [B]`, whose chunk begins, and `start` in the others."""
+    return torch.where(begins.view(-1, *(1,) * (start.ndim - 1)), memory, start)
+
+
 def keep_start(start: Tensor, begun: Tensor, begins: bool | Tensor) -> None:
     """Put `begun`, the memory now, into `start` where a chunk begins: in all rows or none, or by a mask `[B]`."""
     if isinstance(begins, Tensor):
-        start.copy_(torch.where(begins.view(-1, *(1,) * (start.ndim - 1)), begun, start))
+        start.copy_(started(start, begun, begins))
     elif begins:
         start.copy_(begun)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -18,7 +19,9 @@ from trellis_ops.lm.rules.generic import is_linear_in_v, sources
 from trellis_ops.lm.rules.inputs import FEATURES, RuleInputs, Tensors
 from trellis_ops.lm.rules.named import rule_inputs
 from trellis_ops.lm.rules.source import Projection
-from trellis_ops.lm.token_mixer import TokenMixer, keep_start
+from trellis_ops.lm.sequences import Layout, Packed
+from trellis_ops.lm.sequences.parts import Index, Steps
+from trellis_ops.lm.token_mixer import TokenMixer, keep_start, put_rows, started
 from trellis_ops.memory import chunk_start, memory_attention, memory_step
 
 Shapes = dict[str, tuple[int, ...]]
@@ -79,61 +82,95 @@ class RuleMixer(TokenMixer[RuleLayerState]):
             {name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()} if config.starts_learned else {}
         )
 
-    def _mix_alone(self, x: Tensor, window: Tensor) -> Tensor:
-        start = self.first_state(x.shape[0], x)
-        made = self._made(x, window, start.prepared)
-        y, _ = self._attend(made, start.memories if self.first else None, return_memories=False)
+    def _mix_alone(self, x: Tensor, q: Tensor, k: Tensor, layout: Layout) -> Tensor:
+        start = self.first_state(layout.batch, x)
+        made = self._made(x, q, k, start.prepared, layout)
+        first = start.memories if self.first else None
+        y, _ = self._attend(made, first, self._offsets(layout), return_memories=False)
         return self.inputs.finish(y, made)
 
-    def _mix_one(self, x: Tensor, window: Tensor, state: RuleLayerState, begins: bool | Tensor) -> Tensor:
-        made = self._made(x, window, state.prepared)
+    def _mix_one(self, x: Tensor, q: Tensor, k: Tensor, state: RuleLayerState, begins: bool | Tensor) -> Tensor:
+        made = self._made(x, q, k, state.prepared)
         for name, tensor in state.prepared.items():
             tensor.copy_(made[name])
-        y = [self._step(made, t, state, begins) for t in range(self.inputs.substeps)]
+        y = [self._step(made, (slice(None), t), state, begins) for t in range(self.inputs.substeps)]
         return self.inputs.finish(torch.stack(y, 1), made)[:, 0]
 
-    def _carry(self, x: Tensor, window: Tensor, state: RuleLayerState, position: int) -> Tensor:
-        """y `[B, T, H, D_v]` of a piece, moving `state`.
+    def _carry(self, x: Tensor, q: Tensor, k: Tensor, state: RuleLayerState, layout: Layout) -> Tensor:
+        """y `[B, T, H, D_v]` of pieces of sequences, moving `state`.
 
-        Three pieces: tokens one by one to the end of the chunk that `state` is in, whole chunks at once, and the rest,
+        Three parts: tokens one by one to the end of the chunk that a row is in, whole chunks at once, and the rest,
         whose start states are kept because its chunk may go on; one by one too, where they are sums of its writes.
         """
-        made = self._made(x, window, state.prepared)
+        made = self._made(x, q, k, state.prepared, layout)
         state.prepared = {name: made[name] for name in state.prepared}
         if not self.config.keeps_starts:
-            return self.inputs.finish(self._attend_and_move(made, state), made)
-        length, chunk = x.shape[1], self.config.chunk
-        ragged = min(length, -position % chunk)
-        whole = length - (length - ragged) % chunk
-        pieces = [self._step(made, t, state, begins=False)[:, None] for t in range(ragged)]
-        if ragged < whole:
-            pieces.append(self._attend_and_move(self._each(made, slice(ragged, whole)), state))
-        if whole < length:
-            pieces += self._rest(made, state, whole, length)
-        return self.inputs.finish(torch.cat(pieces, 1), made)
+            return self.inputs.finish(self._attend_and_move(made, state, self._offsets(layout)), made)
+        stepwise = any(name.startswith("A") for name in state.starts)
+        found: list[Tensor] = []
+        for part in layout.parts(stepwise):
+            if isinstance(part, Steps):
+                found += [layout.as_tokens(y) for y in self._step_each(made, state, part)]
+                continue
+            self._keep_starts(state, part.begins)
+            found.append(self._attend_and_move(self._each(made, part.tokens), state, part.cu_seqlens))
+        return self.inputs.finish(layout.joined(found, stepwise), made)
 
-    def _rest(self, made: Tensors, state: RuleLayerState, first: int, end: int) -> list[Tensor]:
-        """The tokens of a chunk that has just begun and may go on."""
-        if any(name.startswith("A") for name in state.starts):
-            return [self._step(made, t, state, begins=t == first)[:, None] for t in range(first, end)]
-        state.starts = self._starts(state.memories)
-        return [self._attend_and_move(self._each(made, slice(first, end)), state)]
+    def _step_each(self, made: Tensors, state: RuleLayerState, steps: Steps) -> list[Tensor]:
+        rows = steps.rows
+        part = state if rows is None else state.each(lambda tensor: tensor.index_select(0, rows))
+        begins = [steps.begins, *(False for _ in steps.tokens[1:])]
+        pairs = zip(steps.tokens, begins, strict=True)
+        found = [self._step(made, index, part, first) for index, first in pairs]
+        if rows is not None:
+            put_rows(state, rows, part)
+        return found
 
-    def _made(self, x: Tensor, window: Tensor, prepared: Mapping[str, Tensor]) -> Tensors:
+    def _keep_starts(self, state: RuleLayerState, begins: bool | Tensor) -> None:
+        """Keep what is read from the start of a chunk in rows where one begins now."""
+        if begins is False:
+            return
+        now = self._starts(state.memories)
+        if isinstance(begins, Tensor):
+            now = {name: started(state.starts[name], each, begins) for name, each in now.items()}
+        state.starts = now
+
+    def _made(
+        self, x: Tensor, q: Tensor, k: Tensor, prepared: Mapping[str, Tensor], layout: Layout | None = None
+    ) -> Tensors:
         """All tensors of the rule by name, and what the preparation carries on; x is `[B, T, width]`."""
         v = self._heads(self.to_v(x))
         features = FEATURES[self.inputs.features]
-        q, k = (features(each) for each in self._queries_and_keys(window))
+        q, k = features(q), features(k)
         if self.config.normalize_qkv and self.inputs.features == "unit":
             q, k = self._unit(q), self._unit(k)
         if self.config.normalize_qkv and not is_linear_in_v(self.rule):
             v = self._unit(v)
         made: Tensors = {"q": q, "k": k, "v": v, **prepared}
         made |= {name: each(x) for name, each in self.made.items()}
-        made |= self.inputs.make(made)
+        made |= self._prepared(made, layout)
         # Under autocast some of these are wider than others; the operators want one type for all inputs.
         inputs = {each.name for each in tensors(self.rule) if each.is_input}
         return {name: each.to(v.dtype) if name in inputs else each for name, each in made.items()}
+
+    def _prepared(self, made: Tensors, layout: Layout | None) -> Tensors:
+        """What the preparation makes; where it carries something from token to token, of each packed sequence alone."""
+        if not isinstance(layout, Packed) or not self.inputs.prepared:
+            return self.inputs.make(made)
+        of_heads = {name for name, each in self.made.items() if cast("Projection", each).source.per == HEAD}
+        found: list[Tensors] = []
+        for row, (first, end) in enumerate(itertools.pairwise(layout.offsets.tolist())):
+            carried = {name: made[name][row : row + 1] for name in self.inputs.prepared}
+            tokens = {
+                name: x if name in of_heads else x[:, first:end] for name, x in made.items() if name not in carried
+            }
+            found.append(self.inputs.make({**tokens, **carried}))
+        axes = {name: 0 if name in self.inputs.prepared else 1 for name in found[0]}
+        return {name: torch.cat([each[name] for each in found], axis) for name, axis in axes.items()}
+
+    def _offsets(self, layout: Layout) -> Tensor | None:
+        """Of packed sequences, in tokens of the rule."""
+        return None if layout.cu_seqlens is None else layout.cu_seqlens * self.inputs.substeps
 
     def _arguments(self, made: Tensors) -> dict[str, Any]:
         """Of a call of the operators: the tensors of the rule, those that are one left out."""
@@ -142,27 +179,30 @@ class RuleMixer(TokenMixer[RuleLayerState]):
             given["erase"] = given.pop("erase_a"), given.pop("erase_b")
         return given
 
-    def _each(self, made: Tensors, index: int | slice) -> Tensors:
+    def _each(self, made: Tensors, index: Index) -> Tensors:
         """The tokens at `index` of the rule's tensors; what a head has holds for all of them."""
         given = {each.name for each in tensors(self.rule)} & made.keys()
-        return {name: made[name] if name in self._per_head else made[name][:, index] for name in given}
+        return {name: made[name] if name in self._per_head else made[name][index] for name in given}
 
-    def _attend_and_move(self, made: Tensors, state: RuleLayerState) -> Tensor:
-        y, state.memories = self._attend(made, state.memories, return_memories=True)
+    def _attend_and_move(self, made: Tensors, state: RuleLayerState, cu_seqlens: Tensor | None) -> Tensor:
+        y, state.memories = self._attend(made, state.memories, cu_seqlens, return_memories=True)
         return y
 
-    def _attend(self, made: Tensors, first: Tensors | None, *, return_memories: bool) -> tuple[Tensor, Tensors]:
+    def _attend(
+        self, made: Tensors, first: Tensors | None, cu_seqlens: Tensor | None, *, return_memories: bool
+    ) -> tuple[Tensor, Tensors]:
         y, after = memory_attention(
             **self._arguments(made),
             rule=self.rule,
             chunk_size=self.config.chunk,
             initial_state=None if first is None else tuple(first[name] for name in states(self.rule)),
             output_final_state=return_memories,
+            cu_seqlens=cu_seqlens,
             outer_gradient=self.config.outer_gradient,
         )
         return y, {} if after is None else dict(zip(states(self.rule), after, strict=True))
 
-    def _step(self, made: Tensors, index: int, state: RuleLayerState, begins: bool | Tensor) -> Tensor:
+    def _step(self, made: Tensors, index: Index, state: RuleLayerState, begins: bool | Tensor) -> Tensor:
         """y `[B, H, D_v]` of one token, moving the tensors of `state` in place."""
         if state.starts and begins is not False:
             for name, tensor in self._starts(state.memories).items():

@@ -1,6 +1,6 @@
 """Softmax attention in the place of the memory: the model that a `TrellisLM` of the same size is compared with.
 
-The block is that of `trellis_ops.lm.model`: the same norms, gate, output map and SwiGLU, tied embeddings. The mixer has
+The block is that of `trellis_ops.lm.block`: the same norms, gate, output map and SwiGLU, tied embeddings. The mixer has
 linear maps for q, k and v, and rotary positions (arXiv 2104.09864) where the other has convolutions and a forget gate.
 What it carries from window to window are the keys and values of the last `context` tokens, as in Transformer-XL
 (arXiv 1901.02860), so that it is not made to forget at the start of a window.
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trellis_ops.lm.block import SwiGLU, draw_maps
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.layer_state import state_dtype
-from trellis_ops.lm.model import SwiGLU, draw_maps
 from trellis_ops.lm.vocabulary import embedded
 
 Cache = tuple[Tensor, Tensor]
