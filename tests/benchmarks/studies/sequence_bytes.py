@@ -14,7 +14,6 @@ import argparse
 from collections.abc import Mapping
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.studies.resident import resident_bytes
 from trellis_ops.lm.config import TrellisConfig
@@ -28,6 +27,8 @@ MACHINE = 24e9
 
 def llama_bytes_per_token(config: TrellisConfig, key_value_heads: int) -> int:
     """Bytes that the cache of a Llama of the sizes of `config` grows by with a token, measured."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     sizes = LlamaConfig(
         vocab_size=256,
         hidden_size=config.width,
@@ -38,7 +39,9 @@ def llama_bytes_per_token(config: TrellisConfig, key_value_heads: int) -> int:
     )
     model = LlamaForCausalLM(sizes).to(torch.bfloat16).eval()
     with torch.no_grad():
-        cache = model(torch.zeros(1, MEASURED, dtype=torch.int64), use_cache=True).past_key_values
+        read = model(torch.zeros(1, MEASURED, dtype=torch.int64), use_cache=True)
+    # Versions before 5.24 call it otherwise.
+    cache = read["cache"] if "cache" in read else read["past_key_values"]
     held = sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
     assert held % MEASURED == 0
     return held // MEASURED

@@ -36,7 +36,7 @@ class Disk:
     Args:
         folder: where the files are.
         max_bytes: of all files; as many processes as share the folder may each pass it by 1/32 for a while.
-        quota_bytes: of the files of one tenant; None for no other limit than `max_bytes`.
+        quota_bytes: of the files of one tenant under one model; None for no other limit than `max_bytes`.
 
     Raises:
         SizeError: a limit below 1. FileWriteError: the folder is not there and cannot be made, or is no folder.
@@ -110,15 +110,17 @@ class Disk:
             if going is None:
                 return False
             self._remove(going)
-            path = self._path(entry)
-            try:
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                regular_file.write(path, sealed)
-            except OSError as error:
+        # Without the lock: what is loaded meanwhile need not wait for the disk.
+        path = self._path(entry)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            regular_file.write(path, sealed)
+        except OSError as error:
+            with self._lock:
                 self.retention.remove(entry.key)
-                cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-                raise self._fault("full" if cause.errno in _FULL else "unwritable", error) from error
-            return True
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            raise self._fault("full" if cause.errno in _FULL else "unwritable", error) from error
+        return True
 
     def drop(self, entry: Entry) -> None:
         """Keep a state no longer."""

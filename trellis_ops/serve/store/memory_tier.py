@@ -14,7 +14,7 @@ class Memory:
 
     Args:
         max_bytes: of all states.
-        quota_bytes: of the states of one tenant; None for no other limit than `max_bytes`.
+        quota_bytes: of the states of one tenant under one model; None for no other limit than `max_bytes`.
 
     Raises:
         SizeError: a limit below 1.

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from codegen.errors import StoreTierError
 from codegen.scalars import positive_number, whole_number
@@ -80,7 +82,7 @@ class Redis:
 
     Args:
         url: as "redis://:password@host:6379/0"; "rediss://" for TLS.
-        quota_bytes: of the states of one tenant.
+        quota_bytes: of the states of one tenant under one model.
         expire_seconds: after the last use, when the server forgets a state that is not pinned.
         timeout_seconds: of a connection and of a command.
         retry_seconds: how long the server is left alone after a failure.
@@ -104,7 +106,9 @@ class Redis:
         self.expire_seconds = whole_number("expire_seconds", expire_seconds)
         self.retry_seconds = positive_number("retry_seconds", retry_seconds)
         seconds = positive_number("timeout_seconds", timeout_seconds)
-        self._client = redis.Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds)
+        # The client's own retries would wait for seconds; a miss costs less.
+        once = Retry(NoBackoff(), 0)
+        self._client = redis.Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds, retry=once)
         self._save, self._load, self._drop = (self._client.register_script(each) for each in (_SAVE, _LOAD, _DROP))
         self._closed_until = 0.0
         self._saved: set[str] = set()
