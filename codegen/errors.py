@@ -277,6 +277,15 @@ class UnknownModelError(TrellisError, ValueError):
     message = "{name!r} is no model that is shipped, and no file; name a file, or choose one of: {known}"
 
 
+class RollbackError(TrellisError, RuntimeError):
+    """A rollback in a model whose result depends on the pieces in which it reads a text."""
+
+    message = (
+        'decode="exact" with chunk_size={chunk} cannot be rolled back: chunks begin with each piece that is read, so '
+        'that fewer tokens are no part of more; take decode="chunked" or chunk_size=1'
+    )
+
+
 class GradientError(TrellisError, RuntimeError):
     """A gradient was asked of an operator that has none."""
 

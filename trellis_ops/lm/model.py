@@ -7,7 +7,7 @@ Source: arXiv 2512.23852, figure 1. Prefill runs on `trellis_attention`, decodin
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -15,21 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codegen.errors import DtypeError, ShapeError
+from codegen.errors import ShapeError
 from codegen.scalars import whole_number
 from trellis_ops.dispatch.resolve import device_of
 from trellis_ops.lm import model_file
 from trellis_ops.lm.block import Block, draw_maps
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.features import StateKind, features
-from trellis_ops.lm.prefixes import PrefixStore, stored_start
-from trellis_ops.lm.sampling import Sampling
-from trellis_ops.lm.sequences.arranged import last_tokens
+from trellis_ops.lm.generation import GeneratingModel, check_int64, check_prompt
+from trellis_ops.lm.rollback import kept_tokens, require_rollback
 from trellis_ops.lm.state import TrellisState
 from trellis_ops.lm.vocabulary import embedded
 
 
-class TrellisLM(nn.Module):
+class TrellisLM(GeneratingModel):
     """A language model whose state does not grow with the text.
 
     Args:
@@ -121,7 +120,7 @@ class TrellisLM(nn.Module):
         if tokens.shape != (state.batch,):
             expected = f"[{state.batch}], the batch of the state"
             raise ShapeError(name="tokens", shape=list(tokens.shape), expected=expected)
-        _check_int64(tokens)
+        check_int64(tokens)
         x, begins = embedded(self.embedding, tokens), state.begins()
         for block, layer in zip(self._blocks(), state.layers, strict=True):
             x = block.step(x, layer, begins)
@@ -132,6 +131,50 @@ class TrellisLM(nn.Module):
         """The state before the first token of `batch` sequences."""
         batch = whole_number("batch", batch)
         return self._kind.state([block.mixer.first_state(batch, self.embedding.weight) for block in self._blocks()], 0)
+
+    def checkpoint(self, state: TrellisState) -> TrellisState:
+        """A copy of `state` for `rollback`; `forward` leaves the state that it was given, `step` does not.
+
+        Raises:
+            RollbackError: as `rollback`. And what `forward` raises of a state.
+        """
+        require_rollback(self.config)
+        self._kind.check(state, self._blocks(), self.embedding.weight)
+        return state.clone()
+
+    @torch.no_grad()
+    def rollback(self, checkpoint: TrellisState, tokens: Tensor, kept: Tensor) -> TrellisState:
+        """The state of each row after the first `kept` of the `tokens` that it read from `checkpoint` on.
+
+        As if the others had never been read: the kept ones are read again, all rows in one call without logits, which
+        costs what `forward` costs of them. So speculative decoding verifies the tokens of a draft in one forward, and
+        takes back those that are rejected, for each row another number:
+
+        >>> model = TrellisLM(TrellisConfig.preset("tiny"))
+        >>> _, state = model(torch.tensor([[1, 2], [3, 4]]))
+        >>> draft = torch.tensor([[5, 6, 7], [8, 9, 10]])
+        >>> logits, _ = model(draft, state)  # of each drafted token's next one
+        >>> model.rollback(state, draft, kept=torch.tensor([3, 1])).positions
+        tensor([5, 3])
+
+        Args:
+            checkpoint: the state before `tokens`, of `checkpoint` or as `forward` left it; it is left as it is.
+            tokens: `[B, n]`, int64, what was read from there on; n >= 1.
+            kept: `[B]`, int64, from 0 to n.
+
+        Raises:
+            RollbackError: `decode="exact"` beside chunks of several tokens.
+            And what `forward` raises of tokens and of a state.
+        """
+        require_rollback(self.config)
+        check_prompt(tokens)
+        self._kind.check(checkpoint, self._blocks(), self.embedding.weight, tokens.shape[0])
+        packed, offsets = kept_tokens(tokens, kept)
+        if packed.shape[1] == 0:
+            return checkpoint.clone()
+        if packed.shape[1] == tokens.numel():
+            return self._after(tokens, checkpoint)
+        return self._after(packed, checkpoint, offsets)
 
     def carried(self, state: TrellisState) -> dict[str, Tensor]:
         """The tensors of a state at the start of a chunk, by name with the layer before; `restored` has it again."""
@@ -147,63 +190,6 @@ class TrellisLM(nn.Module):
             own = {name.removeprefix(begin): each for name, each in tensors.items() if name.startswith(begin)}
             layers.append(block.mixer.restored(own))
         return self._kind.state(layers, 0)
-
-    @torch.no_grad()
-    def stream(
-        self,
-        tokens: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        generator: torch.Generator | None = None,
-        state: TrellisState | None = None,
-        prefix_store: PrefixStore | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        """Yield new tokens `[B]` one at a time; the arguments, the errors and the draws are those of `generate`.
-
-        Stop iterating to stop early. Errors are raised here, not at the first token.
-        """
-        sampling = Sampling(temperature, top_k, generator)
-        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0)
-        x, after = self._prompt_features(tokens, state, prefix_store, attention_mask)
-        return self._decode(self._logits(x), after, max_new_tokens, sampling)
-
-    def generate(
-        self,
-        tokens: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        generator: torch.Generator | None = None,
-        state: TrellisState | None = None,
-        prefix_store: PrefixStore | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Continue `tokens [B, T]` by `max_new_tokens` tokens, with a state of constant size.
-
-        Args:
-            tokens: the prompt, `[B, T]`, int64, T >= 1.
-            max_new_tokens: how many tokens to add; 0 or more.
-            temperature: logits are divided by it; 0 takes the likeliest token.
-            top_k: only this many of the likeliest tokens can be drawn.
-            generator: source of randomness, on the device of the model.
-            state: where the prompt goes on; it is left as it was.
-            prefix_store: where the states of prompts are found and kept, see `trellis_ops.serve.store`; each row goes
-                on from its longest stored prefix. It excludes `state`, whose tokens no store can know, and
-                `attention_mask`.
-            attention_mask: `[B, T]`, as `forward` takes it, for prompts of unequal length.
-
-        Returns:
-            `[B, T + max_new_tokens]`, the prompt first, with its padding where it is.
-
-        Raises:
-            SizeError: a count or temperature out of range; and what `forward` raises.
-            ValueError: `prefix_store` beside `state` or `attention_mask`.
-        """
-        given = (state, prefix_store, attention_mask)
-        new = list(self.stream(tokens, max_new_tokens, temperature, top_k, generator, *given))
-        return torch.cat([tokens, torch.stack(new, 1)], 1) if new else tokens.clone()
 
     def count_parameters(self) -> int:
         """Number of parameters, the tied embedding counted once."""
@@ -240,55 +226,12 @@ class TrellisLM(nn.Module):
         *,
         return_state: bool,
     ) -> tuple[Tensor, TrellisState | None]:
-        _check_prompt(tokens)
+        check_prompt(tokens)
         x = embedded(self.embedding, tokens)
         return features(self._blocks(), self._kind, x, state, attention_mask, cu_seqlens, return_state=return_state)
-
-    def _prompt_features(
-        self,
-        tokens: Tensor,
-        state: TrellisState | None,
-        prefix_store: PrefixStore | None,
-        attention_mask: Tensor | None,
-    ) -> tuple[Tensor, TrellisState]:
-        """Features of the last token of each prompt, and the state after it."""
-        start = 0
-        if prefix_store is not None:
-            if state is not None or attention_mask is not None:
-                other = "attention_mask" if state is None else "state"
-                raise ValueError(f"give {other} or prefix_store: a store knows whole prompts from their beginning")
-            _check_prompt(tokens)
-            start, state = stored_start(self, tokens, prefix_store, self._after)
-        x, after = self._features(tokens[:, start:], state, attention_mask, return_state=True)
-        assert after is not None
-        return last_tokens(x, attention_mask), after
-
-    def _after(self, tokens: Tensor, state: TrellisState | None) -> TrellisState:
-        _, after = self._features(tokens, state, return_state=True)
-        assert after is not None
-        return after
-
-    @torch.no_grad()
-    def _decode(self, logits: Tensor, state: TrellisState, count: int, sampling: Sampling) -> Iterator[Tensor]:
-        for index in range(count):
-            drawn = sampling.draw(logits)
-            yield drawn
-            if index + 1 < count:
-                logits = self.step(drawn, state)
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(self.norm(x), self.embedding.weight)
 
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
-
-
-def _check_prompt(tokens: Tensor) -> None:
-    if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ShapeError(name="tokens", shape=list(tokens.shape), expected="[B, T] with B >= 1 and T >= 1")
-    _check_int64(tokens)
-
-
-def _check_int64(tokens: Tensor) -> None:
-    if tokens.dtype != torch.int64:
-        raise DtypeError(name="tokens", dtype=tokens.dtype, expected="torch.int64")

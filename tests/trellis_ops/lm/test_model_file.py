@@ -47,6 +47,14 @@ def test_a_flipped_bit_is_found(saved: Path, tmp_path: Path) -> None:
     assert refused > 160
 
 
+def test_a_file_that_is_cut_short_is_refused(saved: Path) -> None:
+    whole = saved.read_bytes()
+    for kept in (0, 1, 100, len(whole) // 2, len(whole) - 100, len(whole) - 1):
+        saved.write_bytes(whole[:kept])
+        with pytest.raises(ModelFileError, match=r"model\.pt holds no model that TrellisLM\.save wrote"):
+            TrellisLM.load(saved)
+
+
 def test_a_save_that_fails_leaves_the_old_model(saved: Path) -> None:
     before = saved.read_bytes()
     with limited_files(10_000), pytest.raises(FileWriteError, match=r"model\.pt: .*File too large.* kept\. Free space"):
@@ -85,9 +93,23 @@ def changed(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (lambda content: content["config"].update(wdith=32), "wdith"),
         (lambda content: content.update(weights=[]), "its weights are something else"),
         (lambda content: content.pop("config"), "other content"),
+        (lambda content: content.update(version=2), "other content"),
+        (lambda content: content["config"].update(rule="of the future"), "of the future"),
         (lambda content: content.update(planted=Planted()), "plain data"),
     ],
-    ids=["missing", "too much", "shape", "integers", "size", "field", "list", "no configuration", "code"],
+    ids=[
+        "missing",
+        "too much",
+        "shape",
+        "integers",
+        "size",
+        "field",
+        "list",
+        "no configuration",
+        "version",
+        "rule",
+        "code",
+    ],
 )
 def test_what_no_save_wrote_is_refused_by_name(
     change: Callable[[dict[str, Any]], None], part: str, saved: Path, monkeypatch: pytest.MonkeyPatch
