@@ -41,8 +41,12 @@ class TritonSchedule(TritonFields):
         variant = _default_variant(spec)
         if variant in ("recurrence", "recurrence_backward", POOL):
             # A walk back holds the cotangents of all states beside what it reads: four warps lack the registers.
+            # So do walks on a pool that hold both memories, and both from the start of the chunk.
             backward = variant == "recurrence_backward"
-            return cls(variant, 16, 8 if large or backward else 4, 1, "ieee", _TOKENS_OF_SEGMENT if backward else 1)
+            four = variant == POOL and spec.rule.passes == 2 and problem.chunk > 1
+            return cls(
+                variant, 16, 8 if large or backward or four else 4, 1, "ieee", _TOKENS_OF_SEGMENT if backward else 1
+            )
         if variant == "backward":
             # tf32x3 is three products for one, which take more registers than there are for 64 tokens.
             longest = 16 if precision == "tf32x3" else _LONGEST_WHOLE_CHUNK

@@ -16,6 +16,9 @@ from trellis_ops.operators.plan import is_plain, wants_gradient
 from trellis_ops.pool.operators import pool, run
 from trellis_ops.tokens import Tokens
 
+_RULES: dict[tuple[object, ...], Called] = {}
+_MOST_RULES = 1024
+
 
 class Pools(NamedTuple):
     """The states of a call on a pool, as its user gave them.
@@ -85,9 +88,8 @@ def trellis(
     """As `call`, of TRELLIS' own operators, whose maps are phi, link, out and the epsilon of phi."""
     phi, link, out, phi_eps = maps
     phi_eps, _ = arguments.numbers_of_call(phi_eps)
-    for argument, x in zip(Tokens._fields, given, strict=True):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{argument} is {x!r}, but must be a torch.Tensor")
+    named = dict(zip(Tokens._fields, given, strict=True))
+    arguments.require_types(named, {}, {"phi": phi, "link": link, "out": out}, implementation)
     *_, step_size = given
     rule = _trellis_rule(phi, link, out, phi_eps, step_size.ndim)
     return call(name, rule, given, pools, cu_seqlens=cu_seqlens, chunk_size=chunk_size, implementation=implementation)
@@ -117,7 +119,13 @@ def refuse_without_indices(**given: object) -> None:
 
 def _trellis_rule(phi: str, link: str, out: str, phi_eps: float, step_rank: int) -> Called:
     """The rule of TRELLIS' own operators, whose maps are settings; torch.compile takes it as it is."""
-    return called(Rule(phi, link, out, phi_eps), step_rank)
+    key = (phi, link, out, phi_eps, step_rank)
+    found = _RULES.get(key)
+    if found is None:
+        if len(_RULES) >= _MOST_RULES:
+            _RULES.clear()
+        found = _RULES[key] = called(Rule(phi, link, out, phi_eps), step_rank)
+    return found
 
 
 _trellis_rule._dynamo_marked_constant = True  # type: ignore[attr-defined]

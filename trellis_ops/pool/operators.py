@@ -18,8 +18,8 @@ from trellis_ops.dispatch import launch, launch_pool
 from trellis_ops.eager import pool as eager
 from trellis_ops.operators import autocast, transforms
 from trellis_ops.operators.family import check_values, parted, rule_of
-from trellis_ops.operators.plan import Plan, plan
-from trellis_ops.pool import layout
+from trellis_ops.operators.plan import QUICK_PLANS, Plan, plan
+from trellis_ops.pool import layout, quick
 from trellis_ops.pool.rows import check_rows
 
 _SCHEMA = (
@@ -50,49 +50,49 @@ def run(
     implementation: str | None,
 ) -> Tensor:
     """y `[N, H, D_v]` or `[B, T, H, D_v]`, by whichever implementation is best; pools move in place."""
-    counts = tuple(map(len, (given, state, starts, first)))
-    flat = (*given, *state, *starts, *first, state_indices, positions, cu_seqlens)
+    counts, rows = tuple(map(len, (given, state, starts, first))), (state_indices, positions)
+    key = None if cu_seqlens is not None else quick.key_of(given, state, counts, rows, rule, chunk_size, implementation)
+    known = QUICK_PLANS.get(key)
+    pools = [*state, *starts]
+    if known is not None:
+        _check_rows(known, given, pools, first, rows)
+        y = quick.step(known, given, pools, first, len(state), rows)
+        if y is not None:
+            return y
+    flat = (*given, *pools, *first, *rows, cu_seqlens)
     found = plan(request, flat, (counts, rule, chunk_size), implementation)
-    made = rule_of(rule)
-    _check(found, made, given, state, starts, first, state_indices, positions, cu_seqlens)
-    q = given[0]
+    made, q = rule_of(rule), given[0]
+    if cu_seqlens is not None:
+        values.check_offsets(cu_seqlens, q.shape[1], stall=found.checks_values)
+    _check_rows(found, given, pools, first, rows)
+    if found.checks_values:
+        # Slots that no row names may hold anything.
+        check_values(made, given, first)
     tokens = given if q.ndim == 3 else _flat(made, given)
     sequences = found.sequences
     if cu_seqlens is not None:
         sequences = launch.packed_sequences(cu_seqlens, q.shape[1], found.chunk_tokens)
-    if found.operator is not None:
-        y = launch_pool.run(found.operator, tokens, [*state, *starts], first, (state_indices, positions), sequences)
-    else:
+    if found.operator is None:
         with autocast.off(q.device):
-            y = _eager(made, tokens, state, starts, first, (state_indices, positions), sequences, chunk_size)
+            y = _eager(made, tokens, state, starts, first, rows, sequences, chunk_size)
+    else:
+        y = launch_pool.run(found.operator, tokens, pools, first, rows, sequences)
+        quick.remember(key, found, known is not None)
     return y if q.ndim == 3 else y.view(*q.shape[:2], *y.shape[1:])
 
 
-def _check(
+def _check_rows(
     found: Plan,
-    rule: Rule,
     given: Sequence[Tensor],
-    state: Sequence[Tensor],
-    starts: Sequence[Tensor],
+    pools: Sequence[Tensor],
     first: Sequence[Tensor],
-    state_indices: Tensor,
-    positions: Tensor,
-    cu_seqlens: Tensor | None,
+    rows: tuple[Tensor, Tensor],
 ) -> None:
-    """What shapes and types do not show: where pools lie, and what the rows of the call say."""
+    """What shapes and types do not show: what the rows of the call say, and where pools lie."""
     q = given[0]
-    if cu_seqlens is not None:
-        values.check_offsets(cu_seqlens, q.shape[1], stall=found.checks_values)
     if q.is_cpu or found.checks_values:
-        check_rows(state_indices, positions, state[0].shape[0], q.shape[:-2].numel())
-    named = {each.name: x for each, x in zip(tensors(rule), given, strict=True)}
-    pools = dict(zip(states(rule), state, strict=True))
-    pools |= dict(zip(used_chunk_states(rule, bool(starts)), starts, strict=True))
-    named |= {f"first_state's {name}": x for name, x in zip(states(rule), first, strict=False)}
-    layout.check(pools, named | {"state_indices": state_indices, "positions": positions})
-    if found.checks_values:
-        # Slots that no row names may hold anything.
-        check_values(rule, given, first)
+        check_rows(*rows, pools[0].shape[0], q.shape[:-2].numel())
+    layout.check(pools, (*given, *first, *rows))
 
 
 def _flat(rule: Rule, given: Sequence[Tensor]) -> list[Tensor]:

@@ -5,6 +5,7 @@ A row of a call is a sequence's next tokens: `state_indices` has its slot, `posi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from codegen.kernels.rule_arguments import is_chunked
 from codegen.recurrence.of_rule import used_chunk_states
 from codegen.recurrence.program import Axes
 from codegen.recurrence.tensors import HEAD, Given, states, tensors
+from codegen.rule import Rule
 from codegen.schedules.schedule import POOL
 from codegen.spec import POOL_OPERATOR, Spec
 
@@ -43,9 +45,14 @@ def is_of_pool(spec: Spec) -> bool:
     return spec.problem.operator == POOL_OPERATOR
 
 
-def pooled(spec: Spec) -> dict[str, Axes]:
+def pooled(spec: Spec) -> Mapping[str, Axes]:
     """Every pool by name, with the axes of one head: the states, then those from the start of the chunk."""
-    return states(spec.rule) | used_chunk_states(spec.rule, is_chunked(spec))
+    return _pooled(spec.rule, is_chunked(spec))
+
+
+@functools.lru_cache(maxsize=512)
+def _pooled(rule: Rule, chunked: bool) -> Mapping[str, Axes]:
+    return states(rule) | used_chunk_states(rule, chunked)
 
 
 def kernel_arguments(spec: Spec) -> tuple[Argument, ...]:

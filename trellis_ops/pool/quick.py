@@ -1,0 +1,89 @@
+"""A decode step on a pool whose kernel checks the arguments itself, as `quick_rule_step` is without a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from trellis_ops.operators import plan
+from trellis_ops.operators.plan import Plan
+
+_increment_version = torch._C._increment_version
+
+
+def key_of(
+    given: Sequence[Tensor],
+    state: Sequence[Tensor],
+    counts: tuple[int, ...],
+    rows: tuple[Tensor, Tensor],
+    rule: str,
+    chunk_size: int,
+    implementation: str | None,
+) -> Hashable | None:
+    """All that chooses a kernel, and what kernels do not compare; None off the CPU, of several tokens, of no rule."""
+    if len(given) < 3 or not state or not given[0].is_cpu or given[0].ndim != 3:
+        return None
+    q, _, v, *_ = given
+    state_indices, positions = rows
+    sizes = (q.shape, v.shape, state[0].shape, q.dtype, state_indices.shape, positions.shape)
+    return ("pool", rule, chunk_size, implementation, counts, sizes, torch.get_num_threads())
+
+
+def step(
+    found: Plan,
+    given: Sequence[Tensor],
+    pools: Sequence[Tensor],
+    first: Sequence[Tensor],
+    states: int,
+    rows: tuple[Tensor, Tensor],
+) -> Tensor | None:
+    """y `[N, H, D_v]`, the slots moved in place; None, and nothing written, if sizes, types or memory are refused.
+
+    Args:
+        found: what `plan.QUICK_PLANS` has for the call's key.
+        given: of the call.
+        pools: of its states, then of those from the start of the chunk, which are known to lie apart.
+        first: what fresh rows start from, or none.
+        states: how many of the pools are states.
+        rows: state_indices and positions, which are known to be right.
+    """
+    assert found.operator is not None
+    _, _, v, *_ = given
+    starting = first or [x.new_empty((0, *x.shape[2:])) for x in pools[:states]]
+    state_indices, positions = (x.to(torch.int32) for x in rows)
+    numbers = (pools[0].shape[0], starting[0].shape[0], *[x.stride(0) for x in pools])
+    y = v.new_empty(v.shape)
+    (kernel,) = found.operator.kernels
+    offsets = found.sequences.cu_seqlens
+    try:
+        kernel(found.heads, *given, *pools, *starting, state_indices, positions, offsets, *numbers, y)
+    except (AttributeError, ValueError, TypeError):
+        return None
+    except BaseException:
+        _increment_version(tuple(pools))
+        raise
+    _increment_version(tuple(pools))
+    return y
+
+
+def remember(key: Hashable | None, found: Plan, refused: bool) -> None:
+    """Let calls with this key go straight to the kernel, once one of them has gone the long way without an error.
+
+    Args:
+        key: its key.
+        found: what it ran.
+        refused: whether it was refused the short way; then all calls with its key go the long way from now on.
+    """
+    operator = found.operator
+    if key is None or operator is None or found.checks_values or found.needs is not None:
+        return
+    if not operator.checks_arguments or len(operator.kernels) != 1:
+        return
+    if len(plan.QUICK_PLANS) >= plan.MOST_PLANS:
+        plan.QUICK_PLANS.clear()
+    if refused:
+        plan.QUICK_PLANS[key] = None
+    else:
+        plan.QUICK_PLANS.setdefault(key, found)
