@@ -137,6 +137,7 @@ MAY_IMPORT = {
         "trellis_ops.reference",
         "trellis_ops.family_reference",
         "trellis_ops.eager.forward",
+        "trellis_ops.eager.pool",
         "trellis_ops.eager.recurrence",
         "trellis_ops.own_packages",
         "trellis_ops.specs.workload",

@@ -63,6 +63,10 @@ TVM = TvmSchedule("fused", tile_tokens=32, vector_width=16, accumulators=16, thr
 TVM_TILED = TvmSchedule("fused", tile_tokens=16, vector_width=8, accumulators=8, threads=1)
 
 
+POOL = replace(GATED_DELTA, problem=replace(GATED_DELTA.problem, operator="memory_pool"))
+TRELLIS_POOL = replace(PADDED, problem=replace(PADDED.problem, operator="memory_pool"))
+
+
 TVM_CHUNKS = TvmSchedule("chunks", tile_tokens=16, vector_width=16, accumulators=16, threads=2)
 LINEAR = Spec(
     Rule("hebbian", passes=1, step_size="token"), replace(PLAIN.problem, operator="memory_attention", chunk=1)
@@ -174,6 +178,10 @@ GOLDEN = [
         *(replace(TRITON_RECURRENCE, variant="recurrence_backward", num_warps=8, checkpoint_spacing=16), "sm_90"),
     ),
     Golden("recurrence", GATED_DELTA, TVM_RECURRENCE, "x86-64-v3"),
+    Golden("memory_pool", POOL, replace(TRITON_RECURRENCE, variant="pool"), "sm_90"),
+    Golden("memory_pool", TRELLIS_POOL, replace(TRITON_RECURRENCE, variant="pool", num_warps=8), "sm_90", "padded"),
+    Golden("memory_pool", POOL, replace(TVM_RECURRENCE, variant="pool"), "x86-64-v3"),
+    Golden("memory_pool", TRELLIS_POOL, replace(TVM_RECURRENCE, variant="pool"), "x86-64-v3", "padded"),
     Golden(
         *("recurrence_backward", backward(GATED_DELTA, "backward")),
         *(replace(TVM_RECURRENCE, variant="recurrence_backward", checkpoint_spacing=16), "x86-64-v3"),

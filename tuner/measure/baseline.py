@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from codegen.device import Device
-from codegen.kernels.signatures import MOVES_STATES, operator_arguments
+from codegen.kernels.declared import operator_arguments
+from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import FAMILY_OPERATORS, Spec
 from trellis_ops.eager import forward as eager
 from tuner.measure.measure import measure

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codegen.kernels.pool.arguments import FIRST, is_of_pool, pooled
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.recurrence.tensors import chunk_states, states, tensors
 from codegen.spec import Spec
+from trellis_ops.eager import pool as eager_pool
 from trellis_ops.eager import recurrence as eager
 from tuner.measure.timed import Timed
 from tuner.verify.inputs import Inputs
@@ -24,6 +26,8 @@ def rule_call(spec: Spec, inputs: Inputs, batched: Mapping[str, Tensor], made: C
         batched: the inputs with the batch axis of the public operators.
         made: makes the function that is timed.
     """
+    if is_of_pool(spec):
+        return _pool(spec, inputs)
     if spec.problem.operator in MOVES_STATES:
         return _step(spec, inputs, made)
     rule, chunk = spec.rule, spec.problem.chunk
@@ -43,6 +47,31 @@ def rule_call(spec: Spec, inputs: Inputs, batched: Mapping[str, Tensor], made: C
         return torch.autograd.grad((y, *finals.values()), leaves, incoming, allow_unused=True)
 
     return Timed(run, lambda: None)
+
+
+def _pool(spec: Spec, inputs: Inputs) -> Timed:
+    """The eager form on a pool, which reads slots back: nothing that `torch.compile` takes whole."""
+    rule = spec.rule
+    given = {each.name: inputs[each.name] for each in tensors(rule)}
+    pools = {name: inputs[name].clone() for name in pooled(spec)}
+    carried = states(rule)
+    pool = eager_pool.Pool(
+        {name: pools[name] for name in carried},
+        {name: x for name, x in pools.items() if name not in carried},
+        {name: inputs[f"{FIRST}{name}"] for name in carried},
+    )
+    rows = (inputs["state_indices"], inputs["positions"])
+
+    def reset() -> None:
+        for name, x in pools.items():
+            x.copy_(inputs[name])
+
+    def run() -> object:
+        if set(inputs.lengths) == {1}:
+            return eager_pool.step(rule, given, pool, *rows, spec.problem.chunk)
+        return eager_pool.attention(rule, given, pool, *rows, inputs.lengths, spec.problem.chunk)
+
+    return Timed(run, reset)
 
 
 def _step(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Timed:

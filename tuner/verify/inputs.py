@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from codegen.device import Device
-from codegen.kernels.arguments import INPUT, READ, WRITTEN, Argument
+from codegen.kernels.arguments import INPUT, INT, READ, WRITTEN, Argument
+from codegen.kernels.declared import operator_arguments
 from codegen.kernels.sequences import Sequences
-from codegen.kernels.signatures import operator_arguments
 from codegen.spec import FAMILY_OPERATORS, Spec
+from tuner.verify.pool_inputs import behind, rows_of, sizes_of_pool
 from tuner.verify.rule_inputs import drawn_for, numbers_of
 
 
@@ -71,6 +72,7 @@ def sizes_of(spec: Spec, lengths: tuple[int, ...], sequences: Sequences, heads: 
     problem = spec.problem
     widths = {"heads": heads, "slots": problem.slots, "dim_k": problem.dim_k, "dim_v": problem.dim_v}
     widths["window"] = spec.rule.window - 1
+    widths |= sizes_of_pool(lengths, heads)
     return widths | {"tokens": sum(lengths), "sequences": len(lengths), "chunks": sequences.chunks}
 
 
@@ -103,12 +105,16 @@ def make_inputs(
     of_any_rule = problem.operator in FAMILY_OPERATORS
     drawn = {}
     for argument in operator_arguments(spec):
-        if argument.access != WRITTEN:
+        if argument.type == INT:
+            drawn[argument.name] = rows_of(argument, lengths, problem.chunk).to(torch.int32).to(where)
+        elif argument.access != WRITTEN:
             name = numbers_of(argument.name, spec.rule) if of_any_rule else argument.name
             generator = _generator(name, seed, where if drawn_there else torch.device("cpu"))
             shape = [sizes[axis] for axis in argument.axes]
             value = (
-                drawn_for(argument, spec.rule, shape, generator) if of_any_rule else _drawn(argument, shape, generator)
+                drawn_for(behind(argument), spec.rule, shape, generator)
+                if of_any_rule
+                else _drawn(argument, shape, generator)
             )
             dtype = getattr(torch, problem.dtype) if argument.type == INPUT else torch.float32
             drawn[argument.name] = value.to(dtype).to(where)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from codegen.kernels.arguments import IN_PLACE
-from codegen.kernels.signatures import MOVES_STATES, operator_arguments
+from codegen.kernels.declared import operator_arguments
+from codegen.kernels.pool.arguments import is_of_pool
+from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import FAMILY_OPERATORS, Spec
 from trellis_ops import reference
 from tuner.verify import rule_oracle
@@ -39,6 +41,8 @@ def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _of_any_rule(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
+    if is_of_pool(spec):
+        return rule_oracle.pool(spec, inputs)
     if spec.problem.operator in MOVES_STATES:
         return rule_oracle.step(spec, inputs)
     of = rule_oracle.forward if spec.problem.direction == "forward" else rule_oracle.gradients

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from codegen.kernels.pool.arguments import pooled
 from codegen.recurrence.tensors import HEAD, chunk_states, states, tensors
 from codegen.spec import Spec
 from trellis_ops import family_reference as reference
@@ -41,6 +42,33 @@ def step(spec: Spec, inputs: Inputs) -> Named:
     chunked = {name: inputs[name] for name in chunk_states(rule) if name in inputs.tensors}
     y, moved, kept = reference.memory_step(rule, given, {name: inputs[name] for name in states(rule)}, chunked)
     return {"y": y} | moved | {name: kept[name] for name in chunked if name.startswith("A")}
+
+
+def pool(spec: Spec, inputs: Inputs) -> Named:
+    """y, and every slot of the pools after the tokens of all rows, one token after another."""
+    pools = {name: inputs[name].double() for name in pooled(spec)}
+    y = inputs["v"].new_zeros(inputs["v"].shape, dtype=torch.float64)
+    offsets = itertools.pairwise(inputs.sequences.cu_seqlens.tolist())
+    rows = zip(inputs["state_indices"].tolist(), inputs["positions"].tolist(), offsets, strict=True)
+    for slot, position, (begin, end) in rows:
+        for t in range(begin, end if slot >= 0 else begin):
+            y[t] = _token(spec, inputs, pools, slot, position + t - begin, t)
+    return {"y": y} | pools
+
+
+def _token(spec: Spec, inputs: Inputs, pools: Named, slot: int, position: int, t: int) -> Tensor:
+    """y of a token of one row, whose slot it moves."""
+    per_head = {each.name for each in tensors(spec.rule) if each.per == HEAD}
+    given = {each.name: inputs[each.name] for each in tensors(spec.rule)}
+    given = {name: x if name in per_head else x[t, None] for name, x in given.items()}
+    state = {name: inputs[f"first_{name}"] if position == 0 else pools[name][slot] for name in states(spec.rule)}
+    # The start of a chunk is the state itself, which is overwritten first.
+    state = {name: x[None].clone() for name, x in state.items()}
+    kept = {name: pools[name][slot, None] for name in pools if name not in state}
+    y, moved, starts = reference.memory_step(spec.rule, given, state, kept if position % spec.problem.chunk else None)
+    for name, x in (moved | {name: starts[name] for name in kept}).items():
+        pools[name][slot] = x[0]
+    return y[0]
 
 
 def _given(spec: Spec, inputs: Inputs) -> Named:

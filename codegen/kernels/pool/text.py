@@ -29,7 +29,7 @@ def _lines(lines: list[str], indent: int) -> str:
 def _numbers(spec: Spec) -> str:
     """The names of plain numbers, none of which Triton may compile a kernel of its own for."""
     names = [each.name for each in kernel_arguments(spec) if not each.is_tensor]
-    return ", ".join(f'"{name}"' for name in (*names, "H"))
+    return _lines([f'"{name}",' for name in (*names, "H")], 8)
 
 
 def _tvm_parameters(spec: Spec) -> list[str]:
@@ -59,7 +59,8 @@ def _buffer(argument: Argument, spec: Spec, schedule: Schedule) -> str:
 def _strided(argument: Argument, sizes: list[str], dtype: str) -> str:
     """A pool, whose slots may lie apart. Where a buffer has strides, TVM takes sizes and strides of one type only."""
     first, heads, *inner = sizes
-    inner = [f"T.int64({size})" for size in inner]
-    dense = [" * ".join(inner[place:]) or "T.int64(1)" for place in range(len(inner) + 1)]
-    shape, strides = ", ".join((first, heads, *inner)), ", ".join((f"{argument.name}{STRIDE}", *dense))
-    return f'{argument.name} = T.match_buffer({argument.name}_, ({shape}), "{dtype}", strides=[{strides}], align=4)'
+    dense = [f"T.int64({' * '.join(inner[place:]) or 1})" for place in range(len(inner) + 1)]
+    shape = ", ".join((first, heads, *(f"T.int64({size})" for size in inner)))
+    strides = ", ".join((f"{argument.name}{STRIDE}", *dense))
+    lines = [f'{argument.name}_, ({shape}), "{dtype}",', f"strides=[{strides}], align=4,"]
+    return _lines([f"{argument.name} = T.match_buffer(", *lines], 12) + "\n" + 8 * " " + ")"
