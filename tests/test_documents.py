@@ -25,7 +25,8 @@ SUFFIXES = ("py", "j2", "md", "yaml", "toml", "txt", "json")
 FOLDERS = ("codegen", "examples", "templates", "tests", "trellis_ops", "tuner", "tuning_db")
 PLACEHOLDER = re.compile(r"<\w+>")
 MAINS = {"codegen": "codegen.__main__", "tuner": "tuner.cli", "trellis_ops.lm.demo": "trellis_ops.lm.demo"}
-MAINS |= {"trellis_ops.lm.train": "trellis_ops.lm.train.cli"}
+MAINS |= {"trellis_ops.lm.train": "trellis_ops.lm.train.cli", "trellis_ops.generate": "trellis_ops.generate.cli"}
+MAINS |= {"trellis_ops.lm.shipped.export": "trellis_ops.lm.shipped.export"}
 MAINS |= {f"trellis_ops.lm.train.{name}": f"trellis_ops.lm.train.{name}" for name in ("compare", "summary")}
 MAINS |= {"trellis_ops.lm.recall": "trellis_ops.lm.recall.cli"}
 MAINS |= {
@@ -216,6 +217,22 @@ def test_every_example_runs(document: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert PRINTED[document] in done.stdout
+
+
+def test_the_commands_from_installation_to_text_run(tmp_path: Path) -> None:
+    section = TEXTS["docs/using.md"].partition("## From installation to text\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```bash\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    # What pip installs is for tests/test_packaging.py.
+    lines = [line for block in blocks for line in block.splitlines() if not line.startswith("pip install ")]
+    assert sum("trellis_ops.generate" in line for line in lines) >= 3
+    for name in ("README.md", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    script = "\n".join(["set -e", f'python() {{ {shlex.quote(sys.executable)} -W ignore "$@"; }}', *lines])
+    environment = {**os.environ, "TRELLIS_OPS_TUNING_DB": str(tmp_path / "records"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "In the beginning" in done.stdout and "The state" in done.stdout
+    assert done.stderr.count("tokens per second, one at a time") == 3
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,9 @@ ORDER = {
         "lm.demo",
         "serve.store",
         "serve",
+        "lm.shipped.models",
+        "lm.shipped",
+        "generate",
         "commands",
     ),
     "tuner": (

@@ -14,6 +14,7 @@ from tests.support.installed import PACKAGES, ROOT, run
 from tuner.__main__ import EXTRA
 
 SCRIPTS = {"trellis-tune": "tuner", "trellis-codegen": "codegen", "trellis-train": "trellis_ops.lm.train"}
+SCRIPTS["trellis-generate"] = "trellis_ops.generate"
 NOT_INSTALLED = ("tuning_db/winners/.gitignore",)
 _WHY_NOT = installed.why_not_buildable()
 BUILDS = pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))

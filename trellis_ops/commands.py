@@ -22,6 +22,11 @@ def train() -> None:
     _run("trellis_ops.lm.train")
 
 
+def generate() -> None:
+    """`trellis-generate`: `python -m trellis_ops.generate`."""
+    _run("trellis_ops.generate")
+
+
 def _run(module: str) -> None:
     require_own(module.partition(".")[0])
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -2,8 +2,9 @@
 
     python -m trellis_ops.lm.demo README.md
 
-No weights are shipped, so this is a demonstration that the parts work together, not of what the model can do: half a
-million parameters that saw one short file learn its spelling and its phrases. The last tenth of the file is held out.
+This shows that the parts work together, not what the model can do: half a million parameters that saw one short file
+learn its spelling and its phrases. The last tenth of the file is held out.
+`trellis_ops.lm.shipped` has a trained model.
 """
 
 from __future__ import annotations
