@@ -28,7 +28,7 @@ TENANT, SHARED, REGISTERED = "tenant", "shared", "registered"
 
 @dataclass(frozen=True)
 class Secrets:
-    """The keys that a store key is expanded to, one for each use (HMAC as in RFC 5869, section 2.3).
+    """The keys that are derived from a store key by HMAC, one for each use.
 
     Attributes:
         naming: of labels and scopes.

@@ -20,7 +20,7 @@ class Placement:
     Attributes:
         last: the last one before the prompt's end, where the next turn of a conversation goes on.
         junctions: where a prompt leaves one that was read before it. The first prompt that begins like another saves
-            there, so that the third need not read what they share (arXiv 2411.19379, section 4.1).
+            there, so that the third need not read what they share (arXiv 2411.19379).
         interval: one every so many tokens, rounded up to whole segments; None for none.
 
     Raises:

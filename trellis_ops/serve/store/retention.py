@@ -2,7 +2,7 @@
 
 Each use lifts the priority of a state to max(priority, clock) + tokens / bytes, and the clock stands at the priority of
 the state that went last. So what is reused often, saves many tokens or is small stays longer, and what nobody uses any
-more is overtaken. This is GreedyDual-Size with frequency (Cherkasova, HP Labs 1998, HPL-98-69R1).
+more is overtaken. After GreedyDual-Size with frequency (Cherkasova, HP Labs 1998, HPL-98-69R1).
 """
 
 from __future__ import annotations
