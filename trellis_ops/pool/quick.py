@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from trellis_ops.dispatch import forced_schedule
 from trellis_ops.operators import plan
 from trellis_ops.operators.plan import Plan
 
@@ -22,7 +23,12 @@ def key_of(
     chunk_size: int,
     implementation: str | None,
 ) -> Hashable | None:
-    """All that chooses a kernel, and what kernels do not compare; None off the CPU, of several tokens, of no rule."""
+    """All that chooses a kernel, and what kernels do not compare.
+
+    None off the CPU, of several tokens, of no rule, and where a schedule is forced.
+    """
+    if forced_schedule.current() is not None:
+        return None
     if len(given) < 3 or not state or not given[0].is_cpu or given[0].ndim != 3:
         return None
     q, _, v, *_ = given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 
@@ -75,6 +76,17 @@ def test_a_step_that_has_a_plan_already_runs_on_it(ran):
                 trellis_step(*inputs.token(0), states)
     # The second and the last go straight to the kernel, past the operator.
     assert len(ran) == 2 and ran[1] == OF_A_STEP
+
+
+def test_a_step_on_a_pool_that_has_a_plan_already_runs_on_it(ran):
+    inputs, rows = make_inputs(*SIZES), {"state_indices": torch.tensor([0]), "positions": torch.tensor([1])}
+    for forced in (False, False, True):
+        pools = tuple(state.clone() for state in inputs.initial_state)
+        with contextlib.ExitStack() as block:
+            if forced:
+                block.enter_context(with_schedule(ran[0].within_threads(1, cpu())))
+            trellis_step(*inputs.token(0), pools, **rows)
+    assert len(ran) == 2 and ran[1] == ran[0].within_threads(1, cpu())
 
 
 def test_an_operator_is_named_and_others_run_on_the_best_that_is_known(ran):
