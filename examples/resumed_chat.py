@@ -3,9 +3,9 @@
     .venv/bin/python examples/resumed_chat.py --folder my-chat "What is a slot?"
     .venv/bin/python examples/resumed_chat.py --folder my-chat "And what is a chunk?"
 
-Each call is a turn. The folder keeps the conversation, the model, a store key, and the states of the prefixes that were
-read. Without `--model` the model is a small one with random weights, which answers nonsense: what is shown is how much
-of the conversation is read again.
+Each call is a turn. The folder keeps the conversation, a store key, and the states of the prefixes that were read.
+Without `--model` the shipped model answers, which has read one book and holds no conversation: what is shown is how
+much of it is read again.
 """
 
 from __future__ import annotations
@@ -17,21 +17,12 @@ from pathlib import Path
 import torch
 
 from codegen.errors import printable
-from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.model import TrellisLM
+from trellis_ops.lm.shipped import load_shipped
 from trellis_ops.serve.store import Disk, PrefixStore
 
 STATES_BYTES = 2**28
 ANSWER_BYTES = 40
-
-
-def model_of(folder: Path, given: Path | None) -> TrellisLM:
-    """The model of the chat: what `TrellisLM.save` wrote to `given`, or a random one that the folder keeps."""
-    path = given or folder / "model.pt"
-    if given is None and not path.exists():
-        torch.manual_seed(0)
-        TrellisLM(TrellisConfig.preset("tiny")).save(path)
-    return TrellisLM.load(path).eval()
 
 
 def key_of(folder: Path) -> bytes:
@@ -67,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, help="a model of bytes that TrellisLM.save wrote")
     given = parser.parse_args(arguments)
     given.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    print(printable(turn(given.folder, model_of(given.folder, given.model), given.said)))
+    model = load_shipped() if given.model is None else TrellisLM.load(given.model)
+    print(printable(turn(given.folder, model.eval(), given.said)))
 
 
 if __name__ == "__main__":

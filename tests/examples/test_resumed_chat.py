@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from examples import resumed_chat
-from trellis_ops.lm.model import TrellisLM
+from trellis_ops.lm.shipped import load_shipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def test_the_answers_are_those_of_the_whole_conversation(tmp_path, capsys):
     for said in ("one " * 20, "two " * 20, "three " * 20):
         resumed_chat.main(["--folder", str(tmp_path), said])
     conversation = (tmp_path / "conversation").read_bytes()
-    model = TrellisLM.load(tmp_path / "model.pt")
+    model = load_shipped()
     prompt = conversation[: -resumed_chat.ANSWER_BYTES - 1]
     expected = model.generate(torch.tensor([list(prompt)]), resumed_chat.ANSWER_BYTES, temperature=0)
     assert bytes(expected[0].tolist()) + b"\n" == conversation
