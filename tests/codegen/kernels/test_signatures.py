@@ -12,12 +12,14 @@ from codegen.errors import UnknownKernelError
 from codegen.kernels import rule_arguments
 from codegen.kernels.arguments import AXES, IN_PLACE, READ, WRITTEN
 from codegen.kernels.build import parts
-from codegen.kernels.launches import LAUNCHES, launches_of
-from codegen.kernels.signatures import KERNELS, OPERATORS, TENSORS, kernel_arguments, operator_arguments
+from codegen.kernels.declared import kernel_arguments, launches_of, operator_arguments
+from codegen.kernels.launches import LAUNCHES
+from codegen.kernels.pool.arguments import CAPACITY, FIRST_HEADS, STRIDE, pooled
+from codegen.kernels.signatures import KERNELS, OPERATORS, TENSORS
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.schedules.registry import default, variants_of
-from codegen.spec import DIRECTIONS, Problem, Spec
+from codegen.spec import DIRECTIONS, POOL_OPERATOR, Problem, Spec
 from codegen.spec import OPERATORS as NAMES_OF_OPERATORS
 
 OFFSETS = {"cu_seqlens", "chunk_offsets", "most_chunks"}
@@ -29,7 +31,7 @@ def cases() -> list[tuple[Spec, str, str]]:
     """Every operator, direction, backend and variant that there is."""
     return [
         (Spec(Rule(), Problem(operator, chunk=1 if "step" in operator else 64, direction=direction)), backend, variant)
-        for operator in NAMES_OF_OPERATORS
+        for operator in (*NAMES_OF_OPERATORS, POOL_OPERATOR)
         for direction in DIRECTIONS
         for backend in BACKENDS
         for variant in variants_of(operator, backend, direction)
@@ -60,7 +62,7 @@ def test_what_a_kernel_reads_was_given_or_written_before(case):
     spec, backend, variant = case
     device: Device = BACKENDS[backend]
     schedule = replace(default(backend, spec, device), variant=variant)
-    known = OFFSETS | NUMBERS
+    known = OFFSETS | NUMBERS | {CAPACITY, FIRST_HEADS, *(f"{name}{STRIDE}" for name in pooled(spec))}
     known |= {each.name for each in operator_arguments(spec) if each.access in (READ, IN_PLACE)}
     written = set()
     for launch in launches_of(variant, backend):
