@@ -29,6 +29,7 @@ from codegen.errors import (
 )
 from codegen.kernels.declared import is_of_a_backward, kernels_of
 from codegen.kernels.table import arguments_table, tensors_table
+from codegen.layer import Layer, layer_of_key
 from codegen.maps.registry import named_map
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
@@ -38,9 +39,10 @@ from codegen.rules import rule_named
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import SCHEDULES, backends, default, from_settings, kind_of, variants_of
 from codegen.schedules.schedule import Schedule
-from codegen.spec import DIRECTIONS, DTYPES, FAMILY_OPERATORS, OPERATORS, Problem, Spec
+from codegen.spec import DIRECTIONS, DTYPES, FAMILY_OPERATORS, LAYER_OPERATORS, OPERATORS, Problem, Spec
 
-_OPERATORS = (*OPERATORS, *FAMILY_OPERATORS)
+_OPERATORS = (*OPERATORS, *FAMILY_OPERATORS, *LAYER_OPERATORS)
+_LAYER = Layer(768, 2048)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,6 +120,16 @@ def _add_problem(show: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--dtype", choices=DTYPES, default=problem.dtype, help="type of the inputs (default: %(default)s)"
     )
+    of_layers = " and ".join(LAYER_OPERATORS)
+    show.add_argument(
+        "--heads", type=int, metavar="H", default=1, help=f"heads, for {of_layers} (default: %(default)s)"
+    )
+    show.add_argument(
+        "--layer",
+        metavar="KEY",
+        type=_layer,
+        help=f"the sizes around the memories, for {of_layers} (default: {_LAYER.key()})",
+    )
 
 
 def _add_rule(show: argparse.ArgumentParser) -> None:
@@ -146,6 +158,13 @@ def _add_rule(show: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--step-size", choices=STEP_SIZES, default=rule.step_size, help="step_size per (default: %(default)s)"
     )
+
+
+def _layer(key: str) -> Layer:
+    try:
+        return layer_of_key(key)
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{error}; one is {_LAYER.key()}") from error
 
 
 def _map(role: str, name: str) -> str:
@@ -198,13 +217,14 @@ def _spec(options: argparse.Namespace) -> Spec:
         operator=operator,
         batch=1,
         tokens=1,
-        heads=1,
+        heads=options.heads if operator in LAYER_OPERATORS else 1,
         dim_k=dim if options.dim_k is None else options.dim_k,
         dim_v=dim_v,
         slots=options.slots if rule.passes == 2 else dim_v,
         chunk=usual_chunk if options.chunk is None else options.chunk,
         dtype=options.dtype,
         direction=options.direction or ("backward" if is_of_a_backward(options.kernel) else "forward"),
+        layer=(options.layer or _LAYER) if operator in LAYER_OPERATORS else None,
     )
     return Spec(rule, problem)
 

@@ -24,6 +24,9 @@ from codegen.cache.process_folder import process_folder
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError, printable
 from codegen.kernels import rule_arguments, signatures, text
+from codegen.kernels.layer import arguments as layer_arguments
+from codegen.kernels.layer import text as layer_text
+from codegen.kernels.layer.layout import layout_of
 from codegen.kernels.pool import arguments as pool_arguments
 from codegen.kernels.pool import text as pool_text
 from codegen.rule import READOUT_EPS, Rule
@@ -36,7 +39,7 @@ from codegen.whole_imports import whole_imports
 if TYPE_CHECKING:
     import jinja2
 
-KERNELS = (*signatures.KERNELS, *rule_arguments.KERNELS, pool_arguments.KERNEL)
+KERNELS = (*signatures.KERNELS, *rule_arguments.KERNELS, pool_arguments.KERNEL, *layer_arguments.KERNELS)
 """Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""
 
 PACKAGE = Path(__file__).resolve().parent
@@ -44,6 +47,7 @@ TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 MAPS = Path(__file__).resolve().parent / "maps"
 RECURRENCE = Path(__file__).resolve().parent / "recurrence"
 POOL = Path(__file__).resolve().parent / "kernels" / "pool"
+LAYER = (PACKAGE / "kernels" / "layer", PACKAGE / "backends" / "tvm" / "layer")
 
 _EAGER = "pytorch"
 """The module of codegen.maps.emit that writes for no templates."""
@@ -96,6 +100,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
                 READOUT_EPS=READOUT_EPS,
                 derived=importlib.import_module(f"codegen.maps.emit.{folder}"),
                 **_of_recurrence(kernel, spec, folder),
+                **({"layout": layout_of(spec)} if kernel in layer_arguments.KERNELS else {}),
                 **schedule.template_variables(kernel, spec, device),
                 **_arguments(kernel, spec, schedule, device),
             )
@@ -112,6 +117,8 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
 def _arguments(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
     if kernel == pool_arguments.KERNEL:
         return pool_text.of_kernel(spec, schedule, device)
+    if kernel in layer_arguments.KERNELS:
+        return layer_text.of_kernel(spec)
     return text.of_kernel(kernel, spec, schedule, device)
 
 
@@ -156,6 +163,8 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
     if pooled or set(kernels) & set(rule_arguments.KERNELS):
         files += [PACKAGE / "kernels" / "rule_arguments.py", *_written_for(kind, RECURRENCE)]
     files += sorted(POOL.glob("*.py")) if pooled else []
+    if set(kernels) & set(layer_arguments.KERNELS):
+        files += [path for folder in LAYER for path in sorted(folder.glob("*.py"))]
     content = b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -221,10 +230,11 @@ def show_command(kernel: str, spec: Spec, schedule: Schedule, device: Device) ->
     problem = spec.problem
     settings = " ".join(f"--set {name}={value}" for name, value in schedule.settings().items())
     direction = "" if problem.direction == "forward" else f" --direction {problem.direction}"
+    layer = "" if problem.layer is None else f" --heads {problem.heads} --layer {problem.layer.key()}"
     return (
         f"python -m codegen show {kernel} --backend {schedule.backend} --operator {problem.operator}{direction}"
         f" --dim-k {problem.dim_k} --dim-v {problem.dim_v} --slots {problem.slots} --chunk {problem.chunk}"
-        f" --dtype {problem.dtype} {_rule_options(spec.rule)} --device {device.arch} {settings}"
+        f" --dtype {problem.dtype}{layer} {_rule_options(spec.rule)} --device {device.arch} {settings}"
     )
 
 

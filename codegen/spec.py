@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from codegen.errors import DtypeError, SpecKeyError, UnknownKernelError
+from codegen.errors import DtypeError, SizeError, SpecKeyError, UnknownKernelError
+from codegen.layer import Layer, layer_of_key
 from codegen.rule import STEP_SIZES, Rule
 from codegen.rule_text import rule_of_key
 from codegen.scalars import is_symbolic, whole_number
@@ -33,6 +34,11 @@ FAMILY_OPERATORS = ("memory_attention", "memory_step", CHUNKED_STEP, POOL_OPERAT
 A rule of one pass has as many slots as D_v. `memory_pool` moves states in a pool by the next tokens of each row.
 """
 
+BLOCK_STEP, LOGITS_STEP = LAYER_OPERATORS = ("block_step", "logits_step")
+"""A decode step of a whole block of TRELLIS, in place, and of what makes logits of the last one: a norm and a map."""
+
+_ALL_OPERATORS = (*OPERATORS, *FAMILY_OPERATORS, *LAYER_OPERATORS)
+
 DIRECTIONS = ("forward", "backward", "backward_first_order")
 """`backward` is the gradient of the forward, `backward_first_order` the one that treats z as a constant inside u; both
 include a forward that keeps what they need."""
@@ -55,7 +61,7 @@ class Problem:
     """The sizes and types of one call.
 
     Attributes:
-        operator: one of `OPERATORS` or `FAMILY_OPERATORS`.
+        operator: one of `OPERATORS`, `FAMILY_OPERATORS` or `LAYER_OPERATORS`.
         batch: B. Packed sequences count as B = 1 with `tokens` their total.
         tokens: T; 1 for a decode step.
         heads: H.
@@ -65,6 +71,7 @@ class Problem:
         chunk: C; 1 is the exact recurrence.
         dtype: type of q, k, v, target and y; states and gates are float32.
         direction: one of `DIRECTIONS`.
+        layer: what stands around the memories, for `LAYER_OPERATORS` and for no other.
 
     Raises:
         UnknownKernelError, DtypeError, SizeError: a field outside its range; NumberTypeError: a size that is no int.
@@ -80,10 +87,14 @@ class Problem:
     chunk: int = 64
     dtype: str = "float32"
     direction: str = "forward"
+    layer: Layer | None = None
 
     def __post_init__(self) -> None:
-        if self.operator not in (*OPERATORS, *FAMILY_OPERATORS):
-            raise UnknownKernelError(name=self.operator, known=", ".join((*OPERATORS, *FAMILY_OPERATORS)))
+        if self.operator not in _ALL_OPERATORS:
+            raise UnknownKernelError(name=self.operator, known=", ".join(_ALL_OPERATORS))
+        if (self.operator in LAYER_OPERATORS) != (self.layer is not None):
+            expected = "a Layer" if self.layer is None else "None"
+            raise SizeError(name=f"layer of {self.operator}", value=self.layer, expected=expected)
         if self.direction not in DIRECTIONS:
             raise UnknownKernelError(name=self.direction, known=", ".join(DIRECTIONS))
         if self.dtype not in DTYPES:
@@ -99,6 +110,7 @@ class Problem:
         return (
             f"{self.operator}-{self.direction}/B{self.batch}-T{self.tokens}-H{self.heads}"
             f"/Dk{self.dim_k}-Dv{self.dim_v}-M{self.slots}-C{self.chunk}/{self.dtype}"
+            f"{'' if self.layer is None else f'/{self.layer.key()}'}"
         )
 
 
@@ -124,7 +136,7 @@ class Spec:
 
 _KEY = re.compile(
     r"(?P<operator>\w+)-(?P<direction>\w+)/B(?P<batch>\d+)-T(?P<tokens>\d+)-H(?P<heads>\d+)"
-    r"/Dk(?P<dim_k>\d+)-Dv(?P<dim_v>\d+)-M(?P<slots>\d+)-C(?P<chunk>\d+)/(?P<dtype>\w+)"
+    r"/Dk(?P<dim_k>\d+)-Dv(?P<dim_v>\d+)-M(?P<slots>\d+)-C(?P<chunk>\d+)/(?P<dtype>\w+)(?:/(?P<layer>W[\w-]+))?"
     r"/(?P<rule>\w+\([^()]*\))"
 )
 
@@ -143,8 +155,9 @@ def spec_of_key(key: str) -> Spec:
     try:
         if found is not None:
             given: dict[str, Any] = found.groupdict()
-            rule = rule_of_key(given.pop("rule"))
-            numbers = {name: int(value) for name, value in given.items() if value.isdigit()}
+            rule, layer = rule_of_key(given.pop("rule")), given.pop("layer")
+            given |= {} if layer is None else {"layer": layer_of_key(layer)}
+            numbers = {name: int(value) for name, value in given.items() if isinstance(value, str) and value.isdigit()}
             spec = Spec(rule, Problem(**(given | numbers)))
             if spec.key() == key:
                 return spec
@@ -157,18 +170,18 @@ def bucket(spec: Spec) -> Spec:
     """The representative of all specs that one tuned schedule serves.
 
     T is rounded up to a power of two; so is B x H, the number of independent programs, which is all that B and H
-    decide about speed. `phi_eps` and the layout of step_size do not change what is fast and are set to their defaults.
+    decide about speed; of a layer, whose H is one of its sizes, B is. `phi_eps` and the layout of step_size do not
+    change what is fast and are set to their defaults.
 
     Example:
         >>> bucket(Spec(Rule(phi_eps=1e-2), Problem(batch=3, heads=4, tokens=1000))).problem.key()
         'trellis_attention-forward/B1-T1024-H16/Dk64-Dv64-M64-C64/float32'
     """
-    problem = replace(
-        spec.problem,
-        batch=1,
-        heads=next_power_of_two(spec.problem.batch * spec.problem.heads),
-        tokens=next_power_of_two(spec.problem.tokens),
-    )
+    problem = replace(spec.problem, tokens=next_power_of_two(spec.problem.tokens))
+    if problem.layer is None:
+        problem = replace(problem, batch=1, heads=next_power_of_two(problem.batch * problem.heads))
+    else:
+        problem = replace(problem, batch=next_power_of_two(problem.batch))
     default = Rule()
     step_size = default.step_size if spec.rule.step_size in STEP_SIZES else spec.rule.step_size
     rule = replace(spec.rule, phi_eps=default.phi_eps, step_size=step_size)

@@ -34,7 +34,8 @@ if hasattr(os, "register_at_fork"):  # Not on Windows, which has no fork.
 def build(spec: Spec, schedule: Schedule, device: Device) -> CompiledOperator:
     """Render and compile the kernels of `schedule`; the same arguments give the same operator again.
 
-    B, T and H do not enter the kernels, so one operator serves every batch, length and number of heads.
+    B, T and H do not enter the kernels, so one operator serves every batch, length and number of heads; H enters those
+    of a layer.
 
     Raises:
         IllegalScheduleError, TemplateError, CompileError, BackendUnavailableError: as their names say.
@@ -49,8 +50,9 @@ def build_legal(spec: Spec, schedule: Schedule, device: Device) -> CompiledOpera
     Raises:
         TemplateError, CompileError, BackendUnavailableError: as their names say.
     """
+    heads = 1 if spec.problem.layer is None else spec.problem.heads
     with _building:
-        return _build(replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=1)), schedule, device)
+        return _build(replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=heads)), schedule, device)
 
 
 @functools.lru_cache(maxsize=512)

@@ -1,10 +1,11 @@
-"""The arguments and the launches of every kernel, those whose states lie in a pool included."""
+"""The arguments and the launches of every kernel, those whose states lie in a pool and those of layers included."""
 
 from __future__ import annotations
 
 from codegen.kernels import launches, signatures
 from codegen.kernels.arguments import Argument
 from codegen.kernels.launches import Launch
+from codegen.kernels.layer import arguments as layer
 from codegen.kernels.pool import arguments as pool
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
@@ -16,11 +17,15 @@ def kernel_arguments(kernel: str, spec: Spec, schedule: Schedule) -> tuple[Argum
     Raises:
         UnknownKernelError: no kernel has that name.
     """
+    if kernel in layer.KERNELS:
+        return layer.kernel_arguments(spec)
     return pool.kernel_arguments(spec) if kernel == pool.KERNEL else signatures.kernel_arguments(kernel, spec, schedule)
 
 
 def operator_arguments(spec: Spec) -> tuple[Argument, ...]:
     """What the operator of `spec` takes and gives, however it is compiled."""
+    if spec.problem.layer is not None:
+        return layer.kernel_arguments(spec)
     return pool.operator_arguments(spec) if pool.is_of_pool(spec) else signatures.operator_arguments(spec)
 
 
@@ -30,7 +35,7 @@ def launches_of(variant: str, backend: str) -> tuple[Launch, ...]:
     Raises:
         UnknownBackendError: no such backend.
     """
-    own = pool.VARIANTS.get(variant)
+    own = pool.VARIANTS.get(variant) or layer.VARIANTS.get(variant)
     return launches.launches_of(variant, backend) if own is None else (Launch(own),)
 
 
@@ -50,4 +55,4 @@ def is_of_a_backward(kernel: str) -> bool:
     Raises:
         UnknownKernelError: no variant launches it.
     """
-    return kernel != pool.KERNEL and launches.is_of_a_backward(kernel)
+    return kernel not in (pool.KERNEL, *layer.KERNELS) and launches.is_of_a_backward(kernel)

@@ -32,6 +32,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "memory_step": ("recurrence",),
     "memory_step_chunked": ("recurrence",),
     "memory_pool": (POOL,),
+    "block_step": ("block",),
+    "logits_step": ("logits",),
 }
 """Variants of each operator.
 
@@ -43,6 +45,7 @@ recurrence: any rule token by token, with z at the start of the chunk; with one 
 chunks: rules that are linear in their state, the tokens of a tile at once, exact for any of its lengths.
 split_one_pass: rules whose write takes z at the chunk's start, by the two kernels of `split` for one memory.
 pool: any rule token by token, each row on its slot of a pool, which may begin and end inside a chunk.
+block: a block for one token of each sequence, its weights read once; logits: likewise the map to logits.
 """
 
 BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {

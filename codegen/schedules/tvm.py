@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from codegen.device import Device
 from codegen.extent import MOST_SEGMENTS, Extent
 from codegen.recurrence.forms import split_chunk, why_no_chunk_form, why_no_split_form
-from codegen.schedules import tvm_cuda
+from codegen.schedules import tvm_cuda, tvm_layer
 from codegen.schedules.cuda_block import block_of
 from codegen.schedules.schedule import (
     BACKWARD_VARIANTS,
@@ -19,6 +19,7 @@ from codegen.schedules.schedule import (
     VARIANTS,
 )
 from codegen.schedules.tvm_fields import FEWEST_ACCUMULATORS, VECTORS_PER_ROW, WITHOUT_TILE, TvmFields
+from codegen.schedules.tvm_layer import OF_LAYERS
 from codegen.spec import Spec, next_power_of_two
 
 _SPANNING = ("fused", "pair", "backward", *CHUNK_FORMS)
@@ -46,13 +47,15 @@ class TvmSchedule(TvmFields):
     compiler: ClassVar[str] = "codegen.backends.tvm.compile"
     first_for: ClassVar[tuple[str, ...]] = ("cpu",)
     shown_for: ClassVar[str] = "here"
-    own_variants: ClassVar[tuple[str, ...]] = (*TvmFields.own_variants, POOL)
+    own_variants: ClassVar[tuple[str, ...]] = (*TvmFields.own_variants, POOL, *OF_LAYERS)
 
     @classmethod
     def default(cls, spec: Spec, device: Device) -> Self:
         """Whole vectors, all cores, and as many accumulators as are sure not to spill."""
         if device.kind == "cuda":
             return tvm_cuda.default(cls, spec, device)
+        if spec.problem.layer is not None:
+            return cls(**tvm_layer.default(spec, device))
         width = min(16, max(4, device.vector_bits // 32))
         variant = _default_variant(spec, device)
         if variant == "chunks" and spec.rule.read == "chunk_start" and spec.problem.chunk % width:
@@ -94,7 +97,8 @@ class TvmSchedule(TvmFields):
             return f"no CPU kernel has {self.dot_precision} dots: dot_precision must be 'ieee'"
         if self.vector_width * 32 > device.vector_bits:
             return f"vector_width {self.vector_width} exceeds the {device.vector_bits}-bit vectors of {device.arch}"
-        reason = self._why_illegal_tile(self.chunk_of(spec))
+        of_layer = self.variant in OF_LAYERS
+        reason = tvm_layer.why_illegal(self) if of_layer else self._why_illegal_tile(self.chunk_of(spec))
         if reason is not None:
             return reason
         if self.variant == "chunks" and spec.rule.read == "chunk_start" and spec.problem.chunk % self.tile_tokens:
@@ -151,6 +155,8 @@ class TvmSchedule(TvmFields):
         """For CUDA what a block is made of."""
         if device.kind == "cuda":
             return {"block": block_of(kernel, spec.problem, self)}
+        if spec.problem.layer is not None:
+            return tvm_layer.template_variables(self)
         if spec.problem.direction != "forward":
             return {"segment": self.segment_tokens(spec)}
         return {}

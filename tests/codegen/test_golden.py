@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from codegen.device import named
+from codegen.layer import Layer
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.rules import rule_named
@@ -127,7 +128,23 @@ def backward(spec: Spec, direction: str) -> Spec:
     return replace(spec, problem=replace(spec.problem, direction=direction))
 
 
+BLOCK = TvmSchedule("block", tile_tokens=16, vector_width=16, accumulators=16, threads=2)
+LAYER = Layer(width=768, hidden=2048)
+PADDED_LAYER = Layer(width=52, hidden=75, taps=3, unit=False, weights="int8")
+
+
+def layer(spec: Spec, operator: str, sizes: Layer) -> Spec:
+    """The decode step of the layer; its kernel is made for some number of heads."""
+    return replace(spec, problem=replace(spec.problem, operator=operator, heads=3, layer=sizes, dtype="float32"))
+
+
 GOLDEN = [
+    Golden("block_step", layer(PLAIN, "block_step", LAYER), BLOCK, "x86-64-v4"),
+    Golden(
+        *("block_step", layer(replace(PADDED, problem=replace(PADDED.problem, chunk=1)), "block_step", PADDED_LAYER)),
+        *(replace(BLOCK, tile_tokens=8, vector_width=8, accumulators=4, threads=1), "x86-64-v3", "padded"),
+    ),
+    Golden("logits_step", layer(PLAIN, "logits_step", LAYER), replace(BLOCK, variant="logits"), "x86-64-v4"),
     Golden("memory_chunks", LINEAR, TVM_CHUNKS, "x86-64-v4"),
     Golden("memory_chunks", DELTA, replace(TVM_CHUNKS, tile_tokens=8, vector_width=8), "x86-64-v4", "padded"),
     Golden(

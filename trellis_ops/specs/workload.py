@@ -12,6 +12,7 @@ import msgspec.yaml
 
 from codegen.errors import MissingPackageError, TrellisError, WorkloadError
 from codegen.kernels.signatures import MOVES_STATES
+from codegen.layer import Layer, layer_of_key
 from codegen.rule import SOLVE, Rule
 from codegen.rules import rule_named
 from codegen.spec import FAMILY_OPERATORS, Problem, Spec
@@ -39,8 +40,13 @@ def _entry_type() -> type[msgspec.Struct]:
     members: list[Any] = [("name", Name), ("dim", int | None, None), ("rule", str | None, None)]
     for kind in (Problem, Rule):
         types = get_type_hints(kind)
-        members += [(field.name, types[field.name], field.default) for field in fields(kind)]
+        members += [(field.name, _type(types[field.name]), field.default) for field in fields(kind)]
     return msgspec.defstruct("Entry", members, frozen=True, kw_only=True, forbid_unknown_fields=True)
+
+
+def _type(of_field: Any) -> Any:
+    """That of an entry: a layer is written as its key."""
+    return str | None if of_field == Layer | None else of_field
 
 
 _Entry = _entry_type()
@@ -148,10 +154,11 @@ def named_spec(entry: object, source: str, *, strict: bool) -> NamedSpec:
     changes = {field.name: values.pop(field.name) for field in fields(Rule)}
     given = set(entry) if isinstance(entry, dict) else set()
     try:
+        values["layer"] = None if values["layer"] is None else layer_of_key(values["layer"])
         rule = replace(rule_named(base or Rule()), **{name: changes[name] for name in changes.keys() & given})
         usual = _usual(rule, values["operator"], given)
         spec = Spec(rule, Problem(**values | {name: usual[name] for name in usual.keys() - given}))
-    except TrellisError as error:
+    except (TrellisError, ValueError) as error:
         raise WorkloadError(source=source, problem=shortened(str(error), _SAID)) from error
     return NamedSpec(name, _checked(spec, given, source))
 

@@ -13,6 +13,7 @@ from codegen.kernels.declared import operator_arguments
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import FAMILY_OPERATORS, Spec
 from trellis_ops.eager import forward as eager
+from tuner.measure.layer_baseline import layer_call
 from tuner.measure.measure import measure
 from tuner.measure.rule_baseline import rule_call
 from tuner.measure.timed import Timed, Timing
@@ -52,6 +53,8 @@ def baseline_call(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Tim
     problem, rule = spec.problem, spec.rule
     if problem.operator in FAMILY_OPERATORS:
         return rule_call(spec, inputs, _batched(spec, inputs), made)
+    if problem.layer is not None:
+        return layer_call(spec, inputs, made)
     if problem.operator in MOVES_STATES:
         return _step(spec, inputs, made)
     t = _batched(spec, inputs)

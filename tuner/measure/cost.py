@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from codegen.kernels.arguments import BYTES_OF
+from codegen.kernels.layer.layout import layout_of
 from codegen.kernels.signatures import MOVES_STATES
-from codegen.spec import FAMILY_OPERATORS, Problem, Spec
+from codegen.spec import BLOCK_STEP, FAMILY_OPERATORS, Problem, Spec
 from tuner.measure import rule_cost
 from tuner.measure.rule_cost import state_bytes
 
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ITEM_BYTES = BYTES_OF
 _STATE_BYTES = 4
 _GATE_BYTES = 4
 
@@ -38,6 +40,8 @@ def cost_of(spec: Spec) -> Cost:
     problem = spec.problem
     if problem.operator in FAMILY_OPERATORS:
         return Cost(rule_cost.flops_of(spec), rule_cost.bytes_of(spec))
+    if problem.layer is not None:
+        return _of_layer(spec)
     rows = problem.batch * problem.tokens * problem.heads
     per_row = _gate_bytes(spec) + _value_bytes(problem)
     flops, moved = rows * _flops_per_row(problem), rows * per_row + _state_bytes(spec)
@@ -46,6 +50,20 @@ def cost_of(spec: Spec) -> Cost:
     constant = rows * 4 * problem.slots * (problem.dim_k + problem.dim_v)
     # Inputs are read by both kernels; y, its cotangent and the gradients of the inputs are as large together.
     return Cost(3 * flops - (constant if problem.direction == "backward_first_order" else 0), 3 * moved)
+
+
+def _of_layer(spec: Spec) -> Cost:
+    """Weights are read once and meet every row; of a block also the memories of each."""
+    problem, layout = spec.problem, layout_of(spec)
+    assert problem.layer is not None
+    flops = 2 * problem.batch * layout.numbers
+    moved = layout.numbers * _ITEM_BYTES[problem.layer.weights] + layout.vector_numbers * _STATE_BYTES
+    if problem.operator == BLOCK_STEP:
+        dims = (problem.dim_k, problem.dim_v)
+        one_row = sum(6 * problem.slots * dim for dim in dims)
+        flops += problem.batch * problem.heads * one_row
+        moved += state_bytes(spec) * (3 if problem.chunk > 1 else 2)
+    return Cost(flops, moved)
 
 
 def _flops_per_row(problem: Problem) -> int:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from codegen.device import Device
+from codegen.kernels.layer.layout import layout_of
 from codegen.kernels.signatures import TENSORS
-from codegen.spec import FAMILY_OPERATORS, Spec
+from codegen.spec import BLOCK_STEP, FAMILY_OPERATORS, Spec
 from tuner.verify import rule_adversarial as of_rules
 from tuner.verify.inputs import Inputs, make_inputs
 
@@ -114,8 +115,27 @@ RULE_CASES = (
 """Of the operators of any rule."""
 
 
+def _gates_of_layer(spec: Spec, tensors: Tensors) -> None:
+    """Of three heads one forgets all that was, and one nothing at all."""
+    bias = layout_of(spec).vectors["decay_bias"]
+    gates = tensors["vectors"][bias.first : bias.first + bias.length]
+    gates[::3] = -120.0
+    gates[1::3] = 120.0
+
+
+BLOCK_CASES = (
+    Case("zero state", _zero_state),
+    Case("hard forgetting", _gates_of_layer),
+    Case("huge values", _scaled(HUGE)),
+    Case("tiny values", _scaled(TINY)),
+)
+"""Of a block's decode step; the map to logits has no state that could be any of these."""
+
+
 def cases_of(spec: Spec) -> tuple[Case, ...]:
     """The cases that a spec is checked on."""
+    if spec.problem.layer is not None:
+        return BLOCK_CASES if spec.problem.operator == BLOCK_STEP else ()
     return RULE_CASES if spec.problem.operator in FAMILY_OPERATORS else CASES
 
 

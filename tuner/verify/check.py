@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 import tuner.verify.adversarial
 import tuner.verify.inputs
+import tuner.verify.layer_inputs
 import tuner.verify.rule_adversarial
 import tuner.verify.rule_inputs
 from codegen.device import Device, cpu
@@ -50,7 +51,7 @@ SEED = 2512
 
 
 _DECIDING = (
-    *(tuner.verify.adversarial, tuner.verify.inputs),
+    *(tuner.verify.adversarial, tuner.verify.inputs, tuner.verify.layer_inputs),
     *(tuner.verify.rule_adversarial, tuner.verify.rule_inputs),
 )
 
@@ -65,6 +66,7 @@ def allowed_digest() -> str:
 _LEAST_SHARE = 1e-3
 _UNFILLED = (torch.empty, torch.empty_like, Tensor.new_empty)
 _HEADS = 2
+_ROWS = 19
 _LEAST_UNIT = 16
 
 
@@ -200,10 +202,14 @@ def _short_lengths(spec: Spec) -> tuple[int, ...]:
 
 
 def _small(spec: Spec) -> Spec:
-    return replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=_HEADS))
+    # The heads of a layer are a size of its kernel.
+    heads = _HEADS if spec.problem.layer is None else spec.problem.heads
+    return replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=heads))
 
 
 def _lengths(spec: Spec) -> tuple[int, ...]:
+    if spec.problem.layer is not None:
+        return (1,) * _ROWS
     if spec.problem.operator in MOVES_STATES:
         return (1,) * 5
     unit = max(spec.problem.chunk, _LEAST_UNIT)

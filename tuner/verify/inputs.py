@@ -13,8 +13,10 @@ from torch import Tensor
 from codegen.device import Device
 from codegen.kernels.arguments import INPUT, INT, READ, WRITTEN, Argument
 from codegen.kernels.declared import operator_arguments
+from codegen.kernels.layer import arguments as layer_arguments
 from codegen.kernels.sequences import Sequences
 from codegen.spec import FAMILY_OPERATORS, Spec
+from tuner.verify.layer_inputs import drawn_for_layer
 from tuner.verify.pool_inputs import behind, rows_of, sizes_of_pool
 from tuner.verify.rule_inputs import drawn_for, numbers_of
 
@@ -73,7 +75,9 @@ def sizes_of(spec: Spec, lengths: tuple[int, ...], sequences: Sequences, heads: 
     widths = {"heads": heads, "slots": problem.slots, "dim_k": problem.dim_k, "dim_v": problem.dim_v}
     widths["window"] = spec.rule.window - 1
     widths |= sizes_of_pool(lengths, heads)
-    return widths | {"tokens": sum(lengths), "sequences": len(lengths), "chunks": sequences.chunks}
+    widths |= {"tokens": sum(lengths), "sequences": len(lengths), "chunks": sequences.chunks}
+    of_layer = {axis: layer_arguments.length(axis, spec) for axis in layer_arguments.OWN_AXES}
+    return widths | {axis: size for axis, size in of_layer.items() if size is not None}
 
 
 def names_of_tokens(spec: Spec) -> tuple[str, ...]:
@@ -93,7 +97,7 @@ def make_inputs(
     q, k, v and w have length one, targets and codes are of order one, gates forget slowly except for one token in
     sixteen that forgets almost everything, step sizes lie near 0.1, and states are N(0, 1 / D): a zero state would hide
     most mistakes. What is drawn for one name does not depend on which other tensors the operator has. The operators of
-    any rule have what `tuner.verify.rule_inputs` draws.
+    any rule have what `tuner.verify.rule_inputs` draws, those of layers what `tuner.verify.layer_inputs` does.
 
     Args:
         spec, lengths, device, seed: what they depend on.
@@ -111,14 +115,20 @@ def make_inputs(
             name = numbers_of(argument.name, spec.rule) if of_any_rule else argument.name
             generator = _generator(name, seed, where if drawn_there else torch.device("cpu"))
             shape = [sizes[axis] for axis in argument.axes]
-            value = (
-                drawn_for(behind(argument), spec.rule, shape, generator)
-                if of_any_rule
-                else _drawn(argument, shape, generator)
-            )
-            dtype = getattr(torch, problem.dtype) if argument.type == INPUT else torch.float32
-            drawn[argument.name] = value.to(dtype).to(where)
+            if of_any_rule:
+                value = drawn_for(behind(argument), spec.rule, shape, generator)
+            elif problem.layer is not None:
+                value = drawn_for_layer(argument, spec, shape, generator)
+            else:
+                value = _drawn(argument, shape, generator)
+            drawn[argument.name] = value.to(getattr(torch, _dtype_of(argument, spec))).to(where)
     return Inputs(lengths, order, drawn)
+
+
+def _dtype_of(argument: Argument, spec: Spec) -> str:
+    if argument.type == INPUT:
+        return spec.problem.dtype
+    return "float32" if spec.problem.layer is None else argument.type
 
 
 _SAME_AS = {"w": "k", "S": "S_k", "read": "q"}

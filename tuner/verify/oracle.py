@@ -15,7 +15,7 @@ from codegen.kernels.pool.arguments import is_of_pool
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import FAMILY_OPERATORS, Spec
 from trellis_ops import reference
-from tuner.verify import rule_oracle
+from tuner.verify import layer_oracle, rule_oracle
 from tuner.verify.formulas import define_maps_of
 from tuner.verify.inputs import Inputs, names_of_tokens
 
@@ -29,6 +29,8 @@ def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
     define_maps_of(spec.rule)
     if operator in FAMILY_OPERATORS:
         return _of_any_rule(spec, inputs)
+    if spec.problem.layer is not None:
+        return layer_oracle.step(spec, inputs.tensors)
     if spec.problem.direction != "forward":
         return _gradients(spec, inputs)
     if operator == "trellis_attention":

@@ -1,0 +1,78 @@
+"""The arguments of the kernels that take a whole block, or the map to logits, one token further."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from codegen.kernels import arguments as all_arguments
+from codegen.kernels.arguments import FLOAT, IN_PLACE, READ, WRITTEN, Argument
+from codegen.kernels.layer.layout import layout_of
+from codegen.spec import BLOCK_STEP, LOGITS_STEP, Spec
+
+KERNELS = (BLOCK_STEP, LOGITS_STEP)
+"""Each has the name of its operator."""
+
+VARIANTS = {"block": BLOCK_STEP, "logits": LOGITS_STEP}
+"""Their variants, of one kernel each."""
+
+INT64, WEIGHTS = "int64", "weights"
+BYTES_OF = {**all_arguments.BYTES_OF, INT64: 8, "int8": 1}
+"""Of one number of each type that these kernels have."""
+
+OWN_AXES = ("width", "vocabulary", "keys", "tail", "heads", "packed", "packed_vectors")
+"""Axes whose lengths `length` knows: `packed` and `packed_vectors` are what `codegen.kernels.layer.layout` has."""
+
+_MEMORIES = {"k": ("sequences", "heads", "slots", "dim_k"), "v": ("sequences", "heads", "slots", "dim_v")}
+
+
+def kernel_arguments(spec: Spec) -> tuple[Argument, ...]:
+    """What such a kernel, and its operator, takes and gives, in order.
+
+    `x` is the residual stream, a row for each sequence. `positions` are tokens since the start of the chunk: where they
+    are 0 the block keeps its states as those of the chunk's start.
+    """
+    return tuple(_of_logits(spec) if spec.problem.operator == LOGITS_STEP else _of_block(spec))
+
+
+def length(axis: str, spec: Spec) -> int | None:
+    """How long an axis is that only these kernels have; None for any other axis."""
+    problem = spec.problem
+    layer = problem.layer
+    if layer is None:
+        return None
+    lengths = {
+        "width": layer.width,
+        "vocabulary": layer.hidden,
+        "keys": problem.heads * problem.dim_k,
+        "tail": layer.taps - 1,
+        "heads": problem.heads,
+    }
+    if axis in ("packed", "packed_vectors"):
+        layout = layout_of(spec)
+        return layout.numbers if axis == "packed" else layout.vector_numbers
+    return lengths.get(axis)
+
+
+def _packed(spec: Spec) -> Iterator[Argument]:
+    assert spec.problem.layer is not None
+    yield Argument(WEIGHTS, ("packed",), spec.problem.layer.weights, READ)
+    yield Argument("vectors", ("packed_vectors",), FLOAT, READ)
+
+
+def _of_block(spec: Spec) -> Iterator[Argument]:
+    yield Argument("x", ("sequences", "width"), FLOAT, IN_PLACE)
+    if spec.problem.chunk > 1:
+        yield Argument("positions", ("sequences",), INT64, READ)
+    for name, axes in _MEMORIES.items():
+        yield Argument(f"S_{name}", axes, FLOAT, IN_PLACE)
+    if spec.problem.chunk > 1:
+        for name, axes in _MEMORIES.items():
+            yield Argument(f"G_{name}", axes, FLOAT, IN_PLACE)
+    yield Argument("tail", ("sequences", "tail", "keys"), FLOAT, IN_PLACE)
+    yield from _packed(spec)
+
+
+def _of_logits(spec: Spec) -> Iterator[Argument]:
+    yield Argument("x", ("sequences", "width"), FLOAT, READ)
+    yield from _packed(spec)
+    yield Argument("logits", ("sequences", "vocabulary"), FLOAT, WRITTEN)

@@ -1,0 +1,124 @@
+"""The kernels that take a whole layer one token further, compiled and run on this CPU, against plain PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from codegen.device import NAMED, cpu
+from codegen.errors import SizeError
+from codegen.kernels.build import build
+from codegen.kernels.layer.layout import PANEL, layout_of
+from codegen.layer import Layer, layer_of_key
+from codegen.rule import Rule
+from codegen.schedules.legality import why_illegal
+from codegen.schedules.registry import default
+from codegen.spec import Problem, Spec, bucket, spec_of_key
+from tests.tuner.verify.tampering import tampered
+from tuner.verify.check import SEED, check
+from tuner.verify.inputs import make_inputs
+from tuner.verify.launch import bind
+from tuning_db import Outcome
+
+LN_SILU = Rule("ln_silu", link="ln_silu", phi_eps=1.0)
+SIZES = {"batch": 1, "tokens": 1, "heads": 2, "dim_k": 8, "dim_v": 8, "slots": 8, "chunk": 4}
+PLAIN = Spec(LN_SILU, Problem("block_step", **SIZES, layer=Layer(32, 64)))
+# Nothing fills a vector or a panel, and every choice is the other one.
+PADDED = Spec(
+    Rule("softmax", link="identity", out="ln_silu", step_size="token"),
+    Problem("block_step", heads=3, dim_k=5, dim_v=7, slots=13, chunk=1, layer=Layer(52, 75, 3, False, "int8")),
+)
+LOGITS = Spec(Rule(), Problem("logits_step", heads=1, chunk=1, layer=Layer(52, 77, weights="bfloat16")))
+
+
+def of_weights(spec: Spec, weights: str) -> Spec:
+    layer = spec.problem.layer
+    assert layer is not None
+    return replace(spec, problem=replace(spec.problem, layer=replace(layer, weights=weights)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "threads", "accumulators"),
+    [(PLAIN, 2, 4), (of_weights(PLAIN, "bfloat16"), 1, 8), (PADDED, 1, 8), (LOGITS, 2, 8)],
+    ids=["plain", "bfloat16", "padded-int8", "logits"],
+)
+def test_a_layer_is_as_the_oracle_has_it(spec, threads, accumulators):
+    schedule = replace(default("tvm", spec, cpu()), threads=min(threads, cpu().cores), accumulators=accumulators)
+    verdict = check(build(spec, schedule, cpu()), spec)
+    assert verdict.outcome is Outcome.ok, verdict.reason
+    assert max(verdict.errors.values()) < 1e-6
+
+
+def test_a_block_that_keeps_no_start_of_a_chunk_is_refused():
+    def forgets(tensors):
+        tensors["G_k"].mul_(1.001)
+
+    verdict = check(tampered(PLAIN, forgets), PLAIN)
+    assert verdict.outcome is Outcome.wrong_answer
+    assert verdict.reason.startswith("G_k")
+
+
+def test_a_row_of_a_batch_is_the_row_alone_to_the_bit():
+    operator = build(PLAIN, default("tvm", PLAIN, cpu()), cpu())
+    inputs = make_inputs(PLAIN, (1,) * 7, cpu(), SEED)
+    together = bind(operator, inputs).outputs_of_run()
+    kernel, names = operator.kernels[0], [name for name, _ in operator.steps[0].arguments]
+    for row in (0, 3, 6):
+        alone = [inputs[n].clone() if n in ("weights", "vectors") else inputs[n][row, None].clone() for n in names]
+        kernel(1, *alone)
+        for name, tensor in zip(names, alone, strict=True):
+            if name in together:
+                assert torch.equal(tensor[0], together[name][row]), name
+
+
+def test_a_product_reads_its_weights_in_one_stream():
+    layout = layout_of(PADDED)
+    ends = [matrix.first + matrix.numbers for matrix in layout.matrices.values()]
+    assert [matrix.first for matrix in layout.matrices.values()] == [0, *ends[:-1]]
+    assert ends[-1] == layout.numbers
+    assert all(matrix.numbers % (PANEL * matrix.columns) == 0 for matrix in layout.matrices.values())
+    last = list(layout.vectors.values())[-1]
+    assert last.first + last.length == layout.vector_numbers
+
+
+def test_a_spec_of_a_layer_is_found_by_its_key():
+    for spec in (PLAIN, PADDED, LOGITS):
+        assert spec_of_key(spec.key()) == spec
+    assert bucket(replace(PLAIN, problem=replace(PLAIN.problem, batch=5))).problem.batch == 8
+    assert bucket(PADDED).problem.heads == 3
+    with pytest.raises(ValueError, match="describes no layer"):
+        layer_of_key("W768")
+
+
+def test_only_operators_of_layers_have_a_layer():
+    with pytest.raises(SizeError, match="layer of trellis_step"):
+        Problem("trellis_step", layer=Layer(8, 8))
+    with pytest.raises(SizeError, match="layer of block_step"):
+        Problem("block_step")
+    with pytest.raises(SizeError, match="taps"):
+        Layer(8, 8, taps=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tile_tokens": 32}, "has no tile"),
+        ({"vector_width": 4, "tile_tokens": 4, "accumulators": 12}, "no whole rows of 32 outputs"),
+        ({"variant": "logits"}, "no variant 'logits' of block_step"),
+    ],
+)
+def test_what_no_schedule_of_a_layer_may_be(changes, reason):
+    assert reason in str(why_illegal(PLAIN, replace(default("tvm", PLAIN, cpu()), **changes), cpu()))
+
+
+def test_no_gpu_has_a_kernel_of_a_layer():
+    for backend in ("tvm", "triton"):
+        assert why_illegal(PLAIN, default(backend, PLAIN, NAMED["sm_90"]), NAMED["sm_90"]) is not None
+
+
+@pytest.mark.parametrize("device", ["x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64"])
+def test_a_default_is_legal_where_vectors_are_narrow_or_wide(device):
+    for spec in (PLAIN, PADDED, LOGITS):
+        assert why_illegal(spec, default("tvm", spec, NAMED[device]), NAMED[device]) is None

@@ -1,0 +1,114 @@
+"""A decode step of a whole block, and of the map to logits, in plain PyTorch from the equations of the model.
+
+Source: arXiv 2512.23852, figure 1. Of the packed layout it takes where things lie, and the memories are those of
+`trellis_ops.reference`; it shares no other expression with the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from codegen.kernels.layer.layout import PANEL, layout_of
+from codegen.spec import LOGITS_STEP, Spec
+from trellis_ops import reference
+
+Named = dict[str, Tensor]
+
+
+def step(spec: Spec, tensors: Mapping[str, Tensor]) -> Named:
+    """What the kernel of `spec` writes, by name, in float64."""
+    matrices, vectors = matrices_of(spec, tensors), vectors_of(spec, tensors)
+    if spec.problem.operator == LOGITS_STEP:
+        x = _normed(tensors["x"].double(), vectors["norm"], vectors["eps"])
+        return {"logits": x @ _of(spec, matrices["embedding"], "embedding").T}
+    return _block(spec, tensors, matrices, vectors)
+
+
+def _block(spec: Spec, tensors: Mapping[str, Tensor], matrices: Named, vectors: Named) -> Named:
+    x, eps = tensors["x"].double(), vectors["eps"]
+    mixed, written = _mixer(spec, tensors, matrices, vectors, _normed(x, vectors["mixer_norm"], eps))
+    x = x + mixed @ _of(spec, matrices["out"], "out").T
+    normed = _normed(x, vectors["mlp_norm"], eps)
+    pairs = (matrices["gate_up"] @ normed.T).T.unflatten(1, (-1, 2, PANEL))
+    gate, up = (pairs[:, :, each].flatten(1) for each in (0, 1))
+    hidden = gate / (1 + torch.exp(-gate)) * up
+    down = _of(spec, matrices["down"], "down")
+    return {"x": x + hidden[:, : down.shape[1]] @ down.T} | written
+
+
+def _mixer(
+    spec: Spec, tensors: Mapping[str, Tensor], matrices: Named, vectors: Named, x: Tensor
+) -> tuple[Tensor, Named]:
+    """What the gated memories of all heads give, `[B, H D_v]`, and the states and the tail after the token."""
+    layout, heads = layout_of(spec), spec.problem.heads
+    sizes = list(layout.matrices["projections"].parts.values())
+    names = list(layout.matrices["projections"].parts)
+    made = (x @ matrices["projections"].T)[:, : sum(sizes)].split(sizes, 1)
+    part = dict(zip(names, made, strict=True))
+    window = torch.cat([tensors["tail"].double(), part["qk"][:, None]], 1)
+    tokens = {name: (window * vectors[f"taps_{name}"].view(window.shape[1:])).sum(1) for name in ("q", "k")}
+    tokens = {name: row.unflatten(1, (heads, -1)) for name, row in {**tokens, "v": part["v"]}.items()}
+    assert spec.problem.layer is not None
+    if spec.problem.layer.unit:
+        lengths = {name: row.square().sum(-1, keepdim=True).sqrt() for name, row in tokens.items()}
+        tokens = {name: row / torch.maximum(lengths[name], vectors["eps"]) for name, row in tokens.items()}
+    log_decay = -torch.log1p(torch.exp(-(part["decay"] + vectors["decay_bias"])))
+    step_size = vectors["step_size"]
+    if "step_size" in part:
+        step_size = torch.log1p(torch.exp(part["step_size"] + step_size))
+    state = (tensors["S_k"].double(), tensors["S_v"].double())
+    starts = _starts(tensors, state)
+    y, (s_k, s_v) = reference.step(
+        **tokens,
+        target=part["target"].unflatten(1, (heads, -1)),
+        log_decay=log_decay,
+        step_size=step_size,
+        state=state,
+        rule=spec.rule,
+        gradient_state=starts,
+    )
+    gate = part["gate"]
+    opened = gate * (1 + torch.erf(gate / 2**0.5)) / 2
+    written = {"S_k": s_k, "S_v": s_v, "tail": window[:, 1:]}
+    if starts is not None:
+        written |= {"G_k": starts[0], "G_v": starts[1]}
+    return _normed(y, vectors["out_norm"], vectors["eps"]).flatten(1) * opened, written
+
+
+def _starts(tensors: Mapping[str, Tensor], state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The states at the start of the chunk: those of now where a row begins one."""
+    if "G_k" not in tensors:
+        return None
+    begins = (tensors["positions"] == 0).view(-1, 1, 1, 1)
+    kept = (tensors["G_k"].double(), tensors["G_v"].double())
+    return torch.where(begins, state[0], kept[0]), torch.where(begins, state[1], kept[1])
+
+
+def _normed(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def matrices_of(spec: Spec, tensors: Mapping[str, Tensor]) -> Named:
+    """The packed matrices as rows of outputs, `[outputs in whole panels, inputs]`, scaled."""
+    found = {}
+    for name, matrix in layout_of(spec).matrices.items():
+        numbers = tensors["weights"][matrix.first : matrix.first + matrix.numbers].double()
+        rows = numbers.view(matrix.panels, matrix.columns, PANEL).transpose(1, 2).flatten(0, 1)
+        if matrix.scales is not None:
+            rows = rows * tensors["vectors"][matrix.scales : matrix.scales + len(rows), None].double()
+        found[name] = rows
+    return found
+
+
+def vectors_of(spec: Spec, tensors: Mapping[str, Tensor]) -> Named:
+    """The packed numbers that are no matrix, by name."""
+    places = layout_of(spec).vectors.items()
+    return {name: tensors["vectors"][each.first : each.first + each.length].double() for name, each in places}
+
+
+def _of(spec: Spec, rows: Tensor, name: str) -> Tensor:
+    """A matrix without the outputs that pad it."""
+    return rows[: layout_of(spec).matrices[name].outputs]
