@@ -55,7 +55,7 @@ class TvmSchedule(TvmFields):
         if device.kind == "cuda":
             return tvm_cuda.default(cls, spec, device)
         if spec.problem.layer is not None:
-            return cls(**tvm_layer.default(spec, device))
+            return tvm_layer.default(cls, spec, device)
         width = min(16, max(4, device.vector_bits // 32))
         variant = _default_variant(spec, device)
         if variant == "chunks" and spec.rule.read == "chunk_start" and spec.problem.chunk % width:

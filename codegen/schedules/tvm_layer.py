@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from codegen.device import Device
 from codegen.kernels.layer.layout import PANEL, layout_of
-from codegen.schedules.schedule import Value
 from codegen.schedules.tvm_fields import TvmFields
 from codegen.spec import Spec
+
+Kind = TypeVar("Kind", bound=TvmFields)
 
 OF_LAYERS = ("block", "logits")
 """The variants of these kernels."""
@@ -21,8 +24,8 @@ _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _MOST_ROWS = 8
 
 
-def default(spec: Spec, device: Device) -> dict[str, Value]:
-    """The fields of the schedule to use where nothing better is known."""
+def default(kind: type[Kind], spec: Spec, device: Device) -> Kind:
+    """As many rows at once as are sure to fit registers; as many threads as have enough weights to read."""
     layer = spec.problem.layer
     assert layer is not None
     width = min(16, max(4, device.vector_bits // 32))
@@ -33,13 +36,7 @@ def default(spec: Spec, device: Device) -> dict[str, Value]:
     wanted = max(1, min(device.cores, size // _BYTES_PER_THREAD))
     threads = max(n for n in TvmFields.choices["threads"] if isinstance(n, int) and n <= wanted)
     variant = {"block_step": "block", "logits_step": "logits"}[spec.problem.operator]
-    return {
-        "variant": variant,
-        "tile_tokens": width,
-        "vector_width": width,
-        "accumulators": accumulators,
-        "threads": threads,
-    }
+    return kind(variant, width, width, accumulators, threads)
 
 
 def why_illegal(schedule: TvmFields) -> str | None:

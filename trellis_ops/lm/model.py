@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codegen.errors import ShapeError
+from codegen.errors import ShapeError, UnknownMapError
+from codegen.layer import WEIGHTS
 from codegen.scalars import whole_number
 from trellis_ops.dispatch.resolve import device_of
 from trellis_ops.lm import model_file
 from trellis_ops.lm.block import Block, draw_maps
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.decode.decoder import fused_step
+from trellis_ops.lm.decode.explanation import explain_step
 from trellis_ops.lm.features import StateKind, features
 from trellis_ops.lm.generation import GeneratingModel, check_int64, check_prompt
 from trellis_ops.lm.rollback import kept_tokens, require_rollback
@@ -47,6 +50,7 @@ class TrellisLM(GeneratingModel):
         super().__init__()
         self.config = config = config.resolved(device_of(torch.get_default_device()))
         self._kind = StateKind.of(config)
+        self._decode_weights = WEIGHTS[0]
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
@@ -109,7 +113,8 @@ class TrellisLM(GeneratingModel):
         """Logits `[B, vocab_size]` after one more token `[B]`; moves `state` in place and has no gradient.
 
         The fast way to decode: nothing is copied but the chunk-start states, once per chunk. Equals `forward`. Rows
-        may be at different positions.
+        may be at different positions. Up to 64 rows of a model of TRELLIS in float32 on a CPU go through a kernel for
+        each block, see docs/decoding.md; `explain_step` says what a step runs.
 
         Raises:
             ShapeError, DtypeError: tokens that are not `[B]` int64 with the batch size of the state.
@@ -121,11 +126,37 @@ class TrellisLM(GeneratingModel):
             expected = f"[{state.batch}], the batch of the state"
             raise ShapeError(name="tokens", shape=list(tokens.shape), expected=expected)
         check_int64(tokens)
-        x, begins = embedded(self.embedding, tokens), state.begins()
-        for block, layer in zip(self._blocks(), state.layers, strict=True):
-            x = block.step(x, layer, begins)
+        x = embedded(self.embedding, tokens)
+        logits = fused_step(self, self._decode_weights, x, state)
+        if logits is None:
+            begins = state.begins()
+            for block, layer in zip(self._blocks(), state.layers, strict=True):
+                x = block.step(x, layer, begins)
+            logits = self._logits(x)
         state.advance(1, self._kind.period)
-        return self._logits(x)
+        return logits
+
+    @property
+    def decode_weights(self) -> str:
+        """The type of the weights that `step`, `stream` and `generate` read: "float32", "bfloat16" or "int8".
+
+        They are copies, packed for the kernels of whole blocks on CPUs: int8 with a scale for each output. The modules
+        keep theirs, which prefill, training and decoding without those kernels read. Only "float32" gives what they do.
+
+        Raises:
+            UnknownMapError: another type is set.
+        """
+        return self._decode_weights
+
+    @decode_weights.setter
+    def decode_weights(self, weights: str) -> None:
+        if weights not in WEIGHTS:
+            raise UnknownMapError(role="decode_weights", name=weights, known=", ".join(WEIGHTS))
+        self._decode_weights = weights
+
+    def explain_step(self, batch: int = 1) -> str:
+        """What a step of `batch` rows runs, in words: kernels of whole blocks with their schedules, or why modules."""
+        return explain_step(self, self._decode_weights, batch)
 
     def first_state(self, batch: int) -> TrellisState:
         """The state before the first token of `batch` sequences."""

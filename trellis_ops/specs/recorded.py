@@ -62,8 +62,9 @@ def _name_of(spec: Spec) -> str:
 
 
 def _fields_of(spec: Spec) -> dict[str, Any]:
-    rule = rule_text(spec.rule)
-    return {**vars(spec.problem), **({} if rule == "{}" else {"rule": rule})}
+    rule, layer = rule_text(spec.rule), spec.problem.layer
+    problem = {name: value for name, value in vars(spec.problem).items() if name != "layer"}
+    return {**problem, **({} if rule == "{}" else {"rule": rule}), **({} if layer is None else {"layer": layer.key()})}
 
 
 def _add(path: Path, section: str, entry: dict[str, Any]) -> None:

@@ -46,27 +46,30 @@ def _block(spec: Spec, tensors: Mapping[str, Tensor], matrices: Named, vectors: 
     layout = layout_of(spec)
     x = x + F.linear(_mixed(spec, tensors, matrices, vectors), matrices["out"])[:, : x.shape[1]]
     both = F.linear(F.rms_norm(x, x.shape[1:], vectors["mlp_norm"], eps), matrices["gate_up"])
-    gate, up = both.unflatten(1, (-1, 2, PANEL)).unbind(2)
+    gate, up = both.view(len(x), -1, 2, PANEL).unbind(2)
     hidden = (F.silu(gate) * up).flatten(1)[:, : layout.matrices["down"].columns]
     return x + F.linear(hidden, matrices["down"])[:, : x.shape[1]]
 
 
 def _mixed(spec: Spec, tensors: Mapping[str, Tensor], matrices: Named, vectors: Named) -> Tensor:
     x, eps, heads = tensors["x"], float(vectors["eps"]), spec.problem.heads
-    sizes = layout_of(spec).matrices["projections"].parts
+    projections = layout_of(spec).matrices["projections"]
     made = F.linear(F.rms_norm(x, x.shape[1:], vectors["mixer_norm"], eps), matrices["projections"])
-    part = dict(zip(sizes, made[:, : sum(sizes.values())].split(list(sizes.values()), 1), strict=True))
+    starts = {name: projections.start(name) for name in projections.parts}
+    part = {name: made[:, start : start + projections.parts[name]] for name, start in starts.items()}
     window = torch.cat([tensors["tail"], part["qk"][:, None]], 1)
     tensors["tail"].copy_(window[:, 1:])
     rows = {name: (window * vectors[f"taps_{name}"].view(window.shape[1:])).sum(1) for name in ("q", "k")}
-    tokens = {name: row.unflatten(1, (heads, -1)) for name, row in {**rows, "v": part["v"]}.items()}
+    tokens = {name: row.reshape(len(x), heads, -1) for name, row in {**rows, "v": part["v"]}.items()}
     assert spec.problem.layer is not None
     if spec.problem.layer.unit:
         tokens = {name: F.normalize(row, dim=-1, eps=eps) for name, row in tokens.items()}
     step_size = vectors["step_size"]
     y = eager.step(
-        **tokens,
-        target=part["target"].unflatten(1, (heads, -1)),
+        q=tokens["q"],
+        k=tokens["k"],
+        v=tokens["v"],
+        target=part["target"].reshape(len(x), heads, -1),
         log_decay=F.logsigmoid(part["decay"] + vectors["decay_bias"]),
         step_size=F.softplus(part["step_size"] + step_size) if "step_size" in part else step_size,
         state=(tensors["S_k"], tensors["S_v"]),

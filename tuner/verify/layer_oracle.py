@@ -32,7 +32,7 @@ def _block(spec: Spec, tensors: Mapping[str, Tensor], matrices: Named, vectors: 
     mixed, written = _mixer(spec, tensors, matrices, vectors, _normed(x, vectors["mixer_norm"], eps))
     x = x + mixed @ _of(spec, matrices["out"], "out").T
     normed = _normed(x, vectors["mlp_norm"], eps)
-    pairs = (matrices["gate_up"] @ normed.T).T.unflatten(1, (-1, 2, PANEL))
+    pairs = (normed @ matrices["gate_up"].T).view(len(x), -1, 2, PANEL)
     gate, up = (pairs[:, :, each].flatten(1) for each in (0, 1))
     hidden = gate / (1 + torch.exp(-gate)) * up
     down = _of(spec, matrices["down"], "down")
@@ -43,14 +43,13 @@ def _mixer(
     spec: Spec, tensors: Mapping[str, Tensor], matrices: Named, vectors: Named, x: Tensor
 ) -> tuple[Tensor, Named]:
     """What the gated memories of all heads give, `[B, H D_v]`, and the states and the tail after the token."""
-    layout, heads = layout_of(spec), spec.problem.heads
-    sizes = list(layout.matrices["projections"].parts.values())
-    names = list(layout.matrices["projections"].parts)
-    made = (x @ matrices["projections"].T)[:, : sum(sizes)].split(sizes, 1)
-    part = dict(zip(names, made, strict=True))
+    projections, heads = layout_of(spec).matrices["projections"], spec.problem.heads
+    made = x @ matrices["projections"].T
+    starts_at = {name: projections.start(name) for name in projections.parts}
+    part = {name: made[:, start : start + projections.parts[name]] for name, start in starts_at.items()}
     window = torch.cat([tensors["tail"].double(), part["qk"][:, None]], 1)
-    tokens = {name: (window * vectors[f"taps_{name}"].view(window.shape[1:])).sum(1) for name in ("q", "k")}
-    tokens = {name: row.unflatten(1, (heads, -1)) for name, row in {**tokens, "v": part["v"]}.items()}
+    rows = {name: (window * vectors[f"taps_{name}"].view(window.shape[1:])).sum(1) for name in ("q", "k")}
+    tokens = {name: row.reshape(len(x), heads, -1) for name, row in {**rows, "v": part["v"]}.items()}
     assert spec.problem.layer is not None
     if spec.problem.layer.unit:
         lengths = {name: row.square().sum(-1, keepdim=True).sqrt() for name, row in tokens.items()}
@@ -62,8 +61,10 @@ def _mixer(
     state = (tensors["S_k"].double(), tensors["S_v"].double())
     starts = _starts(tensors, state)
     y, (s_k, s_v) = reference.step(
-        **tokens,
-        target=part["target"].unflatten(1, (heads, -1)),
+        q=tokens["q"],
+        k=tokens["k"],
+        v=tokens["v"],
+        target=part["target"].reshape(len(x), heads, -1),
         log_decay=log_decay,
         step_size=step_size,
         state=state,

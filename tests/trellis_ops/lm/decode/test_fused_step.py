@@ -1,0 +1,95 @@
+"""A step by kernels of whole blocks is the step of the modules, wherever those could be told apart."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+
+from codegen.errors import SizeError, UnknownMapError
+from tests.trellis_ops.lm.decode.models import (
+    CHUNKED,
+    EXACT,
+    model_of,
+    relative_error,
+    stepped,
+    stepped_by_modules,
+)
+from trellis_ops.lm.decode.decoder import packed_bytes
+
+
+@pytest.mark.parametrize("config", [CHUNKED, EXACT], ids=["chunked", "exact"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_logits_and_states_are_those_of_the_modules(config, batch, monkeypatch):
+    model = model_of(config)
+    _, state = model(torch.randint(0, 256, (batch, 6)))
+    if model.config.keeps_starts:
+        state.positions = torch.arange(2, 2 + batch) % 4
+    other, tokens = state.clone(), torch.randint(0, 256, (9, batch))
+    given, right = stepped(model, state, tokens), stepped_by_modules(model, other, tokens, monkeypatch)
+    assert relative_error(given, right) < 1e-5
+    assert torch.equal(state.positions, other.positions)
+    for layer, by_modules in zip(state.layers, other.layers, strict=True):
+        for name, tensor in by_modules.tensors().items():
+            assert relative_error(layer.tensors()[name], tensor) < 1e-5, name
+
+
+def test_steps_go_on_from_a_prompt_as_its_forward_does():
+    model = model_of(CHUNKED)
+    tokens = torch.randint(0, 256, (2, 11))
+    logits, _ = model(tokens)
+    _, state = model(tokens[:, :3])
+    assert relative_error(stepped(model, state, tokens[:, 3:].T), logits[:, 3:].transpose(0, 1)) < 1e-5
+
+
+@pytest.mark.parametrize(("weights", "least", "most"), [("bfloat16", 1e-4, 2e-2), ("int8", 1e-3, 1e-1)])
+def test_narrower_weights_are_read_where_they_are_asked_for(weights, least, most, monkeypatch):
+    model = model_of(CHUNKED)
+    tokens = torch.randint(0, 256, (5, 2))
+    right = stepped_by_modules(model, model.first_state(2), tokens, monkeypatch)
+    stepped(model, model.first_state(2), tokens)
+    wide = packed_bytes(model)
+    model.decode_weights = weights
+    assert least < relative_error(stepped(model, model.first_state(2), tokens), right) < most
+    assert packed_bytes(model) < 0.6 * wide
+    model.decode_weights = "float32"
+    assert relative_error(stepped(model, model.first_state(2), tokens), right) < 1e-5
+    with pytest.raises(UnknownMapError, match="decode_weights='int4'"):
+        model.decode_weights = "int4"
+
+
+def test_a_state_that_no_kernel_takes_goes_through_the_modules_of_its_block(monkeypatch):
+    model = model_of(CHUNKED)
+    _, state = model(torch.randint(0, 256, (2, 6)))
+    other, tokens = state.clone(), torch.randint(0, 256, (3, 2))
+    S_v = state.layers[1].S_v
+    state.layers[1].S_v = S_v.new_empty(*S_v.shape[:-1], 2 * S_v.shape[-1])[..., ::2].copy_(S_v)
+    given, right = stepped(model, state, tokens), stepped_by_modules(model, other, tokens, monkeypatch)
+    assert relative_error(given, right) < 1e-5
+    assert relative_error(state.layers[1].S_v, other.layers[1].S_v) < 1e-5
+
+
+def test_what_is_packed_is_no_part_of_the_model_and_goes_with_it():
+    model = model_of(CHUNKED)
+    size = len(pickle.dumps(model))
+    stepped(model, model.first_state(1), torch.zeros(1, 1, dtype=torch.int64))
+    assert len(pickle.dumps(model)) == size
+    assert packed_bytes(copy.deepcopy(model)) == 0
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_an_explanation_names_the_kernels_or_the_reason():
+    model = model_of(CHUNKED)
+    assert [line.split(":")[0] for line in model.explain_step().splitlines()] == ["block_step", "logits_step"]
+    assert model.explain_step(65) == "modules: the kernels take at most 64 rows, not 65"
+    with pytest.raises(SizeError, match="batch"):
+        model.explain_step(0)
+    assert "not TRELLIS" in model_of({**CHUNKED, "rule": "gated_deltanet", "chunk_size": None}).explain_step()
+    assert "torch.bfloat16 on cpu" in model.bfloat16().explain_step()

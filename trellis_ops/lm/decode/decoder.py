@@ -1,0 +1,213 @@
+"""One decode step of a model by a kernel for each block, with weights that are packed once."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from codegen.backends import Kernel
+from codegen.spec import next_power_of_two
+from trellis_ops.dispatch.layer import kernel_of
+from trellis_ops.dispatch.resolve import forced_implementation
+from trellis_ops.lm.block import Block
+from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.decode import applies
+from trellis_ops.lm.decode.packing import Packed, pack_block, pack_logits
+from trellis_ops.lm.decode.specs import block_spec, logits_spec
+from trellis_ops.lm.decode.watch import Watch, watch
+from trellis_ops.lm.layer_state import LayerState
+from trellis_ops.lm.state import Place, TrellisState
+
+_MOST_POSITIONS = 4096
+
+_increment_version = torch._C._increment_version
+
+
+class Model(Protocol):
+    """What a decode step goes through; a `torch.nn.Module`.
+
+    Attributes:
+        config: resolved.
+        blocks: its `Block`s.
+        norm: the last RMSNorm.
+        embedding: whose weight makes the logits.
+    """
+
+    config: TrellisConfig
+    blocks: nn.ModuleList
+    norm: nn.RMSNorm
+    embedding: nn.Embedding
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Compiled for some number of rows: of a block, and of the map to logits."""
+
+    block: Kernel
+    logits: Kernel
+
+
+@dataclass
+class Decoder:
+    """Packed weights of a model, and the kernels that read them.
+
+    Attributes:
+        watched: what they were packed from.
+        blocks: of each block.
+        logits: of the last norm and the embedding.
+        config: of the model.
+        weights: the type that they are packed in.
+        places: where the states of each layer lay when they were last compared, so that they are not compared again.
+        kernels: by the number of rows, the threads that torch may use, and what is forced.
+    """
+
+    watched: Watch
+    blocks: tuple[Packed, ...]
+    logits: Packed
+    config: TrellisConfig
+    weights: str
+    places: list[tuple[int, ...]] = field(default_factory=list)
+    kernels: dict[Hashable, Kernels | None] = field(default_factory=dict)
+
+    def nbytes(self) -> int:
+        """Bytes of what is packed."""
+        return sum(each.nbytes for each in (*self.blocks, self.logits))
+
+    def kernels_for(self, batch: int) -> Kernels | None:
+        """The kernels for so many rows; None where no backend has them.
+
+        Raises:
+            TrellisError: one does not compile.
+        """
+        key = (batch, torch.get_num_threads(), forced_implementation(None))
+        if key not in self.kernels:
+            rows = next_power_of_two(batch)
+            block = kernel_of(block_spec(self.config, rows, self.weights))
+            logits = kernel_of(logits_spec(self.config, rows, self.weights))
+            self.kernels[key] = None if block is None or logits is None else Kernels(block, logits)
+        return self.kernels[key]
+
+    def step_block(self, kernel: Kernel, index: int, x: Tensor, place: Place, state: LayerState) -> bool:
+        """Move the rows x `[B, width]` and the state through a block; False, and nothing was written, if refused.
+
+        The kernel compares types, shapes, strides and devices itself, before it writes.
+        """
+        starts = state.starts()
+        memories = (state.S_k, state.S_v) if starts is None else (state.S_k, state.S_v, *starts)
+        tensors, packed = (*memories, state.tail), self.blocks[index]
+        where = () if starts is None else (_positions(place, x.shape[0]),)
+        try:
+            if not self._lie_apart(index, tensors):
+                return False
+            kernel(x.shape[0], x, *where, *tensors, packed.weights, packed.vectors)
+        except (AttributeError, ValueError, TypeError):
+            return False
+        except BaseException:
+            _increment_version(tensors)
+            raise
+        _increment_version(tensors)
+        return True
+
+    def logits_of(self, kernel: Kernel, x: Tensor) -> Tensor:
+        """Logits `[B, vocabulary]` of the last block's rows."""
+        logits = x.new_empty(x.shape[0], self.config.vocab_size)
+        kernel(x.shape[0], x, self.logits.weights, self.logits.vectors, logits)
+        return logits
+
+    def _lie_apart(self, index: int, tensors: Sequence[Tensor]) -> bool:
+        """Whether no two of the tensors of a layer share memory."""
+        places = tuple([tensor.data_ptr() for tensor in tensors])
+        if self.places[index] == places:
+            return True
+        spans = sorted((tensor.data_ptr(), tensor.nbytes) for tensor in tensors)
+        if any(start + size > following for (start, size), (following, _) in pairwise(spans)):
+            return False
+        self.places[index] = places
+        return True
+
+
+def fused_step(model: Model, weights: str, x: Tensor, state: TrellisState) -> Tensor | None:
+    """Logits `[B, vocabulary]` after a token, by a kernel for each block; None, and nothing was written, without them.
+
+    Args:
+        model: whose step it is.
+        weights: the type to pack its weights in, one of `codegen.layer.WEIGHTS`.
+        x: the embeddings of the token of each row, `[B, width]`; overwritten.
+        state: moved in place but for its positions. A block whose state no kernel takes, such as one that is not
+            contiguous, is computed by its modules.
+
+    Raises:
+        TrellisError: a kernel does not compile.
+    """
+    if x.shape[0] > applies.MOST_ROWS or type(x) is not Tensor or applies.why_not_call() is not None:
+        return None
+    decoder = _decoder_of(model, weights)
+    kernels = None if decoder is None else decoder.kernels_for(x.shape[0])
+    if decoder is None or kernels is None:
+        return None
+    for index, layer in enumerate(state.layers):
+        assert isinstance(layer, LayerState)
+        if not decoder.step_block(kernels.block, index, x, state.place, layer):
+            x = cast(Block, model.blocks[index]).step(x, layer, state.begins())
+    return decoder.logits_of(kernels.logits, x)
+
+
+_DECODERS: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
+
+
+def _decoder_of(model: Model, weights: str) -> Decoder | None:
+    """The packed weights of a model, made anew where it has changed; None where its modules have to compute.
+
+    They are kept beside the model and go with it: copies, pickles and state dicts of it have no part of them.
+    """
+    owner = cast(nn.Module, model)
+    known = _DECODERS.get(owner)
+    if known is not None and known.weights == weights and known.watched.is_unchanged():
+        return known
+    _DECODERS.pop(owner, None)
+    if why_not(model) is not None:
+        return None
+    made = _packed(model, weights)
+    _DECODERS[owner] = made
+    return made
+
+
+def why_not(model: Model) -> str | None:
+    """Why the modules of a model have to compute, in one sentence; None if packed weights serve it."""
+    return applies.why_not_model(model.config, model.blocks, model.norm, model.embedding.weight)
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Bytes of what is packed of a model now; 0 before its first step."""
+    known = _DECODERS.get(model)
+    return 0 if known is None else known.nbytes()
+
+
+def forget(model: nn.Module) -> None:
+    """Drop what is packed of a model; its next step packs it again."""
+    _DECODERS.pop(model, None)
+
+
+def _packed(model: Model, weights: str) -> Decoder:
+    config = model.config
+    block, logits = block_spec(config, 1, weights), logits_spec(config, 1, weights)
+    watched = watch(applies.modules_of(model.blocks, model.norm), (model.embedding,))
+    blocks = tuple(pack_block(cast(Block, each), block) for each in model.blocks)
+    last = pack_logits(model.norm, model.embedding.weight, logits)
+    return Decoder(watched, blocks, last, config, weights, [()] * len(blocks))
+
+
+def _positions(place: Place, batch: int) -> Tensor:
+    return place if isinstance(place, Tensor) else _equal_positions(place, batch)
+
+
+@functools.lru_cache(maxsize=_MOST_POSITIONS)
+def _equal_positions(place: int, batch: int) -> Tensor:
+    return torch.full((batch,), place, dtype=torch.int64, device="cpu")

@@ -1,0 +1,32 @@
+"""What the kernels of a model's decode step compute, as specs."""
+
+from __future__ import annotations
+
+from codegen.layer import Layer
+from codegen.rule import Rule
+from codegen.spec import BLOCK_STEP, LOGITS_STEP, Problem, Spec
+from trellis_ops.lm.config import TrellisConfig
+
+
+def block_spec(config: TrellisConfig, batch: int, weights: str) -> Spec:
+    """A block of a model of TRELLIS, for one token of each of `batch` rows, with weights of the type `weights`."""
+    heads = config.heads
+    problem = Problem(
+        BLOCK_STEP,
+        batch=batch,
+        tokens=1,
+        heads=heads,
+        dim_k=config.key_width // heads,
+        dim_v=config.value_width // heads,
+        slots=config.slots,
+        chunk=config.chunk if config.keeps_starts else 1,
+        layer=Layer(config.width, config.mlp_width, config.conv_width, config.normalize_qkv, weights),
+    )
+    rule = Rule(config.phi, link=config.link, out=config.out, phi_eps=config.phi_eps, step_size=config.step_size)
+    return Spec(rule, problem)
+
+
+def logits_spec(config: TrellisConfig, batch: int, weights: str) -> Spec:
+    """The last norm of a model and its map to logits; nothing of a memory enters it."""
+    layer = Layer(config.width, config.vocab_size, weights=weights)
+    return Spec(Rule(), Problem(LOGITS_STEP, batch=batch, tokens=1, heads=1, chunk=1, layer=layer))
