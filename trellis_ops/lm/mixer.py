@@ -61,8 +61,10 @@ class TrellisMixer(TokenMixer[LayerState]):
 
     def restored(self, tensors: Mapping[str, Tensor]) -> LayerState:
         """The state at the start of a chunk that `carried` took apart."""
-        S_k, S_v, keeps = tensors["S_k"], tensors["S_v"], self.config.keeps_starts
-        return LayerState(S_k, S_v, S_k if keeps else None, S_v if keeps else None, tensors["tail"])
+        S_k, S_v = tensors["S_k"], tensors["S_v"]
+        # A step moves the memories in place, and not what is kept of the chunk's start.
+        starts = [torch.zeros_like(each) if self.config.keeps_starts else None for each in (S_k, S_v)]
+        return LayerState(S_k, S_v, starts[0], starts[1], tensors["tail"])
 
     def _add_inputs(self) -> None:
         config = self.config

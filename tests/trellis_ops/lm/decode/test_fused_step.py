@@ -93,3 +93,11 @@ def test_an_explanation_names_the_kernels_or_the_reason():
         model.explain_step(0)
     assert "not TRELLIS" in model_of({**CHUNKED, "rule": "gated_deltanet", "chunk_size": None}).explain_step()
     assert "torch.bfloat16 on cpu" in model.bfloat16().explain_step()
+
+
+def test_a_restored_state_steps_as_the_one_that_was_carried():
+    model = model_of(CHUNKED)
+    _, state = model(torch.randint(0, 256, (2, 8)))
+    restored = model.restored({name: tensor.clone() for name, tensor in model.carried(state).items()})
+    tokens = torch.randint(0, 256, (6, 2))
+    assert torch.equal(stepped(model, restored, tokens), stepped(model, state, tokens))
