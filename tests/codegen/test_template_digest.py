@@ -124,7 +124,19 @@ def test_what_a_generated_module_imports_of_this_package_is_in_its_digest(path):
     names = [name for name in imported(path.read_text(), "generated") if name.startswith("codegen")]
     files = [ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names]
     assert names
-    assert [file for file in files if file not in TvmSchedule.emitters] == []
+    # Those of layers are in the digest of their kernels alone.
+    of_layers = [file for folder in render.LAYER for file in folder.glob("*.py")] if "layer" in path.read_text() else []
+    assert [file for file in files if file not in (*TvmSchedule.emitters, *of_layers)] == []
+
+
+def test_what_emits_layers_is_in_the_digest_of_their_kernels_alone(monkeypatch, tmp_path):
+    before = {kernel: template_digest(TvmSchedule, (kernel,)) for kernel in ("block_step", "memory_step")}
+    (tmp_path / "more.py").write_text("MORE = 1\n")
+    monkeypatch.setattr(render, "LAYER", (*render.LAYER, tmp_path))
+    template_digest.cache_clear()
+    assert template_digest(TvmSchedule, ("block_step",)) != before["block_step"]
+    assert template_digest(TvmSchedule, ("memory_step",)) == before["memory_step"]
+    template_digest.cache_clear()
 
 
 def test_the_kernels_of_one_backend_for_two_devices_have_two_digests():
