@@ -40,7 +40,7 @@ class StateKind:
     def state(self, layers: Sequence[AnyLayerState], place: Place) -> TrellisState:
         """A state of this kind."""
         state = TrellisState(tuple(layers), place, self.rule)
-        state.fits = self.config
+        state.fits = self
         return state
 
     def check(self, state: TrellisState, blocks: Sequence[Block], like: Tensor, batch: int | None = None) -> None:
@@ -64,7 +64,7 @@ class StateKind:
             types = {name: None if name == "tail" else state_dtype(like.dtype) for name in shapes}
             wanted.append({name: Wanted(shape, types[name], like.device) for name, shape in shapes.items()})
         check_state(state, wanted, batch, self.period, self.rule)
-        state.fits = self.config
+        state.fits = self
 
 
 def features(

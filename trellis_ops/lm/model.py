@@ -7,7 +7,7 @@ Source: arXiv 2512.23852, figure 1. Prefill runs on `trellis_attention`, decodin
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -120,7 +120,7 @@ class TrellisLM(GeneratingModel):
             ShapeError, DtypeError: tokens that are not `[B]` int64 with the batch size of the state.
             TokenError: as `forward`; the state is left as it was. And what `forward` raises of a state.
         """
-        if not isinstance(state, TrellisState) or state.fits is not self.config:
+        if not isinstance(state, TrellisState) or state.fits is not self._kind:
             self._kind.check(state, self._blocks(), self.embedding.weight)
         if tokens.shape != (state.batch,):
             expected = f"[{state.batch}], the batch of the state"
@@ -247,6 +247,12 @@ class TrellisLM(GeneratingModel):
         model_file.check_weights(Path(path), weights, model.state_dict())
         model.load_state_dict(weights, assign=True)
         return model.to(map_location)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrellisLM:
+        """Move or cast the model; states that fitted it are looked at again."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._kind = StateKind.of(self.config)
+        return self
 
     def _features(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ class TrellisState:
         layers: one `LayerState` per layer, or one `RuleLayerState` in a model of another rule.
         place: `positions` in short, see `Place`; given as either.
         rule: the key of the rule whose memories these are; "" if that is not known.
-        fits: the configuration of the model that has checked this state, so that a step does not do it again.
+        fits: the `StateKind` that has checked this state, so that a step does not do it again.
 
     Example:
         >>> from trellis_ops.lm.config import TrellisConfig
@@ -89,7 +89,9 @@ class TrellisState:
 
     def to(self, device: torch.device | str) -> TrellisState:
         """A copy on another device; positions stay on the CPU."""
-        return self._each(lambda tensor: tensor.to(device, copy=True), self.place)
+        moved_there = self._each(lambda tensor: tensor.to(device, copy=True), self.place)
+        moved_there.fits = None
+        return moved_there
 
     def select(self, rows: Tensor) -> TrellisState:
         """The state of some rows, `rows [n]` int64 with n >= 1, in that order; a row may come more than once.
@@ -159,7 +161,9 @@ class TrellisState:
         self.place = moved(self.place, tokens, period)
 
     def _each(self, function: Callable[[Tensor], Tensor], place: Place) -> TrellisState:
-        return TrellisState(tuple(layer.each(function) for layer in self.layers), place, self.rule)
+        made = TrellisState(tuple(layer.each(function) for layer in self.layers), place, self.rule)
+        made.fits = self.fits
+        return made
 
     def _rows(self, rows: Tensor) -> Tensor:
         if not isinstance(rows, Tensor):
@@ -188,8 +192,10 @@ def require_state(state: object, rule: str = "") -> None:
     Raises:
         TypeError: it is none. StateError: it is that of another rule.
     """
-    if not isinstance(state, TrellisState) or not all(isinstance(each, AnyLayerState) for each in state.layers):
+    if not isinstance(state, TrellisState) or not state.layers or not _are_layers(state.layers):
         raise TypeError(f"state is {type(state).__name__}, but must be a TrellisState of LayerStates")
+    if not isinstance(state.layers[0].tail, Tensor):
+        raise TypeError(f"state.layers[0].tail is {state.layers[0].tail!r}, but must be a torch.Tensor")
     if "place" not in vars(state):
         raise TypeError("state has no positions: another version wrote it; read its text again with this one")
     if rule and state.rule and state.rule != rule:
@@ -222,6 +228,10 @@ def check_state(
     outside = state.place[(state.place < 0) | (state.place >= period)]
     if len(outside):
         raise SizeError(name="state.positions", value=int(outside[0]), expected=f"0 to {period - 1} in this model")
+
+
+def _are_layers(layers: Iterable[object]) -> bool:
+    return all(isinstance(each, AnyLayerState) for each in layers)
 
 
 def _like(layer: AnyLayerState, batch: int) -> dict[str, Wanted]:

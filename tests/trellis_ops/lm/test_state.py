@@ -151,7 +151,7 @@ def test_what_names_no_rows_or_joins_different_states_is_refused(
         act(make_model().first_state(2))
 
 
-def test_a_state_of_another_rule_of_the_same_shapes_is_refused_before_a_step_too() -> None:
+def test_a_state_of_another_model_is_refused_before_a_step_too() -> None:
     model, state = make_rule_model("moneta"), make_rule_model("yaad").first_state(2)
     for call in (lambda: model.step(torch.tensor([1, 2]), state), lambda: model(torch.tensor([[1], [2]]), state)):
         with pytest.raises(StateError, match=r"phi=huber.*this model computes"):
@@ -159,6 +159,14 @@ def test_a_state_of_another_rule_of_the_same_shapes_is_refused_before_a_step_too
     for other, error in ((make_model(num_slots=9).first_state(2), ShapeError), (make_model().double(), TypeError)):
         with pytest.raises(error, match="state"):
             make_model().step(torch.tensor([1, 2]), other)
+    with pytest.raises(TypeError, match="TrellisState of LayerStates"):
+        make_model().step(torch.tensor([1]), TrellisState((), 0))
+    single = make_model()
+    double, state = TrellisLM(single.config), single.first_state(2)
+    double.step(torch.tensor([1, 2]), state.clone())
+    for cast in (double.double(), TrellisLM(single.config).double()):
+        with pytest.raises(DtypeError, match=r"layers\[0\].S_k has dtype torch.float32; expected torch.float64"):
+            cast.step(torch.tensor([1, 2]), state)
     for wrong in (torch.tensor([3, 16]), torch.tensor([-1, 2]), torch.tensor([1, 2, 3])):
         state = make_model().first_state(2)
         state.positions = wrong

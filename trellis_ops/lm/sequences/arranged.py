@@ -22,12 +22,14 @@ class Arranged:
 
     Attributes:
         batch, length: B and T.
+        device: of the tokens.
         cu_seqlens: offsets of packed sequences, or of the tokens of padded rows without their padding; None for rows.
         places: the tokens among `[B T]` places of padded rows; None if nothing is padded.
     """
 
     batch: int
     length: int
+    device: torch.device
     cu_seqlens: Tensor | None = None
     places: Tensor | None = None
 
@@ -42,7 +44,7 @@ class Arranged:
             total = self.batch * self.length if self.places is None else len(self.places)
             return Packed(self.cu_seqlens, total, place, period)
         if isinstance(place, Tensor):
-            offsets = torch.arange(self.batch + 1, device="cpu") * self.length
+            offsets = torch.arange(self.batch + 1, device=self.device) * self.length
             return Packed(offsets, self.batch * self.length, place, period)
         return Rows(self.batch, self.length, place, period)
 
@@ -74,14 +76,15 @@ def arranged(x: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None
         checks.offsets(cu_seqlens, x)
         if not torch.compiler.is_compiling():
             values.check_offsets(cu_seqlens, length, stall=stall)
-        return Arranged(batch, length, cu_seqlens)
+        return Arranged(batch, length, x.device, cu_seqlens)
     if attention_mask is None:
-        return Arranged(batch, length)
+        return Arranged(batch, length, x.device)
     mask = checked_mask(attention_mask, batch, length)
     if mask.all():
-        return Arranged(batch, length)
+        return Arranged(batch, length, x.device)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), mask.sum(1).cumsum(0)])
-    return Arranged(batch, length, offsets.to(x.device), mask.flatten().nonzero()[:, 0].to(x.device))
+    places = mask.flatten().nonzero()[:, 0]
+    return Arranged(batch, length, x.device, offsets.to(x.device), places.to(x.device))
 
 
 def checked_mask(attention_mask: Tensor, batch: int, length: int) -> Tensor:
