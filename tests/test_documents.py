@@ -192,6 +192,7 @@ def test_readme_is_short_and_begins_with_an_example() -> None:
 
 
 PRINTED = {
+    "docs/decoding.md": "block_step: tvm:variant=block",
     "README.md": "torch.Size([1, 4096, 8, 64])",
     "docs/using.md": "torch.Size([1, 4096, 8, 64])",
     "docs/prefix-store.md": "True 448\nTrue\n192\n[(192, 2)]\n",
