@@ -7,10 +7,10 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codegen.scalars import whole_number
 from codegen.spec import Spec
@@ -32,6 +32,17 @@ class CallsOperators(Protocol):
 
     def called_specs(self, kind: str, batch: int, tokens: int) -> list[Spec]:
         """The specs of a call of `kind`, one of `KINDS`, on `[batch, tokens]` tokens."""
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """A model that decodes token by token, by kernels of whole blocks where it has some."""
+
+    def first_state(self, batch: int) -> Any:
+        """The state before the first token of `batch` sequences."""
+
+    def step(self, tokens: Tensor, state: Any) -> Tensor:
+        """Logits after one more token `[B]`; moves `state`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,8 @@ def warm_up(
     """Compile the kernels that a model, or a list of specs, will call, so that its first calls compile nothing.
 
     A compiled operator serves every B, T and H; which schedule a call runs on depends on their buckets. So all
-    schedules are compiled that serve `batch` sequences of `tokens` tokens. Nothing is run. Threads and autocast are
+    schedules are compiled that serve `batch` sequences of `tokens` tokens. A model decodes one token from a state of
+    its own, so that its weights are packed and the kernels of its whole blocks are compiled. Threads and autocast are
     those of the calls to come: call it under the same.
 
     Args:
@@ -95,6 +107,9 @@ def warm_up(
             kernel = replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=1))
             how = (explanation.implementation, explanation.schedule, explanation.origin, explanation.device)
             found.setdefault((kernel, *how), explanation)
+    if isinstance(what, nn.Module) and isinstance(what, Decodes) and DECODE in kinds:
+        device = next(what.parameters()).device
+        what.step(torch.zeros(batch, dtype=torch.int64, device=device), what.first_state(batch))
     return WarmUp(tuple(found.values()), time.perf_counter() - started)
 
 

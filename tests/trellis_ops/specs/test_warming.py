@@ -20,6 +20,7 @@ from tests.support.winner_record import winner_record
 from tests.toy_backend.schedule import ToySchedule
 from trellis_ops.dispatch import resolve
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.decode import decoder
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.operators import plan
 from trellis_ops.specs import recorded
@@ -68,12 +69,13 @@ def ask(model: TrellisLM, *kinds: str) -> None:
 ALL = ("prefill", "decode", "train")
 
 
-def test_the_first_calls_of_a_model_compile_nothing():
+def test_the_first_calls_of_a_model_compile_nothing(monkeypatch):
     model = small_model()
     made = trellis_ops.warm_up(model, kinds=ALL, batch=3, tokens=(8, 9))
     before = compiled()
+    monkeypatch.setattr(decoder, "kernel_of", lambda spec: pytest.fail(f"{spec.key()} is compiled by a call"))
     ask(model, *ALL)
-    assert compiled() == before == len(made.served) == 3
+    assert compiled() == before >= len(made.served) == 3
 
 
 @pytest.mark.parametrize(
