@@ -7,6 +7,9 @@ MINUTES ?= 9.5
 GPU ?= nvidia-h200
 GPU_PYTHON_VERSION ?= 3.12
 VENV := .venv/bin
+# The newest that the public build of vLLM for CPUs allows; the tests of trellis_ops.hf run with it too.
+OLDER_TRANSFORMERS := 5.19.0
+older_transformers := .venv/transformers-$(OLDER_TRANSFORMERS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -28,12 +31,13 @@ train: .venv/installed-train
 	@$(VENV)/python -m trellis_ops.lm.train $(if $(DATA),$(DATA),README.md CONTRIBUTING.md codegen trellis_ops) \
 		--folder '$(if $(FOLDER),$(FOLDER),runs/this-project)' $(ARGS)
 
-# Run the tests, then those that need Triton's interpreter, which is chosen when Triton is imported.
-test: .venv/installed-test
-	@echo 'Testing, in two runs: about forty minutes on two cores.'
+# Run the tests, those that need Triton's interpreter, which is chosen when Triton is imported, and an older transformers.
+test: .venv/installed-test $(older_transformers)/installed
+	@echo 'Testing, in three runs: about forty minutes on two cores.'
 	@status=0; \
 	$(undisturbed) $(VENV)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	$(undisturbed) TRITON_INTERPRET=1 $(VENV)/python -m pytest tests/interpreted -n 2 $(ARGS) || status=$$?; \
+	$(undisturbed) PYTHONPATH=$(older_transformers) $(VENV)/python -m pytest tests/trellis_ops/hf -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	exit $$status
 
 # Compare random calls and kernels with float64, with fresh seeds, for an hour or MINUTES; what is found is kept as a script.
@@ -120,6 +124,11 @@ undisturbed = env -u TRELLIS_OPS_IMPLEMENTATION -u TRELLIS_OPS_CHECK_VALUES \
 .venv/installed-%: pyproject.toml constraints.txt | .venv/bin/python
 	@echo 'Installing trellis-ops with its [$*] packages into .venv: about two minutes the first time.'
 	@$(VENV)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+$(older_transformers)/installed: .venv/installed-test
+	@rm -rf $(@D)
+	@$(VENV)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) transformers==$(OLDER_TRANSFORMERS)
 	@touch $@
 
 .venv/bin/python:

@@ -45,6 +45,7 @@ MAINS |= {
         *("peers", "prefix_loads", "rules", "scaling", "sequence_bytes", "side_channel", "training_memory"),
     )
 }
+MAINS |= {"trellis_ops.hf": "trellis_ops.hf.__main__"}
 MAINS |= {"tests.benchmarks.sizes": "tests.benchmarks.sizes"}
 """The command lines of this project, by the name that `python -m` takes, and the module that holds `main`."""
 
@@ -196,6 +197,7 @@ PRINTED = {
     "README.md": "torch.Size([1, 4096, 8, 64])",
     "docs/using.md": "torch.Size([1, 4096, 8, 64])",
     "docs/prefix-store.md": "True 448\nTrue\n192\n[(192, 2)]\n",
+    "docs/hugging-face.md": "merged == unmerged: True",
     "docs/rules.md": "torch.Size([1, 50, 2, 16]) tensor(True) tensor(True)\ntensor(True)\n",
 }
 """What the examples of a document print, as far as it is told."""

@@ -99,6 +99,7 @@ ORDER = {
         "lm.shipped.models",
         "lm.shipped",
         "generate",
+        "hf",
         "commands",
     ),
     "tuner": (

@@ -1,0 +1,155 @@
+"""Training by transformers, accelerate and peft: every gradient, every sample and every adapter counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional as F
+from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
+
+from tests.trellis_ops.hf.ranks import gradients_of_a_rank
+from tests.trellis_ops.hf.small import VOCAB, greedy, padded, pair, tokens
+from trellis_ops.hf import TrellisForCausalLM
+
+ROWS = [tokens(n, seed=n) for n in (17, 3, 9, 1)]
+
+
+def dataset(count: int = 16, length: int = 12) -> list[dict[str, Any]]:
+    start = torch.randint(VOCAB, (count, 1), generator=torch.Generator().manual_seed(0))
+    rows = (start + torch.arange(length)) % VOCAB
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def trained(model: TrellisForCausalLM, folder: Path, **options: Any) -> list[float]:
+    """The losses of a few steps."""
+    fixed = {"use_cpu": True, "report_to": [], "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
+    fixed |= {"max_steps": 6, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "seed": 0}
+    arguments = TrainingArguments(output_dir=str(folder), **{**fixed, **options})
+    trainer = Trainer(model=model, args=arguments, train_dataset=dataset())
+    trainer.train()
+    return [each["loss"] for each in trainer.state.log_history if "loss" in each]
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_the_next_token() -> None:
+    """Its mean, or its sum over `num_items_in_batch`, which Trainer gives over accumulated batches."""
+    lm, hf = pair()
+    rows = torch.stack([tokens(12), tokens(12, seed=1)])
+    labels = rows.masked_fill(torch.arange(12) < 4, -100)
+    expected = F.cross_entropy(lm(rows)[0][:, 3:-1].flatten(0, 1), rows[:, 4:].flatten(), reduction="sum")
+    torch.testing.assert_close(hf(rows, labels=labels).loss, expected / 16)
+    torch.testing.assert_close(hf(rows, labels=labels, num_items_in_batch=torch.tensor(20)).loss, expected / 20)
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    losses = [
+        trained(pair()[1], tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
+        for size in (8, 2)
+    ]
+    assert losses[0][-1] < losses[0][0] - 0.5
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_checkpointed_gradients_are_the_gradients(tmp_path: Path) -> None:
+    _, hf = pair()
+    rows = torch.stack([tokens(12), tokens(12, seed=1)])
+    found = []
+    for reentrant in (None, False, True):
+        hf.train()
+        if reentrant is not None:
+            hf.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            hf.enable_input_require_grads()
+        hf.zero_grad()
+        hf(rows, labels=rows).loss.backward()
+        assert all(weight.grad is not None for weight in hf.parameters())
+        found.append([weight.grad.clone() for weight in hf.parameters()])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, two)
+
+
+def test_bfloat16_and_checkpointing_train(tmp_path: Path) -> None:
+    losses = trained(pair()[1], tmp_path, bf16=True, gradient_checkpointing=True)
+    assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize("given", ["position_ids", "cu_seq_lens_q", "seq_idx"])
+def test_packed_samples_do_not_see_each_other(given: str) -> None:
+    """Whichever way the collator says where they begin (NeMo-Automodel #2147)."""
+    lm, hf = pair()
+    collator = DataCollatorWithFlattening(
+        return_position_ids=given == "position_ids",
+        return_flash_attn_kwargs=given == "cu_seq_lens_q",
+        return_seq_idx=given == "seq_idx",
+    )
+    batch = collator([{"input_ids": row.tolist()} for row in ROWS])
+    assert given in batch
+    with torch.no_grad():
+        found = hf(**batch).logits[0].split([len(row) for row in ROWS])
+        for row, logits in zip(ROWS, found, strict=True):
+            torch.testing.assert_close(logits, lm(row[None])[0][0], rtol=1e-4, atol=1e-5)
+    gradients = []
+    several, mask = padded(ROWS, "right")
+    labels = several.masked_fill(mask == 0, -100)
+    for inputs in (batch, {"input_ids": several, "attention_mask": mask, "labels": labels}):
+        hf.zero_grad()
+        hf(**inputs, use_cache=False).loss.backward()
+        gradients.append([weight.grad.clone() for weight in hf.parameters()])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"step_size": "token"}, {"rule": "gated_deltanet", "chunk_size": None}], ids=str)
+def test_every_linear_map_takes_an_adapter(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Gradients reach each; merged weights give the logits and tokens of the adapters (peft #2274, #2556, #3554)."""
+    _, hf = pair(**changes)
+    linears = [name for name, module in hf.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    adapted = get_peft_model(hf, LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False))
+    rows = torch.stack([tokens(12), tokens(12, seed=1)])
+    adapted(input_ids=rows, labels=rows).loss.backward()
+    adapters = {name: weight for name, weight in adapted.named_parameters() if "lora_" in name}
+    assert len(adapters) == 2 * len(linears)
+    assert [name for name, weight in adapters.items() if weight.grad is None or not weight.grad.any()] == []
+    adapted.eval()
+    with torch.no_grad():
+        unmerged = adapted(input_ids=rows).logits
+        generated = adapted.generate(input_ids=rows, max_new_tokens=6, do_sample=False)
+        adapted.save_pretrained(tmp_path)
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(merged(rows).logits, unmerged, rtol=1e-3, atol=1e-4)
+        assert torch.equal(greedy(merged, rows, 6), generated)
+
+
+def test_a_compiled_model_gives_the_same() -> None:
+    _, hf = pair(layers=1)
+    compiled = torch.compile(hf)
+    rows = torch.stack([tokens(16), tokens(16, seed=1)])
+    compiled(rows, labels=rows, use_cache=False).loss.backward()
+    found = [weight.grad.clone() for weight in hf.parameters()]
+    hf.zero_grad()
+    hf(rows, labels=rows, use_cache=False).loss.backward()
+    for one, two in zip(found, hf.parameters(), strict=True):
+        torch.testing.assert_close(one, two.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_share_their_gradients(tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [
+        context.Process(target=gradients_of_a_rank, args=(rank, str(tmp_path / "store"), queue)) for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    found = [queue.get(timeout=300) for _ in workers]
+    for worker in workers:
+        worker.join()
+    _, hf = pair()
+    rows = torch.stack([tokens(12, seed=seed) for seed in range(4)])
+    hf(rows, labels=rows).loss.backward()
+    gradients = next(each for each in found if each is not None)
+    for one, two in zip(gradients, hf.parameters(), strict=True):
+        torch.testing.assert_close(torch.tensor(one), two.grad, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,87 @@
+"""What `generate` needs beside a forward: a cache of this project, and no token that is read twice or left out."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationMode
+
+from trellis_ops.hf.cache import TrellisCache, require_cache
+from trellis_ops.hf.errors import CacheUseError
+from trellis_ops.hf.names import CACHE_NAME, take_cache
+
+_OWN_CACHES = (None, "dynamic", "dynamic_full")
+"""Values of `cache_implementation` that ask for no cache but the model's own."""
+
+
+class TrellisGeneration(GenerationMixin):
+    """`generate` with a `TrellisCache`: greedy, sampled, by beams, assisted, in pieces, or going on from a cache."""
+
+    def generate(self, *arguments: Any, **others: Any) -> Any:
+        """See `GenerationMixin.generate`; the cache may be given by any of its names."""
+        cache = take_cache(others)
+        return super().generate(*arguments, **others, **({} if cache is None else {CACHE_NAME: cache}))
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        *arguments: Any,
+        **others: Any,
+    ) -> None:
+        asked = generation_config.cache_implementation
+        if asked not in _OWN_CACHES:
+            advice = "leave it out: a state of constant size needs no other cache"
+            problem = f"cache_implementation={asked!r} is for keys and values that grow"
+            raise CacheUseError(problem=problem, advice=advice)
+        cache = model_kwargs.get(CACHE_NAME)
+        if cache is not None:
+            require_cache(cache)
+            self._check_warm(cache, generation_mode)
+            cache._is_user_defined = True
+        elif generation_config.use_cache is not False:
+            cache = model_kwargs[CACHE_NAME] = TrellisCache(self.config)
+        if cache is not None and getattr(generation_config, "is_assistant", False):
+            cache.activate_past_recording()
+
+    def _check_warm(self, cache: TrellisCache, generation_mode: GenerationMode) -> None:
+        # transformers feeds the whole prompt to a cache that has read it, where it checks candidates.
+        if generation_mode == GenerationMode.ASSISTED_GENERATION and cache.get_seq_length():
+            advice = "give the prompt without the cache, or generate without assistance"
+            raise CacheUseError(problem="assisted decoding cannot go on from a cache", advice=advice)
+
+    def _prefill(
+        self,
+        input_ids: Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        *arguments: Any,
+        **others: Any,
+    ) -> Any:
+        cache = model_kwargs.get(CACHE_NAME)
+        if cache is not None and cache.get_seq_length():
+            _check_unread(input_ids, generation_config, model_kwargs, cache)
+            if CACHE_NAME != "cache" and generation_config.prefill_chunk_size is not None:
+                # Versions with the older name feed what was read again, where they feed in pieces.
+                generation_config = copy.copy(generation_config)
+                generation_config.prefill_chunk_size = None
+        return super()._prefill(input_ids, generation_config, model_kwargs, *arguments, **others)
+
+
+def _check_unread(
+    input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], cache: TrellisCache
+) -> None:
+    """Raise unless the prompt goes on where the cache ends; transformers would read all of it again."""
+    mask = model_kwargs.get("attention_mask")
+    length = getattr(generation_config, "_mask_length", -1) if mask is None else mask.shape[1]
+    given = input_ids.shape[1]
+    if "inputs_embeds" in model_kwargs and model_kwargs["inputs_embeds"] is not None:
+        given = length = model_kwargs["inputs_embeds"].shape[1]
+    if length == given and given <= cache.get_seq_length():
+        problem = f"the cache has read {cache.get_seq_length()} positions, and the prompt has {given}"
+        advice = "give the whole text with at least one more token, or the new tokens with the mask of the whole text"
+        raise CacheUseError(problem=problem, advice=advice)

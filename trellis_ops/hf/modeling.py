@@ -1,0 +1,248 @@
+"""The reference model as a model of transformers: its blocks, its forward, and its logits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from trellis_ops.hf.cache import TrellisCache, require_cache
+from trellis_ops.hf.configuration import TrellisHFConfig
+from trellis_ops.hf.errors import InputError
+from trellis_ops.hf.generation import TrellisGeneration
+from trellis_ops.hf.inputs import checked_shape, held, sample_starts, token_mask
+from trellis_ops.hf.names import CACHE_NAME, take_cache
+from trellis_ops.hf.pretrained import TrellisPreTrainedModel
+from trellis_ops.hf.reading import read
+from trellis_ops.lm.block import Block, draw_maps
+from trellis_ops.lm.features import StateKind
+from trellis_ops.lm.layer_state import AnyLayerState
+from trellis_ops.lm.state import TrellisState
+from trellis_ops.lm.vocabulary import embedded
+
+
+class TrellisBlock(GradientCheckpointingLayer, Block):
+    """A `Block`, whose forward transformers may run again in the backward."""
+
+
+class TrellisModel(TrellisPreTrainedModel):
+    """Tokens to the normalised output of the last block; see `TrellisForCausalLM`."""
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = ["lm_head.weight"]
+
+    def __init__(self, config: TrellisHFConfig) -> None:
+        super().__init__(config)
+        of_lm = config.to_trellis()
+        self.kind: StateKind = StateKind.of(of_lm)
+        self.embedding = nn.Embedding(of_lm.vocab_size, of_lm.width)
+        self.blocks = nn.ModuleList(TrellisBlock(of_lm) for _ in range(of_lm.layers))
+        self.norm = nn.RMSNorm(of_lm.width, eps=of_lm.norm_eps)
+        draw_maps(self, of_lm.layers)
+        for block in self._blocks():
+            block.mixer.reset_parameters()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding."""
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put another embedding in its place."""
+        self.embedding = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: TrellisCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        past_key_values: TrellisCache | None = None,
+        cache_params: TrellisCache | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        **others: Any,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """Read tokens, going on from a cache or starting sequences; see `TrellisForCausalLM.forward`."""
+        given = take_cache({"cache": cache, "past_key_values": past_key_values, "cache_params": cache_params})
+        if given is not None:
+            require_cache(given)
+        batch, length = checked_shape(input_ids, inputs_embeds)
+        mask = token_mask(attention_mask, batch, length)
+        packed = None
+        if mask is None and (given is None or not given.get_seq_length()):
+            packed = sample_starts(position_ids, seq_idx, cu_seq_lens_q, batch, length)
+        elif seq_idx is not None or cu_seq_lens_q is not None:
+            raise InputError(name="cu_seq_lens_q, seq_idx", problem="packed samples have no padding and no cache")
+        x = self._embedded(input_ids, mask) if inputs_embeds is None else inputs_embeds
+        moved = self._cache_to_move(given, use_cache, packed)
+        every = _asked(output_hidden_states, self.config.output_hidden_states)
+        if moved is None:
+            outputs, _ = self._advance(x, mask, None, packed, every=every, return_state=False)
+            outputs = tuple(held(each, mask, None) for each in outputs)
+        else:
+            advance = functools.partial(self._advance, packed=None, every=every, return_state=True)
+            outputs = moved.read(x, mask, advance)
+        x = self.norm(outputs[-1])
+        found = {"last_hidden_state": x, CACHE_NAME: moved, "hidden_states": (*outputs[:-1], x) if every else None}
+        if _asked(return_dict, self.config.return_dict):
+            return BaseModelOutputWithPast(**found)
+        return tuple(each for each in found.values() if each is not None)
+
+    def _embedded(self, input_ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        assert input_ids is not None
+        # A token of padding may stand behind the vocabulary.
+        return embedded(self.embedding, input_ids if mask is None else input_ids.masked_fill(~mask, 0))
+
+    def _cache_to_move(
+        self, given: TrellisCache | None, use_cache: bool | None, packed: Tensor | None
+    ) -> TrellisCache | None:
+        recomputed = self.training and any(block.gradient_checkpointing for block in self._blocks())
+        if given is None and _asked(use_cache, self.config.use_cache and not self.training and packed is None):
+            given = None if recomputed else TrellisCache(self.config)
+        if given is not None and packed is not None:
+            problem = "samples packed into one row have no cache; give use_cache=False"
+            raise InputError(name="use_cache", problem=problem)
+        return given
+
+    def _advance(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        state: TrellisState | None,
+        packed: Tensor | None,
+        *,
+        every: bool,
+        return_state: bool,
+    ) -> tuple[tuple[Tensor, ...], TrellisState | None]:
+        """The output of the last block, or x and the output of every block, and the state after them."""
+        groups = [[block] for block in self._blocks()] if every else [self._blocks()]
+        outputs, after = [x] if every else [], None
+        layers: list[AnyLayerState] = []
+        for index, group in enumerate(groups):
+            own = state
+            if every and state is not None:
+                own = TrellisState((state.layers[index],), state.place, state.rule)
+            x, after = read(group, self.kind, x, own, mask, packed, return_state=return_state)
+            outputs.append(x)
+            layers += [] if after is None else after.layers
+        return tuple(outputs), None if after is None else self.kind.state(layers, after.place)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrellisModel:
+        """Move or cast the model; states that fitted it are looked at again."""
+        super()._apply(fn, recurse)
+        self.kind = StateKind.of(self.kind.config)
+        return self
+
+    def _blocks(self) -> list[TrellisBlock]:
+        return cast("list[TrellisBlock]", list(self.blocks))
+
+
+class TrellisForCausalLM(TrellisPreTrainedModel, TrellisGeneration, GenerationMixin):
+    """The reference language model in transformers; its logits are those of `TrellisLM` with the same weights.
+
+    Args:
+        config: sizes, rule and options.
+
+    Example:
+        >>> model = TrellisForCausalLM(TrellisHFConfig.from_trellis(TrellisConfig.preset("tiny")))
+        >>> model.generate(torch.tensor([list(b"Slots")]), max_new_tokens=3, do_sample=False).shape
+        torch.Size([1, 8])
+    """
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embedding.weight"}
+
+    def __init__(self, config: TrellisHFConfig) -> None:
+        super().__init__(config)
+        self.model = TrellisModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        draw_maps(self.lm_head, config.num_hidden_layers)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: TrellisCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        past_key_values: TrellisCache | None = None,
+        cache_params: TrellisCache | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        **others: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Logits of the next token after each token, and the loss of `labels`.
+
+        A row of a batch gives what it gives alone, whatever padding stands before its tokens or after them; a position
+        of padding has the logits of the token before it.
+
+        Args:
+            input_ids: `[B, T]`, int64.
+            attention_mask: `[B, S]`, S >= T, 0 for padding before or after the tokens of a row; its last T columns are
+                of these tokens, those before of what the cache has read.
+            position_ids, seq_idx, cu_seq_lens_q: where samples begin that were packed into rows; see
+                `trellis_ops.hf.inputs.sample_starts`. Beside padding or a cache `position_ids` say nothing.
+            cache, past_key_values, cache_params: a `TrellisCache` to go on from, which is moved, by any of its names.
+            inputs_embeds: embeddings `[B, T, width]` in the place of tokens.
+            labels: `[B, T]`, int64; the token at t is compared with the logits at t - 1, -100 does not count.
+            use_cache: whether to return a cache where none is given; None is the configuration's choice outside of
+                training.
+            output_hidden_states: whether to return the embeddings and what each block made.
+            return_dict: whether to return an object rather than a tuple.
+            logits_to_keep: only the logits of so many last positions, 0 for all, or those of these positions.
+            others: for the loss, as `num_items_in_batch`.
+
+        Raises:
+            ShapeError, DtypeError, TokenError: tokens or masks that do not fit; a mask with padding between tokens.
+            InputError: inputs that contradict each other. ForeignCacheError: another cache.
+            RuleError, ShapeError, DtypeError, SizeError, DeviceMismatchError: a cache of another model.
+            GradientError: a gradient is wanted from inside a chunk.
+        """
+        given = take_cache({"cache": cache, "past_key_values": past_key_values, "cache_params": cache_params})
+        if isinstance(given, TrellisCache) and isinstance(logits_to_keep, int):
+            given.allow_crop(logits_to_keep)
+        read = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            given,
+            inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            cu_seq_lens_q=cu_seq_lens_q,
+            seq_idx=seq_idx,
+            return_dict=True,
+        )
+        logits = self.lm_head(_kept(read.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **others)
+        found = {"loss": loss, "logits": logits, CACHE_NAME: read.get(CACHE_NAME), "hidden_states": read.hidden_states}
+        if _asked(return_dict, self.config.return_dict):
+            return CausalLMOutputWithPast(**found)
+        return tuple(each for each in found.values() if each is not None)
+
+
+def _asked(given: bool | None, otherwise: bool) -> bool:
+    return otherwise if given is None else given
+
+
+def _kept(x: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The positions of `x [B, T, width]` whose logits are wanted."""
+    if isinstance(logits_to_keep, int):
+        return x[:, -logits_to_keep:]
+    return x[:, logits_to_keep]

@@ -1,0 +1,60 @@
+"""How a model of transformers is drawn, loaded and saved: whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+
+from trellis_ops.hf.configuration import TrellisHFConfig
+from trellis_ops.hf.errors import PretrainedError
+from trellis_ops.hf.remote_code import write_remote_code
+from trellis_ops.lm.block import draw_maps
+
+
+class TrellisPreTrainedModel(PreTrainedModel):
+    """What both models share: how they are drawn, loaded and saved."""
+
+    config_class = TrellisHFConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["TrellisBlock"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["cache", "past_key_values", "cache_params"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # The constructors draw all weights as TrellisLM does; an embedding is also drawn when it is resized.
+        if isinstance(module, nn.Embedding):
+            draw_maps(module, self.config.num_hidden_layers)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *arguments: Any, **others: Any
+    ) -> Any:
+        """The model of a folder; see `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            PretrainedError: weights are missing, too many, of another shape, or cut short; nothing is half-loaded.
+        """
+        wants_info = others.pop("output_loading_info", False)
+        path = pretrained_model_name_or_path
+        try:
+            model, info = super().from_pretrained(path, *arguments, output_loading_info=True, **others)
+        except SafetensorError as error:
+            raise PretrainedError(path=path, problem=f"its weights are damaged ({error})") from error
+        for kind in ("missing", "unexpected", "mismatched"):
+            if names := sorted(map(str, info[f"{kind}_keys"])):
+                problem = f"{len(names)} of its weights are {kind}, the first is {names[0]}"
+                raise PretrainedError(path=path, problem=problem)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *arguments: Any, **others: Any) -> None:
+        """Write weights and configuration, and the module by which `trust_remote_code=True` finds the classes."""
+        super().save_pretrained(save_directory, *arguments, **others)
+        write_remote_code(save_directory)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing: every folder names its classes, and transformers need not copy this module into it."""
