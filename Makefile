@@ -13,7 +13,7 @@ older_transformers := .venv/transformers-$(OLDER_TRANSFORMERS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tune train test fuzz bench scaling report gpu gpu-prepare gpu-check dashboard show lint clean clean-cache
+.PHONY: help tune train test test-vllm fuzz bench scaling report gpu gpu-prepare gpu-check dashboard show lint clean clean-cache
 
 # List the targets.
 help:
@@ -39,6 +39,13 @@ test: .venv/installed-test $(older_transformers)/installed
 	$(undisturbed) TRITON_INTERPRET=1 $(VENV)/python -m pytest tests/interpreted -n 2 $(ARGS) || status=$$?; \
 	$(undisturbed) PYTHONPATH=$(older_transformers) $(VENV)/python -m pytest tests/trellis_ops/hf -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	exit $$status
+
+# Test the vLLM plugin in an environment of its own, .venv-vllm; skipped, with the reason, where it cannot be installed.
+test-vllm:
+	@if $(MAKE) --no-print-directory .venv-vllm/installed; then \
+		$(undisturbed) OMP_NUM_THREADS=1 TVM_NUM_THREADS=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=ERROR \
+			.venv-vllm/bin/python -m pytest tests/vllm $(ARGS); \
+	else echo 'The tests of the vLLM plugin are skipped.'; fi
 
 # Compare random calls and kernels with float64, with fresh seeds, for an hour or MINUTES; what is found is kept as a script.
 fuzz: .venv/installed-test
@@ -97,9 +104,9 @@ lint: .venv/installed-lint
 	$(VENV)/mypy || status=$$?; \
 	exit $$status
 
-# Remove .venv and all caches of this folder; tuned records and studies are kept.
+# Remove .venv, .venv-vllm and all caches of this folder; tuned records and studies are kept.
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-vllm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Remove generated sources and compiled kernels; tuned records and studies are kept.
@@ -120,6 +127,15 @@ tune_options = $(if $(WORKLOAD),--workload '$(WORKLOAD)') $(if $(SPEC),--spec '$
 # What its user has tuned or set must not decide whether a test passes.
 undisturbed = env -u TRELLIS_OPS_IMPLEMENTATION -u TRELLIS_OPS_CHECK_VALUES \
 	TRELLIS_OPS_TUNING_DB='$(CURDIR)/.pytest_cache/no-records'
+
+.venv-vllm/installed: pyproject.toml constraints-vllm.txt
+	@echo 'Installing vLLM for CPUs into .venv-vllm: some minutes and 3.7 GB the first time.'
+	@run() { "$$@" > .venv-vllm-log 2>&1 || { tail -n 3 .venv-vllm-log; echo "This command failed: $$*"; exit 1; }; }; \
+	run $(PYTHON) -m venv .venv-vllm; \
+	run .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm.txt; \
+	run .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	run .venv-vllm/bin/python -c 'import vllm'; \
+	rm .venv-vllm-log; touch $@
 
 .venv/installed-%: pyproject.toml constraints.txt | .venv/bin/python
 	@echo 'Installing trellis-ops with its [$*] packages into .venv: about two minutes the first time.'

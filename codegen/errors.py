@@ -286,6 +286,12 @@ class RollbackError(TrellisError, RuntimeError):
     )
 
 
+class ServingError(TrellisError, ValueError):
+    """A model, or an option of an engine, with which a model cannot be served right."""
+
+    message = "{engine} cannot serve this model with {name}={value!r}: {reason}"
+
+
 class GradientError(TrellisError, RuntimeError):
     """A gradient was asked of an operator that has none."""
 

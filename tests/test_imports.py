@@ -100,6 +100,7 @@ ORDER = {
         "lm.shipped",
         "generate",
         "hf",
+        "serve.vllm",
         "commands",
     ),
     "tuner": (

@@ -1,0 +1,117 @@
+"""The reference language model as vLLM runs it: a flat batch of tokens of many sequences, and states in its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.mamba.mamba_utils import MambaStateCopyFunc, get_temporal_copy_spec
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.models.interfaces import HasInnerState, IsAttentionFree, SupportsMambaPrefixCaching
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.sequence import IntermediateTensors
+from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
+
+from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.serve.vllm.block import ServedBlock, served_shapes
+from trellis_ops.serve.vllm.configuration import check_engine, check_model
+from trellis_ops.serve.vllm.parallel import of_one_rank
+from trellis_ops.serve.vllm.pool import STATE_DTYPE
+
+_NAMES = WeightsMapper(orig_to_new_prefix={"model.": ""})
+"""From the names of parameters in a checkpoint to those here."""
+
+MambaTypes = set[MambaAttentionBackendEnum]
+
+
+class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMambaPrefixCaching):
+    """A `TrellisLM` under vLLM, with the parameters of a checkpoint of `trellis_ops.hf`.
+
+    Args:
+        vllm_config: of the engine.
+        prefix: of the names of layers.
+
+    Raises:
+        ServingError: a model, or an option of the engine, with which tokens would not be those of the model alone.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        hf_config = vllm_config.model_config.hf_config
+        config = hf_config.to_trellis()
+        check_model(config)
+        check_engine(vllm_config, config)
+        own = of_one_rank(config, get_tensor_model_parallel_world_size())
+        self.embedding = VocabParallelEmbedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(
+            ServedBlock(own, vllm_config, f"{prefix}.blocks.{index}".lstrip(".")) for index in range(config.layers)
+        )
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.lm_head = (
+            self.embedding if hf_config.tie_word_embeddings else ParallelLMHead(config.vocab_size, config.width)
+        )
+        self.logits_processor = LogitsProcessor(config.vocab_size)
+        self._states = len(served_shapes(own))
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        """`[tokens]` to `[tokens, width]`."""
+        embedded: Tensor = self.embedding(input_ids)
+        return embedded
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: Tensor | None = None,
+        **_: object,
+    ) -> Tensor:
+        """What `compute_logits` takes, `[tokens, width]`; moves the states of the sequences of this step."""
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed_input_ids(input_ids)
+        x = inputs_embeds
+        for block in self.blocks:
+            x = block(x)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """Logits of the next tokens, on the ranks that sample."""
+        logits: Tensor | None = self.logits_processor(self.lm_head, hidden_states)
+        return logits
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Take the weights of a checkpoint by name, and say which were taken."""
+        loaded: set[str] = AutoWeightsLoader(self).load_weights(weights, mapper=_NAMES)
+        return loaded
+
+    @classmethod
+    def get_mamba_state_shape_from_config(cls, vllm_config: VllmConfig) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the states of one layer on one rank."""
+        return tuple(served_shapes(_own(vllm_config)).values())
+
+    @classmethod
+    def get_mamba_state_dtype_from_config(cls, vllm_config: VllmConfig) -> tuple[torch.dtype, ...]:
+        """The types of the states of one layer."""
+        return (STATE_DTYPE,) * len(served_shapes(_own(vllm_config)))
+
+    @classmethod
+    def get_mamba_state_copy_func(cls) -> tuple[MambaStateCopyFunc, ...]:
+        """How a state is copied to another block; `get_mamba_state_copy_funcs` says it for all of a model's."""
+        return (get_temporal_copy_spec,)
+
+    def get_mamba_state_copy_funcs(
+        self, mamba_types: MambaTypes
+    ) -> dict[MambaAttentionBackendEnum, tuple[MambaStateCopyFunc, ...]]:
+        """How each state is copied to another block: whole, since none is a window that moves."""
+        return dict.fromkeys(mamba_types, self.get_mamba_state_copy_func() * self._states)
+
+
+def _own(vllm_config: VllmConfig) -> TrellisConfig:
+    config = vllm_config.model_config.hf_config.to_trellis()
+    return of_one_rank(config, vllm_config.parallel_config.tensor_parallel_size)

@@ -1,0 +1,73 @@
+"""The states of one layer in the blocks of vLLM's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.mamba.abstract import MambaBase
+from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
+
+from trellis_ops.serve.vllm.metadata import Sequences, StepMetadata
+
+BACKEND = "TRELLIS"
+"""The name under which `trellis_ops.serve.vllm.plugin` registers `TrellisBackend`."""
+
+STATE_DTYPE = torch.float32
+"""The type of every state: that of memories, and wide enough for the tail of a model of any type."""
+
+
+class StatePool(MambaBase):
+    """One slot for each block of vLLM's cache, which holds all states of a sequence in one layer.
+
+    Args:
+        shapes: the states by name, without the axis of sequences.
+        vllm_config: of the engine, which enters the pool among its layers.
+        prefix: the name of the layer.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], vllm_config: VllmConfig, prefix: str) -> None:
+        self.shapes = dict(shapes)
+        self.prefix = prefix
+        self.kv_cache: tuple[Tensor, ...] = ()
+        layers = vllm_config.compilation_config.static_forward_context
+        if prefix in layers:
+            raise ValueError(f"two layers of one model are called {prefix!r}")
+        layers[prefix] = self
+
+    def get_state_shape(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the states in a block, in their order."""
+        return tuple(self.shapes.values())
+
+    def get_state_dtype(self) -> tuple[torch.dtype, ...]:
+        """The types of the states."""
+        return (STATE_DTYPE,) * len(self.shapes)
+
+    @property
+    def mamba_type(self) -> MambaAttentionBackendEnum:
+        """The backend whose metadata a step of this layer gets."""
+        return MambaAttentionBackendEnum[BACKEND]
+
+    def step(self) -> StepMetadata | None:
+        """What the engine computes now; None where it only measures the memory that a step takes."""
+        metadata = get_forward_context().attn_metadata
+        return metadata[self.prefix] if isinstance(metadata, dict) else None
+
+    def load(self, sequences: Sequences, first: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The states of `sequences` by name, `[N, ...]`; those that begin have `first`, `[1, ...]`."""
+        states = {name: pool.index_select(0, sequences.slots) for name, pool in self._pools()}
+        if sequences.fresh is not None:
+            for name, state in states.items():
+                state[sequences.fresh] = first[name].to(STATE_DTYPE)
+        return states
+
+    def store(self, sequences: Sequences, states: Mapping[str, Tensor]) -> None:
+        """Put the states of `sequences` into their slots."""
+        for name, pool in self._pools():
+            pool.index_copy_(0, sequences.slots, states[name].to(STATE_DTYPE))
+
+    def _pools(self) -> zip[tuple[str, Tensor]]:
+        return zip(self.shapes, self.kv_cache, strict=True)
