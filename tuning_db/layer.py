@@ -119,7 +119,7 @@ class Layer:
             DatabaseWriteError, DatabaseBusyError, DatabaseFullError, RecordError: nothing was replaced.
         """
         path = self.path(device)
-        with locked(self.folder, own=self._own):
+        with locked(self.folder, own=self._own, tidy=self.name == "shipped"):
             reading = read(path, device, own=self._own)
             content = change(reading.content)
             if content == reading.content and not reading.secrets:

@@ -19,12 +19,13 @@ _TEMPORARY_SUFFIX = ".tmp"
 
 
 @contextmanager
-def locked(folder: Path, *, own: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, own: bool = False, tidy: bool = False) -> Iterator[None]:
     """Hold the folder's lock, making the folder if it is missing and clearing what dead writers left.
 
     Args:
         folder: that is changed.
         own: make it for this user alone, and refuse it if it is another's.
+        tidy: remove the lock's file in the end, as from a folder under version control.
 
     Raises:
         DatabaseBusyError: another process held the lock for `LOCK_SECONDS`.
@@ -38,7 +39,12 @@ def locked(folder: Path, *, own: bool = False) -> Iterator[None]:
             raise PermissionError(reason)
         with filelock.FileLock(folder / LOCK_NAME).acquire(timeout=LOCK_SECONDS, poll_interval=0.01):
             _remove_leftovers(folder)
-            yield
+            try:
+                yield
+            finally:
+                if tidy:
+                    # Who waits with this file open finds it removed once it is locked, and opens the next.
+                    (folder / LOCK_NAME).unlink(missing_ok=True)
     except filelock.Timeout as error:
         raise DatabaseBusyError(folder=folder, seconds=LOCK_SECONDS) from error
     except TuningDatabaseError:

@@ -43,6 +43,27 @@ def test_processes_that_commit_at_once_lose_nothing(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [".lock", "cpu-x.json"]
 
 
+def _ship(folder: str, writer: int, barrier: object) -> None:
+    store = Store(None, Path(folder))
+    barrier.wait()  # type: ignore[attr-defined]
+    for number in range(RECORDS):
+        store.ship("cpu-x", [record(spec=f"writer {writer} record {number}")])
+
+
+def test_processes_that_ship_at_once_lose_nothing_and_leave_no_lock(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    writers = [context.Process(target=_ship, args=(str(tmp_path), number, barrier)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 3
+    expected = {f"writer {writer} record {number}" for writer in range(3) for number in range(RECORDS)}
+    assert {each.spec for each in Store(None, tmp_path).records("cpu-x")} == expected
+    assert os.listdir(tmp_path) == ["cpu-x.json"]
+
+
 DIE_BEFORE_REPLACE = """
 import os, signal, sys
 from pathlib import Path
