@@ -23,5 +23,18 @@ FOUND = {
         state=100.0,
         wanted=("k", "q"),
     ),
+    "equal_slots_of_ln_silu": Case(
+        Kernel(
+            Spec(
+                Rule("ln_silu", phi_eps=1e-12, step_size="token"),
+                Problem("memory_update", 1, 1, 1, dim_k=32, dim_v=32, slots=8, chunk=13),
+            ),
+            None,
+        ),
+        lengths=(1,),
+        heads=2,
+        layouts=("contiguous",) * 6 + ("expanded heads", "contiguous"),
+        wanted=("k",),
+    ),
 }
 """By what was wrong in them."""

@@ -1,9 +1,9 @@
 """The maps and inner losses of a rule in eager PyTorch, as `codegen.maps` derives and writes them.
 
 Everything acts on the last axis, of M slots or D channels, in the type it is given (float32 or float64). Where ATen has
-one kernel for what would be several, it is taken, so that this implementation is a fair baseline; not so within a
-function transform, which may differentiate again what ATen differentiates once: its double backward of a layer norm
-takes the mean and the deviation for constants.
+one kernel for what would be several, it is taken, so that this implementation is a fair baseline. Not so where what it
+has differentiated once is differentiated again: ATen's double backward of a layer norm takes the mean and the deviation
+for constants within a function transform, and loses all digits where the slots are nearly equal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def inner_gradient(name: str, z: Tensor, target: Tensor, eps: float) -> Tensor:
     Returns:
         u, shaped as z.
     """
-    fused = None if _is_transformed() else _FUSED_GRADIENTS.get(name)
+    differentiable = torch.is_grad_enabled() and (z.requires_grad or target.requires_grad)
+    fused = None if differentiable or _is_transformed() else _FUSED_GRADIENTS.get(name)
     u: Tensor = (fused or _generated(name, "write_gradient"))(z, target, eps)
     # That of a loss which is linear in z has the shape of the targets.
     return u.expand_as(z)
@@ -88,7 +89,7 @@ def _ln_silu_gradient(z: Tensor, target: Tensor, eps: float) -> Tensor:
     y, mean, rstd = torch.native_layer_norm(s, shape, None, None, eps)
     backward = torch.ops.aten.native_layer_norm_backward
     e: Tensor = backward(y - target, s, shape, mean, rstd, None, None, [True, False, False])[0]
-    # silu' = sigma + s (1 - sigma). ATen's silu_backward would do, but cannot be differentiated again.
+    # silu' = sigma + s (1 - sigma).
     return e * torch.lerp(s, s.new_ones(()), sigma)
 
 

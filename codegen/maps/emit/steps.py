@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ from fractions import Fraction
 
 from codegen.maps.expression import (
     WIDTH,
+    ZERO,
     Expr,
     add,
     base_of,
@@ -23,10 +25,11 @@ from codegen.maps.expression import (
     power,
     rebuilt,
     replaced,
+    total,
     transformed,
 )
 from codegen.maps.functions import DEFINITIONS
-from codegen.maps.simplify import gathered
+from codegen.maps.simplify import gathered, multiplied_out
 
 _NAMES = {"silu": "s", "sigmoid": "sigma", "exp": "weight", "tanh": "tanh", "log": "log", "sign": "sign", "abs": "size"}
 
@@ -101,6 +104,7 @@ def program(
     for step in (
         _defined,
         _centred,
+        _balanced,
         *((_without_late_scales,) if early else ()),
         _averaged,
         _rooted,
@@ -160,6 +164,48 @@ def _summed_in(node: Expr) -> list[Expr]:
     reduced = [part.args[0] for arg in node.args if not arg.row for part in nodes(arg) if part.op == "sum"]
     factors = [factor for row in reduced for factor in (row.args if row.op == "mul" else (row,))]
     return [factor for factor in factors if factor.op == "add" and set(factor.args) <= set(node.args)]
+
+
+def _balanced(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
+    """Rows that sum to 0 only in exact numbers, such as y of ln_silu, less their mean where a result adds them.
+
+    The mean that was subtracted is rounded, so they have one of their own. Where all slots are nearly equal, what is
+    multiplied with it would outweigh the sum of a result, which is all that a state of equal slots takes from it.
+    """
+    results = nodes(*roots, into=lambda node: node.op not in ("sum", "max", "named") or not _sums_to_nothing(node))
+    drifting = {
+        node: [term for term in node.args if _row_of(term) is not None]
+        for node in results
+        if node.op == "add" and node.row
+    }
+
+    def change(new: Expr, node: Expr) -> Expr | None:
+        if not drifting.get(node):
+            return None
+        return add(new, *(mul(-1, power(WIDTH, -1), _total(term)) for term in drifting[node]))
+
+    return tuple(transformed(root, change) for root in roots)
+
+
+def _row_of(term: Expr) -> Expr | None:
+    """The row that a term is a multiple of, if it sums to nothing."""
+    rows = [factor for factor in (term.args if term.op == "mul" else (term,)) if factor.row]
+    return rows[0] if len(rows) == 1 and _sums_to_nothing(rows[0]) else None
+
+
+def _total(term: Expr) -> Expr:
+    """The sum of a multiple of a row that sums to nothing, of what it is a multiple of."""
+    row = _row_of(term)
+    if row is None:
+        return total(term)
+    (definition,) = row.args
+    scalars = [factor for factor in (term.args if term.op == "mul" else ()) if factor is not row]
+    return mul(*scalars, _total(definition) if definition.op == "mul" else total(row))
+
+
+@functools.cache
+def _sums_to_nothing(row: Expr) -> bool:
+    return row.op == "named" and row.row and multiplied_out(total(row.args[0])) is ZERO
 
 
 def _without_late_scales(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:

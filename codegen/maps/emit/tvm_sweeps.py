@@ -11,6 +11,9 @@ from codegen.maps.emit.sweeps import Sweep, early_scalars, is_long
 from codegen.maps.emit.tvm_places import Places
 from codegen.maps.folding import folded
 
+_LONGEST_NAMES = 90
+"""Letters of the names that one line makes; more do not fit a page."""
+
 
 @dataclass(frozen=True)
 class Function:
@@ -69,6 +72,9 @@ def _made(vectors: Sequence[str], how: str) -> list[str]:
     if not vectors:
         return []
     names = ", ".join(vectors) if len(vectors) > 1 else f"({vectors[0]},)"
+    if len(names) > _LONGEST_NAMES:
+        half = len(vectors) // 2
+        return _made(vectors[:half], how) + _made(vectors[half:], how)
     return [f"{names} = walk.{how}({len(vectors)})"]
 
 

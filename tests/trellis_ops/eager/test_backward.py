@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -112,6 +113,26 @@ def test_one_gradient_alone_equals_that_among_all(name: str, implementation: str
     leaf = alone.tensors[index].requires_grad_()
     (gradient,) = torch.autograd.grad(loss_of(alone, implementation), leaf)
     assert torch.equal(gradient, together)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("chunk_size", [1, 4])
+def test_nearly_equal_slots_lose_no_more_digits_than_their_difference_has(chunk_size: int, implementation: str) -> None:
+    """The gradient of k sums cotangents of z that are far larger."""
+    x = make_inputs(1, 4, 2, 32, 8, 16)
+    assert x.initial_state is not None
+    s_k, s_v = x.initial_state
+    x = dataclasses.replace(x, initial_state=(s_k[:, :, :1] + 0.01 * s_k, s_v))
+    right, given = x.to(torch.float64).leaves(), x.leaves()
+    options: dict[str, Any] = {"chunk_size": chunk_size}
+    expected, _ = reference.attention(
+        *right.args, rule=Rule("ln_silu", "identity", "identity"), initial_state=right.initial_state, **options
+    )
+    options |= {"phi": "ln_silu", "link": "identity", "out": "identity", "implementation": implementation}
+    y, _ = trellis_attention(*given.args, initial_state=given.initial_state, **options)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    (dk,) = torch.autograd.grad(y, given.k, cotangent)
+    assert_close(dk, *torch.autograd.grad(expected, right.k, cotangent.double()), 5e-5, "k")
 
 
 @IMPLEMENTATIONS
