@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from codegen.device import Device
 from codegen.kernels.arguments import BYTES_OF, INPUT, Argument
 from codegen.kernels.pool.arguments import CAPACITY, STRIDE, kernel_arguments
@@ -16,10 +18,21 @@ _OF_CALL = {"heads": "T.int64()", "tokens": "T.int32()", "sequences": "T.int32()
 
 def of_kernel(spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
     """What a template writes about the arguments, by the names it knows it by, as its folder's language is."""
-    if schedule.templates_on(device) == "triton":
-        names = [f"{each.name}_ptr" if each.is_tensor else each.name for each in kernel_arguments(spec)]
-        return {"parameters": _lines([f"{name}," for name in (*names, "H")], 4), "numbers": _numbers(spec)}
+    folder = schedule.templates_on(device)
+    return {} if folder is None else _WRITERS[folder](spec, schedule)
+
+
+def _of_triton(spec: Spec, schedule: Schedule) -> dict[str, str]:
+    names = [f"{each.name}_ptr" if each.is_tensor else each.name for each in kernel_arguments(spec)]
+    return {"parameters": _lines([f"{name}," for name in (*names, "H")], 4), "numbers": _numbers(spec)}
+
+
+def _of_tvm(spec: Spec, schedule: Schedule) -> dict[str, str]:
     return {"parameters": _lines(_tvm_parameters(spec), 8), "buffers": _lines(_tvm_buffers(spec, schedule), 8)}
+
+
+_WRITERS: dict[str, Callable[[Spec, Schedule], dict[str, str]]] = {"triton": _of_triton, "tvm": _of_tvm}
+"""What writes arguments for each folder of templates that has the kernel."""
 
 
 def _lines(lines: list[str], indent: int) -> str:
