@@ -201,9 +201,11 @@ def memory_step(
         pools = pooled.Pools(state, chunk_state, first_state, state_indices, positions)
         rest: dict[str, Any] = {"chunk_size": chunk_size, "implementation": implementation}
         return pooled.call("memory_step", made, given, pools, **rest)
-    pooled.refuse_without_indices(
-        positions=positions, first_state=first_state, chunk_size=None if chunk_size == 1 else chunk_size
-    )
+    # Looked at here, since a call for each token would pay for the call of a function.
+    if positions is not None or first_state is not None or chunk_size != 1:
+        pooled.refuse_without_indices(
+            positions=positions, first_state=first_state, chunk_size=None if chunk_size == 1 else chunk_size
+        )
     moved = _tuple("state", state)
     starts = [] if chunk_state is None else _tuple("chunk_state", chunk_state)
     if made.maps is not None:

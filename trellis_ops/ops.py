@@ -268,9 +268,11 @@ def trellis_step(
         given = (q, k, v, target, log_decay, step_size)
         maps = (phi, link, out, phi_eps)
         return pooled.trellis("trellis_step", given, pools, maps, None, chunk_size, implementation)
-    pooled.refuse_without_indices(
-        positions=positions, first_state=first_state, chunk_size=None if chunk_size == 1 else chunk_size
-    )
+    # Looked at here, since a call for each token would pay for the call of a function.
+    if positions is not None or first_state is not None or chunk_size != 1:
+        pooled.refuse_without_indices(
+            positions=positions, first_state=first_state, chunk_size=None if chunk_size == 1 else chunk_size
+        )
     q, k, v, target, log_decay, step_size = autocast.lower((q, k, v, target), (log_decay, step_size))
     if phi_eps.__class__ is not float:
         phi_eps, _ = arguments.numbers_of_call(phi_eps)
