@@ -10,6 +10,7 @@ VENV := .venv/bin
 # The newest that the public build of vLLM for CPUs allows; the tests of trellis_ops.hf run with it too.
 OLDER_TRANSFORMERS := 5.19.0
 older_transformers := .venv/transformers-$(OLDER_TRANSFORMERS)
+with_older_transformers := $(foreach part,folders generation tokenizers,tests/trellis_ops/hf/test_$(part).py)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -37,7 +38,8 @@ test: .venv/installed-test $(older_transformers)/installed
 	@status=0; \
 	$(undisturbed) $(VENV)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	$(undisturbed) TRITON_INTERPRET=1 $(VENV)/python -m pytest tests/interpreted -n 2 $(ARGS) || status=$$?; \
-	$(undisturbed) PYTHONPATH=$(older_transformers) $(VENV)/python -m pytest tests/trellis_ops/hf -n 2 --dist loadfile $(ARGS) || status=$$?; \
+	$(undisturbed) TRELLIS_OPS_IMPLEMENTATION=eager PYTHONPATH=$(older_transformers) \
+		$(VENV)/python -m pytest $(with_older_transformers) -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	exit $$status
 
 # Test the vLLM plugin in an environment of its own, .venv-vllm; skipped, with the reason, where it cannot be installed.

@@ -16,6 +16,7 @@ from trellis_ops.hf.names import CACHE_NAME
 
 pytestmark = pytest.mark.filterwarnings("ignore:A decoder-only architecture is being used")
 
+KERNELS = True
 ROWS = [tokens(19, seed=1), tokens(5, seed=2), tokens(11, seed=3)]
 COUNT = 10
 
