@@ -13,7 +13,7 @@ from codegen.device import NAMED, cpu
 from codegen.errors import ShapeError, SizeError
 from codegen.extent import MOST, Extent
 from codegen.kernels.buffers import forward_bytes, reverse_bytes
-from codegen.kernels.launches import kernels_of
+from codegen.kernels.declared import kernels_of
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from codegen.schedules.registry import default

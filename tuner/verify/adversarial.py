@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from codegen.device import Device
@@ -119,8 +120,9 @@ def _gates_of_layer(spec: Spec, tensors: Tensors) -> None:
     """Of three heads one forgets all that was, and one nothing at all."""
     bias = layout_of(spec).vectors["decay_bias"]
     gates = tensors["vectors"][bias.first : bias.first + bias.length]
-    gates[::3] = -120.0
-    gates[1::3] = 120.0
+    place = torch.arange(len(gates)) % 3
+    gates[place == 0] = -120.0
+    gates[place == 1] = 120.0
 
 
 BLOCK_CASES = (

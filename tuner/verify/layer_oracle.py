@@ -75,7 +75,7 @@ def _mixer(
     opened = gate * (1 + torch.erf(gate / 2**0.5)) / 2
     written = {"S_k": s_k, "S_v": s_v, "tail": window[:, 1:]}
     if starts is not None:
-        written |= {"G_k": starts[0], "G_v": starts[1]}
+        written |= dict(zip(("G_k", "G_v"), starts, strict=True))
     return _normed(y, vectors["out_norm"], vectors["eps"]).flatten(1) * opened, written
 
 
@@ -84,8 +84,9 @@ def _starts(tensors: Mapping[str, Tensor], state: tuple[Tensor, Tensor]) -> tupl
     if "G_k" not in tensors:
         return None
     begins = (tensors["positions"] == 0).view(-1, 1, 1, 1)
-    kept = (tensors["G_k"].double(), tensors["G_v"].double())
-    return torch.where(begins, state[0], kept[0]), torch.where(begins, state[1], kept[1])
+    s_k, s_v = state
+    kept_k, kept_v = tensors["G_k"].double(), tensors["G_v"].double()
+    return torch.where(begins, s_k, kept_k), torch.where(begins, s_v, kept_v)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from codegen.backends.triton import compile as triton_backend
 from codegen.device import NAMED, Device, cpu, named
 from codegen.errors import BackendUnavailableError, CompileError
 from codegen.kernels.build import build, parts
-from codegen.kernels.launches import kernels_of
+from codegen.kernels.declared import kernels_of
 from codegen.render import TEMPLATES, Source, render
 from codegen.rule import Rule
 from codegen.rules import rule_named
@@ -41,7 +41,7 @@ def spec_of(operator: str, **sizes: object) -> Spec:
 
 
 def schedule_of(variant: str, **settings: object) -> TritonSchedule:
-    precision = "ieee" if variant in ("recurrent", "recurrence", "recurrence_backward") else "tf32"
+    precision = "ieee" if variant in ("recurrent", "recurrence", "recurrence_backward", "pool") else "tf32"
     simple = TritonSchedule(variant, 16, num_warps=2, num_stages=1, dot_precision=precision)
     return dataclasses.replace(simple, **settings)
 
