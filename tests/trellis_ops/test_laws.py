@@ -33,7 +33,7 @@ CHUNKS = [1, 4, 16]
 FORGET_EVERYTHING = -1e4
 
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.name)
-few_examples = settings(deadline=None, max_examples=12, derandomize=True)
+few_examples = settings(deadline=None, max_examples=8, derandomize=True)
 
 
 @dataclass(frozen=True)
