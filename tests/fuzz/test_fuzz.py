@@ -24,7 +24,8 @@ from tests.fuzz.tensors import make
 from trellis_ops import explain, trellis_step
 
 SEED = 2512
-KERNELS = draw_kernels(SEED, KINDS)
+FORWARD = [kind for kind in KINDS if kind[1] == "forward"]
+KERNELS = draw_kernels(SEED, (*KINDS, *FORWARD))
 
 SPEC = Spec(Rule("silu", "identity", "identity"), Problem("trellis_step", 1, 1, 1, 5, 3, 4, 1))
 SMALL = Case(Kernel(SPEC, None), lengths=(1, 1), heads=2)
@@ -39,7 +40,7 @@ def torch_threads():
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=[f"{n}-{kernel.spec.key()}" for n, kernel in enumerate(KERNELS)])
 def test_random_calls(kernel):
-    check_random_calls(kernel, 20 if kernel.spec.problem.direction == "forward" else 10)
+    check_random_calls(kernel, 12 if kernel.spec.problem.direction == "forward" else 6)
 
 
 @pytest.mark.parametrize("name", FOUND)
