@@ -24,7 +24,7 @@ help:
 
 # Find the fastest correct kernels for this machine.
 tune: .venv/installed-tune
-	@echo 'Tuning for this machine: about seven minutes. Interrupt it any time; run again, it goes on.'
+	@echo 'Tuning for this machine: forty seconds for each spec of the workload, then a study of slots. Interrupt it any time; run again, it goes on.'
 	@$(VENV)/python -m tuner tune $(tune_options) $(ARGS)
 
 # Train the reference model: make train DATA='text.txt folder' FOLDER=runs/mine; without DATA on this project.
