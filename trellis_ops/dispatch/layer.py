@@ -10,6 +10,7 @@ from codegen.schedules.registry import first_choice
 from codegen.spec import Spec
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch.resolve import Resolution, forced_implementation, operator_of, resolve
+from trellis_ops.specs import recorded
 
 
 def resolved(spec: Spec) -> Resolution:
@@ -21,10 +22,13 @@ def resolved(spec: Spec) -> Resolution:
 
 
 def kernel_of(spec: Spec) -> Kernel | None:
-    """The kernel of `spec` on the threads that torch may use; None where modules have to compute it.
+    """The kernel of `spec` on the threads that torch may use, which is recorded; None where modules have to compute it.
 
     Raises:
         TrellisError: it does not compile.
     """
     operator = operator_of(resolved(spec), spec)
-    return None if operator is None else operator.kernels[0]
+    if operator is None:
+        return None
+    recorded.record(spec, "cpu")
+    return operator.kernels[0]

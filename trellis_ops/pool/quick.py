@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from trellis_ops.dispatch import forced_schedule
-from trellis_ops.operators import plan
 from trellis_ops.operators.plan import Plan
 
 _increment_version = torch._C._increment_version
@@ -72,24 +71,3 @@ def step(
         raise
     _increment_version(tuple(pools))
     return y
-
-
-def remember(key: Hashable | None, found: Plan, refused: bool) -> None:
-    """Let calls with this key go straight to the kernel, once one of them has gone the long way without an error.
-
-    Args:
-        key: its key.
-        found: what it ran.
-        refused: whether it was refused the short way; then all calls with its key go the long way from now on.
-    """
-    operator = found.operator
-    if key is None or operator is None or found.checks_values or found.needs is not None:
-        return
-    if not operator.checks_arguments or len(operator.kernels) != 1:
-        return
-    if len(plan.QUICK_PLANS) >= plan.MOST_PLANS:
-        plan.QUICK_PLANS.clear()
-    if refused:
-        plan.QUICK_PLANS[key] = None
-    else:
-        plan.QUICK_PLANS.setdefault(key, found)

@@ -152,13 +152,13 @@ def test_what_was_recorded_is_compiled_from_the_file(tmp_path, monkeypatch):
     model = small_model()
     file = tmp_path / "specs.json"
     monkeypatch.setenv(recorded.VARIABLE, str(file))
-    ask(model, "prefill", "train")
+    ask(model, "prefill", "decode")
     monkeypatch.delenv(recorded.VARIABLE)
     build._build.cache_clear()
     trellis_ops.forget()
-    assert len(trellis_ops.warm_up(file).served) == 2
+    assert len(trellis_ops.warm_up(file).served) == 3
     before = compiled()
-    ask(model, "prefill", "train")
+    ask(model, "prefill", "decode")
     assert compiled() == before
 
 
