@@ -166,12 +166,7 @@ class TrellisState:
         return made
 
     def _rows(self, rows: Tensor) -> Tensor:
-        if not isinstance(rows, Tensor):
-            raise TypeError(f"rows is {rows!r}, but must be a torch.Tensor")
-        if rows.ndim != 1 or not len(rows):
-            raise ShapeError(name="rows", shape=list(rows.shape), expected="[n] with n >= 1")
-        if rows.dtype != torch.int64:
-            raise DtypeError(name="rows", dtype=rows.dtype, expected="torch.int64")
+        _require_numbers("rows", rows, "[n] with n >= 1")
         rows = rows.cpu()
         wrong = rows[(rows < 0) | (rows >= self.batch)]
         if len(wrong):
@@ -245,15 +240,19 @@ def place_of(positions: Tensor) -> Place:
     Raises:
         ShapeError, DtypeError, TypeError: something else.
     """
-    if not isinstance(positions, Tensor):
-        raise TypeError(f"positions is {positions!r}, but must be a torch.Tensor")
-    if positions.ndim != 1 or not len(positions):
-        raise ShapeError(name="positions", shape=list(positions.shape), expected="[B] with B >= 1")
-    if positions.dtype != torch.int64:
-        raise DtypeError(name="positions", dtype=positions.dtype, expected="torch.int64")
+    _require_numbers("positions", positions, "[B] with B >= 1")
     positions = positions.to("cpu", copy=True)
     first = int(positions[0])
     return first if bool((positions == first).all()) else positions
+
+
+def _require_numbers(name: str, given: object, shape: str) -> None:
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name} is {given!r}, but must be a torch.Tensor")
+    if given.ndim != 1 or not len(given):
+        raise ShapeError(name=name, shape=list(given.shape), expected=shape)
+    if given.dtype != torch.int64:
+        raise DtypeError(name=name, dtype=given.dtype, expected="torch.int64")
 
 
 def moved(place: Place, tokens: int | Tensor, period: int) -> Place:
