@@ -140,7 +140,7 @@ undisturbed = env -u TRELLIS_OPS_IMPLEMENTATION -u TRELLIS_OPS_CHECK_VALUES \
 	rm .venv-vllm-log; touch $@
 
 .venv/installed-%: pyproject.toml constraints.txt | .venv/bin/python
-	@echo 'Installing trellis-ops with its [$*] packages into .venv: about two minutes the first time.'
+	@echo 'Installing trellis-ops with its [$*] packages into .venv: two to five minutes the first time.'
 	@$(VENV)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@
 

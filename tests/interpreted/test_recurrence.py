@@ -36,7 +36,7 @@ RULES = {
     "solve": Rule("hebbian", link="solve"),
     "view": Rule("huber", view="softmax", **ONE),
     "through_the_view": Rule(view="l2_silu", view_gradient=True, decay_first=True, out="ln_silu", **PLAIN),
-    "views_before": Rule("identity", view="softmax", view_gradient=True, read="before"),
+    "views_before": Rule("identity", link="softmax", view="softmax", view_gradient=True, read="before"),
     "gated_slots": Rule("hebbian", link="softmax", decay="slot"),
 }
 SEGMENT = 2
