@@ -13,8 +13,7 @@ from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import CacheUseError, ForeignCacheError
 from trellis_ops.hf.inputs import held
 from trellis_ops.hf.past import Past
-from trellis_ops.lm.layer_state import AnyLayerState
-from trellis_ops.lm.state import TrellisState
+from trellis_ops.lm.state import AnyLayerState, TrellisState
 
 Advance = Callable[[Tensor, Tensor | None, TrellisState | None], tuple[tuple[Tensor, ...], TrellisState | None]]
 

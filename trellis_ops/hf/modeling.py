@@ -21,8 +21,7 @@ from trellis_ops.hf.pretrained import TrellisPreTrainedModel
 from trellis_ops.hf.reading import read
 from trellis_ops.lm.block import Block, draw_maps
 from trellis_ops.lm.features import StateKind
-from trellis_ops.lm.layer_state import AnyLayerState
-from trellis_ops.lm.state import TrellisState
+from trellis_ops.lm.state import AnyLayerState, TrellisState
 from trellis_ops.lm.vocabulary import embedded
 
 

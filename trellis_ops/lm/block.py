@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.layer_state import AnyLayerState
 from trellis_ops.lm.mixer import TrellisMixer
 from trellis_ops.lm.rules.mixer import RuleMixer
 from trellis_ops.lm.sequences import Layout
+from trellis_ops.lm.state import AnyLayerState
 from trellis_ops.lm.token_mixer import AnyMixer
 
 

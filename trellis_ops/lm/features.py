@@ -11,11 +11,12 @@ from torch import Tensor
 from codegen.errors import GradientError, ShapeError
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.fitting import Wanted
-from trellis_ops.lm.layer_state import AnyLayerState, state_dtype
 from trellis_ops.lm.sequences import Layout
 from trellis_ops.lm.sequences.arranged import arranged
-from trellis_ops.lm.state import Place, TrellisState, check_state, require_state
+from trellis_ops.lm.state.fitting import Wanted
+from trellis_ops.lm.state.layer_state import AnyLayerState, state_dtype
+from trellis_ops.lm.state.model_state import TrellisState, check_state, require_state
+from trellis_ops.lm.state.place import Place
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from codegen.errors import DtypeError, ShapeError
 from codegen.scalars import whole_number
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.prefixes import PrefixStore, stored_start
 from trellis_ops.lm.sampling import Sampling
 from trellis_ops.lm.sequences.arranged import last_tokens
 from trellis_ops.lm.state import TrellisState
+from trellis_ops.lm.state.prefixes import PrefixStore, stored_start
 
 
 class GeneratingModel(nn.Module):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trellis_ops.lm.layer_state import LayerState, state_dtype, wide
 from trellis_ops.lm.sequences import Layout
 from trellis_ops.lm.sequences.parts import Index, Steps
+from trellis_ops.lm.state.layer_state import LayerState, state_dtype, wide
 from trellis_ops.lm.token_mixer import TokenMixer, keep_start, put_rows, started
 from trellis_ops.ops import trellis_attention, trellis_step
 from trellis_ops.tokens import States, Tokens

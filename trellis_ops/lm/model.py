@@ -26,8 +26,8 @@ from trellis_ops.lm.decode.decoder import fused_step
 from trellis_ops.lm.decode.explanation import explain_step
 from trellis_ops.lm.features import StateKind, features
 from trellis_ops.lm.generation import GeneratingModel, check_int64, check_prompt
-from trellis_ops.lm.rollback import kept_tokens, require_rollback
 from trellis_ops.lm.state import TrellisState
+from trellis_ops.lm.state.rollback import kept_tokens, require_rollback
 from trellis_ops.lm.vocabulary import embedded
 
 

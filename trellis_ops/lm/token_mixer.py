@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from codegen.spec import Spec
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.layer_state import LayerState, RuleLayerState
 from trellis_ops.lm.rules.called_specs import called_spec
 from trellis_ops.lm.sequences import Layout
+from trellis_ops.lm.state.layer_state import LayerState, RuleLayerState
 
 State = TypeVar("State", LayerState, RuleLayerState)
 

@@ -22,8 +22,7 @@ from trellis_ops.lm.decode import applies
 from trellis_ops.lm.decode.packing import Packed, pack_block, pack_logits
 from trellis_ops.lm.decode.specs import block_spec, logits_spec
 from trellis_ops.lm.decode.watch import Watch, watch
-from trellis_ops.lm.layer_state import LayerState
-from trellis_ops.lm.state import Place, TrellisState
+from trellis_ops.lm.state import LayerState, Place, TrellisState
 
 _MOST_POSITIONS = 4096
 

@@ -14,13 +14,13 @@ from codegen.recurrence.of_rule import used_chunk_states
 from codegen.recurrence.tensors import HEAD, states, tensors
 from codegen.rule import Rule
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.layer_state import RuleLayerState, state_dtype, wide
 from trellis_ops.lm.rules.generic import is_linear_in_v, sources
 from trellis_ops.lm.rules.inputs import FEATURES, RuleInputs, Tensors
 from trellis_ops.lm.rules.named import rule_inputs
 from trellis_ops.lm.rules.source import Projection
 from trellis_ops.lm.sequences import Layout, Packed
 from trellis_ops.lm.sequences.parts import Index, Steps
+from trellis_ops.lm.state.layer_state import RuleLayerState, state_dtype, wide
 from trellis_ops.lm.token_mixer import TokenMixer, keep_start, put_rows, started
 from trellis_ops.memory import chunk_start, memory_attention, memory_step
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from codegen.recurrence.program import Axes
 from codegen.recurrence.tensors import HEAD, TOKEN
-from trellis_ops.lm.layer_state import wide
+from trellis_ops.lm.state.layer_state import wide
 
 Start = float | Callable[[Tensor], object]
 """What a bias or parameter holds before training: a number, or a function that fills a tensor with it."""

@@ -11,7 +11,7 @@ from codegen.errors import DtypeError, MaskError, ShapeError
 from trellis_ops.calls import checks, values
 from trellis_ops.lm.sequences.packed import Packed
 from trellis_ops.lm.sequences.rows import Rows
-from trellis_ops.lm.state import Place
+from trellis_ops.lm.state.place import Place
 
 _MASK_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

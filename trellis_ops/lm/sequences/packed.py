@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trellis_ops.lm.sequences.parts import Part, Piece, Steps
-from trellis_ops.lm.state import Place, moved
+from trellis_ops.lm.state.place import Place, moved
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trellis_ops.lm.sequences.parts import Part, parts_of_rows
-from trellis_ops.lm.state import Place, moved
+from trellis_ops.lm.state.place import Place, moved
 
 
 @dataclass(frozen=True)

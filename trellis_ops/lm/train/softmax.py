@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from trellis_ops.lm.block import SwiGLU, draw_maps
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.layer_state import state_dtype
+from trellis_ops.lm.state.layer_state import state_dtype
 from trellis_ops.lm.vocabulary import embedded
 
 Cache = tuple[Tensor, Tensor]

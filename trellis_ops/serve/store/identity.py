@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codegen.rule_text import rule_text
 from trellis_ops.content_digest import content_digest
-from trellis_ops.lm.prefixes import StatefulModel
+from trellis_ops.lm.state.prefixes import StatefulModel
 
 Version = tuple[tuple[int, int], ...]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from codegen.errors import SizeError
 from codegen.scalars import whole_number
 from trellis_ops.lm.model import TrellisLM
-from trellis_ops.lm.prefixes import StatefulModel
+from trellis_ops.lm.state.prefixes import StatefulModel
 from trellis_ops.serve.store.chain import REGISTERED, SHARED, TENANT, Chain, Secrets, segment_of
 from trellis_ops.serve.store.counts import Counting, StoreCounts
 from trellis_ops.serve.store.entry import Entry
@@ -68,7 +68,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Lookup:
-    """What the store has of one prompt, and what it wants; see `trellis_ops.lm.prefixes.PrefixLookup`."""
+    """What the store has of one prompt, and what it wants; see `trellis_ops.lm.state.prefixes.PrefixLookup`."""
 
     store: PrefixStore
     tenant: str

@@ -10,8 +10,8 @@ from vllm.config import VllmConfig
 
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.layer_state import AnyLayerState
 from trellis_ops.lm.sequences import Rows
+from trellis_ops.lm.state import AnyLayerState
 from trellis_ops.serve.vllm.metadata import Sequences, StepMetadata
 from trellis_ops.serve.vllm.parallel import share
 from trellis_ops.serve.vllm.pool import StatePool

@@ -17,7 +17,7 @@ from vllm.v1.attention.backend import (
 from vllm.v1.attention.backends.utils import mamba_get_block_table_tensor, split_decodes_and_prefills
 
 from trellis_ops.lm.sequences import Packed
-from trellis_ops.lm.state import place_of
+from trellis_ops.lm.state.place import place_of
 from trellis_ops.serve.vllm.configuration import positions_repeat_after
 
 

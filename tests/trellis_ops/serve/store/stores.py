@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.support.relative_error import relative_error
 from trellis_ops.lm.model import TrellisLM
-from trellis_ops.lm.prefixes import stored_start
 from trellis_ops.lm.state import TrellisState
+from trellis_ops.lm.state.prefixes import stored_start
 from trellis_ops.serve.store import Memory, PrefixStore, Request
 from trellis_ops.serve.store.entry import Entry, Owner
 from trellis_ops.serve.store.tier import Tier

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codegen.errors import DtypeError, ShapeError, SizeError, StateError
+from codegen.errors import ShapeError, SizeError, StateError
 from codegen.scalars import whole_number
-from trellis_ops.lm.fitting import Wanted, check_layers
-from trellis_ops.lm.layer_state import AnyLayerState, LayerState, RuleLayerState
-
-Place = int | Tensor
-"""Tokens since the start of the chunk: the int that all rows have, or `[B]` int64 on the CPU where they differ."""
+from trellis_ops.lm.state.fitting import Wanted, check_layers
+from trellis_ops.lm.state.layer_state import AnyLayerState, LayerState, RuleLayerState
+from trellis_ops.lm.state.place import Place, moved, place_of, require_numbers
 
 
 @dataclass
@@ -166,7 +164,7 @@ class TrellisState:
         return made
 
     def _rows(self, rows: Tensor) -> Tensor:
-        _require_numbers("rows", rows, "[n] with n >= 1")
+        require_numbers("rows", rows, "[n] with n >= 1")
         rows = rows.cpu()
         wrong = rows[(rows < 0) | (rows >= self.batch)]
         if len(wrong):
@@ -232,31 +230,3 @@ def _are_layers(layers: Iterable[object]) -> bool:
 def _like(layer: AnyLayerState, batch: int) -> dict[str, Wanted]:
     tensors = layer.tensors().items()
     return {name: Wanted((batch, *each.shape[1:]), each.dtype, each.device) for name, each in tensors}
-
-
-def place_of(positions: Tensor) -> Place:
-    """`positions [B]` int64 in short.
-
-    Raises:
-        ShapeError, DtypeError, TypeError: something else.
-    """
-    _require_numbers("positions", positions, "[B] with B >= 1")
-    positions = positions.to("cpu", copy=True)
-    first = int(positions[0])
-    return first if bool((positions == first).all()) else positions
-
-
-def _require_numbers(name: str, given: object, shape: str) -> None:
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{name} is {given!r}, but must be a torch.Tensor")
-    if given.ndim != 1 or not len(given):
-        raise ShapeError(name=name, shape=list(given.shape), expected=shape)
-    if given.dtype != torch.int64:
-        raise DtypeError(name=name, dtype=given.dtype, expected="torch.int64")
-
-
-def moved(place: Place, tokens: int | Tensor, period: int) -> Place:
-    """A place after more tokens, an int or `[B]`, in chunks of `period`."""
-    after = (place + tokens) % period
-    # Rows that differ differ after as many tokens too.
-    return place_of(after) if isinstance(after, Tensor) and isinstance(tokens, Tensor) else after

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.state import TrellisState
+from trellis_ops.lm.state.model_state import TrellisState
 
 
 class StatefulModel(Protocol):
