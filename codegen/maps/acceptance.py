@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from codegen.errors import MapTextError
 from codegen.maps.constants import RANGE, in_float32, shown
 from codegen.maps.derive import pullback_of, value_of, write_of
-from codegen.maps.expression import Expr, nodes
+from codegen.maps.expression import Expr
 from codegen.maps.text import parsed, text
+from codegen.maps.traversal import nodes
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 

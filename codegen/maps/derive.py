@@ -13,24 +13,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from codegen.maps.expression import (
-    ONE,
-    ZERO,
-    Expr,
-    add,
-    base_of,
-    input_row,
-    mul,
-    named,
-    nodes,
-    power,
-    replaced,
-    total,
-    where,
-)
+from codegen.maps.expression import ONE, ZERO, Expr, add, base_of, input_row, mul, named, power, total, where
 from codegen.maps.functions import derivatives
 from codegen.maps.polynomial import Expansion
 from codegen.maps.simplify import simplest
+from codegen.maps.traversal import nodes, replaced
 
 Z, TARGET, GAIN, COTANGENT = input_row("z"), input_row("a"), input_row("g"), input_row("ct")
 """What a map or loss is applied to, its target and gain, and an incoming cotangent: of y for a readout, of u for a

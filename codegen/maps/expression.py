@@ -9,19 +9,14 @@ multiplied out; that is for `codegen.maps.simplify` to decide.
 from __future__ import annotations
 
 import hashlib
-import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from codegen.maps.constants import MOST_BITS, RANGE, is_huge, shown
+from codegen.maps.constants import Exact, Number, exact, on_numbers, power_of_number
 
-Number = int | float | Fraction
-"""What stands for a number; inside of expressions an int, or a Fraction that is none."""
-
-Exact = int | Fraction
 Value = Exact | str | None
 
 
@@ -154,23 +149,6 @@ def of(x: Expr | Number) -> Expr:
     return make("number", value=exact(x))
 
 
-def exact(x: Number) -> int | Fraction:
-    """A number as an int, or a Fraction that is none; a float is the decimal number that Python prints.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is infinite, NaN or of thousands of digits.
-    """
-    if isinstance(x, bool) or not isinstance(x, (int, float, Fraction)):
-        raise TypeError(f"{x!r} is no number; write a Python int or float, and exp(y * log(x)) for x ** y")
-    if isinstance(x, float) and not math.isfinite(x):
-        raise ValueError(f"a map has the number {float(x)!r}, but must have finite numbers only")
-    found = Fraction(str(x)) if isinstance(x, float) else x
-    if is_huge(found):
-        raise ValueError(f"the constant {shown(found)} is beyond {RANGE}")
-    return found.numerator if found.denominator == 1 else found
-
-
 ZERO, ONE = of(0), of(1)
 WIDTH = make("symbol", value="N")
 """How many numbers a row has."""
@@ -258,31 +236,12 @@ def power(x: Expr | Number, exponent: Number) -> Expr:
     """x to the power of a number."""
     base, k = of(x), exact(exponent)
     if base.op == "number":
-        return of(_power_of_number(base.number, k))
+        return of(power_of_number(base.number, k))
     if base.op == "mul" and k.denominator == 1:
         return mul(*(power(factor, k) for factor in base.args))
     inner, exponent_of_inner = base_of(base)
     # (x^2)^(1/2) is |x|, not x.
     return _raised(inner, exponent_of_inner * k) if k.denominator == 1 else _raised(base, k)
-
-
-def _power_of_number(base: Exact, k: Exact) -> Number:
-    written = f"{shown(base)} ** {shown(k)}"
-    if not base and k < 0:
-        raise ValueError(f"{written} divides by 0; write a denominator that is not 0")
-    if k.denominator == 1:
-        # Whole numbers are exact here, and would be computed for hours.
-        bits = max(base.numerator.bit_length(), base.denominator.bit_length()) - 1
-        if bits * abs(k.numerator) > 2 * MOST_BITS:
-            raise ValueError(f"{written} is beyond {RANGE}")
-        return Fraction(base) ** k.numerator
-    if base < 0:
-        raise ValueError(f"{written} is no real number; write a base that is not negative")
-    try:
-        found: float = float(base) ** float(k)
-    except OverflowError as error:
-        raise ValueError(f"{written} is beyond {RANGE}") from error
-    return found
 
 
 def _raised(base: Expr, exponent: Exact) -> Expr:
@@ -345,35 +304,8 @@ def call(function: str, *args: Expr | Number) -> Expr:
     """A function of the table in `codegen.maps.functions`, element by element."""
     operands = tuple(map(of, args))
     if all(arg.op == "number" for arg in operands):
-        return of(_on_numbers(function, [arg.number for arg in operands]))
+        return of(on_numbers(function, [arg.number for arg in operands]))
     return make("call", operands, function)
-
-
-def _on_numbers(function: str, numbers: list[Exact]) -> float:
-    try:
-        found = _ON_NUMBERS[function](*map(float, numbers))
-    except (ValueError, ArithmeticError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise ValueError(f"{function}({', '.join(map(shown, numbers))}) is no finite number; write a finite one for it")
-    return found
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > 0 else math.exp(x) / (1 + math.exp(x))
-
-
-_ON_NUMBERS: dict[str, Callable[..., float]] = {
-    "exp": math.exp,
-    "log": math.log,
-    "sigmoid": _sigmoid,
-    "silu": lambda x: x * _sigmoid(x),
-    "tanh": math.tanh,
-    "abs": abs,
-    "sign": lambda x: (x > 0) - (x < 0),
-    "max": max,
-    "min": min,
-}
 
 
 def total(x: Expr | Number) -> Expr:
@@ -405,33 +337,3 @@ def rebuilt(x: Expr, args: tuple[Expr, ...]) -> Expr:
     if x.op == "pow":
         return power(args[0], x.number)
     return make(x.op, args, x.value)
-
-
-def nodes(*roots: Expr, into: Callable[[Expr], bool] = lambda node: True) -> list[Expr]:
-    """Every node of some expressions once, operands first; those below a node only where `into` says so."""
-    found: dict[Expr, None] = {}
-    waiting = list(reversed(roots))
-    while waiting:
-        node = waiting[-1]
-        missing = [arg for arg in node.args if arg not in found] if into(node) else []
-        if missing:
-            waiting += reversed(missing)
-        else:
-            found.setdefault(waiting.pop())
-    return list(found)
-
-
-def transformed(x: Expr, change: Callable[[Expr, Expr], Expr | None]) -> Expr:
-    """x with nodes replaced, operands first, by `change` of the node with its new operands and of what it was."""
-    done: dict[Expr, Expr] = {}
-    for node in nodes(x):
-        args = tuple(done[arg] for arg in node.args)
-        new = node if args == node.args else rebuilt(node, args)
-        changed = change(new, node)
-        done[node] = new if changed is None else changed
-    return done[x]
-
-
-def replaced(x: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
-    """x with each node for which `change` has another, operands first, replaced by it."""
-    return transformed(x, lambda node, was: change(node))

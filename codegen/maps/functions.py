@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from codegen.maps.expression import ZERO, Expr, Number, call, eps, largest, mean, of, power, total, where
+from codegen.maps.constants import Number
+from codegen.maps.expression import ZERO, Expr, call, eps, largest, mean, of, power, total, where
 
 
 def exp(x: Expr | Number) -> Expr:

@@ -14,23 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fractions import Fraction
 
-from codegen.maps.expression import (
-    ONE,
-    WIDTH,
-    ZERO,
-    Exact,
-    Expr,
-    base_of,
-    coefficient,
-    exact,
-    make,
-    mul,
-    nodes,
-    of,
-    power,
-    rebuilt,
-    total,
-)
+from codegen.maps.constants import Exact, exact
+from codegen.maps.expression import ONE, WIDTH, ZERO, Expr, base_of, coefficient, make, mul, of, power, rebuilt, total
+from codegen.maps.traversal import nodes
 
 Monomial = frozenset[tuple[Expr, Exact]]
 Terms = dict[Monomial, Exact]

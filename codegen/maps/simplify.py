@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
-from codegen.maps.expression import ZERO, Expr, add, mul, nodes, where
+from codegen.maps.expression import ZERO, Expr, add, mul, where
 from codegen.maps.functions import DEFINITIONS
 from codegen.maps.polynomial import Expansion, Monomial, Terms, TooLarge, collected, expression, is_gate, joined, split
+from codegen.maps.traversal import nodes
 
 _REDUCTION, _FUNCTION = 12.0, 12.0
 """What a reduction and a function cost, in operations on every number of the row."""

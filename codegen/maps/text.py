@@ -9,20 +9,8 @@ from fractions import Fraction
 
 from codegen.errors import MapTextError
 from codegen.maps import functions
-from codegen.maps.expression import (
-    WIDTH,
-    Exact,
-    Expr,
-    call,
-    coefficient,
-    eps,
-    input_row,
-    largest,
-    of,
-    power,
-    total,
-    where,
-)
+from codegen.maps.constants import Exact
+from codegen.maps.expression import WIDTH, Expr, call, coefficient, eps, input_row, largest, of, power, total, where
 
 _LARGEST_EXPONENT = 64
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from codegen.maps.emit.steps import Program
 from codegen.maps.expression import Expr
 from codegen.maps.functions import VANISHING
+from codegen.maps.lowering import Program
 
 
 def vanishes(x: Expr, zero: Collection[str]) -> bool:

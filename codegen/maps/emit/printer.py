@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from codegen.maps.expression import WIDTH, Exact, Expr, coefficient, eps, mul
+from codegen.maps.constants import Exact
+from codegen.maps.expression import WIDTH, Expr, coefficient, eps, mul
 
 _ADD, _MUL, _LEAF = 1, 2, 3
 _LONGEST_PRODUCT = 8

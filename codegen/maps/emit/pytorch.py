@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from codegen.maps.derive import COTANGENT, pullback_of, value_of, write_of
 from codegen.maps.emit.printer import Printer
-from codegen.maps.emit.steps import Definition, program, used
 from codegen.maps.expression import Expr
+from codegen.maps.lowering import Definition, program, used
 from codegen.maps.registry import Map
 
 if TYPE_CHECKING:

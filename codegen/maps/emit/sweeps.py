@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from codegen.maps.emit.steps import Definition, Program, used
-from codegen.maps.expression import Expr, nodes
+from codegen.maps.expression import Expr
+from codegen.maps.lowering import Definition, Program, used
+from codegen.maps.traversal import nodes
 
 _LONG = ("exp", "log", "sigmoid", "tanh")
 """Functions that cost more to compute again than to load."""

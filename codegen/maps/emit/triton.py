@@ -14,9 +14,9 @@ from typing import Any
 from codegen.maps.derive import pullback_of, value_of, write_of
 from codegen.maps.emit.masks import masked_names
 from codegen.maps.emit.printer import Printer
-from codegen.maps.emit.steps import Definition, Program, program
 from codegen.maps.expression import Expr
 from codegen.maps.folding import folded
+from codegen.maps.lowering import Definition, Program, program
 from codegen.maps.registry import find
 
 Axis = Mapping[str, Any]

@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterable, Sequence
 
 from codegen.maps.derive import value_of
-from codegen.maps.emit.steps import Program, program, used
 from codegen.maps.emit.sweeps import Sweep, sweeps
 from codegen.maps.emit.tvm_names import identifier, says, write
 from codegen.maps.emit.tvm_places import RESERVED, Places
 from codegen.maps.emit.tvm_reverse import apply_and_pull, kept_rows, stats_rows, write_and_push
 from codegen.maps.emit.tvm_sweeps import Function, store, written
+from codegen.maps.lowering import Program, program, used
 from codegen.maps.registry import find
 
 __all__ = ["functions", "functions_and_pulls", "identifier", "imports", "kept_rows", "stats_rows"]

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from codegen.maps.derive import value_of
-from codegen.maps.emit.steps import Program, program
 from codegen.maps.emit.sweeps import Sweep, early_scalars, is_long, sweeps
 from codegen.maps.emit.tvm import imports, replaces_z
 from codegen.maps.emit.tvm_names import identifier, reads_eps, says, write
 from codegen.maps.emit.tvm_places import FUNCTIONS, RESERVED, Places, selected
 from codegen.maps.emit.tvm_sweeps import statements, store
 from codegen.maps.folding import folded
+from codegen.maps.lowering import Program, program
 from codegen.maps.registry import find
 
 __all__ = ["apply", "codes", "functions_of", "identifier", "imports", "reads_eps"]

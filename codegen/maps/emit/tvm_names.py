@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from codegen.maps.derive import Write, write_of
-from codegen.maps.expression import eps, nodes
+from codegen.maps.expression import eps
 from codegen.maps.registry import find
+from codegen.maps.traversal import nodes
 
 
 def identifier(of: str) -> str:

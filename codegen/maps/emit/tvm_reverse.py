@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from codegen.maps.derive import pullback_of, value_of
-from codegen.maps.emit.steps import Program, program, used
 from codegen.maps.emit.sweeps import Sweep, is_long, sweeps
 from codegen.maps.emit.tvm_names import identifier, says, write
 from codegen.maps.emit.tvm_places import RESERVED, Places
 from codegen.maps.emit.tvm_sweeps import Function, indented, store, written
 from codegen.maps.expression import Expr
+from codegen.maps.lowering import Program, program, used
 from codegen.maps.registry import find
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from codegen.maps.emit.masks import masked_names
-from codegen.maps.emit.steps import Program
 from codegen.maps.emit.sweeps import Sweep, early_scalars, is_long
 from codegen.maps.emit.tvm_places import Places
 from codegen.maps.folding import folded
+from codegen.maps.lowering import Program
 
 _LONGEST_NAMES = 90
 """Letters of the names that one line makes; more do not fit a page."""

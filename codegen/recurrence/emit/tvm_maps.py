@@ -5,11 +5,11 @@ What pads a row may hold anything: every sum leaves it out.
 
 from __future__ import annotations
 
-from codegen.maps.emit.steps import program
 from codegen.maps.emit.sweeps import sweeps
 from codegen.maps.emit.tvm_names import identifier
 from codegen.maps.emit.tvm_places import RESERVED, Places
 from codegen.maps.emit.tvm_sweeps import Function, store, written
+from codegen.maps.lowering import program
 from codegen.maps.registry import find
 from codegen.recurrence.maps import expressions
 from codegen.recurrence.program import CODE, PUSH, Call

@@ -11,9 +11,10 @@ from codegen import maps
 from codegen.maps import MAPS
 from codegen.maps.derive import COTANGENT, TARGET, Z, pull_back, value_of, write_of
 from codegen.maps.emit import pytorch as emit_torch
-from codegen.maps.emit.steps import program
-from codegen.maps.expression import Expr, nodes, total
+from codegen.maps.expression import Expr, total
+from codegen.maps.lowering import program
 from codegen.maps.simplify import multiplied_out
+from codegen.maps.traversal import nodes
 
 
 def reductions(*outputs: Expr) -> int:

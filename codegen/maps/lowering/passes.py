@@ -1,106 +1,25 @@
-"""Straight-line programs: expressions taken apart into named values, each computed once, in an order."""
+"""Passes over expressions before they are taken apart: each gives names, or a form that costs less."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 
-from codegen.maps.expression import (
-    WIDTH,
-    ZERO,
-    Expr,
-    add,
-    base_of,
-    coefficient,
-    exact,
-    input_row,
-    make,
-    mul,
-    named,
-    nodes,
-    power,
-    rebuilt,
-    replaced,
-    total,
-    transformed,
-)
+from codegen.maps.constants import exact
+from codegen.maps.expression import WIDTH, ZERO, Expr, add, base_of, coefficient, make, mul, named, power, total
 from codegen.maps.functions import DEFINITIONS
+from codegen.maps.lowering.program import REDUCTIONS
 from codegen.maps.simplify import gathered, multiplied_out
+from codegen.maps.traversal import nodes, replaced, transformed
 
 _NAMES = {"silu": "s", "sigmoid": "sigma", "exp": "weight", "tanh": "tanh", "log": "log", "sign": "sign", "abs": "size"}
 
 
-@dataclass(frozen=True)
-class Definition:
-    """One named value.
-
-    Attributes:
-        name: unique in its program.
-        value: over inputs and earlier names; a "sum", "mean" or "max" stands alone.
-        row: whether it has a number for each slot.
-    """
-
-    name: str
-    value: Expr
-    row: bool
-
-    @property
-    def reduction(self) -> bool:
-        """Whether it takes the whole row."""
-        return self.value.op in REDUCTIONS
-
-    @property
-    def uses(self) -> frozenset[str]:
-        """The names and inputs that it is computed from."""
-        return used(self.value)
-
-
-REDUCTIONS = ("sum", "mean", "max")
-
-
-def used(x: Expr) -> frozenset[str]:
-    """The names and inputs in an expression of a program."""
-    return frozenset(str(node.value) for node in nodes(x) if node.op in ("input", "symbol") and node not in _CONSTANTS)
-
-
-_CONSTANTS = (WIDTH, make("symbol", value="eps"))
-
-
-@dataclass(frozen=True)
-class Program:
-    """Named values in order, and what comes out.
-
-    Attributes:
-        definitions: each after those that it uses.
-        outputs: by name, expressions over inputs and defined names.
-    """
-
-    definitions: tuple[Definition, ...]
-    outputs: Mapping[str, Expr]
-
-    def __str__(self) -> str:
-        from codegen.maps.text import text
-
-        lines = [f"{'row' if d.row else '   '} {d.name} = {text(d.value)}" for d in self.definitions]
-        return "\n".join([*lines, *(f"out {name} = {text(value)}" for name, value in self.outputs.items())])
-
-
-def program(
-    outputs: Mapping[str, Expr], taken: Iterable[str] = (), early: bool = False, apart: Expr | None = None
-) -> Program:
-    """The program that computes `outputs`, in their order.
-
-    Args:
-        outputs: expressions.
-        taken: names that it must not use besides those of inputs.
-        early: write rows whose scale is known late without it, so that fewer sums follow one another.
-        apart: an input; what does not depend on it is computed by itself, for it may be computed before.
-    """
-    roots = tuple(outputs.values())
+def rewritten(roots: tuple[Expr, ...], early: bool) -> tuple[Expr, ...]:
+    """The same expressions with what shall have a name of its own named; `early` as `program` takes it."""
     for step in (
         _defined,
         _centred,
@@ -112,14 +31,11 @@ def program(
         _paired,
     ):
         roots = step(roots)
-    namer = _Namer(roots if apart is None else _set_apart(roots, apart), taken)
-    if apart is not None:
-        namer.keep_apart(apart)
-    return namer.program(tuple(outputs))
+    return roots
 
 
-def _each(roots: tuple[Expr, ...], change: object) -> tuple[Expr, ...]:
-    return tuple(replaced(root, change) for root in roots)  # type: ignore[arg-type]
+def _each(roots: tuple[Expr, ...], change: Callable[[Expr], Expr | None]) -> tuple[Expr, ...]:
+    return tuple(replaced(root, change) for root in roots)
 
 
 def _defined(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
@@ -301,25 +217,6 @@ def _pairs(node: Expr) -> list[tuple[Expr, Expr]]:
     return list(itertools.combinations(sorted(bases, key=lambda x: x.order), 2))
 
 
-def _set_apart(roots: tuple[Expr, ...], late: Expr) -> tuple[Expr, ...]:
-    """Terms and factors that do not depend on an input, together where some others do."""
-
-    def change(node: Expr) -> Expr | None:
-        if node.op not in ("add", "mul") or not _depends(node, late):
-            return None
-        free = [arg for arg in node.args if not _depends(arg, late) and arg.op != "number"]
-        if len(free) < 2:
-            return None
-        combine = mul if node.op == "mul" else add
-        return combine(named("kept", combine(*free)), *(arg for arg in node.args if arg not in free))
-
-    return _each(roots, change)
-
-
-def _depends(x: Expr, late: Expr) -> bool:
-    return str(late.value) in x.inputs
-
-
 def _less(factor: Expr, pair: tuple[Expr, Expr]) -> Expr:
     base, exponent = base_of(factor)
     return power(base, exponent - 1) if base in pair else factor
@@ -331,85 +228,21 @@ def _joined_names(parts: Iterable[Expr]) -> str:
     return joined if names and len(joined) <= 24 else "product"
 
 
-class _Namer:
-    """Gives names to the parts of expressions, operands first."""
+def set_apart(roots: tuple[Expr, ...], late: Expr) -> tuple[Expr, ...]:
+    """Terms and factors that do not depend on an input, together where some others do."""
 
-    def __init__(self, roots: tuple[Expr, ...], taken: Iterable[str]) -> None:
-        self.roots = roots
-        self.uses = Counter(arg for node in nodes(*roots) for arg in set(node.args))
-        self.uses.update(roots)
-        self.powers = {node.args[0] for node in nodes(*roots) if node.op == "pow" and node.number > 1}
-        self.taken = {str(node.value) for node in nodes(*roots) if node.op in ("input", "symbol")} | set(taken)
-        self.apart: set[Expr] = set()
-        self.definitions: list[Definition] = []
-        self.done: dict[Expr, Expr] = {}
+    def change(node: Expr) -> Expr | None:
+        if node.op not in ("add", "mul") or not depends(node, late):
+            return None
+        free = [arg for arg in node.args if not depends(arg, late) and arg.op != "number"]
+        if len(free) < 2:
+            return None
+        combine = mul if node.op == "mul" else add
+        return combine(named("kept", combine(*free)), *(arg for arg in node.args if arg not in free))
 
-    def keep_apart(self, late: Expr) -> None:
-        """Name what does not depend on an input where something that does is computed from it."""
-        every = nodes(*self.roots)
-        self.apart = {arg for node in every if _depends(node, late) for arg in node.args if not _depends(arg, late)}
-
-    def program(self, names: tuple[str, ...]) -> Program:
-        self.taken |= set(names)
-        return Program(self.definitions_of(), dict(zip(names, (self.done[root] for root in self.roots), strict=True)))
-
-    def definitions_of(self) -> tuple[Definition, ...]:
-        for node in nodes(*self.roots):
-            args = tuple(self.done[arg] for arg in node.args)
-            value = args[0] if node.op == "named" else node if args == node.args else _rebuilt(node, args)
-            self.done[node] = self._reference(node, value) if self._is_defined(node, value) else value
-        return tuple(self.definitions)
-
-    def _is_defined(self, node: Expr, value: Expr) -> bool:
-        if value.op in ("number", "input", "symbol"):
-            return False
-        if node in self.apart and node.op != "compare":
-            return True
-        if value.op in REDUCTIONS:
-            return True
-        if node.op == "named" and (self.uses[node] > 1 or _is_long(value) or not node.row):
-            return True
-        if node.op == "add" and node.row and len(node.args) > 3 and node not in self.roots:
-            return True
-        if node.op == "compare" or (node.op == "mul" and len(node.args) == 2 and node.args[0].op == "number"):
-            return False
-        return node.op != "named" and (self.uses[node] > 1 or (node in self.powers and node.op != "pow"))
-
-    def _reference(self, node: Expr, value: Expr) -> Expr:
-        for definition in self.definitions:
-            if definition.value is value:
-                return _leaf(definition.name, definition.row)
-        name = self._unused(_name_of(node, value))
-        self.definitions.append(Definition(name, value, node.row))
-        return _leaf(name, node.row)
-
-    def _unused(self, name: str) -> str:
-        candidates = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
-        chosen = next(each for each in candidates if each not in self.taken)
-        self.taken.add(chosen)
-        return chosen
+    return _each(roots, change)
 
 
-def _rebuilt(node: Expr, args: tuple[Expr, ...]) -> Expr:
-    return make(node.op, args, node.value) if node.op in ("sum", "mean", "max") else rebuilt(node, args)
-
-
-def _leaf(name: str, row: bool) -> Expr:
-    return input_row(name) if row else make("symbol", value=name)
-
-
-def _is_long(value: Expr) -> bool:
-    return value.op == "call" or (value.op == "pow" and len(nodes(value)) > 1) or len(nodes(value)) > 4
-
-
-def _name_of(node: Expr, value: Expr) -> str:
-    if node.op == "named":
-        return str(node.value)
-    if value.op in REDUCTIONS:
-        of = value.args[0]
-        factors = [base_of(factor) for factor in (of.args if of.op == "mul" else (of,))]
-        tag = "_".join(f"{base.value}{'_squared' if k == 2 else ''}" for base, k in factors if base.op == "input")
-        return f"{'largest' if value.op == 'max' else value.op}_{tag}" if tag and len(tag) <= 28 else f"{value.op}_of"
-    if value.op == "add" and mul(-1, input_row("a")) in value.args and len(value.args) == 2:
-        return "e"
-    return "part" if node.row else "factor"
+def depends(x: Expr, late: Expr) -> bool:
+    """Whether an expression depends on an input."""
+    return str(late.value) in x.inputs
