@@ -66,6 +66,7 @@ ORDER = {
         "layer",
         "failures",
         "store",
+        "default",
         "",
     ),
     "trellis_ops": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tuning_db.default import default_store
 from tuning_db.errors import (
     FOLDER_VARIABLE,
     DatabaseBusyError,
@@ -14,7 +15,7 @@ from tuning_db.failures import Failures, settings_key
 from tuning_db.field_rules import shortened, utc_now
 from tuning_db.recommendation import FRONT_HEADS, FrontRow, Recommendation
 from tuning_db.record import SCHEMA, Identity, Outcome, Record
-from tuning_db.store import SHIPPED, Match, NearMiss, Store, default_store
+from tuning_db.store import SHIPPED, Match, NearMiss, Store
 from tuning_db.warning import TuningDatabaseWarning
 
 DISTRIBUTION = "trellis-ops"

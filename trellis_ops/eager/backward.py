@@ -29,6 +29,7 @@ from trellis_ops.eager.chunk_derivatives import (
     read,
 )
 from trellis_ops.eager.chunks import Decay
+from trellis_ops.eager.evolution import evolve
 from trellis_ops.eager.maps import apply_map, pull_back
 from trellis_ops.outer_gradient import is_first_order
 from trellis_ops.tokens import States, Tokens
@@ -160,7 +161,7 @@ def _run(
 def _last_states(tokens: Tokens, states: list[Tensor], rule: Rule, chunk: int) -> list[Tensor]:
     split = tokens.each(lambda x: chunks.split(x.to(states[0].dtype), chunk))
     decay = chunks.decay(chunks.pack(split.log_decay), states[0].dtype)
-    return eager.evolve(split, decay, states, rule, first_order=False).finals
+    return evolve(split, decay, states, rule, first_order=False).finals
 
 
 def _segment(
@@ -178,7 +179,7 @@ def _segment(
     split = tokens.each(lambda x: chunks.split(x.to(dtype), chunk))
     q, k, v, target, log_decay, step_size = split.each(chunks.pack)
     gates = Gates(step_size.unsqueeze(-1), chunks.decay(log_decay, dtype))
-    (start_k, start_v), (u_k, u_v), _, _ = eager.evolve(split, gates.decay, states, rule, first_order)
+    (start_k, start_v), (u_k, u_v), _, _ = evolve(split, gates.decay, states, rule, first_order)
 
     first = Readout(q, k, u_k, start_k.mT)
     o = read(first, gates)

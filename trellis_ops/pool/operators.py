@@ -16,8 +16,9 @@ from trellis_ops.calls import family_arguments, values
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import launch, launch_pool
 from trellis_ops.eager import pool as eager
-from trellis_ops.operators import autocast, quick_rule_step, transforms
-from trellis_ops.operators.family import check_values, parted, rule_of
+from trellis_ops.operators import autocast, transforms
+from trellis_ops.operators.family import quick_step, rule_of
+from trellis_ops.operators.family.given import check_values, parted
 from trellis_ops.operators.plan import QUICK_PLANS, Plan, plan
 from trellis_ops.pool import layout, quick
 from trellis_ops.pool.rows import check_rows
@@ -77,7 +78,7 @@ def run(
             y = _eager(made, tokens, state, starts, first, rows, sequences, chunk_size)
     else:
         y = launch_pool.run(found.operator, tokens, pools, first, rows, sequences)
-        quick_rule_step.remember(key, found, known is not None)
+        quick_step.remember(key, found, known is not None)
     return y if q.ndim == 3 else y.view(*q.shape[:2], *y.shape[1:])
 
 

@@ -1,4 +1,4 @@
-"""A decode step on a pool whose kernel checks the arguments itself, as `quick_rule_step` is without a pool."""
+"""A decode step on a pool whose kernel checks the arguments itself, as `family.quick_step` has it without a pool."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ NAMED = """
 import os
 os.setresuid(54321, 0, 0)
 from codegen.cache.folder import cache_folder
-from tuning_db.store import default_store
+from tuning_db.default import default_store
 store = default_store()
 print(store.user.folder, store.fallback and store.fallback.folder.parent.parent)
 """

@@ -1,12 +1,10 @@
-"""Any rule as torch.library sees it: tensors and states as lists in the order of the record, which is a text.
+"""Any rule over sequences of tokens, and its gradient, as torch.library sees them.
 
 The registered `memory_attention` returns y, the final states and, if `keeps`, what its gradient reads again.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,17 +15,15 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from codegen.errors import GradientError
 from codegen.kernels.rule_arguments import kept_states
 from codegen.kernels.sequences import Sequences
-from codegen.recurrence.of_rule import used_chunk_states
 from codegen.recurrence.tensors import states, tensors
-from codegen.rule import Rule
-from codegen.rule_text import rule_of_text
 from trellis_ops.calls import family_arguments, values
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import launch, launch_rule, resolve
 from trellis_ops.eager import recurrence as eager
-from trellis_ops.operators import autocast, batching, overlap, quick_rule_step, transforms
+from trellis_ops.operators import autocast, batching, transforms
+from trellis_ops.operators.family.given import check_values, parted, rule_of
 from trellis_ops.operators.gradients import with_autograd
-from trellis_ops.operators.plan import QUICK_PLANS, Plan, plan
+from trellis_ops.operators.plan import Plan, plan
 
 _SETTINGS = "str rule, int chunk_size, str outer_gradient, bool keeps, str? implementation"
 _ATTENTION = f"(Tensor[] given, Tensor[] initial, Tensor? cu_seqlens, {_SETTINGS}) -> Tensor[]"
@@ -35,13 +31,6 @@ _BACKWARD = (
     "(Tensor[] cotangents, Tensor[] given, Tensor[] initial, Tensor? cu_seqlens, Tensor[] kept,"
     f" {_SETTINGS}) -> Tensor[]"
 )
-_STEP = "(Tensor[] given, Tensor(a!)[] state, Tensor(b!)[] starts, str rule, str? implementation) -> Tensor"
-
-
-@functools.lru_cache(maxsize=1024)
-def rule_of(text: str) -> Rule:
-    """The rule of a text that was made of one."""
-    return rule_of_text(text)
 
 
 def attention_request(*arguments: Any) -> Request:
@@ -50,12 +39,6 @@ def attention_request(*arguments: Any) -> Request:
     given, initial = parted(flat, counts)
     made = rule_of(rule)
     return family_arguments.attention_request(made, given, initial, cu_seqlens, chunk_size, outer_gradient, keeps)
-
-
-def parted(flat: Sequence[Tensor], counts: tuple[int, ...]) -> list[list[Tensor]]:
-    """Lists that lie one after the other, each of so many tensors."""
-    waiting = iter(flat)
-    return [list(itertools.islice(waiting, count)) for count in counts]
 
 
 def _plan(
@@ -132,16 +115,6 @@ def eager_attention(
         made, named, first, chunk_size=chunk_size, cu_seqlens=cu_seqlens, outer_gradient=outer_gradient
     )
     return [y, *finals.values()]
-
-
-def check_values(rule: Rule, given: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-    """Refuse what `values.check_values` refuses among the tensors of a call, and among other states."""
-    named = {each.name: x for each, x in zip(tensors(rule), given, strict=True)}
-    named |= {f"state {place}": x for place, x in enumerate(others)}
-    log_decay, step_size = (named.pop(name, torch.zeros(())) for name in ("log_decay", "step_size"))
-    values.check_values(log_decay, step_size, **named)
-    if "regulariser" in named:
-        values.check_positive("regulariser", named["regulariser"])
 
 
 attention = torch.library.custom_op(
@@ -282,51 +255,3 @@ def _gradient(ctx: Any, incoming: list[Tensor | None]) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("trellis_ops::memory_attention", _gradient, setup_context=_setup)
-
-
-def step_request(*arguments: Any) -> Request:
-    """The checked call of one token: given, states, chunk states, then their numbers and the rule."""
-    *flat, counts, rule = arguments
-    given, state, starts = parted(flat, counts)
-    return family_arguments.step_request(rule_of(rule), given, state, starts)
-
-
-def run_step(
-    given: list[Tensor], state: list[Tensor], starts: list[Tensor], rule: str, implementation: str | None
-) -> Tensor:
-    """y `[B, H, D_v]`; states, and sums of writes among `starts`, move in place."""
-    key = quick_rule_step.key_of(given, state, starts, rule, implementation)
-    quick = QUICK_PLANS.get(key)
-    if quick is not None:
-        y = quick_rule_step.step(quick, given, state, starts)
-        if y is not None:
-            return y
-    flat = (*given, *state, *starts)
-    found = plan(step_request, flat, ((len(given), len(state), len(starts)), rule), implementation)
-    made = rule_of(rule)
-    moved = dict(zip(states(made), state, strict=True))
-    named = {each.name: x for each, x in zip(tensors(made), given, strict=True)}
-    kept = dict(zip(used_chunk_states(made, True), starts, strict=True)) if starts else {}
-    overlap.check_states_apart(moved, kept, named)
-    if found.checks_values:
-        check_values(made, given, [*state, *starts])
-    if found.operator is not None:
-        y = launch_rule.step(found.operator, given, state, starts, found.sequences)
-        quick_rule_step.remember(key, found, quick is not None)
-        return y
-    with autocast.off(given[0].device):
-        return eager.step(made, named, moved, kept or None)
-
-
-step = torch.library.custom_op(
-    "trellis_ops::memory_step",
-    transforms.without_tangents("memory_step", run_step),
-    mutates_args=("state", "starts"),
-    schema=_STEP,
-)
-
-
-@step.register_fake
-def _(given: list[Tensor], state: list[Tensor], starts: list[Tensor], rule: str, implementation: str | None) -> Tensor:
-    request = family_arguments.step_request(rule_of(rule), given, state, starts)
-    return given[0].new_empty((*given[0].shape[:2], request.spec.problem.dim_v))
