@@ -11,6 +11,7 @@ from transformers import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from codegen.layer import WEIGHTS
 from trellis_ops.hf.cache import TrellisCache, require_cache
 from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import InputError
@@ -20,6 +21,10 @@ from trellis_ops.hf.names import CACHE_NAME, take_cache
 from trellis_ops.hf.pretrained import TrellisPreTrainedModel
 from trellis_ops.hf.reading import read
 from trellis_ops.lm.block import Block, draw_maps
+from trellis_ops.lm.decode.applies import Parts
+from trellis_ops.lm.decode.decoder import fused_blocks
+from trellis_ops.lm.decode.explanation import explain_step
+from trellis_ops.lm.decode.packing import known_weights
 from trellis_ops.lm.features import StateKind
 from trellis_ops.lm.state import AnyLayerState, TrellisState
 from trellis_ops.lm.vocabulary import embedded
@@ -38,6 +43,7 @@ class TrellisModel(TrellisPreTrainedModel):
         super().__init__(config)
         of_lm = config.to_trellis()
         self.kind: StateKind = StateKind.of(of_lm)
+        self._decode_weights = WEIGHTS[0]
         self.embedding = nn.Embedding(of_lm.vocab_size, of_lm.width)
         self.blocks = nn.ModuleList(TrellisBlock(of_lm) for _ in range(of_lm.layers))
         self.norm = nn.RMSNorm(of_lm.width, eps=of_lm.norm_eps)
@@ -126,14 +132,32 @@ class TrellisModel(TrellisPreTrainedModel):
         groups = [[block] for block in self._blocks()] if every else [self._blocks()]
         outputs, after = [x] if every else [], None
         layers: list[AnyLayerState] = []
+        fused = None if every else functools.partial(fused_blocks, self, self._decode_weights)
         for index, group in enumerate(groups):
             own = state
             if every and state is not None:
                 own = TrellisState((state.layers[index],), state.place, state.rule)
-            x, after = read(group, self.kind, x, own, mask, packed, return_state=return_state)
+            x, after = read(group, self.kind, x, own, mask, packed, return_state=return_state, fused=fused)
             outputs.append(x)
             layers += [] if after is None else after.layers
         return tuple(outputs), None if after is None else self.kind.state(layers, after.place)
+
+    @property
+    def decode_weights(self) -> str:
+        """The type of the weights of blocks that a token alone reads; see `TrellisLM.decode_weights`."""
+        return self._decode_weights
+
+    @decode_weights.setter
+    def decode_weights(self, weights: str) -> None:
+        self._decode_weights = known_weights(weights)
+
+    def step_parts(self) -> Parts:
+        """What a step goes through, for the kernels that stand for it: the blocks."""
+        return Parts(self.kind.config, self.blocks, None, (self, self.blocks))
+
+    def explain_step(self, batch: int = 1) -> str:
+        """What the blocks run for one token of `batch` rows: a kernel with its schedule, or why their modules."""
+        return explain_step(self, self._decode_weights, batch)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrellisModel:
         """Move or cast the model; states that fitted it are looked at again."""
@@ -165,6 +189,19 @@ class TrellisForCausalLM(TrellisPreTrainedModel, TrellisGeneration, GenerationMi
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         draw_maps(self.lm_head, config.num_hidden_layers)
         self.post_init()
+
+    @property
+    def decode_weights(self) -> str:
+        """The type of the weights of blocks that a token alone reads; see `TrellisLM.decode_weights`."""
+        return self.model.decode_weights
+
+    @decode_weights.setter
+    def decode_weights(self, weights: str) -> None:
+        self.model.decode_weights = weights
+
+    def explain_step(self, batch: int = 1) -> str:
+        """See `TrellisModel.explain_step`; the last norm and `lm_head` are modules."""
+        return self.model.explain_step(batch)
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from trellis_ops.lm.features import StateKind, features
 from trellis_ops.lm.state import TrellisState
 
 Read = tuple[Tensor, TrellisState | None]
+
+Fused = Callable[[Tensor, TrellisState], Tensor | None]
+"""What kernels of whole blocks make of a token, `[B, width]`, which is overwritten, moving a state; or None."""
 
 
 def read(
@@ -23,6 +26,7 @@ def read(
     starts: Tensor | None,
     *,
     return_state: bool,
+    fused: Fused | None = None,
 ) -> Read:
     """What the last block makes of embeddings, and the state after them.
 
@@ -33,6 +37,7 @@ def read(
         mask: which positions are tokens, `[B, T]` bool; None for all.
         starts: where samples begin that were packed into the rows, laid end to end; None for one sample a row.
         return_state: whether to return the state.
+        fused: stands for `blocks` where one token is read and there are kernels for it.
 
     Raises:
         What `features` raises.
@@ -43,16 +48,18 @@ def read(
     if mask is not None and not bool(mask.any(1).all()):
         return _some_rows(blocks, kind, x, state, mask, return_state=return_state)
     if mask is None and state is not None and x.shape[1] == 1 and _may_step(blocks):
-        return _step(blocks, kind, x, state), state
+        return _step(blocks, kind, x, state, fused), state
     return features(blocks, kind, x, state, mask, return_state=return_state)
 
 
-def _step(blocks: Sequence[Block], kind: StateKind, x: Tensor, state: TrellisState) -> Tensor:
+def _step(blocks: Sequence[Block], kind: StateKind, x: Tensor, state: TrellisState, fused: Fused | None) -> Tensor:
     if state.fits is not kind or state.batch != x.shape[0]:
         kind.check(state, blocks, x, x.shape[0])
-    y, begins = x[:, 0], state.begins()
-    for block, layer in zip(blocks, state.layers, strict=True):
-        y = block.step(y, layer, begins)
+    y = None if fused is None else fused(x[:, 0].clone(memory_format=torch.contiguous_format), state)
+    if y is None:
+        y, begins = x[:, 0], state.begins()
+        for block, layer in zip(blocks, state.layers, strict=True):
+            y = block.step(y, layer, begins)
     state.advance(1, kind.period)
     return y[:, None]
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from trellis_ops.lm.sequences import Layout
 from trellis_ops.lm.sequences.parts import Index, Steps
-from trellis_ops.lm.state.layer_state import LayerState, state_dtype, wide
+from trellis_ops.lm.state.layer_state import LayerState, as_wide_as, state_dtype, wide
 from trellis_ops.lm.token_mixer import TokenMixer, keep_start, put_rows, started
 from trellis_ops.ops import trellis_attention, trellis_step
 from trellis_ops.tokens import States, Tokens
@@ -35,6 +35,10 @@ class TrellisMixer(TokenMixer[LayerState]):
         for first in (self.first_k, self.first_v):
             if first is not None:
                 first.normal_(std=first.shape[-1] ** -0.5)
+
+    def gates(self) -> list[nn.Module | nn.Parameter]:
+        """The maps of the forget gate and the step size, and the step size of each head."""
+        return [self.to_decay, self.step_size, *([] if self.to_step_size is None else [self.to_step_size])]
 
     def first_state(self, batch: int, like: Tensor) -> LayerState:
         """The state before the first token, on the device of `like` and with its type for the convolutions' tail."""
@@ -87,10 +91,10 @@ class TrellisMixer(TokenMixer[LayerState]):
         if self.config.normalize_qkv:
             q, k, v = (self._unit(each) for each in (q, k, v))
         target = self._heads(self.to_target(x))
-        log_decay = F.logsigmoid(wide(self.to_decay(x)))
+        log_decay = F.logsigmoid(wide(self.to_decay(as_wide_as(x, self.to_decay))))
         step = wide(self.step_size)
         if self.to_step_size is not None:
-            step = wide(self.to_step_size(x)) + step
+            step = wide(self.to_step_size(as_wide_as(x, self.to_step_size))) + step
         # Under autocast the convolution and the normalisation may widen some of these; the operators want one type.
         return Tokens(q.to(target.dtype), k.to(target.dtype), v.to(target.dtype), target, log_decay, F.softplus(step))
 

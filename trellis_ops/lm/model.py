@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codegen.errors import ShapeError, UnknownMapError
+from codegen.errors import ShapeError
 from codegen.layer import WEIGHTS
 from codegen.scalars import whole_number
 from trellis_ops.dispatch.resolve import device_of
 from trellis_ops.lm import model_file
 from trellis_ops.lm.block import Block, draw_maps
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.decode.applies import Parts
 from trellis_ops.lm.decode.decoder import fused_step
 from trellis_ops.lm.decode.explanation import explain_step
+from trellis_ops.lm.decode.packing import known_weights
 from trellis_ops.lm.features import StateKind, features
 from trellis_ops.lm.generation import GeneratingModel, check_int64, check_prompt
 from trellis_ops.lm.state import TrellisState
@@ -150,9 +152,11 @@ class TrellisLM(GeneratingModel):
 
     @decode_weights.setter
     def decode_weights(self, weights: str) -> None:
-        if weights not in WEIGHTS:
-            raise UnknownMapError(role="decode_weights", name=weights, known=", ".join(WEIGHTS))
-        self._decode_weights = weights
+        self._decode_weights = known_weights(weights)
+
+    def step_parts(self) -> Parts:
+        """What a step goes through, for the kernels that stand for it."""
+        return Parts(self.config, self.blocks, (self.norm, self.embedding), (self, self.blocks))
 
     def explain_step(self, batch: int = 1) -> str:
         """What a step of `batch` rows runs, in words: kernels of whole blocks with their schedules, or why modules."""

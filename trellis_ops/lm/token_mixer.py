@@ -91,6 +91,10 @@ class TokenMixer(nn.Module, Generic[State]):
         return [called_spec(self.config, kind, batch, tokens, str(dtype).removeprefix("torch."))]
 
     @abstractmethod
+    def gates(self) -> list[nn.Module | nn.Parameter]:
+        """What makes gates and step sizes: float32 in a model of half precision, where it is loaded as such."""
+
+    @abstractmethod
     def first_state(self, batch: int, like: Tensor) -> State:
         """The state before the first token, on the device of `like` and with its type for the convolutions' tail."""
 

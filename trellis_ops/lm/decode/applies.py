@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,12 @@ MOST_ROWS = 64
 """Of a batch: products of more rows are matrix products, which torch has."""
 
 _KINDS = (Block, TrellisMixer, SwiGLU, nn.Linear, nn.RMSNorm)
+_OF_BLOCK = ("step", "_feed_forward")
+"""Methods that a kind of block shares with `Block`, if kernels know it."""
+
+TYPES = (torch.float32, torch.bfloat16)
+"""Of parameters."""
+
 OVERRIDES = ("forward", "step")
 """Methods that an instance may have of its own."""
 
@@ -27,25 +35,49 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 """Where a module keeps what is called beside its forward."""
 
 
-def modules_of(blocks: nn.ModuleList, norm: nn.Module) -> Iterator[nn.Module]:
-    """Every module that the kernels stand for: blocks with what they are made of, and the last norm."""
-    for block in blocks:
-        yield from block.modules()
-    yield norm
+@dataclass(frozen=True)
+class Parts:
+    """What a decode step goes through.
+
+    Attributes:
+        config: resolved.
+        blocks: `Block`s.
+        output: the last norm, and the embedding whose weight makes the logits; None where kernels make no logits.
+        holders: the modules that hold these.
+    """
+
+    config: TrellisConfig
+    blocks: nn.ModuleList
+    output: tuple[nn.RMSNorm, nn.Embedding] | None
+    holders: tuple[nn.Module, ...]
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module that the kernels stand for: blocks with what they are made of, and the last norm."""
+        for block in self.blocks:
+            yield from block.modules()
+        if self.output is not None:
+            yield self.output[0]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every parameter that the kernels read."""
+        return itertools.chain(self.blocks.parameters(), *(each.parameters() for each in self.output or ()))
+
+    def are_narrow(self) -> bool:
+        """Whether every linear map of the blocks, but those of gates, is narrower than float32."""
+        wide = {each for block in self.blocks for each in cast(Block, block).mixer.gates()}
+        maps = (each for each in self.blocks.modules() if isinstance(each, nn.Linear) and each not in wide)
+        return all(each.weight.dtype != torch.float32 for each in maps)
 
 
-def why_not_model(config: TrellisConfig, blocks: nn.ModuleList, norm: nn.Module, embedding: Tensor) -> str | None:
+def why_not_model(parts: Parts) -> str | None:
     """Why no kernel of whole blocks serves a model as it is made now, in one sentence; None if they do."""
-    if config.rule is not None:
+    if parts.config.rule is not None:
         return "the rule is not TRELLIS: kernels of whole blocks have its memory only"
-    if config.conv_width < FEWEST_TAPS:
-        return f"conv_width is {config.conv_width}: the kernels have convolutions of at least {FEWEST_TAPS} tokens"
-    for module in modules_of(blocks, norm):
-        reason = _why_not_module(module)
-        if reason is not None:
-            return reason
-    parameters = itertools.chain(blocks.parameters(), norm.parameters(), (embedding,))
-    return next(filter(None, map(_why_not_parameter, parameters)), None)
+    width = parts.config.conv_width
+    if width < FEWEST_TAPS:
+        return f"conv_width is {width}: the kernels have convolutions of at least {FEWEST_TAPS} tokens"
+    reasons = itertools.chain(map(_why_not_module, parts.modules()), map(_why_not_parameter, parts.parameters()))
+    return next(filter(None, reasons), None)
 
 
 def why_not_call() -> str | None:
@@ -66,7 +98,7 @@ def why_not_call() -> str | None:
 
 def _why_not_module(module: nn.Module) -> str | None:
     kind = type(module)
-    if kind not in _KINDS:
+    if kind not in _KINDS and not _is_block(kind):
         return f"a {kind.__qualname__} is none of the modules that the kernels know"
     if any(getattr(module, name) for name in HOOKS):
         return f"a {kind.__qualname__} has hooks"
@@ -75,11 +107,16 @@ def _why_not_module(module: nn.Module) -> str | None:
     return None
 
 
+def _is_block(kind: type[nn.Module]) -> bool:
+    return issubclass(kind, Block) and all(getattr(kind, name) is getattr(Block, name) for name in _OF_BLOCK)
+
+
 def _why_not_parameter(parameter: Tensor) -> str | None:
     if type(parameter) not in (nn.Parameter, Tensor):
         return f"a parameter is a {type(parameter).__qualname__}"
-    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-        return f"a parameter is {parameter.dtype} on {parameter.device}: the kernels take float32 on CPUs"
+    if parameter.device.type != "cpu" or parameter.dtype not in TYPES:
+        found = f"{parameter.dtype} on {parameter.device}"
+        return f"a parameter is {found}: the kernels take float32 and bfloat16 on CPUs"
     if parameter.is_inference():
         return "a parameter was made under inference_mode, which does not count its changes"
     return None

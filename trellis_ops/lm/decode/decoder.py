@@ -19,6 +19,7 @@ from trellis_ops.dispatch.resolve import forced_implementation
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode import applies
+from trellis_ops.lm.decode.applies import Parts
 from trellis_ops.lm.decode.packing import Packed, pack_block, pack_logits
 from trellis_ops.lm.decode.specs import block_spec, logits_spec
 from trellis_ops.lm.decode.watch import Watch, watch
@@ -30,27 +31,18 @@ _increment_version = torch._C._increment_version
 
 
 class Model(Protocol):
-    """What a decode step goes through; a `torch.nn.Module`.
+    """A `torch.nn.Module` whose decode steps are taken."""
 
-    Attributes:
-        config: resolved.
-        blocks: its `Block`s.
-        norm: the last RMSNorm.
-        embedding: whose weight makes the logits.
-    """
-
-    config: TrellisConfig
-    blocks: nn.ModuleList
-    norm: nn.RMSNorm
-    embedding: nn.Embedding
+    def step_parts(self) -> Parts:
+        """What a step goes through now."""
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Compiled for some number of rows: of a block, and of the map to logits."""
+    """Compiled for some number of rows: of a block, and of the map to logits where that has one."""
 
     block: Kernel
-    logits: Kernel
+    logits: Kernel | None
 
 
 @dataclass
@@ -59,25 +51,29 @@ class Decoder:
 
     Attributes:
         watched: what they were packed from.
+        modules: the blocks.
         blocks: of each block.
-        logits: of the last norm and the embedding.
+        logits: of the last norm and the embedding; None where modules make the logits.
         config: of the model.
+        asked: the type that was asked for.
         weights: the type that they are packed in.
         places: where the states of each layer lay when they were last compared, so that they are not compared again.
         kernels: by the number of rows, the threads that torch may use, and what is forced.
     """
 
     watched: Watch
+    modules: nn.ModuleList
     blocks: tuple[Packed, ...]
-    logits: Packed
+    logits: Packed | None
     config: TrellisConfig
+    asked: str
     weights: str
     places: list[tuple[int, ...]] = field(default_factory=list)
     kernels: dict[Hashable, Kernels | None] = field(default_factory=dict)
 
     def nbytes(self) -> int:
         """Bytes of what is packed."""
-        return sum(each.nbytes for each in (*self.blocks, self.logits))
+        return sum(each.nbytes for each in (*self.blocks, self.logits) if each is not None)
 
     def kernels_for(self, batch: int) -> Kernels | None:
         """The kernels for so many rows; None where no backend has them.
@@ -89,8 +85,9 @@ class Decoder:
         if key not in self.kernels:
             rows = next_power_of_two(batch)
             block = kernel_of(block_spec(self.config, rows, self.weights))
-            logits = kernel_of(logits_spec(self.config, rows, self.weights))
-            self.kernels[key] = None if block is None or logits is None else Kernels(block, logits)
+            logits = None if self.logits is None else kernel_of(logits_spec(self.config, rows, self.weights))
+            missing = block is None or (self.logits is not None and logits is None)
+            self.kernels[key] = None if missing else Kernels(cast(Kernel, block), logits)
         return self.kernels[key]
 
     def step_block(self, kernel: Kernel, index: int, x: Tensor, place: Place, state: LayerState) -> bool:
@@ -100,7 +97,9 @@ class Decoder:
         """
         starts = state.starts()
         memories = (state.S_k, state.S_v) if starts is None else (state.S_k, state.S_v, *starts)
-        tensors, packed = (*memories, state.tail), self.blocks[index]
+        # The tail has the type of the weights, and the kernel has it in float32.
+        tail = state.tail.float()
+        tensors, packed = (*memories, tail), self.blocks[index]
         where = () if starts is None else (_positions(place, x.shape[0]),)
         try:
             if not self._lie_apart(index, tensors):
@@ -112,10 +111,13 @@ class Decoder:
             _increment_version(tensors)
             raise
         _increment_version(tensors)
+        if tail is not state.tail:
+            state.tail.copy_(tail)
         return True
 
     def logits_of(self, kernel: Kernel, x: Tensor) -> Tensor:
         """Logits `[B, vocabulary]` of the last block's rows."""
+        assert self.logits is not None
         logits = x.new_empty(x.shape[0], self.config.vocab_size)
         kernel(x.shape[0], x, self.logits.weights, self.logits.vectors, logits)
         return logits
@@ -136,26 +138,45 @@ def fused_step(model: Model, weights: str, x: Tensor, state: TrellisState) -> Te
     """Logits `[B, vocabulary]` after a token, by a kernel for each block; None, and nothing was written, without them.
 
     Args:
-        model: whose step it is.
-        weights: the type to pack its weights in, one of `codegen.layer.WEIGHTS`.
-        x: the embeddings of the token of each row, `[B, width]`; overwritten.
+        model: whose step it is; its `step_parts` have an output.
+        weights: the type to pack its weights in, one of `codegen.layer.WEIGHTS`; "float32" packs those of a model with
+            narrower ones in bfloat16.
+        x: the embeddings of the token of each row, `[B, width]`; overwritten where they are float32.
         state: moved in place but for its positions. A block whose state no kernel takes, such as one that is not
             contiguous, is computed by its modules.
 
     Raises:
         TrellisError: a kernel does not compile.
     """
+    found = _ready(model, weights, x)
+    if found is None:
+        return None
+    decoder, kernels = found
+    assert kernels.logits is not None
+    return decoder.logits_of(kernels.logits, _through_blocks(decoder, kernels.block, x, state)).to(x.dtype)
+
+
+def fused_blocks(model: Model, weights: str, x: Tensor, state: TrellisState) -> Tensor | None:
+    """What the last block makes of a token, `[B, width]` of the type of `x`; as `fused_step`, without the logits."""
+    found = _ready(model, weights, x)
+    return None if found is None else _through_blocks(found[0], found[1].block, x, state).to(x.dtype)
+
+
+def _ready(model: Model, weights: str, x: Tensor) -> tuple[Decoder, Kernels] | None:
     if x.shape[0] > applies.MOST_ROWS or type(x) is not Tensor or applies.why_not_call() is not None:
         return None
     decoder = _decoder_of(model, weights)
     kernels = None if decoder is None else decoder.kernels_for(x.shape[0])
-    if decoder is None or kernels is None:
-        return None
+    return None if decoder is None or kernels is None else (decoder, kernels)
+
+
+def _through_blocks(decoder: Decoder, kernel: Kernel, x: Tensor, state: TrellisState) -> Tensor:
+    narrow, x = x.dtype, x.float()
     for index, layer in enumerate(state.layers):
         assert isinstance(layer, LayerState)
-        if not decoder.step_block(kernels.block, index, x, state.place, layer):
-            x = cast(Block, model.blocks[index]).step(x, layer, state.begins())
-    return decoder.logits_of(kernels.logits, x)
+        if not decoder.step_block(kernel, index, x, state.place, layer):
+            x = cast(Block, decoder.modules[index]).step(x.to(narrow), layer, state.begins()).float()
+    return x
 
 
 _DECODERS: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
@@ -168,19 +189,15 @@ def _decoder_of(model: Model, weights: str) -> Decoder | None:
     """
     owner = cast(nn.Module, model)
     known = _DECODERS.get(owner)
-    if known is not None and known.weights == weights and known.watched.is_unchanged():
+    if known is not None and known.asked == weights and known.watched.is_unchanged():
         return known
     _DECODERS.pop(owner, None)
-    if why_not(model) is not None:
+    parts = model.step_parts()
+    if applies.why_not_model(parts) is not None:
         return None
-    made = _packed(model, weights)
+    made = _packed(parts, weights)
     _DECODERS[owner] = made
     return made
-
-
-def why_not(model: Model) -> str | None:
-    """Why the modules of a model have to compute, in one sentence; None if packed weights serve it."""
-    return applies.why_not_model(model.config, model.blocks, model.norm, model.embedding.weight)
 
 
 def packed_bytes(model: nn.Module) -> int:
@@ -194,13 +211,21 @@ def forget(model: nn.Module) -> None:
     _DECODERS.pop(model, None)
 
 
-def _packed(model: Model, weights: str) -> Decoder:
-    config = model.config
-    block, logits = block_spec(config, 1, weights), logits_spec(config, 1, weights)
-    watched = watch(applies.modules_of(model.blocks, model.norm), (model.embedding,))
-    blocks = tuple(pack_block(cast(Block, each), block) for each in model.blocks)
-    last = pack_logits(model.norm, model.embedding.weight, logits)
-    return Decoder(watched, blocks, last, config, weights, [()] * len(blocks))
+def packed_type(parts: Parts, asked: str) -> str:
+    """The type that the weights of a model are packed in: what was asked, and bfloat16 for those that have no more."""
+    return "bfloat16" if asked == "float32" and parts.are_narrow() else asked
+
+
+def _packed(parts: Parts, asked: str) -> Decoder:
+    config, weights = parts.config, packed_type(parts, asked)
+    watched = watch(parts.holders, parts.modules(), () if parts.output is None else parts.output[1:])
+    block = block_spec(config, 1, weights)
+    blocks = tuple(pack_block(cast(Block, each), block) for each in parts.blocks)
+    last = None
+    if parts.output is not None:
+        norm, embedding = parts.output
+        last = pack_logits(norm, embedding.weight, logits_spec(config, 1, weights))
+    return Decoder(watched, parts.blocks, blocks, last, config, asked, weights, [()] * len(blocks))
 
 
 def _positions(place: Place, batch: int) -> Tensor:

@@ -6,7 +6,7 @@ from codegen.scalars import whole_number
 from codegen.spec import next_power_of_two
 from trellis_ops.dispatch.layer import resolved
 from trellis_ops.lm.decode import applies
-from trellis_ops.lm.decode.decoder import Model, why_not
+from trellis_ops.lm.decode.decoder import Model, packed_type
 from trellis_ops.lm.decode.specs import block_spec, logits_spec
 
 
@@ -17,13 +17,15 @@ def explain_step(model: Model, weights: str, batch: int) -> str:
         SizeError: `batch` is no positive number.
     """
     batch = whole_number("batch", batch)
-    reason = why_not(model) or applies.why_not_call()
+    parts = model.step_parts()
+    reason = applies.why_not_model(parts) or applies.why_not_call()
     if batch > applies.MOST_ROWS:
         reason = reason or f"the kernels take at most {applies.MOST_ROWS} rows, not {batch}"
     if reason is not None:
         return f"modules: {reason}"
     lines = []
-    for spec in (each(model.config, next_power_of_two(batch), weights) for each in (block_spec, logits_spec)):
+    kernels = (block_spec,) if parts.output is None else (block_spec, logits_spec)
+    for spec in (each(parts.config, next_power_of_two(batch), packed_type(parts, weights)) for each in kernels):
         found = resolved(spec)
         if found.schedule is None:
             return f"modules: {'; '.join(found.notes)}"

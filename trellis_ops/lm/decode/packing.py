@@ -9,13 +9,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from codegen.errors import UnknownMapError
 from codegen.kernels.layer.layout import PANEL, Matrix, layout_of, padded
+from codegen.layer import WEIGHTS
 from codegen.spec import Spec
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.mixer import TrellisMixer
 
 _LEVELS = 127
 """Of int8 on either side of zero."""
+
+
+def known_weights(weights: str) -> str:
+    """`weights`, a type that weights are packed in.
+
+    Raises:
+        UnknownMapError: there is no such type.
+    """
+    if weights not in WEIGHTS:
+        raise UnknownMapError(role="decode_weights", name=weights, known=", ".join(WEIGHTS))
+    return weights
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ def pack_block(block: Block, spec: Spec) -> Packed:
         "gate": mixer.to_gate.weight,
         "decay": mixer.to_decay.weight,
     }
-    step_size = F.softplus(mixer.step_size)
+    step_size = F.softplus(mixer.step_size.float())
     if mixer.to_step_size is not None:
         projections["step_size"], step_size = mixer.to_step_size.weight, mixer.step_size
     matrices = {
@@ -58,7 +71,7 @@ def pack_block(block: Block, spec: Spec) -> Packed:
         "down": {"down": block.mlp.down.weight},
     }
     vectors = {
-        "eps": mixer.step_size.new_tensor([mixer.config.norm_eps]),
+        "eps": _eps(mixer.config.norm_eps),
         "mixer_norm": block.mixer_norm.weight,
         "taps_q": mixer.conv_q.T,
         "taps_k": mixer.conv_k.T,
@@ -74,8 +87,12 @@ def pack_block(block: Block, spec: Spec) -> Packed:
 def pack_logits(norm: torch.nn.RMSNorm, embedding: Tensor, spec: Spec) -> Packed:
     """The norm before the logits, and the embedding `[vocabulary, width]` that makes them."""
     assert norm.weight is not None and norm.eps is not None
-    vectors = {"eps": norm.weight.new_tensor([norm.eps]), "norm": norm.weight}
+    vectors = {"eps": _eps(norm.eps), "norm": norm.weight}
     return _packed(spec, {"embedding": {"embedding": embedding}}, vectors)
+
+
+def _eps(eps: float) -> Tensor:
+    return torch.tensor([eps], dtype=torch.float32, device="cpu")
 
 
 def _packed(spec: Spec, matrices: Mapping[str, Mapping[str, Tensor]], vectors: Mapping[str, Tensor]) -> Packed:
@@ -85,7 +102,7 @@ def _packed(spec: Spec, matrices: Mapping[str, Mapping[str, Tensor]], vectors: M
     for name, matrix in layout.matrices.items():
         panels = _panels(matrix, matrices[name])
         if matrix.scales is not None:
-            panels, own[f"{name}_scales"] = quantized(panels)
+            panels, own[f"{name}_scales"] = quantized(panels.float())
         # Inputs are then the rows of a panel, and its outputs lie side by side.
         place = weights[matrix.first : matrix.first + matrix.numbers]
         place.view(matrix.panels, matrix.columns, PANEL).copy_(panels.transpose(1, 2))

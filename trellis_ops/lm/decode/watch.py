@@ -42,9 +42,9 @@ class Watch:
         )
 
 
-def watch(modules: Iterable[nn.Module], further: Iterable[nn.Module]) -> Watch:
-    """What is there now: of `modules` all members and hooks, of `further` their parameters."""
-    found: list[tuple[dict[str, Any], str]] = []
+def watch(holders: Iterable[nn.Module], modules: Iterable[nn.Module], further: Iterable[nn.Module]) -> Watch:
+    """What is there now: of `holders` their modules, of `modules` all members and hooks, of `further` parameters."""
+    found: list[tuple[dict[str, Any], str]] = [(each._modules, name) for each in holders for name in each._modules]
     hooks: list[dict[int, Any]] = []
     for module in modules:
         found += [(vars(module), name) for name in OVERRIDES if hasattr(module, name)]

@@ -42,6 +42,10 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         for first in self.first.values():
             first.normal_(std=first.shape[-1] ** -0.5)
 
+    def gates(self) -> list[nn.Module | nn.Parameter]:
+        """What makes each tensor of the rule that has not the type of q."""
+        return [each for each in self.made.values() if not cast("Projection", each).source.is_input]
+
     def first_state(self, batch: int, like: Tensor) -> RuleLayerState:
         """The state before the first token, on the device of `like` and with its type for the convolutions' tail."""
         memories, starts, prepared = (

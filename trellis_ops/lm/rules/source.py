@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from codegen.recurrence.program import Axes
 from codegen.recurrence.tensors import HEAD, TOKEN
-from trellis_ops.lm.state.layer_state import wide
+from trellis_ops.lm.state.layer_state import as_wide_as, wide
 
 Start = float | Callable[[Tensor], object]
 """What a bias or parameter holds before training: a number, or a function that fills a tensor with it."""
@@ -78,6 +78,7 @@ class Projection(nn.Module):
         if self.map is None:
             assert self.value is not None
             return self.source.squash(wide(self.value).view(self._shape))
+        x = as_wide_as(x, self.first or self.map)
         raw: Tensor = self.map(x if self.first is None else self.first(x))
         raw = raw.view(*x.shape[:-1], *self._shape)
         return self.source.squash(raw if self.source.is_input else wide(raw))

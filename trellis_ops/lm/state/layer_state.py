@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trellis_ops.tokens import States
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -97,3 +99,8 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def wide(x: Tensor) -> Tensor:
     """In float32, or as it is in float64: a forget gate near 1 loses its meaning in half precision."""
     return x.to(state_dtype(x.dtype))
+
+
+def as_wide_as(x: Tensor, linear: nn.Module) -> Tensor:
+    """`x` in float32 where the weights of a linear map are, as those of gates are in a model of half precision."""
+    return x.float() if linear.weight.dtype == torch.float32 and x.dtype in _HALF else x

@@ -60,6 +60,16 @@ def replace_module(model: TrellisLM) -> None:
     model.blocks[0].mixer.to_out = other
 
 
+def replace_block(model: TrellisLM) -> None:
+    model.blocks[1] = model_of(CHUNKED).blocks[0]
+
+
+def replace_norm_and_embedding(model: TrellisLM) -> None:
+    model.norm, model.embedding = nn.RMSNorm(32, eps=model.norm.eps), nn.Embedding(256, 32)
+    model.norm.weight.data.fill_(2.0)
+    model.requires_grad_(False)
+
+
 def hook(model: TrellisLM) -> None:
     model.blocks[1].mlp.register_forward_hook(lambda module, inputs, output: 2 * output)
 
@@ -75,7 +85,7 @@ def parametrized(model: TrellisLM) -> None:
 
 CHANGES = [
     *(write, write_vector, write_embedding, load, optimise),
-    *(replace_parameter, replace_module, hook, own_forward, parametrized),
+    *(replace_parameter, replace_module, replace_block, replace_norm_and_embedding, hook, own_forward, parametrized),
 ]
 
 

@@ -20,6 +20,7 @@ from tests.trellis_ops.lm.decode.models import (
     stepped_by_modules,
 )
 from trellis_ops.lm.decode.decoder import packed_bytes
+from trellis_ops.lm.state import TrellisState
 
 
 @pytest.mark.parametrize("config", [CHUNKED, EXACT], ids=["chunked", "exact"])
@@ -92,7 +93,19 @@ def test_an_explanation_names_the_kernels_or_the_reason():
     with pytest.raises(SizeError, match="batch"):
         model.explain_step(0)
     assert "not TRELLIS" in model_of({**CHUNKED, "rule": "gated_deltanet", "chunk_size": None}).explain_step()
-    assert "torch.bfloat16 on cpu" in model.bfloat16().explain_step()
+    assert "torch.float16 on cpu" in model.half().explain_step()
+
+
+def test_a_model_of_bfloat16_is_as_close_to_float64_as_its_modules(monkeypatch):
+    model = model_of(CHUNKED).bfloat16()
+    tokens, wide = torch.randint(0, 256, (9, 5)), copy.deepcopy(model).double()
+    right = torch.stack([wide.step(each, state) for state in [wide.first_state(5)] for each in tokens])
+    given = stepped(model, state := model.first_state(5), tokens)
+    modules = stepped_by_modules(model, model.first_state(5), tokens, monkeypatch)
+    assert given.dtype == state.layers[0].tail.dtype == torch.bfloat16
+    assert relative_error(given.double(), right) < 1.1 * relative_error(modules.double(), right)
+    # Its states join those of prompts.
+    TrellisState.concatenate([state, model(tokens)[1]])
 
 
 def test_a_restored_state_steps_as_the_one_that_was_carried():
