@@ -16,6 +16,7 @@ from trellis_ops import regular_file
 from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import PretrainedError
 from trellis_ops.hf.modeling import TrellisForCausalLM
+from trellis_ops.hf.pretrained import cast_weights
 from trellis_ops.hf.tokenizer import bpe_tokenizer, byte_tokenizer
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.train.data.tokenizer import ByteTokenizer
@@ -58,7 +59,7 @@ def convert(source: Path, destination: Path, tokenizer: str | None = None, dtype
         destination: a file for the first, a folder for the others; nothing may stand there.
         tokenizer: for a file of `TrellisLM.save`, "bytes" or the path of the JSON of a `BpeTokenizer`; None is "bytes"
             for 256 tokens, and no tokenizer for others. A file of training has its own.
-        dtype: of the weights written; None keeps it.
+        dtype: of the weights written; None keeps it. Where it is half precision, those that make gates are float32.
 
     Raises:
         PretrainedError, ModelFileError, CheckpointError: a source that holds no whole model.
@@ -75,7 +76,9 @@ def convert(source: Path, destination: Path, tokenizer: str | None = None, dtype
         text = ByteTokenizer().to_json()
     if tokenizer is not None:
         text = ByteTokenizer().to_json() if tokenizer == "bytes" else regular_file.read_bytes(Path(tokenizer)).decode()
-    written = to_transformers(made if dtype is None else made.to(dtype))
+    written = to_transformers(made)
+    if dtype is not None:
+        cast_weights(written, dtype)
     with _new_folder(destination) as folder:
         _save(written, text, folder)
     said = "without a tokenizer" if text is None else "with its tokenizer"

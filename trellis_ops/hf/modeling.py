@@ -18,7 +18,7 @@ from trellis_ops.hf.errors import InputError
 from trellis_ops.hf.generation import TrellisGeneration
 from trellis_ops.hf.inputs import checked_shape, held, sample_starts, token_mask
 from trellis_ops.hf.names import CACHE_NAME, take_cache
-from trellis_ops.hf.pretrained import TrellisPreTrainedModel
+from trellis_ops.hf.pretrained import TrellisPreTrainedModel, gate_names
 from trellis_ops.hf.reading import read
 from trellis_ops.lm.block import Block, draw_maps
 from trellis_ops.lm.decode.applies import Parts
@@ -50,6 +50,8 @@ class TrellisModel(TrellisPreTrainedModel):
         draw_maps(self, of_lm.layers)
         for block in self._blocks():
             block.mixer.reset_parameters()
+        # Read by from_pretrained and, of this module, by the model around it.
+        self._keep_in_fp32_modules_strict = gate_names(self.blocks)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,7 +14,24 @@ from transformers import PreTrainedModel
 from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import PretrainedError
 from trellis_ops.hf.remote_code import write_remote_code
-from trellis_ops.lm.block import draw_maps
+from trellis_ops.lm.block import Block, draw_maps
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def gate_names(blocks: nn.ModuleList) -> list[str]:
+    """What makes the gates of any block, by the names of its modules and parameters: float32 in half precision."""
+    mixer = cast(Block, blocks[0]).mixer
+    gates = set(map(id, mixer.gates()))
+    named = itertools.chain(mixer.named_modules(), mixer.named_parameters())
+    return [f"mixer.{name}" for name, each in named if id(each) in gates]
+
+
+def cast_weights(model: TrellisPreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast the weights of a model as `from_pretrained` does: where `dtype` is half precision, gates stay float32."""
+    kept = model._keep_in_fp32_modules_strict or () if dtype in _HALF else ()
+    for name, weight in model.named_parameters():
+        weight.data = weight.data.to(torch.float32 if any(each in name for each in kept) else dtype)
 
 
 class TrellisPreTrainedModel(PreTrainedModel):
