@@ -42,6 +42,13 @@ class TrellisCache(Cache):
         self._replayed = max(config.to_trellis().chunk, 64)
         self._seen = 0
 
+    @classmethod
+    def after(cls, config: TrellisHFConfig, state: TrellisState | None, count: int) -> TrellisCache:
+        """That of a state which holds the first `count` tokens of every row; it is moved by the first token alone."""
+        made = cls(config)
+        made.state, made._seen = state, count
+        return made
+
     def read(self, x: Tensor, mask: Tensor | None, advance: Advance) -> tuple[Tensor, ...]:
         """What `advance` makes of more positions, moving the state.
 

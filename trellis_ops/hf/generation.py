@@ -10,8 +10,10 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode
 
 from trellis_ops.hf.cache import TrellisCache, require_cache
-from trellis_ops.hf.errors import CacheUseError
+from trellis_ops.hf.errors import CacheUseError, InputError
 from trellis_ops.hf.names import CACHE_NAME, take_cache
+from trellis_ops.hf.stored import stored_cache
+from trellis_ops.lm.state.prefixes import PrefixStore
 
 _OWN_CACHES = (None, "dynamic", "dynamic_full")
 """Values of `cache_implementation` that ask for no cache but the model's own."""
@@ -20,10 +22,33 @@ _OWN_CACHES = (None, "dynamic", "dynamic_full")
 class TrellisGeneration(GenerationMixin):
     """`generate` with a `TrellisCache`: greedy, sampled, by beams, assisted, in pieces, or going on from a cache."""
 
-    def generate(self, *arguments: Any, **others: Any) -> Any:
-        """See `GenerationMixin.generate`; the cache may be given by any of its names."""
+    def generate(self, *arguments: Any, prefix_store: PrefixStore | None = None, **others: Any) -> Any:
+        """See `GenerationMixin.generate`; the cache may be given by any of its names.
+
+        Args:
+            arguments, others: as there.
+            prefix_store: where the states of prompts are found and kept, see `trellis_ops.serve.store`; each row goes
+                on from its longest stored prefix. It excludes a cache and padding.
+
+        Raises:
+            InputError: `prefix_store` beside one of them, or for something other than `input_ids`.
+        """
         cache = take_cache(others)
+        if prefix_store is not None:
+            cache = self._stored(prefix_store, cache, arguments, others)
         return super().generate(*arguments, **others, **({} if cache is None else {CACHE_NAME: cache}))
+
+    def _stored(
+        self, store: PrefixStore, cache: Any, arguments: tuple[Any, ...], others: dict[str, Any]
+    ) -> TrellisCache:
+        mask = others.get("attention_mask")
+        if cache is not None or (mask is not None and not bool(mask.all())):
+            what = "padding" if cache is None else "a cache"
+            problem = f"a store knows whole prompts from their beginning; leave out {what}, or the store"
+            raise InputError(name="prefix_store", problem=problem)
+        given = (*arguments[:1], others.get("inputs"), others.get("input_ids"))
+        prompt = next((each for each in given if each is not None), None)
+        return stored_cache(self.model, self.config, prompt, store)
 
     def _prepare_cache_for_generation(
         self,
@@ -65,6 +90,10 @@ class TrellisGeneration(GenerationMixin):
         cache = model_kwargs.get(CACHE_NAME)
         if cache is not None and cache.get_seq_length():
             _check_unread(input_ids, generation_config, model_kwargs, cache)
+            times, rest = divmod(input_ids.shape[0], cache.batch_size)
+            if times > 1 and not rest:
+                # Rows of a prompt stand side by side in beams, and the cache was made of the prompt.
+                cache.batch_repeat_interleave(times)
             if CACHE_NAME != "cache" and generation_config.prefill_chunk_size is not None:
                 # Versions with the older name feed what was read again, where they feed in pieces.
                 generation_config = copy.copy(generation_config)

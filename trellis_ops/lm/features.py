@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,6 +112,22 @@ def features(
     layout = found.layout(0 if state is None else state.place, kind.period)
     y, layers = _run(blocks, found.taken(x, layout), state, layout, return_state)
     return found.put_back(y, layout), kind.state(layers, layout.after()) if return_state else None
+
+
+def carried(blocks: Sequence[Block], state: TrellisState) -> dict[str, Tensor]:
+    """The tensors of a state at the start of a chunk, by name with the layer before; `restored` has it again."""
+    found = [block.mixer.carried(layer) for block, layer in zip(blocks, state.layers, strict=True)]
+    return {f"{index}.{name}": each for index, layer in enumerate(found) for name, each in layer.items()}
+
+
+def restored(blocks: Sequence[Block], kind: StateKind, tensors: Mapping[str, Tensor]) -> TrellisState:
+    """The state at the start of a chunk that `carried` took apart."""
+    layers = []
+    for index, block in enumerate(blocks):
+        begin = f"{index}."
+        own = {name.removeprefix(begin): each for name, each in tensors.items() if name.startswith(begin)}
+        layers.append(block.mixer.restored(own))
+    return kind.state(layers, 0)
 
 
 def _run(

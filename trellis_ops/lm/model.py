@@ -26,7 +26,7 @@ from trellis_ops.lm.decode.applies import Parts
 from trellis_ops.lm.decode.decoder import fused_step
 from trellis_ops.lm.decode.explanation import explain_step
 from trellis_ops.lm.decode.packing import known_weights
-from trellis_ops.lm.features import StateKind, features
+from trellis_ops.lm.features import StateKind, carried, features, restored
 from trellis_ops.lm.generation import GeneratingModel, check_int64, check_prompt
 from trellis_ops.lm.state import TrellisState
 from trellis_ops.lm.state.rollback import kept_tokens, require_rollback
@@ -213,18 +213,11 @@ class TrellisLM(GeneratingModel):
 
     def carried(self, state: TrellisState) -> dict[str, Tensor]:
         """The tensors of a state at the start of a chunk, by name with the layer before; `restored` has it again."""
-        pairs = zip(self._blocks(), state.layers, strict=True)
-        found = [block.mixer.carried(layer) for block, layer in pairs]
-        return {f"{index}.{name}": each for index, layer in enumerate(found) for name, each in layer.items()}
+        return carried(self._blocks(), state)
 
     def restored(self, tensors: Mapping[str, Tensor]) -> TrellisState:
         """The state at the start of a chunk that `carried` took apart."""
-        layers = []
-        for index, block in enumerate(self._blocks()):
-            begin = f"{index}."
-            own = {name.removeprefix(begin): each for name, each in tensors.items() if name.startswith(begin)}
-            layers.append(block.mixer.restored(own))
-        return self._kind.state(layers, 0)
+        return restored(self._blocks(), self._kind, tensors)
 
     def count_parameters(self) -> int:
         """Number of parameters, the tied embedding counted once."""
