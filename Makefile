@@ -61,7 +61,7 @@ bench: .venv/installed-test
 # Measure how the cost grows with T, B x H, M and D; writes docs/scaling.md and docs/scaling.png.
 scaling: .venv/installed-test
 	@echo 'Measuring how the cost grows: two to three minutes.'
-	@GOMP_SPINCOUNT=200 $(VENV)/python -m tests.benchmarks.studies.scaling $(ARGS)
+	@GOMP_SPINCOUNT=200 $(VENV)/python -m tests.benchmarks.studies.growth.scaling $(ARGS)
 
 # Write report.html: the winners, and the searches behind them.
 report: .venv/installed-tune

@@ -17,12 +17,12 @@ from tests.benchmarks.cases import LEAST, Case, Least, cases
 from tests.benchmarks.comparison import TUNED, Comparison
 from tests.benchmarks.relations import Relation
 from tests.benchmarks.rivals import CEILING, COMPILE, EAGER
-from tests.benchmarks.studies.breakdown import lines_of, pieces_of
-from tests.benchmarks.studies.decode_memory import Held, points
-from tests.benchmarks.studies.kernel_parts import parts_of
-from tests.benchmarks.studies.power_law import fit
-from tests.benchmarks.studies.scaling import Growth, axes, targets_of
-from tests.benchmarks.studies.scaling_page import draw, page
+from tests.benchmarks.studies.growth.decode_memory import Held, points
+from tests.benchmarks.studies.growth.power_law import fit
+from tests.benchmarks.studies.growth.scaling import Growth, axes, targets_of
+from tests.benchmarks.studies.growth.scaling_page import draw, page
+from tests.benchmarks.studies.kernels.breakdown import lines_of, pieces_of
+from tests.benchmarks.studies.kernels.kernel_parts import parts_of
 from tests.benchmarks.summary import Overhead, Results
 from tests.benchmarks.targets import Target
 from tuner.measure.timed import Timing

@@ -32,17 +32,11 @@ MAINS |= {"trellis_ops.lm.recall": "trellis_ops.lm.recall.cli"}
 MAINS |= {
     f"tests.benchmarks.studies.{name}": f"tests.benchmarks.studies.{name}"
     for name in (
-        *(
-            "bfloat16_dots",
-            "breakdown",
-            "checkouts",
-            "compile_stages",
-            "dot_errors",
-            "few_heads",
-            "gradient_errors",
-            "guesses",
-        ),
-        *("peers", "prefix_loads", "rules", "scaling", "sequence_bytes", "side_channel", "training_memory"),
+        *(f"kernels.{name}" for name in ("bfloat16_dots", "breakdown", "compile_stages", "few_heads", "guesses")),
+        *(f"errors.{name}" for name in ("dot_errors", "gradient_errors", "peers")),
+        *(f"growth.{name}" for name in ("scaling", "training_memory")),
+        *(f"serving.{name}" for name in ("prefix_loads", "sequence_bytes", "side_channel")),
+        *("rules", "versions.checkouts"),
     )
 }
 MAINS |= {"trellis_ops.hf": "trellis_ops.hf.__main__"}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codegen.device import Device
-from tests.benchmarks.studies.first_call import CALL, CHUNKS, IMPORT, Spent, in_a_process, kernel
+from tests.benchmarks.studies.kernels.first_call import CALL, CHUNKS, IMPORT, Spent, in_a_process, kernel
 from tests.benchmarks.studies.replay import Replay
 from tests.benchmarks.summary import Overhead, Results
 from tuner.duration import duration

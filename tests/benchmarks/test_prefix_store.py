@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.studies import side_channel
-from tests.benchmarks.studies.prefix_loads import LENGTHS, lookup_cost
 from tests.benchmarks.studies.replay import Replay
-from tests.benchmarks.studies.side_channel import HIT, MISS, OTHER
+from tests.benchmarks.studies.serving import side_channel
+from tests.benchmarks.studies.serving.prefix_loads import LENGTHS, lookup_cost
+from tests.benchmarks.studies.serving.side_channel import HIT, MISS, OTHER
 from tests.benchmarks.summary import Results
 from tests.benchmarks.targets import Target
 from trellis_ops.lm.config import TrellisConfig

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from codegen.device import Device
+from tests.benchmarks.studies.growth.stream import run_stream, stream_model
 from tests.benchmarks.studies.replay import Replay
-from tests.benchmarks.studies.stream import run_stream, stream_model
 from tests.benchmarks.summary import Results
 from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import ratio

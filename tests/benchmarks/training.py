@@ -13,7 +13,7 @@ from codegen.rule import Rule
 from codegen.spec import Problem, Spec
 from tests.benchmarks.calls import subject, training_step
 from tests.benchmarks.rivals import CEILING, COMPILE, EAGER, Rivals
-from tests.benchmarks.studies.training_memory import STEPS, training_bytes
+from tests.benchmarks.studies.growth.training_memory import STEPS, training_bytes
 from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import ratio, sample, take_turns
 from trellis_ops.lm.train.processes.allocator import keep_freed_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.benchmarks.studies.peers import HEADS
+from tests.benchmarks.studies.errors.peers import HEADS
 from tests.support.peers.table import PEERS
 
 LINES = (Path(__file__).parents[3] / "docs/peers.md").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What each precision of Triton's dots costs in accuracy: python -m tests.benchmarks.studies.dot_errors.
+"""What each precision of Triton's dots costs in accuracy: python -m tests.benchmarks.studies.errors.dot_errors.
 
 No GPU is needed: Triton's interpreter runs the kernels, and the operands of every dot are rounded as a GPU rounds them.
 Errors are those of the tuner's check: ||a - b|| / ||b|| against the oracle in float64, on its ragged inputs, or with
@@ -114,7 +114,7 @@ def print_hard() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """One row per write map, type of the inputs, direction and precision; or the rows of --hard."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.dot_errors", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.errors.dot_errors", description=__doc__)
     parser.add_argument("--hard", action="store_true", help="on the hard inputs of the check instead")
     if parser.parse_args(arguments).hard:
         print_hard()

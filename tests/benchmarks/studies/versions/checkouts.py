@@ -1,4 +1,6 @@
-"""Two checkouts of this project against each other, in turn: `python -m tests.benchmarks.studies.checkouts OLD NEW`.
+"""Two checkouts of this project against each other, in turn:
+
+    python -m tests.benchmarks.studies.versions.checkouts OLD NEW
 
 Every spec of the CPU's workload runs in a process of each checkout, by its public operators and default schedules. The
 processes take a sample each, round after round, the first of a round changing, so that whatever slows the machine slows
@@ -115,7 +117,7 @@ def workload(names: Sequence[str]) -> list[NamedSpec]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.checkouts", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.versions.checkouts", description=__doc__)
     parser.add_argument("old", type=Path, help="folder of the one checkout")
     parser.add_argument("new", type=Path, help="folder of the other")
     parser.add_argument("--spec", nargs="*", default=[], help="names of specs (default: all of the CPU's workload)")

@@ -1,6 +1,6 @@
 """What a training step of the operator holds at most, in a process of its own, which does nothing else:
 
-    python -m tests.benchmarks.studies.training_memory tvm 4096
+    python -m tests.benchmarks.studies.growth.training_memory tvm 4096
 
 prints the bytes that became resident beyond the inputs, at so many tokens: by the kernels (`tvm`), by the operator's
 eager implementation, whose reverse pass is written by hand and computes the states again (`eager`), or by autograd of
@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from codegen.spec import Problem
-from tests.benchmarks.studies.resident import forget_peak, peak_bytes, resident_bytes
+from tests.benchmarks.studies.growth.resident import forget_peak, peak_bytes, resident_bytes
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 STEPS = {"tvm": "kernels", "eager": "eager reverse pass", "autograd": "autograd of eager"}
 """What a step is by: the name on the command line, and what it is called in reports."""
 
@@ -26,7 +26,15 @@ _FIRST_TOKENS = 128
 
 def training_bytes(step: str, tokens: int) -> int:
     """Run this module on its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.studies.training_memory", step, str(tokens)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.benchmarks.studies.growth.training_memory",
+        step,
+        str(tokens),
+    ]
     return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
@@ -56,7 +64,9 @@ def _measured(by: str, tokens: int) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.training_memory", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.studies.growth.training_memory", description=__doc__
+    )
     parser.add_argument("by", choices=list(STEPS), help="what the step is by")
     parser.add_argument("tokens", type=int, help="of how many tokens")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""What two threads can gain where there is one head: `python -m tests.benchmarks.studies.few_heads`.
+"""What two threads can gain where there is one head: `python -m tests.benchmarks.studies.kernels.few_heads`.
 
 Variant `pair` has the keys of a head on one thread and its values on another, a segment behind. Each half is timed
 alone, on one thread; what the schedule would take if both never waited for anything but each other is the bound. The
@@ -111,7 +111,7 @@ def lines_of(timings: dict[str, Timing], segments: int) -> Iterator[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.few_heads", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.kernels.few_heads", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing for each C (default: %(default)s)")
     options = parser.parse_args(arguments)
     device = cpu()

@@ -1,6 +1,6 @@
 """What a first call costs, in a process of its own: the compiler's import, each kernel, and a call that finds its own.
 
-    python -m tests.benchmarks.studies.first_call forward
+    python -m tests.benchmarks.studies.kernels.first_call forward
 
 prints, as JSON, the seconds of each by the clock on the wall and by the processor's. With a TRELLIS_OPS_CACHE folder
 that is empty, `forward` and `backward` compile; `call` then finds on the disk what `forward` has left there.
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CHUNKS = (64, 16, 1)
 IMPORT, CALL = "import", "call"
 
@@ -47,7 +47,7 @@ def in_a_process(what: str, environment: Mapping[str, str]) -> dict[str, Spent]:
     Bytecode is kept, as it is for users: without it the call would compile the Python of this package.
     """
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.studies.first_call", what]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.studies.kernels.first_call", what]
     done = subprocess.run(
         command, cwd=ROOT, env=inherited | dict(environment), capture_output=True, text=True, check=True
     )
@@ -97,7 +97,7 @@ def _call() -> dict[str, Spent]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.first_call", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.kernels.first_call", description=__doc__)
     parser.add_argument("what", choices=("forward", "backward", "call"))
     what = parser.parse_args(arguments).what
     found = {}

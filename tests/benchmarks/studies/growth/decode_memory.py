@@ -1,6 +1,6 @@
 """What a long decode holds, in a process of its own, which does nothing else:
 
-    python -m tests.benchmarks.studies.decode_memory 100000
+    python -m tests.benchmarks.studies.growth.decode_memory 100000
 
 prints, as JSON, the tokens so far, the bytes of the state, the peak of the resident memory and the seconds per token
 since the line before, at points that double up to the number given.
@@ -15,9 +15,9 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.benchmarks.studies.resident import forget_peak, peak_bytes
+from tests.benchmarks.studies.growth.resident import forget_peak, peak_bytes
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 _FIRST = 500
 
 
@@ -45,7 +45,7 @@ def points(tokens: int) -> list[int]:
 
 def decode_in_a_process(tokens: int) -> list[Held]:
     """Run this module on its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.studies.decode_memory", str(tokens)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.studies.growth.decode_memory", str(tokens)]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [Held(**json.loads(line)) for line in printed.splitlines()]
 
@@ -53,7 +53,7 @@ def decode_in_a_process(tokens: int) -> list[Held]:
 def _decode(tokens: int) -> None:
     import torch
 
-    from tests.benchmarks.studies.stream import stream_model, window
+    from tests.benchmarks.studies.growth.stream import stream_model, window
 
     torch.set_num_threads(1)
     with torch.no_grad():
@@ -70,7 +70,9 @@ def _decode(tokens: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.decode_memory", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.studies.growth.decode_memory", description=__doc__
+    )
     parser.add_argument("tokens", type=int, help="how many tokens to decode")
     _decode(parser.parse_args(arguments).tokens)
 

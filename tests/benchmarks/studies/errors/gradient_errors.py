@@ -1,6 +1,6 @@
 """Worst errors of the gradients of `trellis_attention`, by map, chunk size and meaning of the gradient.
 
-    python -m tests.benchmarks.studies.gradient_errors eager tvm
+    python -m tests.benchmarks.studies.errors.gradient_errors eager tvm
 
 prints a table: ||a - b|| / ||b|| of the worst of the eight gradients against autograd of the oracle in float64, from
 the same float32 inputs. `eager` is the reverse pass of `trellis_ops.eager.backward` in float64, `tvm` and `triton` are
@@ -96,7 +96,9 @@ def rows(implementations: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.gradient_errors", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.studies.errors.gradient_errors", description=__doc__
+    )
     parser.add_argument("implementations", nargs="*", metavar="{eager,tvm,triton}", help="whose (eager and tvm)")
     options = parser.parse_args(arguments)
     implementations = options.implementations or ["eager", "tvm"]

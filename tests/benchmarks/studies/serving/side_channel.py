@@ -1,6 +1,6 @@
 """Whether the time to the first token tells a prompt that another tenant has sent from one that nobody has:
 
-    python -m tests.benchmarks.studies.side_channel --trials 300
+    python -m tests.benchmarks.studies.serving.side_channel --trials 300
 
 Each trial takes three prompts of the same length in random order: one that this tenant sent before (a hit), one that
 another tenant sent before, and one that nobody sent (a miss). The area under the curve (AUC) is the share of pairs in
@@ -71,7 +71,9 @@ def measured(trials: int) -> Times:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.side_channel", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.studies.serving.side_channel", description=__doc__
+    )
     parser.add_argument("--trials", type=int, default=300, help="of three prompts each")
     times = measured(parser.parse_args(arguments).trials)
     for kind, found in times.seconds.items():

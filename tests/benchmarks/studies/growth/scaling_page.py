@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from tests.benchmarks import machine
-from tests.benchmarks.studies.decode_memory import Held
+from tests.benchmarks.studies.growth.decode_memory import Held
 from tests.benchmarks.targets import Target
 from tuner.duration import duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from tests.benchmarks.studies.scaling import Growth
+    from tests.benchmarks.studies.growth.scaling import Growth
 
 _HEAD = """# How the cost grows
 

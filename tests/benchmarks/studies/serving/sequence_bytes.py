@@ -1,6 +1,6 @@
 """What a sequence holds in memory, beside a Llama of equal size:
 
-    python -m tests.benchmarks.studies.sequence_bytes
+    python -m tests.benchmarks.studies.serving.sequence_bytes
 
 The states are those of the model `125M` while it decodes, in float32 with the chunk-start states, and as the store
 keeps them. The caches are those of `LlamaForCausalLM` of transformers in bfloat16, with as many key and value heads as
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import torch
 
-from tests.benchmarks.studies.resident import resident_bytes
+from tests.benchmarks.studies.growth.resident import resident_bytes
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.model import TrellisLM
 
@@ -67,7 +67,9 @@ def resident_per_state(model: TrellisLM, held: int) -> float:
 @torch.no_grad()
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.sequence_bytes", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.studies.serving.sequence_bytes", description=__doc__
+    )
     parser.add_argument("--held", type=int, default=200, help="states that are held at once")
     held = parser.parse_args(arguments).held
     torch.set_num_threads(1)

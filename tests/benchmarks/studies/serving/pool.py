@@ -1,6 +1,6 @@
 """A step, and a mixed batch, of rows in a pool against gathering their states, computing and scattering them again:
 
-    python -m tests.benchmarks.studies.pool
+    python -m tests.benchmarks.studies.serving.pool
 
 prints for each case the processor time of a call on one thread, and how many times as long the other way takes.
 Calls take turns in one process; times are medians.

@@ -1,6 +1,8 @@
 """How fast a core adds products of bfloat16 numbers beside those of float32 numbers, in registers.
 
-What comes out bounds what a kernel could gain by bfloat16 operands: `python -m tests.benchmarks.studies.bfloat16_dots`.
+What comes out bounds what a kernel could gain by bfloat16 operands:
+
+    python -m tests.benchmarks.studies.kernels.bfloat16_dots
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
         SystemExit: the processor has no instruction for it.
         subprocess.CalledProcessError: the C compiler refused the probe.
     """
-    argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.bfloat16_dots", description=__doc__).parse_args(
-        arguments
-    )
+    argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.studies.kernels.bfloat16_dots", description=__doc__
+    ).parse_args(arguments)
     flags = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
     if "avx512_bf16" not in flags:
         raise SystemExit(f"{cpu().key()} has no AVX-512 BF16, so there is nothing to compare")

@@ -1,6 +1,6 @@
 """Where the time of a prefill goes:
 
-    python -m tests.benchmarks.studies.breakdown --chunk 64
+    python -m tests.benchmarks.studies.kernels.breakdown --chunk 64
 
 times the fused kernel cut after each statement of its loop over tiles, all in turn, and prints the differences. A
 difference holds what a statement costs beyond what the processor hides behind its neighbours, so a stage that overlaps
@@ -30,7 +30,7 @@ from codegen.schedules.legality import require_legal
 from codegen.schedules.registry import default, from_settings
 from codegen.schedules.schedule import Schedule
 from codegen.spec import DTYPES, Problem, Spec
-from tests.benchmarks.studies.kernel_parts import Part, parts_of
+from tests.benchmarks.studies.kernels.kernel_parts import Part, parts_of
 from tuner.duration import duration
 from tuner.measure.ceiling import ceiling_again
 from tuner.measure.cost import cost_of
@@ -132,7 +132,8 @@ def _schedule(spec: Spec, device: Device, assignments: Sequence[str]) -> Schedul
 def _parser() -> argparse.ArgumentParser:
     problem, rule = Problem(), Rule()
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.studies.breakdown", description="Where the time of a prefill kernel goes."
+        prog="python -m tests.benchmarks.studies.kernels.breakdown",
+        description="Where the time of a prefill kernel goes.",
     )
     parser.add_argument("--tokens", type=int, default=problem.tokens, help="T (default: %(default)s)")
     parser.add_argument("--heads", type=int, default=problem.heads, help="H (default: %(default)s)")

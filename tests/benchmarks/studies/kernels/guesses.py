@@ -1,4 +1,6 @@
-"""What the guesses of tuner/offline/cost_model.py were worth: python -m tests.benchmarks.studies.guesses FINDINGS.
+"""What the guesses of tuner/offline/cost_model.py were worth:
+
+    python -m tests.benchmarks.studies.kernels.guesses FINDINGS
 
 Each schedule that a GPU run measured is compiled for that GPU, which need not be here and takes some minutes, and its
 guess is held against its time. The GPU run itself has guesses for the few that were prepared only.
@@ -32,7 +34,7 @@ def measured(named: NamedSpec, ledger: Ledger, device: Device) -> Iterator[tuple
 
 def main(arguments: list[str] | None = None) -> None:
     """One row per spec."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.guesses", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.kernels.guesses", description=__doc__)
     parser.add_argument("findings", type=Path, help="findings.jsonl of a GPU run")
     parser.add_argument("--arch", choices=sorted(NAMED), default="sm_90", help="of its GPU (default %(default)s)")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """How the cost grows with T, B x H, M and D, and what a long decode holds:
 
-    python -m tests.benchmarks.studies.scaling
+    python -m tests.benchmarks.studies.growth.scaling
 
 or `make scaling`, prints the times and exponents and writes docs/scaling.md and docs/scaling.png. Every call is that of
 the public operator, with the default schedule; along each axis the sizes are timed in turn, the others held.
@@ -28,8 +28,8 @@ from codegen.spec import Problem, Spec
 from tests.benchmarks import machine
 from tests.benchmarks.calls import subject
 from tests.benchmarks.comparison import without_records
-from tests.benchmarks.studies.decode_memory import Held, decode_in_a_process
-from tests.benchmarks.studies.power_law import PowerLaw, fit
+from tests.benchmarks.studies.growth.decode_memory import Held, decode_in_a_process
+from tests.benchmarks.studies.growth.power_law import PowerLaw, fit
 from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import sample, take_turns
 from trellis_ops import forget
@@ -37,7 +37,7 @@ from tuner.measure.cost import cost_of
 from tuner.measure.timed import Timed, Timing
 from tuner.verify.inputs import torch_device
 
-DOCS = Path(__file__).parents[3] / "docs"
+DOCS = Path(__file__).parents[4] / "docs"
 BASE = Problem(batch=1, heads=8, tokens=1024, dim_k=64, dim_v=64, slots=64, chunk=64)
 DECODED = 100_000
 LINEAR, TOLERANCE = 1.0, 0.03
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     # Imported here: a missing matplotlib should be said before anything is measured, and --help needs none.
-    from tests.benchmarks.studies.scaling_page import draw, page, table
+    from tests.benchmarks.studies.growth.scaling_page import draw, page, table
 
     device = machine.here()
     if device.kind == "cpu":
@@ -160,7 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.studies.scaling", description="How the cost grows, as a table and a plot."
+        prog="python -m tests.benchmarks.studies.growth.scaling",
+        description="How the cost grows, as a table and a plot.",
     )
     parser.add_argument("--folder", type=Path, default=DOCS, help="where to write (default: docs)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing for each axis (default: %(default)s)")

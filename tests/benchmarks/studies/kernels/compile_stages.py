@@ -1,4 +1,6 @@
-"""Where the time of compiling a kernel goes, in CPU seconds: `python -m tests.benchmarks.studies.compile_stages`.
+"""Where the time of compiling a kernel goes, in CPU seconds:
+
+    python -m tests.benchmarks.studies.kernels.compile_stages
 
 Each kernel of the default schedules at D = M = 64, stage by stage: its text from the template (the first of a process
 reads the templates), the text imported, which parses it, TVM's passes, of these FlattenBuffer, the rest until LLVM has
@@ -87,7 +89,9 @@ def _looking_on(clock: Clock) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.compile_stages", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.studies.kernels.compile_stages", description=__doc__
+    )
     parser.add_argument("--chunk", type=int, action="append", help="instead of 64, 16 and 1 (repeatable)")
     chunks = parser.parse_args(arguments).chunk or CHUNKS
     # First torch, which TVM would import, then TVM's compiler: neither is a stage of a kernel.

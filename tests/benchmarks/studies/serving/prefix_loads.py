@@ -1,7 +1,7 @@
 """What a stored prefix costs to find and load, whatever its length, and the first token after it:
 
-    python -m tests.benchmarks.studies.prefix_loads
-    python -m tests.benchmarks.studies.prefix_loads --prefill 16384
+    python -m tests.benchmarks.studies.serving.prefix_loads
+    python -m tests.benchmarks.studies.serving.prefix_loads --prefill 16384
 
 All of one thread; milliseconds of the clock, the median and the least of the rounds, and of the processor, the median.
 A machine that does something else beside raises the former. The states are of the model `125M`; the numbers in them do
@@ -115,7 +115,9 @@ def print_first_token(model: TrellisLM, tokens: int, rounds: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.prefix_loads", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.studies.serving.prefix_loads", description=__doc__
+    )
     parser.add_argument("--prefill", type=int, default=0, help="measure the first token of so long a prompt instead")
     parser.add_argument("--rounds", type=int, default=20, help="lookups of each kind")
     given = parser.parse_args(arguments)

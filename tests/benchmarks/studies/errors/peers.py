@@ -1,6 +1,6 @@
 """Errors of the rules against flash-linear-attention's references of them, on the CPU.
 
-    python -m tests.benchmarks.studies.peers
+    python -m tests.benchmarks.studies.errors.peers
 
 prints the table of docs/peers.md, a row for each rule or for those that are named: ||a - b|| / ||b|| of the eager form,
 or of TVM's kernels, and the reference, which are given the same tensors, the largest over the sizes of
@@ -72,7 +72,7 @@ def table(names: Iterable[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.errors.peers", description=__doc__)
     parser.add_argument("rules", nargs="*", metavar="rule", help=f"all: {', '.join(PEERS)}")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.rules if name not in PEERS]
