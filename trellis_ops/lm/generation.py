@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,21 @@ from trellis_ops.lm.sampling import Sampling
 from trellis_ops.lm.sequences.arranged import last_tokens
 from trellis_ops.lm.state import TrellisState
 from trellis_ops.lm.state.prefixes import PrefixStore, stored_start
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _with_arguments_of(other: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Make a function that hands its arguments on to another have the signature of that one."""
+
+    def decorated(function: Callable[..., R]) -> Callable[P, R]:
+        returns = inspect.signature(function).return_annotation
+        signature = inspect.signature(other).replace(return_annotation=returns)
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+
+    return decorated
 
 
 class GeneratingModel(nn.Module):
@@ -47,17 +64,8 @@ class GeneratingModel(nn.Module):
         x, after = self._prompt_features(tokens, state, prefix_store, attention_mask)
         return self._decode(self._logits(x), after, max_new_tokens, sampling)
 
-    def generate(
-        self,
-        tokens: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        generator: torch.Generator | None = None,
-        state: TrellisState | None = None,
-        prefix_store: PrefixStore | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
+    @_with_arguments_of(stream)
+    def generate(self, tokens: Tensor, *others: Any, **options: Any) -> Tensor:
         """Continue `tokens [B, T]` by `max_new_tokens` tokens, with a state of constant size.
 
         Args:
@@ -79,8 +87,7 @@ class GeneratingModel(nn.Module):
             SizeError: a count or temperature out of range; and what `forward` raises.
             ValueError: `prefix_store` beside `state` or `attention_mask`.
         """
-        given = (state, prefix_store, attention_mask)
-        new = list(self.stream(tokens, max_new_tokens, temperature, top_k, generator, *given))
+        new = list(self.stream(tokens, *others, **options))
         return torch.cat([tokens, torch.stack(new, 1)], 1) if new else tokens.clone()
 
     def _prompt_features(
