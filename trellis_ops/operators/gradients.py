@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 
 from codegen.errors import GradientError
 from trellis_ops.operators import autocast, batching, transforms
@@ -80,7 +81,34 @@ def with_autograd() -> Iterator[None]:
 
 def register(operator: Operator, vector_jacobian: VectorJacobian) -> None:
     """Give a registered operator its gradient, which `vector_jacobian` computes."""
+    registered = _registered_reverse(operator, vector_jacobian)
     returned = operator.results + operator.kept
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        given = dict(zip(returned, (output,) if isinstance(output, Tensor) else output, strict=True))
+        call = operator.call_of(inputs)
+        ctx.save_for_backward(*call.tensors.values(), *(given[name] for name in operator.kept))
+        ctx.settings = (*call.settings.values(), call.implementation)
+        ctx.outputs = {name: (given[name].shape, given[name].dtype, given[name].device) for name in operator.results}
+        # Autograd would fill zeros for what is kept, too, which is as large as inputs are.
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = dict(zip(returned, cotangents, strict=True))
+        incoming = [
+            torch.zeros(shape, dtype=dtype, device=device) if given[name] is None else given[name]
+            for name, (shape, dtype, device) in ctx.outputs.items()
+        ]
+        wanted = [number for number, wants in enumerate(ctx.needs_input_grad) if wants]
+        found = registered(*incoming, wanted, *ctx.saved_tensors, *ctx.settings)
+        gradients = dict(zip(operator.names_of(wanted), found, strict=True))
+        return tuple(gradients.get(name) for name in operator.names)
+
+    torch.library.register_autograd(f"trellis_ops::{operator.name}", backward, setup_context=setup_context)
+
+
+def _registered_reverse(operator: Operator, vector_jacobian: VectorJacobian) -> CustomOpDef:
+    """The operator's gradient, itself registered as an operator that has none."""
 
     def backward_of(*arguments: Any) -> list[Tensor]:
         named = dict(zip(operator.reverse_names, arguments, strict=True))
@@ -107,30 +135,15 @@ def register(operator: Operator, vector_jacobian: VectorJacobian) -> None:
 
     batching.map_by_calls(registered)
 
+    torch.library.register_autograd(f"trellis_ops::{operator.name}_backward", refused_gradient(operator.function))
+    return registered
+
+
+def refused_gradient(function: str) -> Callable[..., Any]:
+    """What autograd calls for the second derivatives of a public function, which are refused."""
+
     def refuse(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
         advice = 'take second derivatives by torch.func, of a call with implementation="eager"'
-        raise GradientError(name=f"the gradient of {operator.function}", advice=advice)
+        raise GradientError(name=f"the gradient of {function}", advice=advice)
 
-    torch.library.register_autograd(f"trellis_ops::{operator.name}_backward", refuse)
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        given = dict(zip(returned, (output,) if isinstance(output, Tensor) else output, strict=True))
-        call = operator.call_of(inputs)
-        ctx.save_for_backward(*call.tensors.values(), *(given[name] for name in operator.kept))
-        ctx.settings = (*call.settings.values(), call.implementation)
-        ctx.outputs = {name: (given[name].shape, given[name].dtype, given[name].device) for name in operator.results}
-        # Autograd would fill zeros for what is kept, too, which is as large as inputs are.
-        ctx.set_materialize_grads(False)
-
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        given = dict(zip(returned, cotangents, strict=True))
-        incoming = [
-            torch.zeros(shape, dtype=dtype, device=device) if given[name] is None else given[name]
-            for name, (shape, dtype, device) in ctx.outputs.items()
-        ]
-        wanted = [number for number, wants in enumerate(ctx.needs_input_grad) if wants]
-        found = registered(*incoming, wanted, *ctx.saved_tensors, *ctx.settings)
-        gradients = dict(zip(operator.names_of(wanted), found, strict=True))
-        return tuple(gradients.get(name) for name in operator.names)
-
-    torch.library.register_autograd(f"trellis_ops::{operator.name}", backward, setup_context=setup_context)
+    return refuse

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
-from codegen.errors import GradientError
 from codegen.kernels.rule_arguments import kept_states
 from codegen.kernels.sequences import Sequences
 from codegen.recurrence.tensors import states, tensors
@@ -22,7 +21,7 @@ from trellis_ops.dispatch import launch, launch_rule, resolve
 from trellis_ops.eager import recurrence as eager
 from trellis_ops.operators import autocast, batching, transforms
 from trellis_ops.operators.family.given import check_values, parted, rule_of
-from trellis_ops.operators.gradients import with_autograd
+from trellis_ops.operators.gradients import refused_gradient, with_autograd
 from trellis_ops.operators.plan import Plan, plan
 
 _SETTINGS = "str rule, int chunk_size, str outer_gradient, bool keeps, str? implementation"
@@ -223,12 +222,7 @@ def _(cotangents: list[Tensor], given: list[Tensor], initial: list[Tensor], *res
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (*given, *initial)]
 
 
-def _refuse(ctx: Any, *incoming: Any) -> None:
-    advice = 'take second derivatives by torch.func, of a call with implementation="eager"'
-    raise GradientError(name="the gradient of memory_attention", advice=advice)
-
-
-torch.library.register_autograd("trellis_ops::memory_attention_backward", _refuse)
+torch.library.register_autograd("trellis_ops::memory_attention_backward", refused_gradient("memory_attention"))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
