@@ -15,7 +15,7 @@ from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.device import cpu
 from codegen.kernels.build import build
 from codegen.schedules.registry import default
-from tests.support.kernel_cases import Case, check_attention
+from tests.support.cases.kernels import Case, check_attention
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 240

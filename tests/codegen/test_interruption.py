@@ -27,7 +27,7 @@ from codegen.interruption import uninterrupted
 from codegen.kernels.build import build
 from codegen.render import Source, render
 from codegen.schedules.registry import default
-from tests.support.kernel_cases import Case
+from tests.support.cases.kernels import Case
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
 from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Spec
-from tests.support.kernel_cases import Build, Case, check_attention
+from tests.support.cases.kernels import Build, Case, check_attention
 from tests.support.operators import run_attention
 from tests.support.relative_error import assert_close
 

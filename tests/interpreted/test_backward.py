@@ -15,9 +15,9 @@ from codegen.rule import MAPS, Rule
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default, variants_of
 from codegen.spec import Spec
-from tests.support.backward_cases import NAMES, backward_spec, check_backward, run_backward
+from tests.support.cases.backward import NAMES, backward_spec, check_backward, run_backward
+from tests.support.cases.kernels import Build, Case
 from tests.support.inputs import make_inputs
-from tests.support.kernel_cases import Build, Case
 from tests.support.relative_error import assert_close
 from trellis_ops import trellis_attention
 from trellis_ops.tokens import Tokens

@@ -14,7 +14,7 @@ from codegen.rule import MAPS, Rule
 from codegen.schedules.schedule import VARIANTS
 from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Spec
-from tests.support.kernel_cases import Build, Case, check_attention, check_readout, check_update
+from tests.support.cases.kernels import Build, Case, check_attention, check_readout, check_update
 from tests.support.operators import run_attention
 
 VARIANT = pytest.mark.parametrize("variant", ["fused", "split"])

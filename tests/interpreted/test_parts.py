@@ -11,7 +11,7 @@ from codegen.rule import MAPS, Rule
 from codegen.schedules.schedule import VARIANTS
 from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Spec
-from tests.support.kernel_cases import Build, Case, check_readout, check_step, check_update
+from tests.support.cases.kernels import Build, Case, check_readout, check_step, check_update
 
 TILES = pytest.mark.parametrize(("chunk", "tile"), [(16, 16), (20, 16), (20, 32), (64, 16)])
 

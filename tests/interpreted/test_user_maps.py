@@ -6,8 +6,8 @@ import pytest
 
 from codegen.rule import Rule
 from tests.interpreted.test_backward import SMALL, triton
-from tests.support.backward_cases import check_backward
-from tests.support.kernel_cases import Case, check_step
+from tests.support.cases.backward import check_backward
+from tests.support.cases.kernels import Case, check_step
 from tests.support.user_maps import GELU, NAMES, RMS_SILU, WRITES
 
 

@@ -25,7 +25,7 @@ from codegen.device import cpu
 from codegen.errors import CompileError
 from codegen.render import Source, generated_folder
 from codegen.schedules.registry import default
-from tests.support.kernel_cases import Case
+from tests.support.cases.kernels import Case
 
 OTHER = 54_321
 SPEC = Case("trellis_step").spec

@@ -24,7 +24,7 @@ from codegen.cache.process_folder import process_folder
 from codegen.device import cpu
 from codegen.kernels.operator import CompiledOperator
 from codegen.schedules.registry import default
-from tests.support.kernel_cases import Case, check_step
+from tests.support.cases.kernels import Case, check_step
 
 OTHER = 54_321
 """A user without an account."""

@@ -27,7 +27,7 @@ from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from codegen.schedules.registry import default
-from tests.support.kernel_cases import Case, check_attention, check_step
+from tests.support.cases.kernels import Case, check_attention, check_step
 
 ROOT = Path(__file__).parents[3]
 STEP = Case("trellis_step", lengths=(1, 1), dim_k=4, dim_v=4, slots=4)

@@ -34,7 +34,7 @@ from codegen.schedules.registry import default
 from codegen.spec import Spec
 from tests.emulators.emulated_cuda import COMPILER
 from tests.emulators.emulated_driver import STREAM, driver, emulated_export, emulated_operator
-from tests.support.kernel_cases import Case, check_attention, check_readout, check_step, check_update
+from tests.support.cases.kernels import Case, check_attention, check_readout, check_step, check_update
 from tests.support.relative_error import TOLERANCE
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")

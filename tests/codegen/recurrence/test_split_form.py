@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support.split_cases import NOT_COMPUTED, check_split, each_case, reason
+from tests.support.cases.split import NOT_COMPUTED, check_split, each_case, reason
 
 
 @each_case

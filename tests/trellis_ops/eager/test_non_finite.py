@@ -12,9 +12,9 @@ from torch import Tensor
 from codegen.kernels.sequences import Sequences
 from codegen.rule import MAPS, Rule
 from codegen.spec import Spec
-from tests.support import non_finite_cases
-from tests.support.kernel_cases import Case
-from tests.support.non_finite_cases import LENGTHS, batch, packed
+from tests.support.cases import non_finite
+from tests.support.cases.kernels import Case
+from tests.support.cases.non_finite import LENGTHS, batch, packed
 from trellis_ops import memory_readout, memory_update, trellis_attention, trellis_step
 from trellis_ops.tokens import Tokens
 
@@ -99,25 +99,25 @@ def fill(tensors: Mapping[str, Tensor], **results: Tensor) -> None:
 
 @pytest.mark.parametrize(("where", "chunk"), [(batch, 64), (packed, 1), (packed, 8)])
 def test_attention(where, chunk):
-    non_finite_cases.check_attention(Eager, where(Case(chunk=chunk, rule=RULE, **SIZES)))
+    non_finite.check_attention(Eager, where(Case(chunk=chunk, rule=RULE, **SIZES)))
 
 
 @pytest.mark.parametrize("phi", MAPS)
 def test_every_map_in_every_place(phi):
     rule = Rule(phi, link=phi, out=phi, phi_eps=1e-2, step_size="token")
-    non_finite_cases.check_attention(Eager, batch(Case(chunk=8, rule=rule, **SIZES)), ("k",))
-    non_finite_cases.check_backward(Eager, batch(Case(chunk=8, rule=rule, **SIZES)), names=("v",))
+    non_finite.check_attention(Eager, batch(Case(chunk=8, rule=rule, **SIZES)), ("k",))
+    non_finite.check_backward(Eager, batch(Case(chunk=8, rule=rule, **SIZES)), names=("v",))
 
 
 @pytest.mark.parametrize("operator", ["memory_update", "memory_readout", "memory_readout_transposed"])
 def test_parts(operator):
-    check = non_finite_cases.check_update if operator == "memory_update" else non_finite_cases.check_readout
+    check = non_finite.check_update if operator == "memory_update" else non_finite.check_readout
     check(Eager, batch(Case(operator, chunk=8, rule=RULE, **SIZES | {"dim_v": 5})))
 
 
 @pytest.mark.parametrize("operator", ["trellis_step", "trellis_step_chunked"])
 def test_step(operator):
-    non_finite_cases.check_step(Eager, Case(operator, lengths=(1,) * len(LENGTHS), rule=RULE, **SIZES))
+    non_finite.check_step(Eager, Case(operator, lengths=(1,) * len(LENGTHS), rule=RULE, **SIZES))
 
 
 @pytest.mark.parametrize(
@@ -125,4 +125,4 @@ def test_step(operator):
 )
 def test_backward(where, chunk, outer_gradient):
     case = where(Case(chunk=chunk, rule=RULE, **SIZES))
-    non_finite_cases.check_backward(Eager, case, outer_gradient, ("k", "log_decay", "S_v", "dy"))
+    non_finite.check_backward(Eager, case, outer_gradient, ("k", "log_decay", "S_v", "dy"))

@@ -6,7 +6,7 @@ written for float32; in float64 they show that what is left is rounding.
 Left out: its reference of Titans (`fla.ops.titans.naive`) leaves one of three terms of the gradient of a layer norm
 undivided by D and the deviation, so it is no gradient, and its own test is skipped. The momentum delta rule is the
 linear rule of Titans. The delta rules with a preconditioner carry a state beside the memory that no record has.
-Kernels are compared in tests/interpreted/test_peers_kernels.py.
+Kernels are compared in tests/interpreted/rules/test_peers_kernels.py.
 """
 
 from __future__ import annotations

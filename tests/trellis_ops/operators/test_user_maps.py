@@ -14,8 +14,8 @@ from codegen.rule import Rule
 from codegen.spec import Problem, Spec, bucket, spec_of_key
 from tests.codegen.backends.tvm.test_backward import check
 from tests.codegen.backends.tvm.test_forward import With
+from tests.support.cases.kernels import Case, check_attention, check_step
 from tests.support.inputs import Inputs, make_inputs
-from tests.support.kernel_cases import Case, check_attention, check_step
 from tests.support.relative_error import assert_close
 from tests.support.user_maps import CUBIC, GELU, HUBER, NAMES, RMS_SILU, WRITES
 from trellis_ops import reference, trellis_attention, trellis_step

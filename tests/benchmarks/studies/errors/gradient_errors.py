@@ -22,9 +22,9 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.rule import MAPS, Rule
 from codegen.schedules.registry import default
 from codegen.spec import Spec
-from tests.support.backward_cases import DIRECTIONS, NAMES, backward_spec, cotangents, expected_backward, run_backward
+from tests.support.cases.backward import DIRECTIONS, NAMES, backward_spec, cotangents, expected_backward, run_backward
+from tests.support.cases.kernels import Case
 from tests.support.inputs import Inputs
-from tests.support.kernel_cases import Case
 from tests.support.relative_error import relative_error
 from trellis_ops.eager import backward
 

@@ -15,9 +15,9 @@ from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default
 from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Spec
-from tests.support.backward_cases import NAMES, backward_spec, check_backward, run_backward
+from tests.support.cases.backward import NAMES, backward_spec, check_backward, run_backward
+from tests.support.cases.kernels import Case
 from tests.support.inputs import Inputs
-from tests.support.kernel_cases import Case
 from tests.support.relative_error import assert_close
 
 

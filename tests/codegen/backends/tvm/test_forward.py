@@ -20,7 +20,7 @@ from codegen.schedules.registry import default
 from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Spec
 from tests.emulators.assembly import ProductLoop, product_loops
-from tests.support.kernel_cases import Case, check_attention, check_readout, check_step, check_update
+from tests.support.cases.kernels import Case, check_attention, check_readout, check_step, check_update
 
 SILU = Rule("silu", link="silu")
 CHUNKED = ("fused", "pair", "split")

@@ -15,9 +15,9 @@ from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.schedules.tvm import TvmSchedule
 from tests.codegen.backends.tvm.test_forward import SILU, With, tiled
-from tests.support import non_finite_cases
-from tests.support.kernel_cases import Case
-from tests.support.non_finite_cases import LENGTHS, batch, packed
+from tests.support.cases import non_finite
+from tests.support.cases.kernels import Case
+from tests.support.cases.non_finite import LENGTHS, batch, packed
 from tests.support.operators import run_attention
 from trellis_ops.tokens import Tokens
 
@@ -51,7 +51,7 @@ def write(name: str, step_size: str = "head") -> Rule:
 @pytest.mark.parametrize("of_lengths", [batch, packed])
 def test_attention(build, chunk, rule, of_lengths):
     names = ("q", "k", "v", "target", "log_decay", "S_k", "S_v") if rule.step_size == "head" else None
-    non_finite_cases.check_attention(build, of_lengths(Case(chunk=chunk, rule=rule, **HEADS)), names)
+    non_finite.check_attention(build, of_lengths(Case(chunk=chunk, rule=rule, **HEADS)), names)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_sizes(variant, chunk, dim_k, dim_v, slots):
     sizes = {"dim_k": dim_k, "dim_v": dim_v, "slots": slots}
     names = ("k", "v", "log_decay", "S_v")
     case = packed(Case(chunk=chunk, rule=SILU, **sizes, **HEADS))
-    non_finite_cases.check_attention(With(variant=variant), case, names)
+    non_finite.check_attention(With(variant=variant), case, names)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -101,7 +101,7 @@ def test_earlier_tokens_further_back_than_a_tile(build, chunk, back):
     kept = min(token // chunk * chunk, token - back)
     for name in Tokens._fields:
         changed = getattr(inputs, name).clone()
-        changed[:, token] = non_finite_cases.NAN
+        changed[:, token] = non_finite.NAN
         y, _ = run_attention(compiled, dataclasses.replace(inputs, **{name: changed}), case.lengths)
         assert torch.equal(y[:, :kept], clean[:, :kept]), name
         assert y[:, token].isnan().all(), name
@@ -110,7 +110,7 @@ def test_earlier_tokens_further_back_than_a_tile(build, chunk, back):
 def test_update():
     for tile in (4, 16):
         case = batch(Case("memory_update", {4: 1, 16: 20}[tile], dim_v=20, **HEADS))
-        non_finite_cases.check_update(tiled("update", tile), case, ("k", "target", "log_decay", "S_k"))
+        non_finite.check_update(tiled("update", tile), case, ("k", "target", "log_decay", "S_k"))
 
 
 @pytest.mark.parametrize("operator", ["memory_readout", "memory_readout_transposed"])
@@ -118,7 +118,7 @@ def test_readout(operator):
     case = batch(Case(operator, 20, dim_v=20, **HEADS))
     read = "target" if operator.endswith("transposed") else "q"
     names = (read, "k", "chunk_states", "codes", "log_decay")
-    non_finite_cases.check_readout(tiled("readout", 16), case, names)
+    non_finite.check_readout(tiled("readout", 16), case, names)
 
 
 @pytest.mark.parametrize("operator", ["trellis_step", "trellis_step_chunked"])
@@ -126,21 +126,21 @@ def test_step(operator):
     case = Case(operator, lengths=(1,) * len(LENGTHS), **HEADS)
     gradient = ("G_k", "G_v") if operator == "trellis_step_chunked" else ()
     names = ("q", "k", "v", "target", "log_decay", "S_k", "S_v", *gradient)
-    non_finite_cases.check_step(With(), case, names)
+    non_finite.check_step(With(), case, names)
 
 
 def test_parts_and_steps_without_padding():
     whole = HEADS | {"dim_k": 64, "dim_v": 64, "slots": 64}
-    non_finite_cases.check_update(tiled("update", 16), batch(Case("memory_update", 20, **whole)), ("k", "S_k"))
-    non_finite_cases.check_readout(tiled("readout", 16), batch(Case("memory_readout", 20, **whole)), ("k", "codes"))
+    non_finite.check_update(tiled("update", 16), batch(Case("memory_update", 20, **whole)), ("k", "S_k"))
+    non_finite.check_readout(tiled("readout", 16), batch(Case("memory_readout", 20, **whole)), ("k", "codes"))
     case = Case("trellis_step", lengths=(1,) * len(LENGTHS), **whole)
-    non_finite_cases.check_step(With(), case, ("k", "v", "S_v"))
+    non_finite.check_step(With(), case, ("k", "v", "S_v"))
 
 
 @pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(24, 40, 60)])
 def test_backward_of_sizes(dim_k, dim_v, slots):
     sizes = HEADS | {"dim_k": dim_k, "dim_v": dim_v, "slots": slots}
-    non_finite_cases.check_backward(With(), batch(Case(chunk=16, rule=SILU, **sizes)), names=("k", "S_v", "dy"))
+    non_finite.check_backward(With(), batch(Case(chunk=16, rule=SILU, **sizes)), names=("k", "S_v", "dy"))
 
 
 @pytest.mark.parametrize(
@@ -159,4 +159,4 @@ def test_backward(chunk, rule, outer_gradient, changes):
     names = ("q", "k", "v", "target", "log_decay", "S_v", "dy", "dS_k")
     if rule.step_size == "token":
         names += ("step_size",)
-    non_finite_cases.check_backward(With(**changes), case, outer_gradient, names)
+    non_finite.check_backward(With(**changes), case, outer_gradient, names)

@@ -18,7 +18,7 @@ from codegen.kernels.build import parts
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.schedules.registry import default
-from tests.support.kernel_cases import Case
+from tests.support.cases.kernels import Case
 
 
 def test_the_methods_are_tvm_s_and_are_used():

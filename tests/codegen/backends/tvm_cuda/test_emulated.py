@@ -20,7 +20,7 @@ from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.emulators.emulated_cuda import COMPILER, HOPPER, emulated
-from tests.support.kernel_cases import Case, check_attention, check_readout, check_step, check_update
+from tests.support.cases.kernels import Case, check_attention, check_readout, check_step, check_update
 from tests.support.user_maps import GELU, NAMES, RMS_SILU, WRITES
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")

@@ -21,8 +21,8 @@ from codegen.schedules.registry import default
 from codegen.spec import Spec
 from tests.emulators.emulated_cuda import COMPILER
 from tests.emulators.emulated_driver import driver, emulated_image
+from tests.support.cases.kernels import Case, check_attention, check_readout, check_step, check_update
 from tests.support.inputs import make_inputs
-from tests.support.kernel_cases import Case, check_attention, check_readout, check_step, check_update
 from tests.support.relative_error import TOLERANCE
 from trellis_ops.dispatch import resolve
 from trellis_ops.operators.registered import attention_request

@@ -10,9 +10,9 @@ import pytest
 from codegen.rule import Rule
 from tests.codegen.backends.tvm_cuda.test_emulated import With
 from tests.emulators.emulated_cuda import COMPILER
-from tests.support import non_finite_cases
-from tests.support.kernel_cases import Case
-from tests.support.non_finite_cases import LENGTHS, packed
+from tests.support.cases import non_finite
+from tests.support.cases.kernels import Case
+from tests.support.cases.non_finite import LENGTHS, packed
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")
 
@@ -26,10 +26,10 @@ def test_attention(name, chunk):
     rule = dataclasses.replace(RULE, phi=name, link=name, out=name)
     tiles = {"tile_tokens": 8} if chunk > 1 else {}
     case = packed(Case(chunk=chunk, rule=rule, **SIZES))
-    non_finite_cases.check_attention(With(**tiles), case, ("k", "log_decay"))
+    non_finite.check_attention(With(**tiles), case, ("k", "log_decay"))
 
 
 @pytest.mark.parametrize("operator", ["trellis_step", "trellis_step_chunked"])
 def test_step(operator):
     case = Case(operator, lengths=(1,) * len(LENGTHS), rule=RULE, **SIZES)
-    non_finite_cases.check_step(With(), case)
+    non_finite.check_step(With(), case)

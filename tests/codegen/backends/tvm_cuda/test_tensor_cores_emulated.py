@@ -11,7 +11,7 @@ from codegen.rule import Rule
 from codegen.schedules.registry import default
 from tests.codegen.backends.tvm_cuda.test_emulated import SILU, With
 from tests.emulators.emulated_cuda import COMPILER, HOPPER
-from tests.support.kernel_cases import Case, check_attention, check_readout, check_update
+from tests.support.cases.kernels import Case, check_attention, check_readout, check_update
 from tests.support.relative_error import TOLERANCE
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")

@@ -12,8 +12,8 @@ from torch import Tensor
 from codegen.kernels.launches import GRADIENTS
 from codegen.kernels.operator import CompiledOperator
 from codegen.spec import Spec
+from tests.support.cases.kernels import DTYPES, Build, Case
 from tests.support.inputs import Inputs
-from tests.support.kernel_cases import DTYPES, Build, Case
 from tests.support.operators import sequences_of
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import reference

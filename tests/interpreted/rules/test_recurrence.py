@@ -13,7 +13,7 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Spec
-from tests.support.recurrence_cases import Run, check_attention, check_step
+from tests.support.cases.recurrence import Run, check_attention, check_step
 from tests.trellis_ops.family.cases import Case
 
 ONE = {"passes": 1}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from codegen.kernels.launches import GRADIENTS
-from tests.support.backward_cases import NAMES, backward_spec, cotangents, run_backward
+from tests.support.cases.backward import NAMES, backward_spec, cotangents, run_backward
+from tests.support.cases.kernels import Build, Case
 from tests.support.inputs import Inputs
-from tests.support.kernel_cases import Build, Case
 from tests.support.operators import run_attention, run_readout, run_step, run_update
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import reference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.split_cases import check_split, each_case
+from tests.support.cases.split import check_split, each_case
 
 
 @each_case

@@ -12,9 +12,9 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from codegen.schedules.registry import default, variants_of
 from codegen.spec import Spec
-from tests.support import non_finite_cases
-from tests.support.kernel_cases import Build, Case
-from tests.support.non_finite_cases import LENGTHS, batch, packed
+from tests.support.cases import non_finite
+from tests.support.cases.kernels import Build, Case
+from tests.support.cases.non_finite import LENGTHS, batch, packed
 
 # Products of what is not finite: that they are invalid is what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -39,25 +39,25 @@ def triton(**settings: object) -> Build:
 def test_attention(variant, sizes, names):
     """Chunks of one tile and a shorter one."""
     case = packed(Case(chunk=20, rule=RULE, **sizes))
-    non_finite_cases.check_attention(triton(variant=variant, tile_rows=16), case, names)
+    non_finite.check_attention(triton(variant=variant, tile_rows=16), case, names)
 
 
 def test_softmax():
     rule = dataclasses.replace(RULE, phi="softmax", link="softmax", out="softmax")
-    non_finite_cases.check_attention(triton(variant="fused"), packed(Case(chunk=16, rule=rule, **SIZES)), ("k",))
+    non_finite.check_attention(triton(variant="fused"), packed(Case(chunk=16, rule=rule, **SIZES)), ("k",))
 
 
 @pytest.mark.parametrize("operator", ["memory_update", "memory_readout", "memory_readout_transposed"])
 def test_parts(operator):
     case = batch(Case(operator, chunk=24, rule=RULE, **SIZES | {"dim_v": 5}))
-    check = non_finite_cases.check_update if operator == "memory_update" else non_finite_cases.check_readout
+    check = non_finite.check_update if operator == "memory_update" else non_finite.check_readout
     check(triton(), case, ("log_decay",))
 
 
 @pytest.mark.parametrize("operator", ["trellis_step", "trellis_step_chunked"])
 def test_step(operator):
     case = Case(operator, lengths=(1,) * len(LENGTHS), rule=RULE, **SIZES)
-    non_finite_cases.check_step(triton(), case, ("k", "log_decay", "S_v"))
+    non_finite.check_step(triton(), case, ("k", "log_decay", "S_v"))
 
 
 @pytest.mark.parametrize("variant", variants_of("trellis_attention", "triton", "backward"))
@@ -65,4 +65,4 @@ def test_backward(variant):
     case = packed(Case(chunk=16, rule=RULE, **SIZES))
     build = triton(variant=variant, checkpoint_spacing=1)
     outer_gradient = "first_order" if variant == "backward" else "bilevel"
-    non_finite_cases.check_backward(build, case, outer_gradient, names=("v", "dy"))
+    non_finite.check_backward(build, case, outer_gradient, names=("v", "dy"))
