@@ -77,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         help="print the fields of a rule, and the rules that have a name",
         description="Print the fields of a rule, and the rules that have a name, as docs/rules.md has them.",
     )
+    _add_show(commands)
+    return parser
+
+
+def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     show = commands.add_parser(
         "show",
         help="print a generated kernel",
@@ -102,7 +107,6 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--asm", dest="stage", action="store_const", const="asm", help="print the machine's assembly")
     output.add_argument("--stage", metavar="NAME", help="print this stage of the compiler, such as ttgir or llvm")
     output.add_argument("--resources", action="store_true", help="print registers, spills, shared memory, code size")
-    return parser
 
 
 def _add_problem(show: argparse.ArgumentParser) -> None:
