@@ -139,6 +139,17 @@ def test_strong_gates(name: str) -> None:
     require_close(found, wanted, 1e-4)
 
 
+@pytest.mark.parametrize("name", ["linear", "gla", "gated_deltanet", "comba", "kda", "rwkv7", "erase_post"])
+def test_gates_that_keep_little_have_all_digits_of_their_gradient(name: str) -> None:
+    """The recipe of docs/peers.md for strong forgetting, where sums of rows times their cotangents would cancel."""
+    rule = RULES[name]
+    given, first = inputs(rule, LONG)
+    gates = given["log_decay"]
+    gates.copy_(torch.nn.functional.logsigmoid(torch.rand(gates.shape)) / 0.1)
+    ends = cotangents(given, first)
+    require_close(chunked(rule, given, first, *ends), walked(rule, given, first, *ends), 3e-6)
+
+
 @pytest.mark.parametrize("name", ["linear", "kda"])
 def test_a_head_that_is_not_finite_stays_alone(name: str) -> None:
     rule = RULES[name]

@@ -112,19 +112,24 @@ def pull_pairs(
     tile: Tile,
     gate: Gates,
     G: Buffer,
+    scores: Buffer,
     left_rows: Buffer,
     k_rows: Buffer,
     dleft_rows: Buffer,
     dk_rows: Buffer,
+    dgates: Buffer,
     after: bool,
     diagonal: bool,
 ) -> None:
-    """Adds what `pairs` gives back to its rows, of features in the lanes; G is the cotangent of its scores."""
+    """Adds what `pairs` gives back to its rows and gates, of features in the lanes; G is the cotangent of its scores.
+
+    The gate of token r has what meets across it, as in `scalar_decay`; the scores are sums over features, of no use.
+    """
     width = tile.width
     with T.serial(extent(k_rows, 1) // width) as b:
         lanes = T.ramp(b * width, 1, width)
         _add_decayed(tile, gate, lanes, G, k_rows, dleft_rows, after, diagonal)
-        _pull_keys(tile, gate, lanes, G, left_rows, dk_rows, after, diagonal)
+        _pull_keys(tile, gate, lanes, G, left_rows, k_rows, dk_rows, dgates, after, diagonal)
 
 
 def add_decayed(
@@ -160,12 +165,33 @@ def _add_decayed(
 
 
 def _pull_keys(
-    tile: Tile, gate: Gates, lanes: Expr, G: Buffer, left_rows: Buffer, dk_rows: Buffer, after: bool, diagonal: bool
+    tile: Tile,
+    gate: Gates,
+    lanes: Expr,
+    G: Buffer,
+    left_rows: Buffer,
+    k_rows: Buffer,
+    dk_rows: Buffer,
+    dgates: Buffer,
+    after: bool,
+    diagonal: bool,
 ) -> None:
-    """What meets the keys decays from each token to the one before."""
-    sums, (left,) = zeros(tile.width, tile.tokens), registers(tile.width, 1)
+    """What meets the keys decays from each token to the one before.
+
+    The sums of keys before t then hold what comes from the last token to t: times the keys, what crosses t's gate.
+    """
+    sums, (left, crossing) = zeros(tile.width, tile.tokens), registers(tile.width, 2)
     row = T.ramp(0, 1, tile.width)
-    for t in range(tile.tokens):
+
+    def cross(t: int) -> None:
+        T.buffer_store(crossing, dgates[t, lanes], [row])
+        for s in range(t):
+            T.buffer_store(crossing, crossing[row] + k_rows[s, lanes] * sums[s][row], [row])
+        T.buffer_store(dgates, crossing[row], [t, lanes])
+
+    for t in reversed(range(tile.tokens)):
+        if not after:
+            cross(t)
         T.buffer_store(left, left_rows[t, lanes], [row])
         if diagonal:
             T.buffer_store(sums[t], sums[t][row] + _all(tile, G[t, t]) * left[row], [row])
@@ -173,6 +199,8 @@ def _pull_keys(
             if after or s < t - 1:
                 T.buffer_store(left, left[row] * gate.beta[s + 1, lanes], [row])
             T.buffer_store(sums[s], sums[s][row] + _all(tile, G[t, s]) * left[row], [row])
+        if after:
+            cross(t)
     for s, x in enumerate(sums):
         T.buffer_store(dk_rows, dk_rows[s, lanes] + x[row], [s, lanes])
 
@@ -181,47 +209,45 @@ def _all(tile: Tile, x: Expr) -> Expr:
     return T.Broadcast(x, tile.width)
 
 
-def pull_gates(
-    tile: Tile,
-    gate: Gates,
-    S: Buffer,
-    dS: Buffer,
-    keys: tuple[tuple[Buffer, Buffer], ...],
-    lefts: tuple[tuple[Buffer, Buffer, bool], ...],
-    dlog_decay: Buffer,
-) -> None:
-    """dlog_decay[t, i] <- the sum over r >= t of the cotangents of L_ri; 0 where nothing is kept."""
-    width, features = tile.width, extent(gate.end, 0)
-    run, (total,) = T.alloc_buffer((features,), "float32"), registers(width, 1)
-    with T.serial(features) as i:
+def pull_kept(tile: Tile, gate: Gates, S: Buffer, dS: Buffer, dgates: Buffer) -> None:
+    """dgates[t, i] <- what column i of the state at the tile's start is at its end, times the cotangent there."""
+    (total,) = registers(tile.width, 1)
+    with T.serial(extent(gate.end, 0)) as i:
         fill(total, T.float32(0))
         add_products(tile, total, S, dS, i)
         sum_of_lanes(total)
-        T.buffer_store(run, total[0], [i])
-    with T.serial(features // width) as b:
-
-        def add(rows: Buffer, drows: Buffer, t: Expr, sign: int = 1) -> None:
-            with T.vectorized(width) as lane:
-                i = b * width + lane
-                T.buffer_store(run, run[i] + rows[t, i] * drows[t, i] * T.float32(sign), [i])
-
-        with T.serial(tile.tokens) as back:
-            t = tile.tokens - 1 - back
-            for rows, drows, after in lefts:
-                if after:
-                    add(rows, drows, t)
-            for rows, drows in keys:
-                add(rows, drows, t, -1)
-            with T.vectorized(width) as lane:
-                i = b * width + lane
-                nothing = T.EQ(gate.beta[t, i], T.float32(0))
-                T.buffer_store(dlog_decay, T.Select(nothing, T.float32(0), run[i]), [t, i])
-            for rows, drows, after in lefts:
-                if not after:
-                    add(rows, drows, t)
+        with T.serial(tile.tokens) as t:
+            T.buffer_store(dgates, total[0] * gate.end[i], [t, i])
 
 
-def store_gates(tensor: Buffer, dlog_decay: Buffer, first: Expr, valid: Expr, h: Expr) -> None:
-    """The tile's gradients of a tensor [tokens, heads, D_k] <- dlog_decay."""
+def pull_from_start(tile: Tile, gate: Gates, rows: Buffer, drows: Buffer, dgates: Buffer, after: bool) -> None:
+    """dgates[t] += rows of tokens r >= t, or r > t unless `after`, times what the tile's first state gave them."""
+    _add_running(tile, rows, drows, dgates, lambda step: tile.tokens - 1 - step, after)
+
+
+def pull_to_end(tile: Tile, gate: Gates, rows: Buffer, drows: Buffer, dgates: Buffer) -> None:
+    """dgates[t] += rows of tokens s < t times what they gave to the tile's last state."""
+    _add_running(tile, rows, drows, dgates, lambda step: step, False)
+
+
+def _add_running(
+    tile: Tile, rows: Buffer, drows: Buffer, dgates: Buffer, token: Callable[[Expr], Expr], with_own: bool
+) -> None:
+    """dgates[t, i] += the sum of rows[r, i] drows[r, i] over the tokens that come before t, with its own or not."""
+    width = tile.width
+    with T.serial(extent(rows, 1) // width) as b:
+        (run,) = zeros(width, 1)
+        with T.serial(tile.tokens) as step, T.vectorized(width) as lane:
+            at = (token(step), b * width + lane)
+            if with_own:
+                T.buffer_store(run, run[lane] + rows[at] * drows[at], [lane])
+            T.buffer_store(dgates, dgates[at] + run[lane], list(at))
+            if not with_own:
+                T.buffer_store(run, run[lane] + rows[at] * drows[at], [lane])
+
+
+def store_gates(tile: Tile, gate: Gates, tensor: Buffer, dgates: Buffer, first: Expr, valid: Expr, h: Expr) -> None:
+    """The tile's gradients of a tensor [tokens, heads, D_k] <- dgates; 0 where nothing is kept."""
     with T.serial(valid) as t, T.serial(extent(tensor, 2)) as i:
-        T.buffer_store(tensor, dlog_decay[t, i], [first + t, h, i])
+        nothing = T.EQ(gate.beta[t, i], T.float32(0))
+        T.buffer_store(tensor, T.Select(nothing, T.float32(0), dgates[t, i]), [first + t, h, i])

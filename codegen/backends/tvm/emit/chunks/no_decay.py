@@ -40,10 +40,12 @@ def pull_pairs(
     tile: Tile,
     gate: Gates,
     G: Buffer,
+    scores: Buffer,
     left_rows: Buffer,
     k_rows: Buffer,
     dleft_rows: Buffer,
     dk_rows: Buffer,
+    dgates: None,
     after: bool,
     diagonal: bool,
 ) -> None:

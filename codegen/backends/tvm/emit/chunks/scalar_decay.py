@@ -87,58 +87,94 @@ def pull_pairs(
     tile: Tile,
     gate: Gates,
     G: Buffer,
+    scores: Buffer,
     left_rows: Buffer,
     k_rows: Buffer,
     dleft_rows: Buffer,
     dk_rows: Buffer,
+    dgates: Buffer,
     after: bool,
     diagonal: bool,
 ) -> None:
-    """Adds what `pairs` gives back to its rows; overwrites G, the cotangent of its scores."""
+    """Adds what `pairs` gives back to its rows and gates; overwrites G, the cotangent of its scores.
+
+    The gate of token r has what meets across it: the pairs (t, s) with s < r <= t, or r < t unless `after`. Rows times
+    their cotangents, summed up to r, would have the pairs of either side too, which cancel and leave no digits where
+    little is kept.
+    """
+    _pull_crossing(tile, G, scores, dgates, after)
     shift = 1 if after else 0
     pull_products_of_pairs(
         tile, G, lambda t, s: gate.decay[t + shift, s], diagonal, left_rows, k_rows, dleft_rows, dk_rows
     )
 
 
-def pull_gates(
-    tile: Tile,
-    gate: Gates,
-    S: Buffer,
-    dS: Buffer,
-    keys: tuple[tuple[Buffer, Buffer], ...],
-    lefts: tuple[tuple[Buffer, Buffer, bool], ...],
-    dlog_decay: Buffer,
-) -> None:
-    """dlog_decay[t] <- the sum over r >= t of the cotangents of L_r: of rows times their cotangents.
+def _pull_crossing(tile: Tile, G: Buffer, scores: Buffer, dgates: Buffer, after: bool) -> None:
+    """Columns hold the sums over tokens from the last to t, of which those before t cross its gate."""
+    columns, total = T.alloc_buffer((tile.tokens,), "float32"), T.alloc_buffer((tile.width,), "float32")
 
-    Args:
-        tile, gate: sizes and gates.
-        S, dS: the state at the tile's end and its cotangent.
-        keys: what is written along, each with its cotangents, as keys alone.
-        lefts: queries, and probes, each with the cotangents and whether its own token decays before it.
-        dlog_decay: of each token; 0 where nothing is kept.
-    """
-    run, total = T.alloc_buffer((tile.width,), "float32"), T.alloc_buffer((tile.width,), "float32")
-    fill(run, T.float32(0))
-    with T.serial(extent(S, 0)) as i:
-        add_products(tile, run, S, dS, i)
+    def crossing(t: Expr) -> None:
+        fill(total, T.float32(0))
+        with T.serial(tile.vectors) as b, T.vectorized(tile.width) as lane:
+            s = b * tile.width + lane
+            T.buffer_store(total, total[lane] + T.Select(s < t, columns[s], T.float32(0)), [lane])
+        sum_of_lanes(total)
+        T.buffer_store(dgates, dgates[t] + total[0], [t])
+
+    fill(columns, T.float32(0))
     with T.serial(tile.tokens) as back:
         t = tile.tokens - 1 - back
-        for rows, drows, after in lefts:
-            if after:
-                add_products(tile, run, rows, drows, t)
-        for rows, drows in keys:
-            add_products(tile, run, rows, drows, t, -1)
-        with T.vectorized(tile.width) as lane:
-            T.buffer_store(total, run[lane], [lane])
-        sum_of_lanes(total)
-        T.buffer_store(dlog_decay, T.Select(T.EQ(gate.beta[t], T.float32(0)), T.float32(0), total[0]), [t])
-        for rows, drows, after in lefts:
-            if not after:
-                add_products(tile, run, rows, drows, t)
+        if not after:
+            crossing(t)
+        with T.vectorized(tile.tokens) as s:
+            T.buffer_store(columns, columns[s] + T.Select(s < t, G[t, s] * scores[t, s], T.float32(0)), [s])
+        if after:
+            crossing(t)
 
 
-def store_gates(tensor: Buffer, dlog_decay: Buffer, first: Expr, valid: Expr, h: Expr) -> None:
-    """The tile's gradients of a tensor [tokens, heads] <- dlog_decay."""
-    store_numbers(tensor, dlog_decay, first, valid, h)
+def pull_kept(tile: Tile, gate: Gates, S: Buffer, dS: Buffer, dgates: Buffer) -> None:
+    """dgates[t] <- what the state at the tile's start is at its end, times the cotangent there: all gates have it."""
+    total = T.alloc_buffer((tile.width,), "float32")
+    fill(total, T.float32(0))
+    with T.serial(extent(S, 0)) as i:
+        add_products(tile, total, S, dS, i)
+    sum_of_lanes(total)
+    with T.serial(tile.tokens) as t:
+        T.buffer_store(dgates, total[0] * gate.start[tile.tokens], [t])
+
+
+def pull_from_start(tile: Tile, gate: Gates, rows: Buffer, drows: Buffer, dgates: Buffer, after: bool) -> None:
+    """dgates[t] += rows of tokens r >= t, or r > t unless `after`, times what the tile's first state gave them."""
+    run = T.alloc_buffer((1,), "float32")
+    T.buffer_store(run, T.float32(0), [0])
+    with T.serial(tile.tokens) as back:
+        t = tile.tokens - 1 - back
+        if not after:
+            T.buffer_store(dgates, dgates[t] + run[0], [t])
+        _add_dot(tile, run, rows, drows, t)
+        if after:
+            T.buffer_store(dgates, dgates[t] + run[0], [t])
+
+
+def pull_to_end(tile: Tile, gate: Gates, rows: Buffer, drows: Buffer, dgates: Buffer) -> None:
+    """dgates[t] += rows of tokens s < t times what they gave to the tile's last state."""
+    run = T.alloc_buffer((1,), "float32")
+    T.buffer_store(run, T.float32(0), [0])
+    with T.serial(tile.tokens) as t:
+        T.buffer_store(dgates, dgates[t] + run[0], [t])
+        _add_dot(tile, run, rows, drows, t)
+
+
+def _add_dot(tile: Tile, run: Buffer, rows: Buffer, drows: Buffer, t: Expr) -> None:
+    total = T.alloc_buffer((tile.width,), "float32")
+    fill(total, T.float32(0))
+    add_products(tile, total, rows, drows, t)
+    sum_of_lanes(total)
+    T.buffer_store(run, run[0] + total[0], [0])
+
+
+def store_gates(tile: Tile, gate: Gates, tensor: Buffer, dgates: Buffer, first: Expr, valid: Expr, h: Expr) -> None:
+    """The tile's gradients of a tensor [tokens, heads] <- dgates; 0 where nothing is kept."""
+    with T.vectorized(tile.tokens) as t:
+        T.buffer_store(dgates, T.Select(T.EQ(gate.beta[t], T.float32(0)), T.float32(0), dgates[t]), [t])
+    store_numbers(tensor, dgates, first, valid, h)
