@@ -36,7 +36,7 @@ MAINS |= {
         *(f"errors.{name}" for name in ("dot_errors", "gradient_errors", "peers")),
         *(f"growth.{name}" for name in ("scaling", "training_memory")),
         *(f"serving.{name}" for name in ("prefix_loads", "sequence_bytes", "side_channel")),
-        *("rules", "versions.checkouts"),
+        *("rules", "rules_table", "versions.checkouts"),
     )
 }
 MAINS |= {"trellis_ops.hf": "trellis_ops.hf.__main__"}

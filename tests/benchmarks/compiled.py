@@ -49,9 +49,9 @@ def compile_eager(subject: Subject, limit: float) -> Compiled:
     stepwise = subject.spec.problem.operator.startswith("trellis_step")
     call = Call(function, subject.eager.args, subject.eager.kwargs) if stepwise else _in_pieces(function, subject)
     try:
-        _start_compiler()
+        start_compiler()
         started = time.perf_counter()
-        with _limited(limit):
+        with limited(limit):
             call()
     except CompileLimitError:
         return Compiled(None, f"torch.compile was stopped after {limit:.0f} s (--compile-limit)")
@@ -80,14 +80,17 @@ def _in_pieces(function: Callable[..., Any], subject: Subject) -> Call:
 
 
 @functools.cache
-def _start_compiler() -> None:
+def start_compiler() -> None:
+    """Start `torch.compile` once, before anything is compiled within a limit."""
     # Imports and the compiler's own precompiled headers take many seconds, once; they are no part of a case's time,
     # and must not be cut off halfway.
     torch.compile(lambda x: x + 1)(torch.zeros(8))
 
 
 @contextmanager
-def _limited(seconds: float) -> Iterator[None]:
+def limited(seconds: float) -> Iterator[None]:
+    """Inside, CompileLimitError is raised after so many seconds; the main thread's alone."""
+
     def stop(number: int, frame: FrameType | None) -> None:
         raise CompileLimitError
 

@@ -142,7 +142,7 @@ def beside(spec: Spec, device: Device, sizes: Sizes) -> Beside:
     samplers = {
         "kernel": functools.partial(sample, Timed(kernel, bound.reset), device),
         # One run of a loop over thousands of tokens is as long as any warm-up.
-        "eager": functools.partial(sample, Timed(walk, bound.reset), device) if problem.tokens == 1 else _once(walk),
+        "eager": functools.partial(sample, Timed(walk, bound.reset), device) if problem.tokens == 1 else once(walk),
     }
     found = take_turns(samplers, seconds=sizes.seconds, rounds=sizes.rounds, least=_LEAST_ROUNDS)
     cost = cost_of(spec)
@@ -156,7 +156,9 @@ def _calls(bound: RuleSubject, trains: bool) -> tuple[Callable[[], object], Call
     return bound.operator, bound.eager
 
 
-def _once(run: Callable[[], object]) -> Callable[[], float]:
+def once(run: Callable[[], object]) -> Callable[[], float]:
+    """Takes the time of one call as a sample."""
+
     def taken() -> float:
         started = time.perf_counter()
         run()
@@ -255,7 +257,12 @@ def _head(device: Device, sizes: Sizes) -> Iterator[str]:
     yield head_line()
 
 
-def _rules(text: str) -> list[str]:
+def names_of_rules(text: str) -> list[str]:
+    """The rules of an option, with commas between.
+
+    Raises:
+        argparse.ArgumentTypeError: a rule that has no name.
+    """
     names = text.split(",")
     for name in names:
         if name not in NAMED:
@@ -267,7 +274,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.studies.rules", description="Every named rule beside its eager loop."
     )
-    parser.add_argument("--rules", type=_rules, default=list(NAMED), help="names with commas between (default: all)")
+    parser.add_argument(
+        "--rules", type=names_of_rules, default=list(NAMED), help="names with commas between (default: all)"
+    )
     parser.add_argument("--columns", nargs="+", choices=_COLUMNS, default=list(_COLUMNS), help="what is timed")
     parser.add_argument("--tokens", type=int, default=4096, help="T of the forward (default: %(default)s)")
     parser.add_argument("--trained", type=int, default=256, help="T of the backward (default: %(default)s)")

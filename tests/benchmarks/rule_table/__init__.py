@@ -1,0 +1,1 @@
+"""The table of rules: its parts as they are measured, kept and printed."""

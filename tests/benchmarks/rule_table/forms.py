@@ -1,0 +1,53 @@
+"""The forms of a rule that a backend has kernels for: a schedule of each variant, and the winner that is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from codegen.device import Device
+from codegen.schedules.registry import default, first_choice, variants_of
+from codegen.schedules.schedule import Schedule
+from codegen.spec import Spec
+from trellis_ops.calls.arguments import Request
+from trellis_ops.dispatch import resolve
+from tuner.space.legal import changes, legal_schedules
+from tuner.verify.inputs import torch_device
+
+TUNED = ", tuned"
+
+
+def as_called(spec: Spec) -> Spec:
+    """What the public operators of rules compute `spec` as: TRELLIS has operators of its own."""
+    if not spec.rule.is_trellis:
+        return spec
+    own = spec.problem.operator.replace("memory_", "trellis_", 1)
+    return replace(spec, problem=replace(spec.problem, operator=own))
+
+
+def forms_of(spec: Spec, device: Device) -> dict[str, Schedule]:
+    """By variant: of each that computes `spec`, the legal schedule that differs least from the default.
+
+    A winner that is known for the spec, or for its bucket, has its variant's name with `TUNED` behind it.
+
+    Raises:
+        NoScheduleError: no schedule is legal.
+    """
+    backend = first_choice(device)
+    usual, legal = default(backend, spec, device), legal_schedules(spec, backend, device)
+    forms = {}
+    for variant in variants_of(spec.problem.operator, backend, spec.problem.direction):
+        own = [schedule for schedule in legal if schedule.variant == variant]
+        if own:
+            forms[variant] = min(own, key=lambda schedule: changes(schedule, usual))
+    served = served_by(spec, device)
+    if served is not None and served not in forms.values():
+        forms[served.variant + TUNED] = served
+    return forms
+
+
+def served_by(spec: Spec, device: Device) -> Schedule | None:
+    """The schedule that a call of `spec` runs on; None where eager serves it."""
+    request = Request(spec, torch.device(torch_device(device)), float64=False)
+    return resolve.resolve(request, None).schedule

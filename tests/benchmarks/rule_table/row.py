@@ -1,0 +1,146 @@
+"""A row of the table of rules: what is known of one rule, as cells, and as targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from codegen.recurrence.forms import why_no_chunk_form, why_no_split_form
+from codegen.rules import NAMED
+from tests.benchmarks.rule_table.careful import CAREFUL
+from tests.benchmarks.rule_table.saved_parts import Saved
+from tests.benchmarks.rule_table.saved_recall import Recalled
+from tests.benchmarks.targets import Target
+from tuner.duration import duration
+from tuner.verify.check import OF_GRADIENTS, TOLERANCE
+
+HEADS = (
+    *("rule", "C", "form", "forward", "to eager", "to careful", "to compiled", "share"),
+    *("decode", "decode to eager", "backward", "backward to eager"),
+    *("error", "of gradients", "beside peer", "its gradients"),
+)
+
+MISSING, NONE = "missing", "none"
+_NOT_RUN = "not run"
+
+_SHARES = {"none": 0.6, "scalar": 0.6, "slot": 0.45, "channel": 0.45}
+"""The least share of the ceiling of a chunk form, by its decay; of those with a triangular system the smaller one."""
+
+_LEAST = {"eager": 20.0, "careful": 5.0}
+_LEAST_OF_STEP = 5.0
+_WALKS = ("recurrence", "recurrent", "eager")
+
+
+@dataclass(frozen=True)
+class RuleRow:
+    """What is known of a rule.
+
+    Attributes:
+        rule, chunk: its name, and C of forward and backward.
+        parts: by name, those that it has; None of those that were not measured.
+        recall: None where no model was trained.
+    """
+
+    rule: str
+    chunk: int
+    parts: Mapping[str, Saved | None]
+    recall: Recalled | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing."""
+        return None not in self.parts.values() and self.recall is not None
+
+    def cells(self, pairs: Sequence[int]) -> list[str]:
+        """The row: every cell has a number, or says that it is missing, that there is none, or that it did not run."""
+        forward = [self._time("forward"), *(self._ratio("forward", name) for name in ("eager", "careful", "compiled"))]
+        errors = [self._error(part, kind) for part in ("oracle", "peer") for kind in ("outputs", "gradients")]
+        beside = [text for part in ("decode", "backward") for text in (self._time(part), self._ratio(part, "eager"))]
+        return [
+            *(self.rule, str(self.chunk), self._text("forward", "form")),
+            *(*forward, self._share(), *beside, *errors, *(self._recalled(count) for count in pairs)),
+            "; ".join(self.remarks()),
+        ]
+
+    def remarks(self) -> Iterator[str]:
+        """What the rule cannot do, and what a reader must know of its numbers."""
+        form = self.number("forward", "form")
+        if isinstance(form, str) and form.partition(",")[0] in _WALKS:
+            rule = NAMED[self.rule].rule
+            reason = why_no_chunk_form(rule, self.chunk)
+            split = why_no_split_form(rule, self.chunk)
+            if reason is not None and split is not None:
+                yield f"token by token: {reason}"
+        for part, saved in self.parts.items():
+            if saved is not None and "remark" in saved.found:
+                yield str(saved.found["remark"])
+            elif saved is not None and part == "peer":
+                yield f"peer {saved.found['reference']}"
+        if self.recall is not None and self.recall.remark:
+            yield self.recall.remark
+
+    def targets(self) -> list[Target]:
+        """What the numbers must reach; open where there is none."""
+        tolerance = TOLERANCE["float32"]
+        limits = {"outputs": tolerance, "gradients": OF_GRADIENTS * tolerance}
+        found = [
+            Target(f"{self.rule}, {kind} beside {part}", self._found(part, kind), limit, False, shown="{:.1e}".format)
+            for part in ("oracle", "peer")
+            for kind, limit in limits.items()
+            if part in self.parts
+        ]
+        found += [
+            Target(f"{self.rule}, forward", self._found("forward", name), least, True, name)
+            for name, least in _LEAST.items()
+            if name == "eager" or self.rule in CAREFUL
+        ]
+        found.append(Target(f"{self.rule}, decode", self._found("decode", "eager"), _LEAST_OF_STEP, True, "eager"))
+        rule = NAMED[self.rule].rule
+        if why_no_chunk_form(rule, self.chunk) is None:
+            least = 0.45 if rule.phi == "identity" or rule.erase else _SHARES[rule.decay]
+            share = self._found("forward", "share")
+            found.append(Target(f"{self.rule}, forward", share, least, True, "of the ceiling", shown="{:.0%}".format))
+        return found
+
+    def number(self, part: str, name: str) -> float | str | None:
+        """A number, or a name, of a part that was measured; None without it."""
+        saved = self.parts.get(part)
+        return None if saved is None else saved.found.get(name)
+
+    def _found(self, part: str, name: str) -> float | None:
+        number = self.number(part, name)
+        return None if number is None else float(number)
+
+    def _absent(self, part: str) -> str:
+        if part not in self.parts:
+            return NONE
+        saved = self.parts[part]
+        if saved is None:
+            return MISSING
+        return NONE if "form" in saved.found else _NOT_RUN
+
+    def _text(self, part: str, name: str) -> str:
+        found = self.number(part, name)
+        return self._absent(part) if found is None else str(found)
+
+    def _time(self, part: str) -> str:
+        seconds = self._found(part, "seconds")
+        return self._absent(part) if seconds is None else duration(seconds)
+
+    def _ratio(self, part: str, name: str) -> str:
+        found = self._found(part, name)
+        return self._absent(part) if found is None else f"{found:.1f}x"
+
+    def _share(self) -> str:
+        share = self._found("forward", "share")
+        return self._absent("forward") if share is None else f"{share:.0%}"
+
+    def _error(self, part: str, kind: str) -> str:
+        error = self._found(part, kind)
+        return self._absent(part) if error is None else f"{error:.0e}"
+
+    def _recalled(self, count: int) -> str:
+        if self.recall is None:
+            return MISSING
+        share = self.recall.accuracy.get(count)
+        return NONE if share is None else f"{share:.2f}"
