@@ -13,18 +13,18 @@ from codegen.render import Source, render
 from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
-from tests.benchmarks.cases import LEAST, Case, Least, cases
-from tests.benchmarks.comparison import TUNED, Comparison
-from tests.benchmarks.relations import Relation
-from tests.benchmarks.rivals import CEILING, COMPILE, EAGER
+from tests.benchmarks.results.comparison import TUNED, Comparison
+from tests.benchmarks.results.summary import Overhead, Results
+from tests.benchmarks.results.targets import Target
 from tests.benchmarks.studies.growth.decode_memory import Held, points
 from tests.benchmarks.studies.growth.power_law import fit
 from tests.benchmarks.studies.growth.scaling import Growth, axes, targets_of
 from tests.benchmarks.studies.growth.scaling_page import draw, page
 from tests.benchmarks.studies.kernels.breakdown import lines_of, pieces_of
 from tests.benchmarks.studies.kernels.kernel_parts import parts_of
-from tests.benchmarks.summary import Overhead, Results
-from tests.benchmarks.targets import Target
+from tests.benchmarks.subjects.cases import LEAST, Case, Least, cases
+from tests.benchmarks.subjects.relations import Relation
+from tests.benchmarks.subjects.rivals import CEILING, COMPILE, EAGER
 from tuner.measure.timed import Timing
 
 DEVICE = NAMED["x86-64-v4"]

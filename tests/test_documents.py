@@ -33,6 +33,7 @@ MAINS |= {
     f"tests.benchmarks.studies.{name}": f"tests.benchmarks.studies.{name}"
     for name in (
         *(f"kernels.{name}" for name in ("bfloat16_dots", "breakdown", "compile_stages", "few_heads", "guesses")),
+        "kernels.sizes",
         *(f"errors.{name}" for name in ("dot_errors", "gradient_errors", "peers")),
         *(f"growth.{name}" for name in ("scaling", "training_memory")),
         *(f"serving.{name}" for name in ("prefix_loads", "sequence_bytes", "side_channel")),
@@ -40,7 +41,6 @@ MAINS |= {
     )
 }
 MAINS |= {"trellis_ops.hf": "trellis_ops.hf.__main__"}
-MAINS |= {"tests.benchmarks.sizes": "tests.benchmarks.sizes"}
 """The command lines of this project, by the name that `python -m` takes, and the module that holds `main`."""
 
 

@@ -7,8 +7,8 @@ import torch
 
 from codegen.device import cpu
 from codegen.rules import NAMED
-from tests.benchmarks.rule_calls import rule_subject, training_step
 from tests.benchmarks.studies.rules import Beside, Row, Sizes, chunks, errors_of, head_line, line_of, main, spec_of
+from tests.benchmarks.subjects.rule_calls import rule_subject, training_step
 from tuner.measure.timed import Timing
 from tuner.verify.inputs import make_inputs
 

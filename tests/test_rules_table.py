@@ -11,7 +11,6 @@ from codegen.device import cpu
 from codegen.recurrence.tensors import HEAD, tensors
 from codegen.rules import NAMED
 from codegen.schedules.legality import why_illegal
-from tests.benchmarks.rule_calls import rule_subject
 from tests.benchmarks.rule_table import careful
 from tests.benchmarks.rule_table.careful import CAREFUL, careful_calls
 from tests.benchmarks.rule_table.forms import as_called, forms_of
@@ -21,6 +20,7 @@ from tests.benchmarks.rule_table.saved_parts import Saved, SavedParts
 from tests.benchmarks.rule_table.saved_recall import recalled
 from tests.benchmarks.studies.rules import Sizes, chunks, spec_of
 from tests.benchmarks.studies.rules_table import has_part, main
+from tests.benchmarks.subjects.rule_calls import rule_subject
 from tests.support.peers.inputs import Sizes as PeerSizes
 from tests.support.peers.table import PEERS
 from tests.support.relative_error import relative_error

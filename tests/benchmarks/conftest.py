@@ -26,10 +26,10 @@ import torch
 from rich.console import Console
 
 from codegen.device import Device
-from tests.benchmarks import machine
-from tests.benchmarks.rivals import Rivals
-from tests.benchmarks.studies.replay import Replay
-from tests.benchmarks.summary import Results, report
+from tests.benchmarks.results import machine
+from tests.benchmarks.results.replay import Replay
+from tests.benchmarks.results.summary import Results, report
+from tests.benchmarks.subjects.rivals import Rivals
 
 _RESULTS = pytest.StashKey[Results]()
 _LOAD = pytest.StashKey[str]()

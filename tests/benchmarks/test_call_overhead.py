@@ -12,10 +12,10 @@ from codegen.kernels.build import build
 from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
-from tests.benchmarks.calls import Subject, subject
-from tests.benchmarks.comparison import without_records
-from tests.benchmarks.studies.replay import Replay
-from tests.benchmarks.summary import Overhead, Results
+from tests.benchmarks.results.comparison import without_records
+from tests.benchmarks.results.replay import Replay
+from tests.benchmarks.results.summary import Overhead, Results
+from tests.benchmarks.subjects.calls import Subject, subject
 from trellis_ops import explain, forget
 from trellis_ops.dispatch import resolve
 from tuner.duration import duration

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codegen.device import Device
+from tests.benchmarks.results.replay import Replay
+from tests.benchmarks.results.summary import Overhead, Results
 from tests.benchmarks.studies.kernels.first_call import CALL, CHUNKS, IMPORT, Spent, in_a_process, kernel
-from tests.benchmarks.studies.replay import Replay
-from tests.benchmarks.summary import Overhead, Results
 from tuner.duration import duration
 
 KERNEL_LIMIT = 1.0

@@ -6,8 +6,8 @@ import statistics
 import subprocess
 import sys
 
-from tests.benchmarks.studies.replay import Replay
-from tests.benchmarks.summary import Overhead, Results
+from tests.benchmarks.results.replay import Replay
+from tests.benchmarks.results.summary import Overhead, Results
 from tuner.duration import duration
 
 LIMIT = 0.150

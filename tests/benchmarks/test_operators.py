@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from codegen.device import Device
-from tests.benchmarks import machine
-from tests.benchmarks.cases import Case, cases
-from tests.benchmarks.comparison import IMPLEMENTATIONS, compare, key
-from tests.benchmarks.rivals import Rivals
-from tests.benchmarks.studies.replay import Replay
-from tests.benchmarks.summary import Results
+from tests.benchmarks.results import machine
+from tests.benchmarks.results.comparison import IMPLEMENTATIONS, compare, key
+from tests.benchmarks.results.replay import Replay
+from tests.benchmarks.results.summary import Results
+from tests.benchmarks.subjects.cases import Case, cases
+from tests.benchmarks.subjects.rivals import Rivals
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.studies.replay import Replay
+from tests.benchmarks.results.replay import Replay
+from tests.benchmarks.results.summary import Results
+from tests.benchmarks.results.targets import Target
 from tests.benchmarks.studies.serving import side_channel
 from tests.benchmarks.studies.serving.prefix_loads import LENGTHS, lookup_cost
 from tests.benchmarks.studies.serving.side_channel import HIT, MISS, OTHER
-from tests.benchmarks.summary import Results
-from tests.benchmarks.targets import Target
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.serve.store import Disk, Memory

@@ -8,9 +8,9 @@ import pytest
 
 from codegen.device import Device
 from codegen.spec import Problem
-from tests.benchmarks.relations import Relation, time_operators, time_threads, why_no_kernel
-from tests.benchmarks.studies.replay import Replay
-from tests.benchmarks.summary import Results
+from tests.benchmarks.results.replay import Replay
+from tests.benchmarks.results.summary import Results
+from tests.benchmarks.subjects.relations import Relation, time_operators, time_threads, why_no_kernel
 
 PREFILL = Problem(batch=1, heads=8, tokens=4096, chunk=64)
 FEW_HEADS = Problem(batch=1, heads=1, tokens=8192, chunk=64)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from codegen.device import Device
+from tests.benchmarks.results.replay import Replay
+from tests.benchmarks.results.summary import Results
+from tests.benchmarks.results.targets import Target
 from tests.benchmarks.studies.growth.stream import run_stream, stream_model
-from tests.benchmarks.studies.replay import Replay
-from tests.benchmarks.summary import Results
-from tests.benchmarks.targets import Target
 from tests.benchmarks.turns import ratio
 from tuner.duration import duration
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from codegen.device import Device
-from tests.benchmarks.relations import why_no_kernel
-from tests.benchmarks.rivals import EAGER, Rivals
-from tests.benchmarks.studies.replay import Replay
-from tests.benchmarks.summary import Results
-from tests.benchmarks.training import BILEVEL, PROBLEM, train
+from tests.benchmarks.results.replay import Replay
+from tests.benchmarks.results.summary import Results
+from tests.benchmarks.subjects.relations import why_no_kernel
+from tests.benchmarks.subjects.rivals import EAGER, Rivals
+from tests.benchmarks.subjects.training import BILEVEL, PROBLEM, train
 
 
 def test_training(

@@ -12,9 +12,9 @@ from codegen.device import Device
 from tests.benchmarks.decode.llama import llama_like, llama_prompt, llama_steps
 from tests.benchmarks.decode.loss import losses, trained
 from tests.benchmarks.decode.timing import in_turn, model_of, reading, steps
-from tests.benchmarks.studies.replay import Replay
-from tests.benchmarks.summary import Results
-from tests.benchmarks.targets import Target
+from tests.benchmarks.results.replay import Replay
+from tests.benchmarks.results.summary import Results
+from tests.benchmarks.results.targets import Target
 from tests.benchmarks.turns import ratio
 from trellis_ops.lm.decode.decoder import packed_bytes
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.benchmarks.compiled import CompileLimitError, limited, start_compiler
+from tests.benchmarks.subjects.compiled import CompileLimitError, limited, start_compiler
 
 Named = dict[str, Tensor]
 Function = Callable[..., Any]

@@ -16,10 +16,10 @@ from codegen.kernels.build import build, operator_digest
 from codegen.recurrence.tensors import HEAD, tensors
 from codegen.schedules.registry import first_choice
 from codegen.schedules.schedule import Schedule
-from tests.benchmarks.rule_calls import RuleSubject, rule_subject
 from tests.benchmarks.rule_table.careful import CAREFUL, CarefulCalls, careful_calls
 from tests.benchmarks.rule_table.forms import as_called, forms_of, served_by
 from tests.benchmarks.studies.rules import Sizes, beside, once, spec_of
+from tests.benchmarks.subjects.rule_calls import RuleSubject, rule_subject
 from tests.benchmarks.turns import ratio, sample, take_turns
 from tests.support.peers.inputs import Drawing
 from tests.support.peers.inputs import Sizes as PeerSizes

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from codegen.recurrence.forms import why_no_chunk_form, why_no_split_form
 from codegen.rules import NAMED
+from tests.benchmarks.results.targets import Target
 from tests.benchmarks.rule_table.careful import CAREFUL
 from tests.benchmarks.rule_table.saved_parts import Saved
 from tests.benchmarks.rule_table.saved_recall import Recalled
-from tests.benchmarks.targets import Target
 from tuner.duration import duration
 from tuner.verify.check import OF_GRADIENTS, TOLERANCE
 

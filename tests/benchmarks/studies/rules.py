@@ -28,9 +28,9 @@ from codegen.kernels.build import build
 from codegen.rules import NAMED
 from codegen.schedules.registry import default
 from codegen.spec import CHUNKED_STEP, Problem, Spec
-from tests.benchmarks import machine
-from tests.benchmarks.rule_calls import RuleSubject, rule_subject, training_step
-from tests.benchmarks.targets import Target
+from tests.benchmarks.results import machine
+from tests.benchmarks.results.targets import Target
+from tests.benchmarks.subjects.rule_calls import RuleSubject, rule_subject, training_step
 from tests.benchmarks.turns import ratio, sample, take_turns
 from trellis_ops.specs.workload import load_workload
 from tuner.duration import duration

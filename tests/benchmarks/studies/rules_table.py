@@ -25,7 +25,7 @@ import torch
 from codegen.device import Device
 from codegen.errors import TrellisError
 from codegen.rules import NAMED
-from tests.benchmarks import machine
+from tests.benchmarks.results import machine
 from tests.benchmarks.rule_table.parts import PARTS, PEER_OF, Ways, measured, setting_of
 from tests.benchmarks.rule_table.row import HEADS, RuleRow
 from tests.benchmarks.rule_table.saved_parts import Saved, SavedParts, now

@@ -25,12 +25,12 @@ import torch
 from codegen.device import Device
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
-from tests.benchmarks import machine
-from tests.benchmarks.calls import subject
-from tests.benchmarks.comparison import without_records
+from tests.benchmarks.results import machine
+from tests.benchmarks.results.comparison import without_records
+from tests.benchmarks.results.targets import Target
 from tests.benchmarks.studies.growth.decode_memory import Held, decode_in_a_process
 from tests.benchmarks.studies.growth.power_law import PowerLaw, fit
-from tests.benchmarks.targets import Target
+from tests.benchmarks.subjects.calls import subject
 from tests.benchmarks.turns import sample, take_turns
 from trellis_ops import forget
 from tuner.measure.cost import cost_of

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from tests.benchmarks import machine
+from tests.benchmarks.results import machine
+from tests.benchmarks.results.targets import Target
 from tests.benchmarks.studies.growth.decode_memory import Held
-from tests.benchmarks.targets import Target
 from tuner.duration import duration
 
 if TYPE_CHECKING:

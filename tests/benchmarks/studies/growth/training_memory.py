@@ -43,7 +43,7 @@ def _measured(by: str, tokens: int) -> int:
 
     from codegen.rule import Rule
     from codegen.spec import Spec
-    from tests.benchmarks.calls import subject, training_step
+    from tests.benchmarks.subjects.calls import subject, training_step
 
     def prepared(count: int):
         bound = subject(Spec(Rule(), Problem(batch=1, heads=8, tokens=count, chunk=64)), torch.device("cpu"), True)

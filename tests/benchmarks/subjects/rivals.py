@@ -20,8 +20,8 @@ from torch import Tensor
 
 from codegen.device import Device
 from codegen.spec import Spec
-from tests.benchmarks.calls import Call, subject, training_step
-from tests.benchmarks.compiled import compile_eager
+from tests.benchmarks.subjects.calls import Call, subject, training_step
+from tests.benchmarks.subjects.compiled import compile_eager
 from tests.benchmarks.turns import sample
 from trellis_ops.lm.train.processes.allocator import keep_freed_memory
 from tuner.measure.ceiling import Probe, limits

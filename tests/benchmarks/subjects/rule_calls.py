@@ -14,7 +14,7 @@ from codegen.recurrence.of_rule import used_chunk_states
 from codegen.recurrence.tensors import HEAD, states, tensors
 from codegen.rule import SOLVE
 from codegen.spec import CHUNKED_STEP, Spec
-from tests.benchmarks.calls import Call
+from tests.benchmarks.subjects.calls import Call
 from trellis_ops import memory_attention, memory_step
 from trellis_ops.eager import recurrence as eager
 from tuner.verify.inputs import Inputs

@@ -11,10 +11,10 @@ import torch
 from codegen.device import Device
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
-from tests.benchmarks.calls import subject, training_step
-from tests.benchmarks.rivals import CEILING, COMPILE, EAGER, Rivals
+from tests.benchmarks.results.targets import Target
 from tests.benchmarks.studies.growth.training_memory import STEPS, training_bytes
-from tests.benchmarks.targets import Target
+from tests.benchmarks.subjects.calls import subject, training_step
+from tests.benchmarks.subjects.rivals import CEILING, COMPILE, EAGER, Rivals
 from tests.benchmarks.turns import ratio, sample, take_turns
 from trellis_ops.lm.train.processes.allocator import keep_freed_memory
 from tuner.duration import duration

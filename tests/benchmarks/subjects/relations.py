@@ -13,9 +13,9 @@ from codegen.kernels.build import build
 from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
-from tests.benchmarks.calls import subject
-from tests.benchmarks.comparison import without_records
-from tests.benchmarks.targets import Target
+from tests.benchmarks.results.comparison import without_records
+from tests.benchmarks.results.targets import Target
+from tests.benchmarks.subjects.calls import subject
 from tests.benchmarks.turns import ratio, sample, take_turns
 from trellis_ops import explain, forget
 from tuner.duration import duration

@@ -1,4 +1,7 @@
-"""The forward's share of the machine's limit at other sizes of head: `python -m tests.benchmarks.sizes`."""
+"""The forward's share of the machine's limit at other sizes of head:
+
+python -m tests.benchmarks.studies.kernels.sizes
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ def measured(size: int, chunk: int, device: Device) -> tuple[float, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    argparse.ArgumentParser(prog="python -m tests.benchmarks.sizes", description=__doc__).parse_args(arguments)
+    argparse.ArgumentParser(prog="python -m tests.benchmarks.studies.kernels.sizes", description=__doc__).parse_args(
+        arguments
+    )
     device = cpu()
     torch.set_num_threads(device.cores)
     print(f"B1 H8 T2048, float32, default schedules, {device.key()}\n")

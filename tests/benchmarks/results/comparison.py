@@ -16,10 +16,10 @@ from torch import Tensor
 
 from codegen.device import Device
 from codegen.spec import Spec
-from tests.benchmarks.calls import Call, Subject, subject
-from tests.benchmarks.cases import Case
-from tests.benchmarks.rivals import CEILING, COMPILE, EAGER, Rivals
-from tests.benchmarks.targets import Target
+from tests.benchmarks.results.targets import Target
+from tests.benchmarks.subjects.calls import Call, Subject, subject
+from tests.benchmarks.subjects.cases import Case
+from tests.benchmarks.subjects.rivals import CEILING, COMPILE, EAGER, Rivals
 from tests.benchmarks.turns import ratio, sample, take_turns
 from tests.support.relative_error import TOLERANCE, assert_close
 from trellis_ops import Explanation, explain, forget

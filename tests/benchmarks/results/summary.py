@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tests.benchmarks import machine
-from tests.benchmarks.comparison import IMPLEMENTATIONS, Comparison, key
-from tests.benchmarks.rivals import COMPILE, EAGER, UNSET
-from tests.benchmarks.targets import Target
+from tests.benchmarks.results import machine
+from tests.benchmarks.results.comparison import IMPLEMENTATIONS, Comparison, key
+from tests.benchmarks.results.targets import Target
+from tests.benchmarks.subjects.rivals import COMPILE, EAGER, UNSET
 from tuner.duration import duration
 
 

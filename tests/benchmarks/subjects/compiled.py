@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.benchmarks.calls import Call, Subject
+from tests.benchmarks.subjects.calls import Call, Subject
 
 PIECE_CHUNKS = 8
 """Chunks that are compiled as one graph: the loop over chunks unrolls, and compile time grows with it."""

@@ -50,7 +50,7 @@ class Case:
 
 
 def cases(device: Device) -> list[Case]:
-    """The specs of the workload for `device` that have no backward; `tests.benchmarks.training` has those that do."""
+    """Specs of the workload for `device` without a backward; `tests.benchmarks.subjects.training` has the others."""
     workload = load_workload(DEFAULT_FILE, device.kind)
     targets = LEAST if device.kind == "cpu" else {}
     forward = [named for named in workload if named.spec.problem.direction == "forward"]
