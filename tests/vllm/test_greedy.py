@@ -11,8 +11,7 @@ import torch
 
 from codegen.rules import NAMED
 from tests.vllm.engines import add, alone, engine, finished, made, prompts, served
-from trellis_ops.serve.vllm.metadata import Sequences
-from trellis_ops.serve.vllm.pool import StatePool
+from trellis_ops.serve.vllm.metadata import StepMetadata, StepMetadataBuilder
 
 MODELS: dict[str, dict[str, Any]] = {
     "chunks, a learned first state, a step size per token": {"learned_state": True, "step_size": "token"},
@@ -77,15 +76,21 @@ def test_forty_requests_that_come_and_go(tmp_path: Path):
     assert ended == {name: alone(model, given[name]) for name in ended}
 
 
-def test_a_slot_that_is_not_cleared_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("pool", ["memories", "tail"])
+def test_a_slot_that_is_not_cleared_shows(pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = made(tmp_path)
-    load = StatePool.load
+    build = StepMetadataBuilder.build
     with engine(tmp_path) as llm:
         given = prompts()
         served(llm, given)
-        monkeypatch.setattr(StatePool, "load", lambda pool, rows, first: load(pool, _stale(rows), first))
+
+        def stale(builder: Any, *arguments: Any, **rest: Any) -> StepMetadata:
+            step = build(builder, *arguments, **rest)
+            sequences = step.sequences
+            if pool == "tail":
+                return replace(step, sequences=replace(sequences, fresh=None))
+            begun = torch.where(sequences.positions == 0, model.config.chunk, sequences.positions)
+            return replace(step, sequences=replace(sequences, positions=begun))
+
+        monkeypatch.setattr(StepMetadataBuilder, "build", stale)
         assert served(llm, given) != [alone(model, each) for each in given]
-
-
-def _stale(sequences: Sequences) -> Sequences:
-    return replace(sequences, fresh=None)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trellis_ops.lm.sequences import Layout
+from trellis_ops.lm.sequences import Layout, Pooled
 from trellis_ops.lm.sequences.parts import Index, Steps
 from trellis_ops.lm.state.layer_state import LayerState, as_wide_as, state_dtype, wide
 from trellis_ops.lm.token_mixer import TokenMixer, keep_start, put_rows, started
@@ -124,6 +124,21 @@ class TrellisMixer(TokenMixer[LayerState]):
             found.append(self._attend_and_move(_each(tokens, part.tokens), state, part.cu_seqlens))
         return layout.joined(found)
 
+    def _mix_pooled(self, x: Tensor, q: Tensor, k: Tensor, pools: Mapping[str, Tensor], sequences: Pooled) -> Tensor:
+        tokens, offsets = self._tokens(x, q, k), sequences.layout.cu_seqlens
+        memories = pools["S_k"], pools["S_v"]
+        rest: dict[str, Any] = {
+            **self._maps,
+            "gradient_state": (pools["start_k"], pools["start_v"]) if self.config.keeps_starts else None,
+            "chunk_size": self.config.chunk if self.config.keeps_starts else 1,
+            "state_indices": sequences.state_indices,
+            "positions": sequences.positions,
+            "first_state": None if sequences.fresh is None else self._first_memory(),
+        }
+        if offsets is None:
+            return trellis_step(*_each(tokens, (slice(None), 0)), memories, **rest).unsqueeze(1)
+        return trellis_attention(*tokens, initial_state=memories, cu_seqlens=offsets, **rest)[0]
+
     def _step_each(self, tokens: Tokens, state: LayerState, steps: Steps) -> list[Tensor]:
         if steps.rows is None:
             return [self._step(_each(tokens, index), state, begins=False) for index in steps.tokens]
@@ -169,10 +184,17 @@ class TrellisMixer(TokenMixer[LayerState]):
         return trellis_step(*token, state.memories(), gradient_state=starts, **self._maps)
 
     def _first_memories(self, batch: int) -> States | None:
+        first = self._first_memory()
+        if first is None:
+            return None
+        S_k, S_v = first
+        return S_k.expand(batch, *S_k.shape), S_v.expand(batch, *S_v.shape)
+
+    def _first_memory(self) -> States | None:
+        """What a sequence starts from where that is learned, `[H, M, D]`."""
         if self.first_k is None or self.first_v is None:
             return None
-        S_k, S_v = wide(self.first_k), wide(self.first_v)
-        return S_k.expand(batch, *S_k.shape), S_v.expand(batch, *S_v.shape)
+        return wide(self.first_k), wide(self.first_v)
 
 
 def _each(tokens: Tokens, index: Index) -> Tokens:

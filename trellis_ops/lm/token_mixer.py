@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from codegen.spec import Spec
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.rules.called_specs import called_spec
-from trellis_ops.lm.sequences import Layout
+from trellis_ops.lm.sequences import Layout, Pooled
 from trellis_ops.lm.state.layer_state import LayerState, RuleLayerState
 
 State = TypeVar("State", LayerState, RuleLayerState)
@@ -80,6 +80,25 @@ class TokenMixer(nn.Module, Generic[State]):
         q, k = (self._heads(each) for each in self._convolved(window))
         return self._finish(x, self._mix_one(x[:, None], q, k, state, begins))
 
+    def pooled(self, x: Tensor, pools: Mapping[str, Tensor], sequences: Pooled) -> Tensor:
+        """Mix the next tokens of sequences whose states lie in pools, and move their slots in place; no gradient.
+
+        Args:
+            x: `[N, 1, width]`, one token of each sequence, or `[1, total, width]`, as `sequences.layout` has them.
+            pools: the tensors of a layer's state by name, `[capacity, ...]`, float32, contiguous behind the first axis;
+                those without elements may be left out.
+            sequences: whose tokens they are.
+
+        Returns:
+            As x.
+        """
+        shared, layout, kept = self.to_qk(x), sequences.layout, self.config.conv_width - 1
+        window = layout.window(sequences.load(pools["tail"], 0.0) if kept else None, shared, kept)
+        q, k = (self._heads(layout.at_tokens(each)) for each in self._convolved(window))
+        if kept:
+            sequences.store(pools["tail"], layout.tails(window))
+        return self._finish(x, self._mix_pooled(x, q, k, pools, sequences))
+
     def called_specs(self, kind: str, batch: int, tokens: int) -> list[Spec]:
         """The specs of a call of `kind`, see `trellis_ops.warm_up`; none of float64, which has no kernels."""
         weight = self.to_v.weight
@@ -125,6 +144,10 @@ class TokenMixer(nn.Module, Generic[State]):
     @abstractmethod
     def _mix_one(self, x: Tensor, q: Tensor, k: Tensor, state: State, begins: bool | Tensor) -> Tensor:
         """y `[B, H, D_v]` of one token, x `[B, 1, width]`, moving the tensors of `state` in place."""
+
+    @abstractmethod
+    def _mix_pooled(self, x: Tensor, q: Tensor, k: Tensor, pools: Mapping[str, Tensor], sequences: Pooled) -> Tensor:
+        """y `[B, T, H, D_v]` of tokens as `pooled` has them, moving the slots of all pools but that of the tail."""
 
     def _convolved(self, window: Tensor) -> tuple[Tensor, Tensor]:
         """q and k of the convolutions' input, `[B, conv_width - 1 + T, H D_k]`, before they are parted into heads."""

@@ -18,7 +18,7 @@ from trellis_ops.lm.rules.generic import is_linear_in_v, sources
 from trellis_ops.lm.rules.inputs import FEATURES, RuleInputs, Tensors
 from trellis_ops.lm.rules.named import rule_inputs
 from trellis_ops.lm.rules.source import Projection
-from trellis_ops.lm.sequences import Layout, Packed
+from trellis_ops.lm.sequences import Layout, Packed, Pooled
 from trellis_ops.lm.sequences.parts import Index, Steps
 from trellis_ops.lm.state.layer_state import RuleLayerState, state_dtype, wide
 from trellis_ops.lm.token_mixer import TokenMixer, keep_start, put_rows, started
@@ -99,6 +99,28 @@ class RuleMixer(TokenMixer[RuleLayerState]):
             tensor.copy_(made[name])
         y = [self._step(made, (slice(None), t), state, begins) for t in range(self.inputs.substeps)]
         return self.inputs.finish(torch.stack(y, 1), made)[:, 0]
+
+    def _mix_pooled(self, x: Tensor, q: Tensor, k: Tensor, pools: Mapping[str, Tensor], sequences: Pooled) -> Tensor:
+        prepared = {name: sequences.load(pools[name], _FIRST_VALUES[-1]) for name in self.inputs.prepared}
+        made = self._made(x, q, k, prepared, sequences.layout)
+        for name in prepared:
+            sequences.store(pools[name], made[name])
+        substeps, offsets = self.inputs.substeps, self._offsets(sequences.layout)
+        starts = used_chunk_states(self.rule, True) if self.config.keeps_starts else {}
+        memories = tuple(pools[name] for name in states(self.rule))
+        rest: dict[str, Any] = {
+            "rule": self.rule,
+            "chunk_state": tuple(pools[name] for name in starts) or None,
+            "chunk_size": self.config.chunk if starts else 1,
+            "state_indices": sequences.state_indices,
+            "positions": sequences.positions if substeps == 1 else sequences.positions * substeps,
+            "first_state": self._first_state() if self.first and sequences.fresh is not None else None,
+        }
+        if offsets is None and substeps == 1:
+            given = self._arguments(self._each(made, (slice(None), 0)))
+            return self.inputs.finish(memory_step(**given, state=memories, **rest).unsqueeze(1), made)
+        y, _ = memory_attention(**self._arguments(made), initial_state=memories, cu_seqlens=offsets, **rest)
+        return self.inputs.finish(y, made)
 
     def _carry(self, x: Tensor, q: Tensor, k: Tensor, state: RuleLayerState, layout: Layout) -> Tensor:
         """y `[B, T, H, D_v]` of pieces of sequences, moving `state`.
@@ -224,6 +246,11 @@ class RuleMixer(TokenMixer[RuleLayerState]):
             return {}
         found = chunk_start(self.rule, tuple(memories[name] for name in states(self.rule)))
         return dict(zip(used_chunk_states(self.rule, True), found, strict=True))
+
+    def _first_state(self) -> tuple[Tensor, ...]:
+        """The memories of one sequence before its first token, without an axis of sequences."""
+        first = self.first_state(1, self.to_v.weight)
+        return tuple(memory[0] for memory in first.memories.values())
 
     def _first_memories(self, batch: int) -> Tensors:
         """The memories that start from a parameter."""

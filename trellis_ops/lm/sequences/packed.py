@@ -148,8 +148,16 @@ class Packed:
 
     def _token_places(self, kept: int) -> Tensor:
         """Where tokens are in `window` less `kept`: one more tail lies before those of each next sequence."""
-        tokens = torch.arange(self.total, device=self.cu_seqlens.device)
-        return tokens + kept * torch.bucketize(tokens, self.cu_seqlens[1:].long(), right=True)
+        if kept not in self._known_token_places:
+            tokens = torch.arange(self.total, device=self.cu_seqlens.device)
+            before = kept * torch.bucketize(tokens, self.cu_seqlens[1:].long(), right=True)
+            self._known_token_places[kept] = tokens + before
+        return self._known_token_places[kept]
+
+    @cached_property
+    def _known_token_places(self) -> dict[int, Tensor]:
+        """What `_token_places` has found: all layers of a model ask for the same."""
+        return {}
 
     def _tail_places(self, places: Tensor, kept: int) -> Tensor:
         """Where in `window` the `kept` inputs lie before each of `places [N]` of the packed tokens."""

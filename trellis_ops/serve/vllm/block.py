@@ -1,8 +1,9 @@
-"""A block of the reference model on a flat batch: the sequences that decode in one step, the others packed."""
+"""A block of the reference model on the tokens of many sequences, whose states lie in the blocks of vLLM's cache."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,10 +12,9 @@ from vllm.config import VllmConfig
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.sequences import Rows
-from trellis_ops.lm.state import AnyLayerState
-from trellis_ops.serve.vllm.metadata import Sequences, StepMetadata
+from trellis_ops.serve.vllm.metadata import StepMetadata, one_sequence
 from trellis_ops.serve.vllm.parallel import share
-from trellis_ops.serve.vllm.pool import StatePool
+from trellis_ops.serve.vllm.pool import STATE_DTYPE, StatePool
 
 
 def served_shapes(config: TrellisConfig) -> dict[str, tuple[int, ...]]:
@@ -40,37 +40,19 @@ class ServedBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # The pool has the states.
         """`[tokens, width]` to the same; moves the states of the sequences of this step."""
-        return self._feed_forward(x + self._mixed(self.mixer_norm(x), self.pool.step()))
-
-    def _mixed(self, x: Tensor, step: StepMetadata | None) -> Tensor:
+        step = self.pool.step()
         if step is None:
-            alone: Tensor = self.mixer(x[None], None, Rows(1, len(x), 0, 1), return_state=False)[0]
-            return alone.squeeze(0)
-        parts = []
-        if step.decodes is not None:
-            parts.append(self._decoded(x[: step.decoded], step.decodes))
-        if step.prefills is not None:
-            parts.append(self._prefilled(x[step.decoded : step.tokens], step.prefills))
-        if step.tokens < len(x):
-            parts.append(torch.zeros_like(x[step.tokens :]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            # The engine measures the memory that a step takes, before it has a cache.
+            states = {name: x.new_empty(1, *shape, dtype=STATE_DTYPE) for name, shape in self.pool.shapes.items()}
+            mixed = self._mixed(self.mixer_norm(x), one_sequence(len(x), x.device), states)
+        else:
+            mixed = self._mixed(self.mixer_norm(x), step, self.pool.states())
+        return self._feed_forward(x + mixed)
 
-    def _decoded(self, x: Tensor, sequences: Sequences) -> Tensor:
-        state = self._load(sequences)
-        mixed: Tensor = self.mixer.step(x, state, sequences.begins)
-        self.pool.store(sequences, state.tensors())
-        return mixed
-
-    def _prefilled(self, x: Tensor, sequences: Sequences) -> Tensor:
-        mixed: Tensor
-        mixed, state = self.mixer(x[None], self._load(sequences), sequences.layout)
-        self.pool.store(sequences, state.tensors())
-        return mixed.squeeze(0)
-
-    def _load(self, sequences: Sequences) -> AnyLayerState:
-        """The states of `sequences`, with the tail in the type of the weights."""
-        first: AnyLayerState = self.mixer.first_state(1, self.mixer_norm.weight)
-        count = sequences.layout.batch
-        whole = {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in first.tensors().items()}
-        loaded = self.pool.load(sequences, first.tensors())
-        return first.with_tensors({**whole, **loaded, "tail": loaded.get("tail", whole["tail"]).to(first.tail.dtype)})
+    def _mixed(self, x: Tensor, step: StepMetadata, states: Mapping[str, Tensor]) -> Tensor:
+        sequences = step.sequences
+        # The axes of sequences and of their tokens.
+        axes = (-1, 1) if isinstance(sequences.layout, Rows) else (1, -1)
+        tokens = x[: step.tokens].view(*axes, x.shape[-1])
+        mixed = self.mixer.pooled(tokens, states, sequences).flatten(0, 1)
+        return mixed if step.tokens == len(x) else torch.cat([mixed, torch.zeros_like(x[step.tokens :])])

@@ -14,11 +14,6 @@ _FLOAT32 = ("auto", "float32")
 """Types of vLLM's cache that keep a state as it is."""
 
 
-def positions_repeat_after(config: TrellisConfig) -> int:
-    """After how many tokens a sequence is at the start of a chunk again; 1 where nothing is kept of that start."""
-    return config.chunk if config.keeps_starts else 1
-
-
 def check_model(config: TrellisConfig) -> None:
     """Raise unless tokens are the same wherever the engine splits a sequence.
 

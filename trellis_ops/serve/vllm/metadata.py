@@ -1,4 +1,4 @@
-"""Which sequences of a step of vLLM decode, which prefill, and where the state of each one is."""
+"""Which sequences a step of vLLM computes, where the state of each one is, and how far it has come."""
 
 from __future__ import annotations
 
@@ -14,58 +14,40 @@ from vllm.v1.attention.backend import (
     AttentionMetadataBuilder,
     CommonAttentionMetadata,
 )
-from vllm.v1.attention.backends.utils import mamba_get_block_table_tensor, split_decodes_and_prefills
+from vllm.v1.attention.backends.utils import mamba_get_block_table_tensor
 
-from trellis_ops.lm.sequences import Packed
-from trellis_ops.lm.state.place import place_of
-from trellis_ops.serve.vllm.configuration import positions_repeat_after
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Sequences of one step that are computed together.
-
-    Attributes:
-        slots: `[N]` int64, the block of vLLM's cache that holds the state of each.
-        layout: where their tokens are.
-        begins: whose chunk begins with its first token: all, none, or a mask `[N]`.
-        fresh: int64, those that begin, whose slots hold what another sequence left; None for none.
-    """
-
-    slots: Tensor
-    layout: Packed
-    begins: bool | Tensor
-    fresh: Tensor | None
+from trellis_ops.lm.sequences import Packed, Pooled, Rows
 
 
 @dataclass(frozen=True)
 class StepMetadata:
-    """One step of the engine; the tokens of `decodes`, one for each sequence, come before those of `prefills`.
+    """One step of the engine.
 
     Attributes:
-        decodes: sequences of one token, prompts of one token among them; None for none.
-        prefills: sequences of several tokens; None for none.
-        decoded: tokens of `decodes`.
-        tokens: tokens of both; what follows in a batch is padding.
+        sequences: those that decode and those that prefill, whose slots are blocks of vLLM's cache.
+        tokens: of all of them; what follows in a batch is padding.
     """
 
-    decodes: Sequences | None
-    prefills: Sequences | None
-    decoded: int
+    sequences: Pooled
     tokens: int
+
+
+def one_sequence(tokens: int, device: torch.device) -> StepMetadata:
+    """The step of one sequence that begins in slot 0 with so many tokens."""
+    slot = torch.zeros(1, dtype=torch.int64, device=device)
+    bounds = torch.tensor([0, tokens], dtype=torch.int32, device=device)
+    return StepMetadata(Pooled(slot, slot.to(torch.int32), slot, Packed(bounds, tokens, 0, 1)), tokens)
 
 
 class StepMetadataBuilder(AttentionMetadataBuilder[StepMetadata]):
     """Builds `StepMetadata` from what vLLM schedules, without waiting for the device."""
 
     _cudagraph_support = AttentionCGSupport.NEVER
-    reorder_batch_threshold: int = 1
 
     def __init__(
         self, kv_cache_spec: Any, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self._period = positions_repeat_after(vllm_config.model_config.hf_config.to_trellis())
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -74,29 +56,22 @@ class StepMetadataBuilder(AttentionMetadataBuilder[StepMetadata]):
         common = common_attn_metadata
         mode = self.vllm_config.cache_config.mamba_cache_mode
         blocks = mamba_get_block_table_tensor(common.block_table_tensor, common.seq_lens, self.kv_cache_spec, mode)
-        slots = blocks[:, 0].to(torch.int64)
         bounds = common.query_start_loc_cpu[: common.num_reqs + 1]
         assert common.seq_lens_cpu_upper_bound is not None
         # The lengths themselves: only draft tokens, which are refused, make the bound another number.
-        computed = common.seq_lens_cpu_upper_bound[: common.num_reqs] - bounds.diff()
-        decodes, prefills, decoded, prefilled = split_decodes_and_prefills(common, self.reorder_batch_threshold)
-        return StepMetadata(
-            self._sequences(slots[:decodes], computed[:decodes], bounds[: decodes + 1]) if decodes else None,
-            self._sequences(slots[decodes:], computed[decodes:], bounds[decodes:] - decoded) if prefills else None,
-            decoded,
-            decoded + prefilled,
-        )
-
-    def _sequences(self, slots: Tensor, computed: Tensor, bounds: Tensor) -> Sequences:
-        positions = computed.to(torch.int64) % self._period
-        begins = positions == 0
-        fresh = (computed == 0).nonzero().flatten()
-        return Sequences(
-            slots,
-            Packed(self._here(bounds), int(bounds[-1]), place_of(positions), self._period),
-            bool(begins[0]) if bool((begins == begins[0]).all()) else self._here(begins),
+        read = common.seq_lens_cpu_upper_bound[: common.num_reqs] - bounds.diff()
+        fresh = (read == 0).nonzero().flatten()
+        sequences = Pooled(
+            blocks[: common.num_reqs, 0].to(torch.int64),
+            self._here(read.to(torch.int32)),
             self._here(fresh) if fresh.numel() else None,
+            self._layout(common.num_reqs, common.num_actual_tokens, bounds),
         )
+        return StepMetadata(sequences, common.num_actual_tokens)
+
+    def _layout(self, requests: int, tokens: int, bounds: Tensor) -> Rows | Packed:
+        """One token of each sequence as rows, which one step of the recurrence takes; other numbers as packed ones."""
+        return Rows(requests, 1, 0, 1) if requests == tokens else Packed(self._here(bounds), tokens, 0, 1)
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)

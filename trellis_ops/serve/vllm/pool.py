@@ -11,7 +11,7 @@ from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
-from trellis_ops.serve.vllm.metadata import Sequences, StepMetadata
+from trellis_ops.serve.vllm.metadata import StepMetadata
 
 BACKEND = "TRELLIS"
 """The name under which `trellis_ops.serve.vllm.plugin` registers `TrellisBackend`."""
@@ -56,18 +56,6 @@ class StatePool(MambaBase):
         metadata = get_forward_context().attn_metadata
         return metadata[self.prefix] if isinstance(metadata, dict) else None
 
-    def load(self, sequences: Sequences, first: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The states of `sequences` by name, `[N, ...]`; those that begin have `first`, `[1, ...]`."""
-        states = {name: pool.index_select(0, sequences.slots) for name, pool in self._pools()}
-        if sequences.fresh is not None:
-            for name, state in states.items():
-                state[sequences.fresh] = first[name].to(STATE_DTYPE)
-        return states
-
-    def store(self, sequences: Sequences, states: Mapping[str, Tensor]) -> None:
-        """Put the states of `sequences` into their slots."""
-        for name, pool in self._pools():
-            pool.index_copy_(0, sequences.slots, states[name].to(STATE_DTYPE))
-
-    def _pools(self) -> zip[tuple[str, Tensor]]:
-        return zip(self.shapes, self.kv_cache, strict=True)
+    def states(self) -> dict[str, Tensor]:
+        """The states of all slots by name, `[blocks, ...]`."""
+        return dict(zip(self.shapes, self.kv_cache, strict=True))
