@@ -10,6 +10,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
+WRITE = """
+import json, sys
+import torch
+from trellis_ops.lm.shipped import load_shipped
+model = load_shipped("kjv-bytes")
+model.generate(torch.tensor([list(b"In the")]), 2)
+print(json.dumps(sorted(sys.modules)))
+"""
+
 IMPORT = """
 import json, sys
 import torch
@@ -37,3 +46,14 @@ def test_importing_brings_in_no_compiler_and_makes_nothing(tmp_path: Path) -> No
     assert found["gpu"] is False
     assert not cache.exists()
     assert not database.exists()
+
+
+def test_loading_a_model_and_writing_bring_in_no_compiler_of_torch() -> None:
+    """It takes longer to import than all the rest; drawing weights on the meta device would."""
+    environment = {**os.environ, "TRELLIS_OPS_IMPLEMENTATION": "eager"}
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    found = set(json.loads(done.stdout))
+    assert "trellis_ops.lm.model" in found
+    assert not {"torch._dynamo", "torch._inductor", "sympy", "transformers", "tvm"}.intersection(found)

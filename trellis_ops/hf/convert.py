@@ -21,13 +21,14 @@ from trellis_ops.hf.tokenizer import bpe_tokenizer, byte_tokenizer
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.train.data.tokenizer import ByteTokenizer
 from trellis_ops.lm.train.saving import checkpoint
+from trellis_ops.lm.undrawn import undrawn
 
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def to_transformers(model: TrellisLM) -> TrellisForCausalLM:
     """The same model for transformers; it shares the weights of the one given."""
-    with torch.device("meta"):
+    with undrawn():
         made = TrellisForCausalLM(TrellisHFConfig.from_trellis(model.config))
     weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
     made.load_state_dict({**weights, "lm_head.weight": weights["model.embedding.weight"]}, assign=True)
@@ -45,7 +46,7 @@ def from_transformers(model: TrellisForCausalLM) -> TrellisLM:
     if model.lm_head.weight is not model.model.embedding.weight:
         problem = "tie_word_embeddings is False, and a TrellisLM has no output map of its own"
         raise PretrainedError(path=model.config.name_or_path or "the model", problem=problem)
-    with torch.device("meta"):
+    with undrawn():
         made = TrellisLM(model.config.to_trellis())
     made.load_state_dict(model.model.state_dict(), assign=True)
     return made

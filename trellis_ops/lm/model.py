@@ -30,6 +30,7 @@ from trellis_ops.lm.features import StateKind, carried, features, restored
 from trellis_ops.lm.generation import GeneratingModel, check_int64, check_prompt
 from trellis_ops.lm.state import TrellisState
 from trellis_ops.lm.state.rollback import kept_tokens, require_rollback
+from trellis_ops.lm.undrawn import undrawn
 from trellis_ops.lm.vocabulary import embedded
 
 
@@ -239,7 +240,7 @@ class TrellisLM(GeneratingModel):
             ModelFileError: another file, or a damaged one. IrregularFileError, OSError: none that can be read.
         """
         config, weights = model_file.load(Path(path))
-        with torch.device("meta"):
+        with undrawn():
             model = cls(config)
         model_file.check_weights(Path(path), weights, model.state_dict())
         model.load_state_dict(weights, assign=True)

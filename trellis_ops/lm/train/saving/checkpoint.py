@@ -17,6 +17,7 @@ from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.train.errors import CheckpointError
 from trellis_ops.lm.train.objective import LanguageModel, build_model
 from trellis_ops.lm.train.options.settings import Settings
+from trellis_ops.lm.undrawn import undrawn
 from trellis_ops.regular_file import open_to_read, replaced
 
 FORMAT = 2
@@ -135,7 +136,7 @@ def load_model(path: Path) -> LanguageModel:
     """
     checkpoint = load(path)
     try:
-        with torch.device("meta"):
+        with undrawn():
             model = build_model(TrellisConfig.from_dict(checkpoint.config), Settings(**checkpoint.settings))
     except (TrellisError, TypeError, ValueError) as error:
         raise CheckpointError(path=path, problem=f"its configuration or settings are unknown ({error})") from error
