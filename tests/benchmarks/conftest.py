@@ -16,6 +16,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 # Read when torch loads its OpenMP runtime. Its idle threads spin after each parallel region and would take the cores
 # from TVM's, whose turn is next. Eager code and torch.compile run in another process, where this is not set.
@@ -41,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--compile-limit", type=float, default=90.0, help=described)
     described = "steps of the stream through the reference model; 0 leaves it out"
     group.addoption("--stream-tokens", type=int, default=100_000, help=described)
+    described = "the text of the shipped model, whose end it has not seen; without it nothing is measured on text"
+    group.addoption("--text", type=Path, help=described)
     group.addoption("--enforce", action="store_true", help="fail the session if a target is missed")
 
 

@@ -10,13 +10,14 @@ import torch
 
 from codegen.device import Device
 from tests.benchmarks.decode.llama import llama_like, llama_prompt, llama_steps
-from tests.benchmarks.decode.loss import losses, trained
+from tests.benchmarks.decode.loss import losses
 from tests.benchmarks.decode.timing import in_turn, model_of, reading, steps
 from tests.benchmarks.results.replay import Replay
 from tests.benchmarks.results.summary import Results
 from tests.benchmarks.results.targets import Target
 from tests.benchmarks.turns import ratio
 from trellis_ops.lm.decode.decoder import packed_bytes
+from trellis_ops.lm.shipped import load_shipped
 
 SIZE = "125M"
 LEAST_OF_TINY = 20_000.0
@@ -103,10 +104,13 @@ def test_prompts_beside_llama(tokens: int, results: Results, replay: Replay) -> 
     replay(f"a prompt of {tokens}", timings["own"].samples)
 
 
-def test_loss_by_weights(results: Results, replay: Replay) -> None:
+def test_loss_by_weights(results: Results, replay: Replay, request: pytest.FixtureRequest) -> None:
     """No target: what narrower weights cost is for the user to judge."""
-    found = losses(trained(), tuple(TIMES_THAT))
+    text = request.config.getoption("--text")
+    if text is None:
+        replay.skip("--text names no King James Bible; docs/training.md has the commands that write kjv.txt")
+    found = losses(load_shipped("kjv-bytes"), text, tuple(TIMES_THAT))
     bits = {weights: statistics.fmean(each) for weights, each in found.items()}
     shown = ", ".join(f"{each:.4f} with {weights}" for weights, each in bits.items())
-    results.remarks.append(f"bits per byte on held-out text of a model trained for it: {shown} weights")
+    results.remarks.append(f"bits per byte of the shipped model on text that it has not seen: {shown} weights")
     replay("bits per byte", list(found["float32"]))
