@@ -73,7 +73,8 @@ def exists(path: str, folder: Path) -> bool:
 
 
 MADE_BY_COMMANDS = {"tuning_db/winners/<device>.json", "<device>.json", "manifest.json", "tables.md"}
-"""Files that no clone has before somebody tunes, exports or runs on a GPU."""
+MADE_BY_COMMANDS |= {"kjv.txt", "train_mine.py"}
+"""Files that no clone has before somebody tunes, exports, runs on a GPU, or does what a page says."""
 
 NAMED_PATHS = [(name, path) for name, text in TEXTS.items() for path in sorted(paths_in(text))]
 
@@ -197,9 +198,17 @@ PRINTED = {
 """What the examples of a document print, as far as it is told."""
 
 
+FILE = re.compile(r"# (\w+\.py)\n")
+"""The first line of an example that is to be saved as a file, which commands of the page then run."""
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_example_runs(document: str, tmp_path: Path) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```$", TEXTS[document], re.DOTALL | re.MULTILINE)
+    blocks = [each for each in python_blocks(TEXTS[document]) if not FILE.match(each)]
     assert blocks or document != "README.md"
     if not blocks:
         return
@@ -216,12 +225,18 @@ def test_every_example_runs(document: str, tmp_path: Path) -> None:
     assert PRINTED[document] in done.stdout
 
 
+WRITTEN = 5
+"""Texts that the commands of docs/using.md write."""
+
+
 def test_the_commands_from_installation_to_text_run(tmp_path: Path) -> None:
-    section = TEXTS["docs/using.md"].partition("## From installation to text\n")[2].partition("\n## ")[0]
+    section = TEXTS["docs/using.md"].partition("## From installation to text\n")[2].partition("\n## One call")[0]
     blocks = re.findall(r"^```bash\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     # What pip installs is for tests/test_packaging.py.
     lines = [line for block in blocks for line in block.splitlines() if not line.startswith("pip install ")]
-    assert sum("trellis_ops.generate" in line for line in lines) >= 3
+    assert sum("trellis_ops.generate" in line for line in lines) == WRITTEN
+    for block in python_blocks(section):
+        (tmp_path / FILE.match(block)[1]).write_text(block)
     for name in ("README.md", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     script = "\n".join(["set -e", f'python() {{ {shlex.quote(sys.executable)} -W ignore "$@"; }}', *lines])
@@ -229,7 +244,9 @@ def test_the_commands_from_installation_to_text_run(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "In the beginning" in done.stdout and "The state" in done.stdout
-    assert done.stderr.count("tokens per second, one at a time") == 3
+    assert done.stderr.count("tokens per second, one at a time") == WRITTEN
+    known = [int(each.replace(",", "")) for each in re.findall(r"store: ([\d,]+) of", done.stderr)]
+    assert known[0] == 0 < known[1], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -19,18 +19,32 @@ PIECE = 4096
 _LINE_EVERY_SECONDS = 5.0
 
 
-@torch.no_grad()
-def read_to_last_piece(model: TrellisLM, tokens: Tensor) -> tuple[Tensor, TrellisState | None]:
+def read_to_last_piece(
+    model: TrellisLM, tokens: Tensor, state: TrellisState | None = None
+) -> tuple[Tensor, TrellisState | None]:
     """The last piece of `tokens [1, T]`, which is left to be read, and the state before it; shows how far it is."""
-    chunk, total = model.config.chunk, tokens.shape[1]
-    piece, state = -(-PIECE // chunk) * chunk, None
+    piece, total = _piece(model), tokens.shape[1]
     last = (total - 1) // piece * piece
-    with PrefillProgress(total) as progress:
-        for start in range(0, last, piece):
+    return tokens[:, last:], read(model, tokens[:, :last], state, total) if last else state
+
+
+@torch.no_grad()
+def read(model: TrellisLM, tokens: Tensor, state: TrellisState | None = None, total: int | None = None) -> TrellisState:
+    """The state after `tokens [B, T]`, which are read in pieces; shows how many of `total` tokens are read."""
+    piece = _piece(model)
+    with PrefillProgress(total or tokens.shape[1]) as progress:
+        for start in range(0, tokens.shape[1], piece):
             progress.show(start)
             _, state = model(tokens[:, start : start + piece], state, logits_to_keep=1)
-        progress.show(last)
-    return tokens[:, last:], state
+        progress.show(tokens.shape[1])
+    assert state is not None
+    return state
+
+
+def _piece(model: TrellisLM) -> int:
+    """`PIECE`, rounded up to whole chunks."""
+    chunk = model.config.chunk
+    return -(-PIECE // chunk) * chunk
 
 
 class PrefillProgress:

@@ -1,11 +1,11 @@
-"""What a model is read from: one that is shipped, a file that `TrellisLM.save` wrote, or a run of training."""
+"""What a model is read from: one that is shipped, a file of `TrellisLM.save`, a run, or a folder of transformers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from codegen.errors import ModelFileError, TrellisError, UnknownModelError
+from codegen.errors import MissingPackageError, ModelFileError, TrellisError, UnknownModelError
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.shipped import SHIPPED, load_shipped
 from trellis_ops.lm.train.data.tokenizer import ByteTokenizer, Tokenizer, from_json
@@ -27,18 +27,22 @@ def read_model(name: str) -> Source:
 
     Args:
         name: one of `SHIPPED`, a file that `TrellisLM.save` wrote for a model of bytes, the checkpoint of a run of
-            `trellis_ops.lm.train`, or its folder. A name that is shipped is never taken for a file.
+            `trellis_ops.lm.train`, its folder, or a folder of transformers with its tokenizer. A name that is shipped
+            is never taken for a file.
 
     Raises:
         UnknownModelError: neither a shipped model nor a file. ModelFileError, CheckpointError: another file, a damaged
             one, or one of a model whose tokens are unknown. IrregularFileError, OSError: none that can be read.
-        MissingPackageError: a run needs the extra "train", a shipped model and a file of `save` do not.
+        PretrainedError: a folder of transformers without a whole model, or with the tokenizer of another project.
+        MissingPackageError: a run needs the extra "train", a folder of transformers the extra "hf".
     """
     if name in SHIPPED:
         return Source(load_shipped(name), ByteTokenizer())
     path = Path(name)
     if not path.exists():
         raise UnknownModelError(name=name, known=", ".join(SHIPPED))
+    if (path / "config.json").exists():
+        return _of_transformers(path)
     if path.is_dir() or path.suffix == ".safetensors":
         return _of_run(path)
     model = TrellisLM.load(path).float()
@@ -65,3 +69,14 @@ def _of_run(path: Path) -> Source:
         problem = f"its model has {model.config.vocab_size} tokens, its tokenizer {tokenizer.vocab_size}"
         raise CheckpointError(path=file, problem=problem)
     return Source(model, tokenizer)
+
+
+def _of_transformers(path: Path) -> Source:
+    try:
+        from transformers.utils import logging
+    except ImportError as error:
+        raise MissingPackageError(package="transformers", extra="hf") from error
+    logging.disable_progress_bar()
+    from trellis_ops.hf.folder import read_folder
+
+    return Source(*read_folder(path))

@@ -89,6 +89,41 @@ def test_a_bpe_model_of_a_run_writes_its_own_tokens(tmp_path, capsys, monkeypatc
     assert capsys.readouterr().out == b"".join(map(learned.decode, written)).decode(errors="replace") + "\n"
 
 
+def test_a_folder_of_transformers_writes_what_its_model_does(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from trellis_ops.hf.__main__ import main as convert
+
+    learned = BpeTokenizer.train([Document("text", ("slots and chunks, für immer " * 20).encode())], 280)
+    model = byte_model(vocab_size=learned.vocab_size)
+    model.save(tmp_path / "model.pt")
+    (tmp_path / "bpe.json").write_text(learned.to_json())
+    convert(["convert", str(tmp_path / "model.pt"), str(tmp_path / "mine"), "--tokenizer", str(tmp_path / "bpe.json")])
+    capsys.readouterr()
+    cli.main(["slots für", "--model", str(tmp_path / "mine"), "--tokens", "6", "--temperature", "0"])
+    prompt = learned.encode("slots für".encode()).long()[None]
+    written = model.generate(prompt, 6, temperature=0)[0].tolist()
+    assert capsys.readouterr().out == b"".join(map(learned.decode, written)).decode(errors="replace") + "\n"
+    (tmp_path / "mine/tokenizer.json").unlink()
+    with pytest.raises(SystemExit, match=r"error: .*it has \d+ tokens and no tokenizer\.json"):
+        cli.main(["Slots", "--model", str(tmp_path / "mine")])
+
+
+def test_a_prompt_that_was_stored_is_not_read_again(file, capsys, monkeypatch, tmp_path):
+    options = ["Slots and chunks, " * 10, "--model", str(file), "--tokens", "9", "--temperature", "0"]
+    monkeypatch.setattr(prefill, "PIECE", 40)
+    cli.main(options)
+    whole = capsys.readouterr().out
+    for known in (0, 128):
+        cli.main([*options, "--store", str(tmp_path / "states")])
+        printed = capsys.readouterr()
+        assert printed.out == whole
+        assert f"store: {known} of 180 tokens of the prompt were not read again" in printed.err
+    assert (tmp_path / "states/key").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "states/key").write_bytes(b"short")
+    with pytest.raises(SystemExit, match=r"error: .*key"):
+        cli.main([*options, "--store", str(tmp_path / "states")])
+
+
 def _cut_short(file: Path) -> str:
     file.write_bytes(file.read_bytes()[:-100])
     return "holds no model that TrellisLM.save wrote"
