@@ -49,14 +49,28 @@ class TrellisCache(Cache):
         made.state, made._seen = state, count
         return made
 
+    def follow(self, device: torch.device) -> TrellisState | None:
+        """The state before the next token, on a device where all of the cache is moved."""
+        if self.state is not None and self.state.layers[0].tail.device != device:
+            self.to(device)
+        return self.state
+
     def read(self, x: Tensor, mask: Tensor | None, advance: Advance) -> tuple[Tensor, ...]:
-        """What `advance` makes of more positions, moving the state.
+        """What `advance` makes of more positions, moving the state; where it raises, the cache is left as it was.
 
         Args:
             x: embeddings, `[B, T, width]`.
             mask: which of them are tokens, `[B, T]` bool; None for all.
             advance: makes of such inputs and the state before them outputs, `[B, T, width]` each, and the state after.
         """
+        before = self.state, self.last, None if self.past is None else self.past.copy()
+        try:
+            return self._read_all(x, mask, advance)
+        except BaseException:
+            self.state, self.last, self.past = before
+            raise
+
+    def _read_all(self, x: Tensor, mask: Tensor | None, advance: Advance) -> tuple[Tensor, ...]:
         again = 0
         if self.past is not None:
             x, mask, again = self.past.begin(x, mask)
@@ -71,8 +85,6 @@ class TrellisCache(Cache):
         return tuple(torch.cat(each, 1)[:, again:] for each in zip(*parts, strict=True))
 
     def _read(self, x: Tensor, mask: Tensor | None, advance: Advance) -> tuple[Tensor, ...]:
-        if self.state is not None and self.state.layers[0].tail.device != x.device:
-            self.to(x.device)
         outputs, self.state = advance(x, mask, self.state)
         last = held(outputs[-1], mask, self.last)
         # A copy, so that the outputs of a long text can be freed.

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -96,6 +97,9 @@ class TrellisModel(TrellisPreTrainedModel):
             outputs, _ = self._advance(x, mask, None, packed, every=every, return_state=False)
             outputs = tuple(held(each, mask, None) for each in outputs)
         else:
+            state = moved.follow(x.device)
+            if state is not None and state.fits is not self.kind:
+                self.kind.check(state, self._blocks(), x, batch)
             advance = functools.partial(self._advance, packed=None, every=every, return_state=True)
             outputs = moved.read(x, mask, advance)
         x = self.norm(outputs[-1])
@@ -157,6 +161,11 @@ class TrellisModel(TrellisPreTrainedModel):
         """What a step goes through, for the kernels that stand for it: the blocks."""
         return Parts(self.kind.config, self.blocks, None, (self, self.blocks))
 
+    def first_state(self, batch: int) -> TrellisState:
+        """The state before the first token of `batch` sequences."""
+        like = self.embedding.weight
+        return self.kind.state([block.mixer.first_state(batch, like) for block in self._blocks()], 0)
+
     def explain_step(self, batch: int = 1) -> str:
         """What the blocks run for one token of `batch` rows: a kernel with its schedule, or why their modules."""
         return explain_step(self, self._decode_weights, batch)
@@ -204,6 +213,17 @@ class TrellisForCausalLM(TrellisPreTrainedModel, TrellisGeneration, GenerationMi
     def explain_step(self, batch: int = 1) -> str:
         """See `TrellisModel.explain_step`; the last norm and `lm_head` are modules."""
         return self.model.explain_step(batch)
+
+    def first_state(self, batch: int) -> TrellisState:
+        """The state before the first token of `batch` sequences."""
+        return self.model.first_state(batch)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, state: TrellisState) -> Tensor:
+        """Logits `[B, vocab_size]` after one more token `[B]`, moving `state` in place, as `generate` takes a token."""
+        cache = TrellisCache.after(self.config, state, 0)
+        logits: Tensor = self(tokens[:, None], cache=cache).logits
+        return logits[:, 0]
 
     def forward(
         self,

@@ -44,6 +44,12 @@ class Past:
         self._pieces: list[Piece] = []
         self._again: Piece | None = None
 
+    def copy(self) -> Past:
+        """The same recording, for going back to it."""
+        made = Past(self.replayed)
+        made._pieces, made._again = list(self._pieces), self._again
+        return made
+
     def begin(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
         """Inputs behind those that are to be read again, and how many positions those are."""
         again = self._again

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+import trellis_ops
 from codegen.errors import UnknownMapError
 from codegen.kernels import build
 from tests.trellis_ops.hf.small import greedy, padded, pair, tokens
@@ -111,6 +112,18 @@ def test_adapters_hooks_and_other_blocks_compute_themselves(hf: Any) -> None:
 
     model.model.blocks[0].__class__ = Other
     assert "Other is none of the modules" in model.explain_step()
+
+
+def test_a_warm_model_compiles_nothing(hf: Any) -> None:
+    model, state = copy.deepcopy(hf), hf.first_state(3)
+    trellis_ops.warm_up(model, batch=3, tokens=(8, 16, 19))
+    assert packed_bytes(model.model) > 0
+    compiled = build._build.cache_info().misses
+    found = torch.stack([model.step(each, state) for each in STEPS])
+    logits_of(model)
+    assert build._build.cache_info().misses == compiled
+    with torch.no_grad():
+        assert relative_error(found, hf(STEPS.T).logits.transpose(0, 1)) < 1e-5
 
 
 def test_new_lengths_compile_nothing(hf: Any) -> None:

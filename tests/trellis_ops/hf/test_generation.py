@@ -241,6 +241,33 @@ def test_what_was_read_is_taken_back(models: Any) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_refused_call_leaves_the_cache_as_it_was(models: Any, recorded: bool) -> None:
+    lm, hf = models
+    text = tokens(1, 30, seed=4)
+    cache = TrellisCache(hf.config)
+    if recorded:
+        cache.activate_past_recording()
+    hf(text[:, :13], cache=cache)
+    token, hole = {"input_ids": text[:, :4] + VOCAB}, {"attention_mask": torch.tensor([[1, 1, 0, 1]])}
+    for given, reason in ((token, "vocabulary"), (hole, "has a hole")):
+        with pytest.raises(TrellisError, match=reason):
+            hf(**{"input_ids": text[:, 13:17], "cache": cache, **given})
+    with pytest.raises(TrellisError, match=r"tail|S_k"):
+        pair(width=64)[1](text[:, 13:14], cache=cache)
+    if recorded:
+        cache.crop(-2)
+    done = cache.get_seq_length()
+    logits = hf(text[:, done:], cache=cache).logits
+    torch.testing.assert_close(logits, lm(text)[0][:, done:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_prompt_without_tokens_is_refused(models: Any) -> None:
+    with pytest.raises((TrellisError, ValueError), match=r"input_ids|shape"):
+        greedy(models[1], torch.empty(1, 0, dtype=torch.int64), 3)
+
+
+@torch.no_grad()
 def test_a_layer_is_not_moved_by_itself(models: Any) -> None:
     _, hf = models
     cache = TrellisCache(hf.config)
