@@ -14,11 +14,11 @@ with_older_transformers := $(foreach part,folders generation tokenizers,tests/tr
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tune train test test-vllm fuzz bench scaling report gpu gpu-prepare gpu-check dashboard show lint clean clean-cache
+.PHONY: help tune train test test-thorough test-vllm fuzz bench scaling report gpu gpu-prepare gpu-check dashboard show lint clean clean-cache
 
 # List the targets.
 help:
-	@awk '/^# /{text = substr($$0, 3)} /^[a-z-]+:/{sub(":.*", ""); printf "make %-11s %s\n", $$0, text}' Makefile
+	@awk '/^# /{text = substr($$0, 3)} /^[a-z-]+:/{sub(":.*", ""); printf "make %-13s %s\n", $$0, text}' Makefile
 	@echo 'Variables, as in `make tune BUDGET=60s`: WORKLOAD, SPEC, BUDGET, CORES, STORAGE (tune); STORAGE (report, dashboard);'
 	@echo '  DATA, FOLDER (train); KERNEL, BACKEND (show); MINUTES (gpu, fuzz); PYTHON (which Python .venv is made from); ARGS (more options for the command).'
 
@@ -41,6 +41,10 @@ test: .venv/installed-test $(older_transformers)/installed
 	$(undisturbed) TRELLIS_OPS_IMPLEMENTATION=eager PYTHONPATH=$(older_transformers) \
 		$(VENV)/python -m pytest $(with_older_transformers) -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	exit $$status
+
+# Run the tests, and the cases of tests/thorough.py, which repeat with other sizes and rules what others show.
+test-thorough:
+	@$(MAKE) --no-print-directory test ARGS='--thorough $(ARGS)'
 
 # Test the vLLM plugin in an environment of its own, .venv-vllm; skipped, with the reason, where it cannot be installed.
 test-vllm:

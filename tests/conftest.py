@@ -7,9 +7,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests import thorough
+
 # How fast a machine is, and how busy, must not decide whether a test passes.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+pytest_addoption = thorough.add_option
 
 _OURS = ("TRELLIS_OPS_", "TRITON_", "GOMP_", "OMP_")
 
@@ -22,6 +26,11 @@ def pytest_collection() -> Iterator[None]:
     changed = _settings()[0].items() - before.items()
     assert not changed, f"the import of a test module has set {changed}"
     return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    thorough.select(config, items)
 
 
 @pytest.fixture(scope="module", autouse=True)

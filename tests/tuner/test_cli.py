@@ -22,68 +22,61 @@ STEP_TEXT = "step: operator=trellis_step, tokens=1, heads=2, dim=8, slots=8, chu
 BROKEN_TEXT = "broken: operator=memory_update, tokens=32, heads=2, dim=8, slots=8, chunk=8"
 
 
-def test_tune_show_report_and_ship(tmp_path: Path, capsys, monkeypatch):
+MAPS = "phi=cube_of_a_user(z) = z ** 3, link=leaky_of_a_user(z) = max(z, 0) + 0.1 * min(z, 0)"
+"""Their commas are no ends of fields, and their names are known to no process before."""
+
+RULE = '{"phi": "quartic_of_a_user(z, a) = (z - a) ** 4", "passes": 1, "view": "half_of_a_user(z) = 0.5 * z"}'
+"""Worker processes make its loss and its view of their definitions."""
+
+TEXTS = (
+    STEP_TEXT,
+    "gdn: rule=gated_deltanet, tokens=32, heads=2, dim=8",
+    f"maps: operator=trellis_step, tokens=1, heads=2, dim=8, slots=8, chunk=1, {MAPS}",
+    f"mine: operator=memory_step, rule={RULE}, heads=2, dim=8",
+)
+
+
+def test_specs_are_tuned_shown_reported_shipped_and_used(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert main(["tune", "--spec", STEP_TEXT, "--budget", "2", "--no-slots", "--no-offline"]) == 0
+    given = [word for text in TEXTS for word in ("--spec", text)]
+    assert main(["tune", *given, "--budget", "1", "--no-slots", "--no-offline"]) == 0
     said = capsys.readouterr().out
     assert "step: searching" in said
     assert "Tuned here" in said
     assert "step: variant=recurrent" in said
     assert default_url().removeprefix("sqlite:///") in said
-    (record,) = default_store().records(cpu().key(), layer="user")
-    assert record.spec == STEP.key()
-    assert record.source.startswith("python -m tuner tune --spec 'step: ")
+    by_spec = {record.spec: record for record in default_store().records(cpu().key(), layer="user")}
+    step = by_spec.pop(STEP.key())
+    assert step.source.startswith("python -m tuner tune --spec 'step: ")
+    (maps,) = [spec for spec in by_spec if "phi=cube_of_a_user@" in spec]
+    assert "link=leaky_of_a_user@" in maps
+    (mine,) = [spec for spec in by_spec if "phi=quartic_of_a_user@" in spec]
+    assert "view=half_of_a_user@" in mine
+    (gdn,) = by_spec.keys() - {maps, mine}
+    assert gdn.startswith("memory_attention-forward/B1-T32-H2/Dk8-Dv8-M8-C1/float32/rule(phi=identity,")
 
     assert main(["show"]) == 0
     assert f"{STEP.key()}\n    tvm, user, " in capsys.readouterr().out
-    assert main(["report", "--text"]) == 0
-    assert "  2 tried, 0 failed" in capsys.readouterr().out
-
-    assert main(["ship", "--folder", str(tmp_path / "winners")]) == 0
-    assert f"{cpu().key()}.json" in capsys.readouterr().out.replace("\n", "")
-    shipped = Store(None, tmp_path / "winners")
-    assert record in shipped.records(cpu().key())
-
-
-def test_a_map_that_only_its_text_tells_is_tuned_by_it(capsys):
-    """Its commas are no ends of fields, and its name is known to no process before."""
-    sizes = "operator=trellis_step, tokens=1, heads=2, dim=8, slots=8, chunk=1"
-    maps = "phi=cube_of_a_user(z) = z ** 3, link=leaky_of_a_user(z) = max(z, 0) + 0.1 * min(z, 0)"
-    assert main(["tune", "--spec", f"mine: {sizes}, {maps}", "--budget", "1", "--no-slots", "--no-offline"]) == 0
-    (record,) = default_store().records(cpu().key(), layer="user")
-    assert "phi=cube_of_a_user@" in record.spec
-    assert "link=leaky_of_a_user@" in record.spec
-
-
-def test_a_rule_is_tuned_by_its_name_told_of_and_used_by_calls(tmp_path: Path, capsys):
-    sizes = "tokens=32, heads=2, dim=8"
-    text = f"gdn: rule=gated_deltanet, {sizes}"
-    assert main(["tune", "--spec", text, "--budget", "2", "--no-slots", "--no-offline"]) == 0
-    (record,) = default_store().records(cpu().key(), layer="user")
-    assert record.spec.startswith("memory_attention-forward/B1-T32-H2/Dk8-Dv8-M8-C1/float32/rule(phi=identity,")
     # A name of the workload of rules, of another size, which nobody tunes where it is shipped for.
     assert main(["show", "--why", "omeganet"]) == 2
     assert main(["show", "--why", "decay_first=True"]) == 0
-    assert f"{record.spec}\n" in capsys.readouterr().out
+    assert f"{gdn}\n" in capsys.readouterr().out
+    assert main(["report", "--text"]) == 0
+    assert " tried, 0 failed" in capsys.readouterr().out
     assert main(["report", "--file", str(tmp_path / "report.html")]) == 0
     assert "rule(phi=identity," in (tmp_path / "report.html").read_text()
+
+    assert main(["ship", "--folder", str(tmp_path / "winners")]) == 0
+    assert f"{cpu().key()}.json" in capsys.readouterr().out.replace("\n", "")
+    assert step in Store(None, tmp_path / "winners").records(cpu().key())
     for command in ("export", "import", "merge"):
         assert main([command, str(tmp_path / "elsewhere")]) == 0
+
     q, gates = torch.randn(1, 32, 2, 8), torch.full((1, 32, 2), -0.1)
     forget()
     used = explain(memory_attention, q, q, q, None, gates, -gates, rule="gated_deltanet")
     assert used.origin.endswith("winner"), used
-    assert all(f"{name}={value}" in used.schedule for name, value in record.schedule.items())
-
-
-def test_a_rule_that_only_its_text_tells_is_tuned_by_it(capsys):
-    """Worker processes make its loss and its view of their definitions."""
-    rule = '{"phi": "quartic_of_a_user(z, a) = (z - a) ** 4", "passes": 1, "view": "half_of_a_user(z) = 0.5 * z"}'
-    text = f"mine: operator=memory_step, rule={rule}, heads=2, dim=8"
-    assert main(["tune", "--spec", text, "--budget", "1", "--no-slots", "--no-offline"]) == 0
-    (record,) = default_store().records(cpu().key(), layer="user")
-    assert "phi=quartic_of_a_user@" in record.spec
-    assert "view=half_of_a_user@" in record.spec
+    assert all(f"{name}={value}" in used.schedule for name, value in by_spec[gdn].schedule.items())
 
 
 def test_the_study_of_slots_and_chunk_takes_a_rule(capsys, monkeypatch):

@@ -44,7 +44,7 @@ def limits() -> Limits:
     """
     peak_here = peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
     memory = max(2**30, peak_here * 3 // 2)
-    return Limits(compile_seconds=15.0, run_seconds=12.0 + 2.0 * memory / 2**30, memory_bytes=memory)
+    return Limits(compile_seconds=30.0, run_seconds=12.0 + 2.0 * memory / 2**30, memory_bytes=memory)
 
 
 ENDS = {
@@ -57,7 +57,7 @@ ENDS = {
     "wrong_sometimes": ("unstable", "differ in y"),
     "nan_in_a_tail_row": ("wrong_answer", "y: 1 of"),
     "unwritten_output": ("wrong_answer", "never written"),
-    "compiler_never_ends": ("timeout", "compiling took longer than 15 s"),
+    "compiler_never_ends": ("timeout", "compiling took longer than"),
     "compiler_takes_all_memory": ("out_of_memory", "MemoryError"),
     "compiler_aborts": ("crashed", "crashed with SIGABRT while compiling"),
     "does_not_render": ("compile_error", "'missing' is undefined"),

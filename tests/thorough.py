@@ -1,0 +1,156 @@
+"""Cases that only `make test-thorough` runs, as quicker ones of the same test, or tests beside it, show the same.
+
+They repeat with another size, rule, type or schedule, and each compiles a kernel of its own or starts processes. A case
+that is named on the command line runs in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+ALL = ("",)
+"""Every case of a test."""
+
+THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
+    "tests/codegen/backends/tvm/test_backward.py": {
+        "test_every_map_in_every_place": ("l2_silu", "silu"),
+        "test_narrow_vectors": ("4-1",),
+        "test_sizes_and_types": ("1-1-1-float32",),
+        "test_tiles_that_span_chunks_of_packed_sequences": ("2-bilevel",),
+        "test_tiles_of_a_chunk_of_packed_sequences": ("64-bilevel",),
+    },
+    "tests/codegen/backends/tvm/test_chunks.py": {
+        "test_a_batch_with_initial_states": ("deltanet", "erase_post", "fixed", "gsa_before", "linked"),
+        "test_half_precision": ("kda-dtype0-0.02", "linear-dtype1-0.002"),
+        "test_tiles_of_any_shape": ("comba-32-8-12", "erase_post-8-4-4", "erase_post-32-8-12"),
+        "test_widths_that_fill_no_vector": ("deltanet-1-1", "deltanet-3-70", "gla-1-1", "gla-100-5"),
+    },
+    "tests/codegen/backends/tvm/test_chunks_backward.py": {
+        "test_all_gradients_of_a_batch": ("deltanet", "erase_post", "fixed"),
+        "test_tiles_of_any_shape": ("16-4-4",),
+        "test_z_as_a_constant": ("linear",),
+    },
+    "tests/codegen/backends/tvm/test_forward.py": {
+        "test_tiles_that_span_chunks": ALL,
+    },
+    "tests/codegen/backends/tvm/test_recurrence.py": {
+        "test_several_segments": ("probe", "transposed"),
+        "test_packed_sequences_of_which_one_is_empty": ("probe", "transposed"),
+        "test_exact": ("gain",),
+    },
+    "tests/codegen/backends/tvm_cuda/test_compiled.py": {
+        "test_defaults_fit_a_multiprocessor_and_do_not_spill": (
+            "memory_readout-bfloat16",
+            "memory_readout_transposed-float32",
+            "memory_update-bfloat16",
+            "trellis_attention-float32",
+            "trellis_step-bfloat16",
+            "trellis_step_chunked-float32",
+        ),
+        "test_products_take_tensor_cores": ("float16-tf32-sm_80", "bfloat16-bf16-sm_80"),
+    },
+    "tests/codegen/backends/tvm_cuda/test_emulated.py": {
+        "test_every_chunk_and_tile": ("2-4", "16-16"),
+        "test_every_share_of_the_work": ("64-8",),
+        "test_half_precision_packed_sequences_that_forget_everything": ("float16-1", "bfloat16-20"),
+        "test_maps_that_a_user_defines": ("gelu_tanh", "huber_loss"),
+        "test_split_with_every_readout_map": ("silu-32",),
+    },
+    "tests/codegen/backends/tvm_cuda/test_tensor_cores_emulated.py": {
+        "test_every_chunk_and_tile": ("33-32",),
+        "test_every_share_of_the_work": ("64-16",),
+        "test_sizes": ("64-64-64",),
+        "test_split_with_maps_in_all_places": ("softmax",),
+        "test_the_default_of_bfloat16_inputs": ("16",),
+    },
+    "tests/codegen/backends/triton/test_compiled.py": {
+        "test_the_backwards_compile_for_sm_90": ("backward-sizes1-settings1-backward_first_order",),
+    },
+    "tests/codegen/test_show.py": {"test_a_rule_by_name_or_fields": ALL},
+    "tests/stress/test_interruptions.py": {"test_compiles_are_interrupted": ("2",)},
+    "tests/trellis_ops/eager/test_backward.py": {
+        "test_nearly_equal_slots_lose_no_more_digits_than_their_difference_has": ("1-tvm",),
+        "test_only_inputs_and_states_at_starts_of_chunks_are_kept": ("tvm-16-2",),
+        "test_the_kernel_and_the_eager_reverse_pass_agree_on_unusual_chunks": ("2",),
+    },
+    "tests/trellis_ops/family/test_peers.py": {"test_a_rule_is_its_peers": ("mesanet-T500-D60-gate1.0",)},
+    "tests/trellis_ops/lm/train/test_processes.py": {
+        "test_two_processes_train_as_one": ("--phi identity",),
+    },
+    "tests/trellis_ops/lm/train/test_resume.py": {
+        "test_an_interrupted_run_keeps_the_step_under_way": ("abc", "ttt_linear"),
+    },
+    "tests/trellis_ops/operators/test_empty_sequences.py": {"test_gradients": ("tvm-4-first_order",)},
+    "tests/trellis_ops/operators/test_user_maps.py": {
+        "test_first_order_gradients_of_tvm": ("huber_loss",),
+        "test_kernels_of_tvm": ("gelu_tanh", "huber_loss"),
+        "test_kernels_of_tvm_whose_chunks_share_a_tile": ("cubic_smooth",),
+        "test_losses_whose_derivatives_hold_no_z_or_one_number_for_all_slots": (
+            "hebbian_loss-4",
+            "of_means-1",
+            "of_the_mean-4",
+        ),
+    },
+    "tests/trellis_ops/test_memory.py": {
+        "test_gradients_agree_with_the_oracle": ("first_order-rule1", "first_order-rule3", "bilevel-rule0"),
+    },
+    "tests/trellis_ops/test_ops.py": {
+        "test_attention_agrees_with_the_oracle": ("1-token-tvm", "7-head-tvm"),
+        "test_step_agrees_with_the_oracle_and_moves_the_state_in_place": ("dtype0-True-tvm", "dtype1-False-tvm"),
+        "test_update_then_readouts_equal_attention": ("1-tvm",),
+        "test_half_precision_inputs_keep_float32_states": ("dtype1-tvm",),
+    },
+    "tests/tuner/verify/test_check.py": {
+        "test_right_gradients_pass": ("backward_first_order-4-token",),
+    },
+    "tests/tuner/workers/test_faults.py": {
+        "test_a_candidate_at_fault_costs_itself_only": ("abort", "compiler_never_ends", "exit"),
+        "test_the_finals_are_held_without_a_candidate_at_fault": ("all_memory", "segmentation_fault"),
+    },
+}
+"""The cases by file and test, each as pytest prints it between brackets."""
+
+
+def add_option(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="run the cases of tests/thorough.py too")
+
+
+def select(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the thorough cases, unless they are asked for.
+
+    Raises:
+        pytest.UsageError: a case that is listed here is no case of its file.
+    """
+    if _names_a_test(config.args):
+        return
+    _require_all({item.nodeid for item in items})
+    if config.getoption("--thorough"):
+        return
+    left_out = [item for item in items if _is_thorough(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not _is_thorough(item)]
+
+
+def _names_a_test(arguments: Sequence[str]) -> bool:
+    return any("::" in each for each in arguments)
+
+
+def _require_all(found: set[str]) -> None:
+    collected = {each.partition("::")[0] for each in found}
+    for path in THOROUGH.keys() & collected:
+        for test, cases in THOROUGH[path].items():
+            name = f"{path}::{test}"
+            for case in cases:
+                if not any(each == f"{name}[{case}]" or (not case and each.startswith(name)) for each in found):
+                    raise pytest.UsageError(
+                        f"tests/thorough.py names {name}[{case}], which is no test; correct it there"
+                    )
+
+
+def _is_thorough(item: pytest.Item) -> bool:
+    path, _, name = item.nodeid.partition("::")
+    test, _, case = name.partition("[")
+    cases = THOROUGH.get(path, {}).get(test, ())
+    return cases == ALL or case.removesuffix("]") in cases
