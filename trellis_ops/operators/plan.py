@@ -136,6 +136,16 @@ def forget() -> None:
     resolve.forget()
 
 
+def keep_quick(key: Hashable, found: Plan, refused: bool) -> None:
+    """Put a plan into `QUICK_PLANS`, or that a kernel has refused a call of its key."""
+    if len(QUICK_PLANS) >= MOST_PLANS:
+        QUICK_PLANS.clear()
+    if refused:
+        QUICK_PLANS[key] = None
+    else:
+        QUICK_PLANS.setdefault(key, found)
+
+
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 

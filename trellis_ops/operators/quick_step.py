@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from trellis_ops.dispatch import forced_schedule
-from trellis_ops.operators import plan
-from trellis_ops.operators.plan import Plan
+from trellis_ops.operators.plan import Plan, keep_quick
 
 _GATES = ("log_decay", "step_size")
 
@@ -131,11 +130,6 @@ def remember(key: Hashable | None, found: Plan, refused: bool, inputs: Mapping[s
     """
     if key is None or found.operator is None or found.checks_values or not found.operator.checks_arguments:
         return
-    if len(plan.QUICK_PLANS) >= plan.MOST_PLANS:
-        plan.QUICK_PLANS.clear()
-    if refused:
-        plan.QUICK_PLANS[key] = None
-    else:
-        sizes = [4 if name in _GATES else tensor.element_size() for name, tensor in inputs.items()]
-        input_bytes = tuple(size * tensor.numel() for size, tensor in zip(sizes, inputs.values(), strict=True))
-        plan.QUICK_PLANS.setdefault(key, replace(found, input_bytes=input_bytes, most_input_bytes=max(input_bytes)))
+    sizes = [4 if name in _GATES else tensor.element_size() for name, tensor in inputs.items()]
+    input_bytes = tuple(size * tensor.numel() for size, tensor in zip(sizes, inputs.values(), strict=True))
+    keep_quick(key, replace(found, input_bytes=input_bytes, most_input_bytes=max(input_bytes)), refused)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from trellis_ops.dispatch import forced_schedule
-from trellis_ops.operators import overlap, plan
-from trellis_ops.operators.plan import Plan
+from trellis_ops.operators import overlap
+from trellis_ops.operators.plan import Plan, keep_quick
 
 _increment_version = torch._C._increment_version
 
@@ -69,9 +69,4 @@ def remember(key: Hashable | None, found: Plan, refused: bool) -> None:
         return
     if not operator.checks_arguments or len(operator.kernels) != 1:
         return
-    if len(plan.QUICK_PLANS) >= plan.MOST_PLANS:
-        plan.QUICK_PLANS.clear()
-    if refused:
-        plan.QUICK_PLANS[key] = None
-    else:
-        plan.QUICK_PLANS.setdefault(key, found)
+    keep_quick(key, found, refused)
