@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
-
 from codegen.errors import SizeError
 from codegen.rule import SOLVE
 from codegen.spec import MAX_DIM, MAX_SLOTS
@@ -17,6 +15,7 @@ from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.recall.cell import Cell
 from trellis_ops.lm.rules.mixer import rule_state_shapes
 from trellis_ops.lm.rules.named import rule_inputs
+from trellis_ops.lm.undrawn import undrawn
 
 _CLOSE = 0.04
 """Share of the state bytes by which sizes may miss, to be square and multiples of four."""
@@ -52,7 +51,7 @@ _SIZES = ("slots", "chunk", "dim_k", "dim_v", "mlp")
 def _sized(reference: Cell, rule: str) -> Cell:
     if TrellisConfig(rule=rule).rule is None:
         return replace(reference, rule=rule, mlp=reference.config().mlp_width)
-    with torch.device("meta"):
+    with undrawn():
         model = TrellisLM(reference.config())
         parameters, state_bytes = model.count_parameters(), model.first_state(1).nbytes()
     own = replace(reference, rule=rule, chunk=rule_inputs(rule).chunk)
@@ -85,5 +84,5 @@ def _distance(cell: Cell, state_bytes: int) -> tuple[float, ...]:
 
 
 def _parameters(cell: Cell) -> int:
-    with torch.device("meta"):
+    with undrawn():
         return TrellisLM(cell.config()).count_parameters()

@@ -12,6 +12,7 @@ from trellis_ops.lm.train.errors import CheckpointError
 from trellis_ops.lm.train.objective import Objective, build_model
 from trellis_ops.lm.train.options.settings import Settings
 from trellis_ops.lm.train.saving.checkpoint import Checkpoint, check_tensors, random_states
+from trellis_ops.lm.undrawn import undrawn
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -27,7 +28,7 @@ def check_resumable(path: Path, checkpoint: Checkpoint, config: TrellisConfig, s
         raise CheckpointError(path=path, problem=problem)
     if not 0.0 <= checkpoint.seconds < math.inf:
         raise CheckpointError(path=path, problem=f"its steps took {checkpoint.seconds} s; move it away to start anew")
-    with torch.device("meta"):
+    with undrawn():
         model = build_model(config, settings)
         first = Objective(model).first(settings.batch)
     begun = checkpoint.step > 0
