@@ -147,7 +147,7 @@ def test_a_row_says_what_is_missing_and_what_there_is_not():
 
 def test_the_command_reads_what_was_saved_and_names_what_is_missing(tmp_path, capsys):
     sizes = ["--tokens=7", "--trained=5", "--checked=5", "--heads=2", "--dim=8", "--rules=linear,yaad"]
-    setting = setting_of("forward", "linear", 1, replace(WAYS, compile_limit=120.0), cpu())
+    setting = setting_of("forward", "linear", 1, replace(WAYS, compile_limit=300.0), cpu())
     line = json.dumps(asdict(replace(saved("forward", FORWARD), setting=setting)))
     (tmp_path / "parts.jsonl").write_text(f"{line}\n")
     folders = [f"--folder={tmp_path}", f"--recall={tmp_path / 'none'}"]

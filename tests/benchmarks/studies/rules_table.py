@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=6.0, help="of each timing (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=50, help="of each timing at most (default: %(default)s)")
     limit = "seconds for torch.compile of each rule; 0 leaves it out (default: %(default)s)"
-    parser.add_argument("--compile-limit", type=float, default=120.0, help=limit)
+    parser.add_argument("--compile-limit", type=float, default=300.0, help=limit)
     parser.add_argument("--peer-sizes", type=int, default=len(SIZES), help="of docs/peers.md (default: all)")
     parser.add_argument("--enforce", action="store_true", help="exit with 1 if a part is missing or a target missed")
     return parser
