@@ -69,6 +69,37 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
         "test_the_backwards_compile_for_sm_90": ("backward-sizes1-settings1-backward_first_order",),
     },
     "tests/codegen/test_show.py": {"test_a_rule_by_name_or_fields": ALL},
+    "tests/interpreted/test_backward.py": {
+        "test_states_that_are_computed_again": ("2-16", "5-4", "16-2", "17-4"),
+        "test_tiles_of_a_chunk_of_packed_sequences": (
+            "16-backward_split-first_order",
+            "16-backward-first_order",
+            "32-backward-bilevel",
+        ),
+        "test_whole_chunks_of_packed_sequences": (
+            "16-16-bilevel",
+            "16-16-first_order",
+            "20-32-first_order",
+            "32-32-bilevel",
+            "40-64-bilevel",
+            "64-64-first_order",
+        ),
+    },
+    "tests/interpreted/test_descriptors.py": {
+        "test_descriptors_change_nothing": ("48-16-split", "64-32-split"),
+        "test_packed_sequences": (
+            "16-16-bfloat16-split",
+            "16-16-float32-fused",
+            "32-32-bfloat16-split",
+            "32-32-float32-fused",
+            "32-32-float32-split",
+            "48-16-bfloat16-fused",
+            "48-16-float32-split",
+            "64-32-bfloat16-fused",
+            "64-32-bfloat16-split",
+            "64-32-float32-split",
+        ),
+    },
     "tests/stress/test_interruptions.py": {"test_compiles_are_interrupted": ("2",)},
     "tests/trellis_ops/eager/test_backward.py": {
         "test_nearly_equal_slots_lose_no_more_digits_than_their_difference_has": ("1-tvm",),
