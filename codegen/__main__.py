@@ -28,6 +28,7 @@ from codegen.errors import (
     UnknownStageError,
 )
 from codegen.kernels.declared import is_of_a_backward, kernels_of
+from codegen.kernels.rule_arguments import CHUNKS
 from codegen.kernels.table import arguments_table, tensors_table
 from codegen.layer import Layer, layer_of_key
 from codegen.maps.registry import named_map
@@ -220,7 +221,8 @@ def _spec(options: argparse.Namespace) -> Spec:
     problem = Problem(
         operator=operator,
         batch=1,
-        tokens=1,
+        # The default for few tokens is a walk, whose settings need not suit tiles.
+        tokens=Problem().tokens if options.kernel in CHUNKS else 1,
         heads=options.heads if operator in LAYER_OPERATORS else 1,
         dim_k=dim if options.dim_k is None else options.dim_k,
         dim_v=dim_v,

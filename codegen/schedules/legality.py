@@ -6,7 +6,13 @@ from codegen.device import Device
 from codegen.errors import IllegalScheduleError
 from codegen.recurrence.forms import why_no_chunk_form, why_no_split_form
 from codegen.schedules.known_bad import why_known_bad
-from codegen.schedules.schedule import CHUNK_FORMS, FEWEST_TOKENS_PER_STATE, ONE_PASS, Schedule
+from codegen.schedules.schedule import (
+    CHUNK_FORMS,
+    FEWEST_TOKENS_PER_STATE,
+    ONE_PASS,
+    Schedule,
+    why_no_whole_tiles,
+)
 from codegen.spec import Spec
 
 _MOST_TOKENS_PER_STATE = 256  # States of so many tokens take less than their inputs do.
@@ -30,6 +36,9 @@ def why_illegal(spec: Spec, schedule: Schedule, device: Device) -> str | None:
         reason = why_no_chunk_form(spec.rule, problem.chunk, problem.direction)
         if reason is not None:
             return f"variant {schedule.variant!r} does not compute this rule: {reason}"
+        reason = why_no_whole_tiles(spec.rule, problem.chunk, schedule.tile)
+        if reason is not None:
+            return reason
     if schedule.variant == ONE_PASS:
         reason = why_no_split_form(spec.rule, problem.chunk)
         if reason is not None:

@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 from codegen.device import Device
 from codegen.extent import Extent
 from codegen.recurrence.forms import split_chunk
+from codegen.rule import Rule
 from codegen.spec import FAMILY_OPERATORS, Spec
 
 Value = int | str
@@ -72,6 +73,19 @@ CHUNK_FORMS = ("chunks", "chunks_backward")
 
 PARALLEL_OVER_CHUNKS = ("split", "split_one_pass", "readout", "backward_split", "backward_chunks")
 """Variants with a kernel that has a program for each chunk of each head."""
+
+
+def why_no_whole_tiles(rule: Rule, chunk: int, tile: int) -> str | None:
+    """Why the chunk form of a rule cannot have tiles of so many tokens, in one sentence; None if it can.
+
+    Args:
+        rule: one that `codegen.recurrence.forms.why_no_chunk_form` lets pass.
+        chunk: C, tokens between two states that are read.
+        tile: tokens that are computed at once.
+    """
+    if rule.read == "chunk_start" and chunk % tile:
+        return f"a readout at the start of a chunk has whole tiles: {tile} tokens do not divide a chunk of {chunk}"
+    return None
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,20 @@ from typing import ClassVar, Self
 
 from codegen.device import THREADS_PER_WARP, Device
 from codegen.extent import Extent
-from codegen.recurrence.forms import split_chunk, why_no_split_form
+from codegen.recurrence.forms import split_chunk, why_no_chunk_form, why_no_split_form
 from codegen.schedules.precision import dot_precisions, usual_precision, why_too_few_bits
-from codegen.schedules.schedule import BACKWARD_VARIANTS, FEWEST_TOKENS_PER_STATE, ONE_PASS, POOL, VARIANTS, TileLoop
+from codegen.schedules.schedule import (
+    BACKWARD_VARIANTS,
+    CHUNK_FORMS,
+    FEWEST_TOKENS_PER_STATE,
+    ONE_PASS,
+    POOL,
+    VARIANTS,
+    TileLoop,
+    why_no_whole_tiles,
+)
 from codegen.schedules.triton_fields import TritonFields
-from codegen.spec import Problem, Spec, next_power_of_two
+from codegen.spec import FAMILY_OPERATORS, Problem, Spec, next_power_of_two
 
 _LONGEST_BACKWARD_CHUNK = 1024
 _BYTES_OF_INPUTS = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -20,6 +29,7 @@ _DESCRIPTOR_ALIGNMENT = 16
 _LONGEST_WHOLE_CHUNK = 64
 _WITHOUT_TILE = ("recurrent", "recurrence", "recurrence_backward", POOL)
 _TOKENS_OF_SEGMENT = 16
+_DEFAULT_TILE = 16
 _WARPS_AND_STAGES = {"sm_90": (4, 3), "gfx942": (4, 2)}
 
 
@@ -47,6 +57,9 @@ class TritonSchedule(TritonFields):
             return cls(
                 variant, 16, 8 if large or backward or four else 4, 1, "ieee", _TOKENS_OF_SEGMENT if backward else 1
             )
+        if variant in CHUNK_FORMS:
+            # So no rule spills on sm_90 with D = M = 64 in bfloat16; longer tiles take more registers.
+            return cls(variant, _DEFAULT_TILE, 4 if device.kind == "hip" else 8, 1, precision)
         if variant == "backward":
             # tf32x3 is three products for one, which take more registers than there are for 64 tokens.
             longest = 16 if precision == "tf32x3" else _LONGEST_WHOLE_CHUNK
@@ -80,12 +93,12 @@ class TritonSchedule(TritonFields):
     def why_illegal(self, spec: Spec, device: Device) -> str | None:
         """By the chunk, the variant, the assembler, the loads and the precision."""
         chunk = self.chunk_of(spec)
-        of_chunks = self.variant != "recurrence_backward"
+        of_chunks = spec.problem.operator not in FAMILY_OPERATORS
         if spec.problem.direction != "forward" and of_chunks and chunk > _LONGEST_BACKWARD_CHUNK:
             return f"the backward kernel takes chunks of at most {_LONGEST_BACKWARD_CHUNK} tokens, not {chunk}"
         if device.kind == "cpu" and self.num_stages > 1:
             return "the interpreter has no software pipeline: num_stages must be 1"
-        if self.tile_rows > max(16, next_power_of_two(chunk)):
+        if self.variant not in CHUNK_FORMS and self.tile_rows > max(16, next_power_of_two(chunk)):
             return f"tile_rows {self.tile_rows} exceeds the chunk of {chunk} tokens"
         if self.variant == "backward_chunks" and self.tile_rows < chunk:
             return f"variant 'backward_chunks' takes whole chunks: tile_rows must hold {chunk} tokens"
@@ -109,7 +122,7 @@ class TritonSchedule(TritonFields):
         has_tma = device.kind == "cuda" and int(device.arch.removeprefix("sm_")) >= _FIRST_WITH_TMA
         if device.kind != "cpu" and not has_tma:
             return f"{device.arch} copies no tiles by tensor descriptors, sm_{_FIRST_WITH_TMA} and later do"
-        if self.variant in _WITHOUT_TILE or problem.direction != "forward":
+        if self.variant in (*_WITHOUT_TILE, *CHUNK_FORMS) or problem.direction != "forward":
             return "only the chunked kernels of a forward have tensor descriptors: loads must be 'pointers'"
         rows, chunk = self.tile_rows, problem.chunk
         if self.variant == "readout" and rows >= chunk:
@@ -184,10 +197,20 @@ def _default_spacing(problem: Problem) -> int:
 
 def _default_variant(spec: Spec) -> str:
     problem = spec.problem
-    if problem.direction != "forward" and problem.operator in BACKWARD_VARIANTS:
+    reverse = problem.direction != "forward"
+    if problem.operator == "memory_attention":
+        if not reverse and not why_no_split_form(spec.rule, problem.chunk):
+            return ONE_PASS
+        if problem.tokens > _DEFAULT_TILE and not reverse and not _why_no_tiles(spec):
+            return "chunks"
+    if reverse and problem.operator in BACKWARD_VARIANTS:
         return BACKWARD_VARIANTS[problem.operator][0]
     if problem.operator == "trellis_attention" and problem.chunk == 1:
         return "recurrent"
-    if problem.operator == "memory_attention" and not why_no_split_form(spec.rule, problem.chunk):
-        return ONE_PASS
     return VARIANTS[problem.operator][0]
+
+
+def _why_no_tiles(spec: Spec) -> str | None:
+    """Why the default schedule does not compute the tokens of a tile at once; None if it does."""
+    chunk = spec.problem.chunk
+    return why_no_chunk_form(spec.rule, chunk) or why_no_whole_tiles(spec.rule, chunk, _DEFAULT_TILE)

@@ -44,7 +44,7 @@ class TritonFields(Schedule):
     own_variants: ClassVar[tuple[str, ...]] = (
         *("fused", "split", "recurrent", "update", "readout"),
         *("backward", "backward_split", "backward_chunks"),
-        *("recurrence", "split_one_pass", "recurrence_backward"),
+        *("recurrence", "chunks", "split_one_pass", "recurrence_backward"),
     )
     templates: ClassVar[tuple[str, ...]] = ("triton",)
     writers: ClassVar[tuple[str, ...]] = ("triton", "triton_statements")

@@ -17,6 +17,7 @@ from codegen.schedules.schedule import (
     ONE_PASS,
     POOL,
     VARIANTS,
+    why_no_whole_tiles,
 )
 from codegen.schedules.tvm_fields import FEWEST_ACCUMULATORS, VECTORS_PER_ROW, WITHOUT_TILE, TvmFields
 from codegen.schedules.tvm_layer import OF_LAYERS
@@ -58,7 +59,7 @@ class TvmSchedule(TvmFields):
             return tvm_layer.default(cls, spec, device)
         width = min(16, max(4, device.vector_bits // 32))
         variant = _default_variant(spec, device)
-        if variant == "chunks" and spec.rule.read == "chunk_start" and spec.problem.chunk % width:
+        if variant == "chunks" and why_no_whole_tiles(spec.rule, spec.problem.chunk, width):
             variant = "recurrence"
         most = min(device.cores, _MOST_TASKS)
         threads = max(n for n in cls.choices["threads"] if isinstance(n, int) and n <= most)
@@ -101,8 +102,6 @@ class TvmSchedule(TvmFields):
         reason = tvm_layer.why_illegal(self) if of_layer else self._why_illegal_tile(self.chunk_of(spec))
         if reason is not None:
             return reason
-        if self.variant == "chunks" and spec.rule.read == "chunk_start" and spec.problem.chunk % self.tile_tokens:
-            return f"a chunk of {spec.problem.chunk} tokens is no multiple of tile_tokens {self.tile_tokens}"
         if self.variant == "chunks_backward" and self.checkpoint_spacing % self.tile_tokens:
             return f"checkpoint_spacing {self.checkpoint_spacing} is no multiple of tile_tokens {self.tile_tokens}"
         if (

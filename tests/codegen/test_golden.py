@@ -189,6 +189,9 @@ GOLDEN = [
         )
         for kernel in ("values_reading", "keys_reading", "states_backward", "values_writing", "keys_writing")
     ),
+    Golden("memory_chunks", GATED_DELTA, replace(TRITON, variant="chunks", tile_rows=16), "sm_90"),
+    Golden("memory_chunks", DELTA, replace(TRITON_TILED, variant="chunks", tile_rows=32), "sm_90", "padded"),
+    Golden("memory_chunks", SLOTS, replace(TRITON_TILED, variant="chunks"), "sm_90", "two_passes"),
     Golden("recurrence", GATED_DELTA, TRITON_RECURRENCE, "sm_90"),
     Golden(
         *("recurrence_backward", backward(GATED_DELTA, "backward")),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from codegen.backends import Resources
 from codegen.device import THREADS_PER_WARP, Device
-from codegen.kernels.rule_arguments import KERNELS as RULE_KERNELS
+from codegen.kernels.rule_arguments import CHUNKS, WALKS
 from codegen.schedules.schedule import Schedule, TileLoop
 from codegen.spec import Spec
 from tuner.measure.cost import cost_of
@@ -33,7 +33,7 @@ _LOAD_CYCLES = 600.0
 _DESCRIPTORS = 4
 _DESCRIPTOR_CODE_BYTES = 2048
 _SPILL_CYCLES = 8.0
-_BY_TOKEN = ("memory_step", *RULE_KERNELS)
+_BY_TOKEN = ("memory_step", *WALKS)
 """Kernels that go token by token."""
 
 _PRODUCTS = {"ieee": 16.0, "tf32x3": 6.0, "tf32": 2.0, "bf16x3": 3.0, "bf16": 1.0}
@@ -107,6 +107,8 @@ def walk_of(kernel: str, spec: Spec, loop: TileLoop) -> Walk:
     if kernel in _BY_TOKEN:
         # A reverse computes the states of its segments again first.
         return Walk(heads, problem.tokens * (2 if kernel.endswith("_backward") else 1))
+    if kernel in CHUNKS:
+        return Walk(heads, -(-problem.tokens // loop.tokens))
     segment = problem.chunk * loop.segment
     tiles = loop.segment * -(-problem.chunk // loop.tokens)
     segments = -(-problem.tokens // segment)

@@ -10,7 +10,7 @@ from codegen.spec import Problem, Spec
 from trellis_ops.specs.workload import NamedSpec
 
 _RULES = {
-    **{name: rule_named(name) for name in ("linear", "gated_deltanet", "gla", "rwkv7", "titans")},
+    **{name: rule_named(name) for name in ("linear", "gated_deltanet", "gla", "kda", "rwkv7", "gsa", "titans")},
     "trellis-slots": Rule(decay="slot"),
 }
 

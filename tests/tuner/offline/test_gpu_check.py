@@ -61,7 +61,8 @@ def test_the_forward_defaults_compile_for_hopper_and_do_not_spill(compiled):
     assert {one.job.name for one in done} == {each.name for each in every if each.spec.problem.direction == "forward"}
     assert [(one.job.name, one.fault) for one in done if one.fails] == []
     kernels = {one.kernel for one in done}
-    assert kernels == {"trellis_update", "memory_step", "memory_pool", "memory_update", "memory_readout", "recurrence"}
+    of_rules = {"memory_pool", "memory_chunks", "recurrence"}
+    assert kernels == {"trellis_update", "memory_step", "memory_update", "memory_readout"} | of_rules
     for one in done:
         if one.job.schedule.backend == "tvm" and not shutil.which("nvcc"):
             assert one.needs is None

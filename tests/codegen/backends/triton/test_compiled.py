@@ -64,8 +64,9 @@ def test_nan_passes_the_floor_of_a_norm():
 @pytest.mark.parametrize(("operator", "variant"), PARTS)
 def test_every_kernel_compiles_for_sm_90(operator, variant):
     spec, schedule, device = spec_of(operator), schedule_of(variant), named("sm_90")
-    if variant == "split_one_pass":
-        spec = Spec(Rule("huber", passes=1), dataclasses.replace(spec.problem, slots=spec.problem.dim_v))
+    if variant in ("split_one_pass", "chunks"):
+        rule, chunk = (rule_named("kda"), 1) if variant == "chunks" else (Rule("huber", passes=1), 16)
+        spec = Spec(rule, dataclasses.replace(spec.problem, slots=spec.problem.dim_v, chunk=chunk))
     for source, part in sources(spec, schedule, device):
         stages = backend("triton").inspect(source, part, schedule, device)
         assert f".entry {source.kernel}(" in stages["ptx"]

@@ -120,7 +120,7 @@ def test_a_readout_at_the_start_of_the_chunk() -> None:
     found = chunked(rule, *call, schedule(rule), offsets, chunk)
     require_close(found, walked(rule, *call, offsets, chunk), 1e-5)
     problem = Problem("memory_attention", chunk=chunk + 1)
-    assert "no multiple of tile_tokens" in str(why_illegal(Spec(rule, problem), schedule(rule), cpu()))
+    assert "has whole tiles" in str(why_illegal(Spec(rule, problem), schedule(rule), cpu()))
     assert TvmSchedule.default(Spec(rule, problem), cpu()).variant == "recurrence"
 
 
