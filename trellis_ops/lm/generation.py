@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +45,7 @@ class GeneratingModel(nn.Module):
     config: TrellisConfig
 
     @torch.no_grad()
-    def stream(
+    def _begun(
         self,
         tokens: Tensor,
         max_new_tokens: int,
@@ -54,17 +55,24 @@ class GeneratingModel(nn.Module):
         state: TrellisState | None = None,
         prefix_store: PrefixStore | None = None,
         attention_mask: Tensor | None = None,
-    ) -> Iterator[Tensor]:
+    ) -> tuple[Tensor, TrellisState, int, Sampling]:
+        """The logits and the state after the prompt, how many tokens to write, and how to draw them."""
+        sampling = Sampling(temperature, top_k, generator)
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0)
+        x, after = self._prompt_features(tokens, state, prefix_store, attention_mask)
+        return self._logits(x), after, max_new_tokens, sampling
+
+    @_with_arguments_of(_begun)
+    def stream(self, *arguments: Any, **options: Any) -> Iterator[Tensor]:
         """Yield new tokens `[B]` one at a time; the arguments, the errors and the draws are those of `generate`.
 
         Stop iterating to stop early. Errors are raised here, not at the first token.
         """
-        sampling = Sampling(temperature, top_k, generator)
-        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0)
-        x, after = self._prompt_features(tokens, state, prefix_store, attention_mask)
-        return self._decode(self._logits(x), after, max_new_tokens, sampling)
+        logits, state, count, sampling = self._begun(*arguments, **options)
+        # Whoever takes the tokens may change the model, and whether gradients are recorded, between them.
+        return _streamed(logits, functools.partial(self.step, state=state), count, sampling)
 
-    @_with_arguments_of(stream)
+    @_with_arguments_of(_begun)
     def generate(self, tokens: Tensor, *others: Any, **options: Any) -> Tensor:
         """Continue `tokens [B, T]` by `max_new_tokens` tokens, with a state of constant size.
 
@@ -87,8 +95,14 @@ class GeneratingModel(nn.Module):
             SizeError: a count or temperature out of range; and what `forward` raises.
             ValueError: `prefix_store` beside `state` or `attention_mask`.
         """
-        new = list(self.stream(tokens, *others, **options))
+        logits, state, count, sampling = self._begun(tokens, *others, **options)
+        with torch.no_grad():
+            new = list(_written(logits, self._steps(state), count, sampling))
         return torch.cat([tokens, torch.stack(new, 1)], 1) if new else tokens.clone()
+
+    def _steps(self, state: TrellisState) -> Callable[[Tensor], Tensor]:
+        """`step` on a state that is nobody else's, for tokens between which nobody can change the model."""
+        return functools.partial(self.step, state=state)
 
     def _prompt_features(
         self,
@@ -113,14 +127,6 @@ class GeneratingModel(nn.Module):
         _, after = self._features(tokens, state, cu_seqlens=cu_seqlens, return_state=True)
         assert after is not None
         return after
-
-    @torch.no_grad()
-    def _decode(self, logits: Tensor, state: TrellisState, count: int, sampling: Sampling) -> Iterator[Tensor]:
-        for index in range(count):
-            drawn = sampling.draw(logits)
-            yield drawn
-            if index + 1 < count:
-                logits = self.step(drawn, state)
 
     @abstractmethod
     def carried(self, state: TrellisState) -> dict[str, Tensor]:
@@ -149,6 +155,19 @@ class GeneratingModel(nn.Module):
     @abstractmethod
     def _logits(self, x: Tensor) -> Tensor:
         """Logits `[..., vocab_size]` of features `[..., width]`."""
+
+
+def _written(logits: Tensor, step: Callable[[Tensor], Tensor], count: int, sampling: Sampling) -> Iterator[Tensor]:
+    for index in range(count):
+        drawn = sampling.draw(logits)
+        yield drawn
+        if index + 1 < count:
+            logits = step(drawn)
+
+
+@torch.no_grad()
+def _streamed(logits: Tensor, step: Callable[[Tensor], Tensor], count: int, sampling: Sampling) -> Iterator[Tensor]:
+    yield from _written(logits, step, count, sampling)
 
 
 def check_prompt(tokens: Tensor) -> None:

@@ -26,6 +26,7 @@ from trellis_ops.lm.decode.applies import Parts
 from trellis_ops.lm.decode.decoder import fused_step
 from trellis_ops.lm.decode.explanation import explain_step
 from trellis_ops.lm.decode.packing import known_weights
+from trellis_ops.lm.decode.run import run_of
 from trellis_ops.lm.features import StateKind, carried, features, restored
 from trellis_ops.lm.generation import GeneratingModel, check_int64, check_prompt
 from trellis_ops.lm.state import TrellisState
@@ -138,6 +139,13 @@ class TrellisLM(GeneratingModel):
             logits = self._logits(x)
         state.advance(1, self._kind.period)
         return logits
+
+    def _steps(self, state: TrellisState) -> Callable[[Tensor], Tensor]:
+        steps = super()._steps(state)
+        if type(self).step is not TrellisLM.step or "step" in vars(self):
+            return steps
+        run = run_of(self, self._decode_weights, self.embedding, state, self._kind.period)
+        return steps if run is None else run.step
 
     @property
     def decode_weights(self) -> str:

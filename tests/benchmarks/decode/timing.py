@@ -38,6 +38,18 @@ def steps(model: TrellisLM, state: TrellisState, count: int) -> Callable[[], flo
     return sample
 
 
+def generating(model: TrellisLM, count: int) -> Callable[[], float]:
+    """Seconds per token of a call of `generate` that adds `count` tokens to one."""
+    prompt = torch.zeros(1, 1, dtype=torch.int64)
+
+    def sample() -> float:
+        started = time.perf_counter()
+        model.generate(prompt, count, temperature=0)
+        return (time.perf_counter() - started) / count
+
+    return sample
+
+
 def reading(weights: Tensor) -> Callable[[], float]:
     """Seconds that adding up `weights`, float32, takes: once through memory, on as many threads as torch may use."""
 

@@ -90,19 +90,15 @@ class Decoder:
             self.kernels[key] = None if missing else Kernels(cast(Kernel, block), logits)
         return self.kernels[key]
 
-    def step_block(self, kernel: Kernel, index: int, x: Tensor, place: Place, state: LayerState) -> bool:
+    def step_block(self, kernel: Kernel, index: int, x: Tensor, where: tuple[Tensor, ...], state: LayerState) -> bool:
         """Move the rows x `[B, width]` and the state through a block; False, and nothing was written, if refused.
 
         The kernel compares types, shapes, strides and devices itself, before it writes.
         """
-        starts = state.starts()
-        memories = (state.S_k, state.S_v) if starts is None else (state.S_k, state.S_v, *starts)
-        # The tail has the type of the weights, and the kernel has it in float32.
-        tail = state.tail.float()
-        tensors, packed = (*memories, tail), self.blocks[index]
-        where = () if starts is None else (_positions(place, x.shape[0]),)
+        tensors, packed = self.tensors_of(state), self.blocks[index]
+        tail = tensors[-1]
         try:
-            if not self._lie_apart(index, tensors):
+            if not self.lie_apart(index, tensors):
                 return False
             kernel(x.shape[0], x, *where, *tensors, packed.weights, packed.vectors)
         except (AttributeError, ValueError, TypeError):
@@ -115,6 +111,16 @@ class Decoder:
             state.tail.copy_(tail)
         return True
 
+    def where(self, state: TrellisState, batch: int) -> tuple[Tensor, ...]:
+        """The positions of the rows as kernels take them; none where a state has no copies of the chunk's start."""
+        first = cast(LayerState, state.layers[0])
+        return () if first.starts() is None else (_positions(state.place, batch),)
+
+    def tensors_of(self, state: LayerState) -> tuple[Tensor, ...]:
+        """The state of a layer as its kernel takes it; the tail has the type of the weights, and there float32."""
+        starts, tail = state.starts(), state.tail.float()
+        return (state.S_k, state.S_v, tail) if starts is None else (state.S_k, state.S_v, *starts, tail)
+
     def logits_of(self, kernel: Kernel, x: Tensor) -> Tensor:
         """Logits `[B, vocabulary]` of the last block's rows."""
         assert self.logits is not None
@@ -122,7 +128,7 @@ class Decoder:
         kernel(x.shape[0], x, self.logits.weights, self.logits.vectors, logits)
         return logits
 
-    def _lie_apart(self, index: int, tensors: Sequence[Tensor]) -> bool:
+    def lie_apart(self, index: int, tensors: Sequence[Tensor]) -> bool:
         """Whether no two of the tensors of a layer share memory."""
         places = tuple([tensor.data_ptr() for tensor in tensors])
         if self.places[index] == places:
@@ -148,7 +154,7 @@ def fused_step(model: Model, weights: str, x: Tensor, state: TrellisState) -> Te
     Raises:
         TrellisError: a kernel does not compile.
     """
-    found = _ready(model, weights, x)
+    found = ready(model, weights, x)
     if found is None:
         return None
     decoder, kernels = found
@@ -158,11 +164,16 @@ def fused_step(model: Model, weights: str, x: Tensor, state: TrellisState) -> Te
 
 def fused_blocks(model: Model, weights: str, x: Tensor, state: TrellisState) -> Tensor | None:
     """What the last block makes of a token, `[B, width]` of the type of `x`; as `fused_step`, without the logits."""
-    found = _ready(model, weights, x)
+    found = ready(model, weights, x)
     return None if found is None else _through_blocks(found[0], found[1].block, x, state).to(x.dtype)
 
 
-def _ready(model: Model, weights: str, x: Tensor) -> tuple[Decoder, Kernels] | None:
+def ready(model: Model, weights: str, x: Tensor) -> tuple[Decoder, Kernels] | None:
+    """Packed weights and kernels for rows such as x `[B, width]`; None where the modules have to compute.
+
+    Raises:
+        TrellisError: a kernel does not compile.
+    """
     if x.shape[0] > applies.MOST_ROWS or type(x) is not Tensor or applies.why_not_call() is not None:
         return None
     decoder = _decoder_of(model, weights)
@@ -171,10 +182,10 @@ def _ready(model: Model, weights: str, x: Tensor) -> tuple[Decoder, Kernels] | N
 
 
 def _through_blocks(decoder: Decoder, kernel: Kernel, x: Tensor, state: TrellisState) -> Tensor:
-    narrow, x = x.dtype, x.float()
+    narrow, x, where = x.dtype, x.float(), decoder.where(state, x.shape[0])
     for index, layer in enumerate(state.layers):
         assert isinstance(layer, LayerState)
-        if not decoder.step_block(kernel, index, x, state.place, layer):
+        if not decoder.step_block(kernel, index, x, where, layer):
             x = cast(Block, decoder.modules[index]).step(x.to(narrow), layer, state.begins()).float()
     return x
 
