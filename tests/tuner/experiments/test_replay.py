@@ -29,10 +29,10 @@ def test_the_shipped_recording_holds_whole_spaces(spaces):
 
 def test_the_default_sampler_keeps_to_what_is_allowed_and_beats_chance(spaces):
     space = spaces[1]
-    guided = [trials_needed(space, default_sampler(), seed, ahead=2) for seed in range(3)]
+    guided = trials_needed(space, default_sampler(), 0, ahead=2)
     chance = [trials_needed(space, "random", seed) for seed in range(20)]
-    assert sorted(guided)[1] <= space.allowed
-    assert sorted(guided)[1] < sorted(chance)[10]
+    assert guided <= space.allowed
+    assert guided < sorted(chance)[10]
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", pytest.param("gp", marks=NEEDS_SCIPY)])

@@ -40,11 +40,11 @@ from tuning_db import Outcome, Record, Store, utc_now
 def limits() -> Limits:
     """Short ones, and memory that is more than this process ever had: the peak told of a worker is never less.
 
-    A slow machine hands out half a GiB of memory per second.
+    A slow machine hands out two thirds of a GiB of memory per second.
     """
     peak_here = peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
     memory = max(2**30, peak_here * 3 // 2)
-    return Limits(compile_seconds=30.0, run_seconds=12.0 + 2.0 * memory / 2**30, memory_bytes=memory)
+    return Limits(compile_seconds=30.0, run_seconds=6.0 + 1.5 * memory / 2**30, memory_bytes=memory)
 
 
 ENDS = {
