@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegen.kernels.arguments import BYTES_OF
+from codegen.kernels.layer.arguments import BYTES_OF
 from codegen.kernels.layer.layout import layout_of
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import BLOCK_STEP, FAMILY_OPERATORS, Problem, Spec
 from tuner.measure import rule_cost
 from tuner.measure.rule_cost import state_bytes
 
-_ITEM_BYTES = BYTES_OF
 _STATE_BYTES = 4
 _GATE_BYTES = 4
 
@@ -57,7 +56,7 @@ def _of_layer(spec: Spec) -> Cost:
     problem, layout = spec.problem, layout_of(spec)
     assert problem.layer is not None
     flops = 2 * problem.batch * layout.numbers
-    moved = layout.numbers * _ITEM_BYTES[problem.layer.weights] + layout.vector_numbers * _STATE_BYTES
+    moved = layout.numbers * BYTES_OF[problem.layer.weights] + layout.vector_numbers * _STATE_BYTES
     if problem.operator == BLOCK_STEP:
         dims = (problem.dim_k, problem.dim_v)
         one_row = sum(6 * problem.slots * dim for dim in dims)
@@ -87,7 +86,7 @@ def _readout_flops(problem: Problem, dim: int) -> int:
 
 
 def _value_bytes(problem: Problem) -> int:
-    item, slots = _ITEM_BYTES[problem.dtype], problem.slots
+    item, slots = BYTES_OF[problem.dtype], problem.slots
     codes = slots * _STATE_BYTES
     if problem.operator == "memory_update":
         return (problem.dim_k + slots) * item + codes

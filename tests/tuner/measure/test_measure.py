@@ -8,6 +8,7 @@ import torch
 from codegen.device import cpu
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
+from trellis_ops.specs.workload import load_workload
 from tuner.measure.baseline import time_eager
 from tuner.measure.ceiling import Ceiling, ceiling_of, limits
 from tuner.measure.cost import Cost, cost_of
@@ -15,7 +16,7 @@ from tuner.measure.measure import measure
 from tuner.measure.rule_cost import state_bytes
 from tuner.measure.timed import Timed, Timing
 from tuner.search.finals import LEAST_GAIN, compared, judge
-from tuner.workload import parse_spec
+from tuner.workload import DEFAULT_FILE, parse_spec
 
 
 def test_calls_are_measured_in_turn_and_their_inputs_put_back_before_each_sample():
@@ -195,3 +196,21 @@ def test_eager_is_timed_for_every_operator_of_any_rule(text):
 def test_a_decode_step_costs_six_m_d_for_each_memory():
     step = Problem("trellis_step", tokens=1, heads=1, dim_k=64, dim_v=64, slots=64, chunk=1)
     assert cost_of(Spec(Rule(), step)).flops == 2 * 6 * 64 * 64
+
+
+@pytest.mark.parametrize(
+    "each", [each for kind in ("cpu", "cuda") for each in load_workload(DEFAULT_FILE, kind)], ids=lambda each: each.name
+)
+def test_every_spec_that_is_tuned_has_a_cost(each):
+    cost = cost_of(each.spec)
+    assert cost.flops > 0
+    assert cost.bytes > 0
+
+
+def test_a_block_costs_reading_its_weights_in_their_type():
+    text = "x: operator=block_step, batch=1, tokens=1, heads=2, dim=8, slots=8, chunk=4, layer=W16-F40-K4-unit-{}"
+    wide, narrow, least = (cost_of(parse_spec(text.format(each)).spec) for each in ("float32", "bfloat16", "int8"))
+    assert wide.flops == narrow.flops == least.flops
+    numbers = (wide.bytes - narrow.bytes) // 2
+    assert numbers > 16 * (3 * 16 + 2 * 40)
+    assert 0 < narrow.bytes - least.bytes <= numbers
