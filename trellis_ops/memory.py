@@ -275,10 +275,18 @@ def chunk_start(rule: str | Rule, state: AnyStates) -> AnyStates:
     made = rule_named(rule)
     named = dict(zip(states(made), _tuple("state", state, len(states(made))), strict=True))
     found = []
-    for name in used_chunk_states(made, True):
+    for name in _start_names(made):
         behind = state_behind(name)
         found.append(torch.zeros_like(named[f"S{name[1:]}"]) if behind is None else named[behind].clone())
     return tuple(found)
+
+
+def _start_names(rule: Rule) -> tuple[str, ...]:
+    return tuple(used_chunk_states(rule, True))
+
+
+# torch.compile would follow how the program of a rule is made.
+_start_names._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def called_with(

@@ -6,15 +6,18 @@ import dataclasses
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.library import opcheck
 
 from codegen.errors import (
     DtypeError,
     GradientError,
+    NumberTypeError,
     OverlapError,
     RuleError,
     RuleTensorError,
     ShapeError,
+    TransformError,
     UnknownRuleError,
     ValueCheckError,
 )
@@ -369,3 +372,35 @@ def test_explain_says_what_serves_a_call():
     assert "memory_step" in explain(memory_step, **token, state=initial, implementation="eager").spec
     named, initial, given, _ = call(dataclasses.replace(Rule(), step_size="token"))
     assert "trellis_attention" in explain(memory_attention, **named, initial_state=initial).spec
+
+
+def test_dual_numbers_are_refused_by_registered_operators_and_reverse_passes_too():
+    named, initial, given, _ = call(DELTA)
+    token = [x if x.ndim == 1 else x[:, 0].contiguous() for x in given.values()]
+    leaf = named.pop("q").clone().requires_grad_()
+    y = memory_attention(leaf, **named)[0]
+    with forward_ad.dual_level():
+        dual = [forward_ad.make_dual(x, x) for x in given.values()]
+        with pytest.raises(TransformError):
+            torch.ops.trellis_ops.memory_attention(dual, [], None, rule_text(DELTA), 1, "bilevel", False, None)
+        dual_token, state = [forward_ad.make_dual(x, x) for x in token], [x.clone() for x in initial]
+        with pytest.raises(TransformError):
+            torch.ops.trellis_ops.memory_step(dual_token, state, [], rule_text(DELTA), None)
+        cotangent = forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
+        with pytest.raises(TransformError):
+            torch.autograd.grad(y, leaf, cotangent)
+
+
+@pytest.mark.parametrize("value", [True, 1.0, torch.tensor(1)])
+def test_a_chunk_size_that_is_no_int_is_refused(value):
+    named, *_ = call(DELTA)
+    with pytest.raises(NumberTypeError):
+        memory_attention(**named, chunk_size=value)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "tvm"])
+def test_a_chunk_that_is_longer_than_any_sequence_is_the_sequence(implementation):
+    named, *_ = call(Rule("huber", momentum=True, passes=1))
+    right, _ = memory_attention(**named, chunk_size=16, implementation="eager")
+    y, _ = memory_attention(**named, chunk_size=2**31 - 3, implementation=implementation)
+    assert relative_error(y, right) < 1e-5

@@ -31,11 +31,15 @@ FORWARD_MODE = "forward-mode differentiation (torch.func.jvp, jacfwd)"
 
 
 def has_tangent(tensors: tuple[object, ...]) -> bool:
-    """Whether one of these is a dual number of `torch.autograd.forward_ad`."""
-    if forward_ad._current_level < 0:
-        return False
+    """Whether one of these, or of the tensors in a list of them, is a dual number of `torch.autograd.forward_ad`."""
+    return forward_ad._current_level >= 0 and any(map(_is_dual, tensors))
+
+
+def _is_dual(given: object) -> bool:
+    if isinstance(given, (list, tuple)):
+        return any(map(_is_dual, given))
     unpack: Callable[[Tensor], Any] = forward_ad.unpack_dual
-    return any(isinstance(t, Tensor) and unpack(t).tangent is not None for t in tensors)
+    return isinstance(given, Tensor) and unpack(given).tangent is not None
 
 
 def differentiates(name: str, tensors: Tensors, implementation: str | None) -> bool:

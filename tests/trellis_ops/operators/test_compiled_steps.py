@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor
 from codegen.errors import OverlapError
 from tests.support.inputs import make_inputs
 from tests.support.relative_error import TOLERANCE, assert_close
-from tests.trellis_ops.lm.small_models import make_model, some_tokens
+from tests.trellis_ops.lm.small_models import SMALL, make_model, some_tokens
 from trellis_ops import trellis_step
+from trellis_ops.lm.model import TrellisLM
 
 CHUNK = 3
 LEARNED = {"learned_state": True, "step_size": "token"}
@@ -52,13 +54,22 @@ def test_a_compiled_step_of_a_model_decodes_as_the_model_does(
     eager: None, changes: dict[str, Any], dtype: torch.dtype
 ) -> None:
     model = make_model(layers=1, chunk_size=CHUNK, **changes).to(dtype)
+    check_steps(model, TOLERANCE[dtype])
+
+
+def test_a_compiled_step_of_a_rule_with_chunks_decodes_as_the_model_does(eager: None) -> None:
+    torch.manual_seed(0)
+    check_steps(TrellisLM(replace(SMALL, layers=1, chunk_size=CHUNK, rule="ttt_linear")), TOLERANCE[torch.float32])
+
+
+def check_steps(model: TrellisLM, tolerance: float) -> None:
     tokens = some_tokens(length=3 * CHUNK + 2)
     step = compiled_by_inductor(model.step)
     compiled, uncompiled = model.first_state(len(tokens)), model.first_state(len(tokens))
     for token in tokens.unbind(1):
-        assert_close(step(token, compiled), model.step(token, uncompiled), TOLERANCE[dtype])
+        assert_close(step(token, compiled), model.step(token, uncompiled), tolerance)
     for name, tensor in uncompiled.layers[0].tensors().items():
-        assert_close(compiled.layers[0].tensors()[name], tensor, TOLERANCE[dtype], name)
+        assert_close(compiled.layers[0].tensors()[name], tensor, tolerance, name)
 
 
 def test_states_copied_in_a_compiled_graph_stay_what_they_were_when_copied() -> None:

@@ -74,6 +74,8 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         assert config.rule is not None
         self.rule: Rule = config.record
         self.inputs: RuleInputs = rule_inputs(config.rule)
+        # Looked up once, as torch.compile would follow how a rule's program is made.
+        self._start_names = tuple(used_chunk_states(self.rule, True)) if config.keeps_starts else ()
         self._sizes = _sizes(config)
         self._per_head = {each.name for each in tensors(self.rule) if each.per == HEAD}
         needed = sources(self.rule, self.inputs, config.init_decay, config.init_step_size)
@@ -242,10 +244,10 @@ class RuleMixer(TokenMixer[RuleLayerState]):
 
     def _starts(self, memories: Tensors) -> Tensors:
         """What is kept from the start of a chunk that begins at `memories`."""
-        if not self.config.keeps_starts:
+        if not self._start_names:
             return {}
         found = chunk_start(self.rule, tuple(memories[name] for name in states(self.rule)))
-        return dict(zip(used_chunk_states(self.rule, True), found, strict=True))
+        return dict(zip(self._start_names, found, strict=True))
 
     def _first_state(self) -> tuple[Tensor, ...]:
         """The memories of one sequence before its first token, without an axis of sequences."""
