@@ -27,7 +27,7 @@ from trellis_ops.lm.state import LayerState, Place, TrellisState
 
 _MOST_POSITIONS = 4096
 
-_increment_version = torch._C._increment_version
+increment_version = torch._C._increment_version
 
 
 class Model(Protocol):
@@ -104,9 +104,9 @@ class Decoder:
         except (AttributeError, ValueError, TypeError):
             return False
         except BaseException:
-            _increment_version(tensors)
+            increment_version(tensors)
             raise
-        _increment_version(tensors)
+        increment_version(tensors)
         if tail is not state.tail:
             state.tail.copy_(tail)
         return True

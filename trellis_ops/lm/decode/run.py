@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trellis_ops.lm.decode.applies import HOOKS, OVERRIDES
-from trellis_ops.lm.decode.decoder import Decoder, Kernels, Model, ready
+from trellis_ops.lm.decode.decoder import Decoder, Kernels, Model, increment_version, ready
 from trellis_ops.lm.state import LayerState, TrellisState
 
 _ALIGNMENT = 64
@@ -25,6 +25,7 @@ class Run:
         state: moved in place by every step.
         period: tokens of a chunk.
         layers: of each layer what its kernel takes behind the rows and their positions.
+        moved: the tensors of the state, which autograd is told of.
     """
 
     decoder: Decoder
@@ -33,13 +34,17 @@ class Run:
     state: TrellisState
     period: int
     layers: tuple[tuple[Tensor, ...], ...]
+    moved: tuple[Tensor, ...]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits `[B, vocabulary]` after tokens `[B]` of the vocabulary."""
         x = torch.index_select(self.embedding, 0, tokens)
         block, batch, where = self.kernels.block, x.shape[0], self.decoder.where(self.state, x.shape[0])
-        for tensors in self.layers:
-            block(batch, x, *where, *tensors)
+        try:
+            for tensors in self.layers:
+                block(batch, x, *where, *tensors)
+        finally:
+            increment_version(self.moved)
         assert self.kernels.logits is not None
         logits = self.decoder.logits_of(self.kernels.logits, x)
         self.state.advance(1, self.period)
@@ -59,7 +64,8 @@ def run_of(model: Model, weights: str, embedding: nn.Embedding, state: TrellisSt
     if found is None or found[1].logits is None:
         return None
     decoder, kernels = found
-    layers = []
+    layers: list[tuple[Tensor, ...]] = []
+    moved: list[Tensor] = []
     for index, layer in enumerate(state.layers):
         assert isinstance(layer, LayerState)
         tensors = decoder.tensors_of(layer)
@@ -67,7 +73,8 @@ def run_of(model: Model, weights: str, embedding: nn.Embedding, state: TrellisSt
             return None
         packed = decoder.blocks[index]
         layers.append((*tensors, packed.weights, packed.vectors))
-    return Run(decoder, kernels, rows.detach(), state, period, tuple(layers))
+        moved += tensors
+    return Run(decoder, kernels, rows.detach(), state, period, tuple(layers), tuple(moved))
 
 
 def _is_plain(embedding: nn.Embedding) -> bool:

@@ -114,3 +114,24 @@ def test_a_restored_state_steps_as_the_one_that_was_carried():
     restored = model.restored({name: tensor.clone() for name, tensor in model.carried(state).items()})
     tokens = torch.randint(0, 256, (6, 2))
     assert torch.equal(stepped(model, restored, tokens), stepped(model, state, tokens))
+
+
+@pytest.mark.parametrize("config", [CHUNKED, EXACT], ids=["chunked", "exact"])
+def test_a_row_that_is_not_finite_reaches_no_other(config):
+    model = model_of(config)
+    tokens, clean, other = torch.randint(0, 256, (3, 7)), model.first_state(7), model.first_state(7)
+    other.layers[0].S_k[3, 1, 2, 1] = torch.nan
+    right, found = stepped(model, clean, tokens), stepped(model, other, tokens)
+    assert found[:, 3].isnan().any()
+    others = [row for row in range(7) if row != 3]
+    assert torch.equal(found[:, others], right[:, others])
+
+
+def test_a_step_and_a_run_count_as_new_versions_of_their_states():
+    model = model_of(CHUNKED)
+    state = model.first_state(2)
+    for move in (model.step, lambda tokens, state: model._steps(state)(tokens)):
+        move(torch.zeros(2, dtype=torch.int64), state)
+        before = {name: x._version for name, x in state.layers[0].tensors().items()}
+        move(torch.ones(2, dtype=torch.int64), state)
+        assert all(x._version > before[name] for name, x in state.layers[0].tensors().items())

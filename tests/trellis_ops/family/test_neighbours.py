@@ -1,0 +1,69 @@
+"""What is not a number in one head of a sequence shows there, and reaches no other head and no other sequence."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from codegen.rules import rule_named
+from tests.support.inputs import make_inputs
+from tests.trellis_ops.family.cases import Case
+from tests.trellis_ops.test_memory import arguments, call
+from trellis_ops import memory_attention, memory_step, trellis_step
+
+POISONS = pytest.mark.parametrize(("key", "value"), [("k", math.nan), ("log_decay", math.nan), ("log_decay", math.inf)])
+PADDED, WHOLE = {"dim_k": 6, "dim_v": 5}, {"dim_k": 16, "dim_v": 16}
+
+
+@POISONS
+@pytest.mark.parametrize(("rule", "sizes"), [("titans", PADDED), ("kda", WHOLE), ("gsa", PADDED)])
+def test_attention(rule, sizes, key, value):
+    made = rule_named(rule)
+    named, *_ = call(made, Case(made, batch=2, tokens=70, heads=3, slots=4, **sizes))
+    clean, _ = memory_attention(**named, implementation="tvm")
+    poisoned = named | {key: named[key].clone()}
+    poisoned[key][0, 40, 1].view(-1)[0] = value
+    y, _ = memory_attention(**poisoned, implementation="tvm")
+    assert not y[0, 40:, 1].isfinite().all(-1).any()
+    y[0, :, 1] = clean[0, :, 1]
+    assert torch.equal(y, clean)
+
+
+@POISONS
+@pytest.mark.parametrize("rule", ["titans", "gated_deltanet"])
+def test_step(rule, key, value):
+    made = rule_named(rule)
+    _, initial, given, _ = call(made, Case(made, batch=4, tokens=1, heads=3, **PADDED))
+    found = []
+    for poisoned in (False, True):
+        token = {name: x if x.ndim == 1 else x[:, 0].clone() for name, x in given.items()}
+        if poisoned:
+            token[key][1, 0].view(-1)[0] = value
+        state = tuple(x.clone() for x in initial)
+        y = memory_step(**arguments(made, token), state=state, implementation="tvm")
+        found.append((y, *state))
+    assert not all(x[1, 0].isfinite().all() for x in found[1])
+    for clean, x in zip(*found, strict=True):
+        x[1, 0] = clean[1, 0]
+        assert torch.equal(x, clean)
+
+
+def test_a_row_of_a_pool():
+    inputs = make_inputs(4, 1, 2, 6, 5, 3)
+    rows, positions = torch.tensor([5, 0, 3, 2], dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+    found = []
+    for poisoned in (False, True):
+        q, k, *rest = inputs.token(0)
+        k = k.clone()
+        if poisoned:
+            k[1, 0, 0] = math.nan
+        pools = tuple(torch.full((6, *s.shape[1:]), math.nan) for s in inputs.initial_state)
+        y = trellis_step(q, k, *rest, pools, state_indices=rows, positions=positions, implementation="tvm")
+        found.append((y, *(pool[rows.long()] for pool in pools)))
+    assert found[1][0][1, 0].isnan().all()
+    for clean, x in zip(*found, strict=True):
+        assert clean.isfinite().all()
+        x[1, 0] = clean[1, 0]
+        assert torch.equal(x, clean)
