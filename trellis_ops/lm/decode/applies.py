@@ -12,14 +12,20 @@ from torch import Tensor, nn
 from torch._C._functorch import get_interpreter_stack
 from torch.nn.modules import module as module_hooks
 
+from codegen.kernels.layer.layout import layout_of
+from codegen.layer import WEIGHTS
 from trellis_ops.calls import values
 from trellis_ops.lm.block import Block, SwiGLU
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.decode.specs import block_spec, logits_spec
 from trellis_ops.lm.mixer import TrellisMixer
 
 FEWEST_TAPS = 2
 MOST_ROWS = 64
 """Of a batch: products of more rows are matrix products, which torch has."""
+
+MOST_NUMBERS = 2**31 - 1
+"""Packed weights of a block, or of the map to logits."""
 
 _KINDS = (Block, TrellisMixer, SwiGLU, nn.Linear, nn.RMSNorm)
 _OF_BLOCK = ("step", "_feed_forward")
@@ -76,8 +82,17 @@ def why_not_model(parts: Parts) -> str | None:
     width = parts.config.conv_width
     if width < FEWEST_TAPS:
         return f"conv_width is {width}: the kernels have convolutions of at least {FEWEST_TAPS} tokens"
+    if _numbers(parts) > MOST_NUMBERS:
+        return f"a kernel would read {_numbers(parts):,} packed weights: they count them in 32 bits"
     reasons = itertools.chain(map(_why_not_module, parts.modules()), map(_why_not_parameter, parts.parameters()))
     return next(filter(None, reasons), None)
+
+
+def _numbers(parts: Parts) -> int:
+    """The packed weights of the kernel that reads most."""
+    config = parts.config
+    specs = [block_spec(config, 1, WEIGHTS[0])] + ([] if parts.output is None else [logits_spec(config, 1, WEIGHTS[0])])
+    return max(layout_of(spec).numbers for spec in specs)
 
 
 def why_not_call() -> str | None:

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tests.trellis_ops.lm.decode.models import (
     stepped,
     stepped_by_modules,
 )
+from trellis_ops.lm.decode import applies
 from trellis_ops.lm.decode.decoder import packed_bytes
 from trellis_ops.lm.state import TrellisState
 
@@ -135,3 +137,10 @@ def test_a_step_and_a_run_count_as_new_versions_of_their_states():
         before = {name: x._version for name, x in state.layers[0].tensors().items()}
         move(torch.ones(2, dtype=torch.int64), state)
         assert all(x._version > before[name] for name, x in state.layers[0].tensors().items())
+
+
+def test_more_weights_than_a_kernel_counts_are_left_to_the_modules():
+    parts = model_of(CHUNKED).step_parts()
+    assert applies.why_not_model(parts) is None
+    wide = replace(parts.config, width=8192, heads=128, vocab_size=262_144)
+    assert "2,147,483,648 packed weights" in str(applies.why_not_model(replace(parts, config=wide)))
