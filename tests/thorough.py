@@ -178,7 +178,8 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
     Raises:
         pytest.UsageError: a case that is listed here is no case of its file.
     """
-    if _names_a_test(config.args):
+    # What failed last is collected alone, and runs again whatever it is.
+    if _names_a_test(config.args) or config.getoption("lf", False):
         return
     _require_all({item.nodeid for item in items})
     if config.getoption("--thorough"):

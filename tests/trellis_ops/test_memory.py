@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from torch.autograd import forward_ad
 from torch.library import opcheck
 
 from codegen.errors import (
@@ -17,7 +16,6 @@ from codegen.errors import (
     RuleError,
     RuleTensorError,
     ShapeError,
-    TransformError,
     UnknownRuleError,
     ValueCheckError,
 )
@@ -372,23 +370,6 @@ def test_explain_says_what_serves_a_call():
     assert "memory_step" in explain(memory_step, **token, state=initial, implementation="eager").spec
     named, initial, given, _ = call(dataclasses.replace(Rule(), step_size="token"))
     assert "trellis_attention" in explain(memory_attention, **named, initial_state=initial).spec
-
-
-def test_dual_numbers_are_refused_by_registered_operators_and_reverse_passes_too():
-    named, initial, given, _ = call(DELTA)
-    token = [x if x.ndim == 1 else x[:, 0].contiguous() for x in given.values()]
-    leaf = named.pop("q").clone().requires_grad_()
-    y = memory_attention(leaf, **named)[0]
-    with forward_ad.dual_level():
-        dual = [forward_ad.make_dual(x, x) for x in given.values()]
-        with pytest.raises(TransformError):
-            torch.ops.trellis_ops.memory_attention(dual, [], None, rule_text(DELTA), 1, "bilevel", False, None)
-        dual_token, state = [forward_ad.make_dual(x, x) for x in token], [x.clone() for x in initial]
-        with pytest.raises(TransformError):
-            torch.ops.trellis_ops.memory_step(dual_token, state, [], rule_text(DELTA), None)
-        cotangent = forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
-        with pytest.raises(TransformError):
-            torch.autograd.grad(y, leaf, cotangent)
 
 
 @pytest.mark.parametrize("value", [True, 1.0, torch.tensor(1)])

@@ -232,9 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = machine.here()
     if device.kind == "cpu":
         torch.set_num_threads(device.cores)
-    sizes = Sizes(
-        options.tokens, options.trained, options.checked, options.heads, options.dim, options.seconds, options.rounds
-    )
+    sizes = sizes_of(options)
     rows = []
     for line in _head(device, sizes):
         print(line)
@@ -257,7 +255,28 @@ def _head(device: Device, sizes: Sizes) -> Iterator[str]:
     yield head_line()
 
 
-def names_of_rules(text: str) -> list[str]:
+def add_options(parser: argparse.ArgumentParser, checked: int) -> None:
+    """The options of a study of named rules: which, and the fields of `Sizes`; `checked` is the default of one."""
+    parser.add_argument(
+        "--rules", type=_names_of_rules, default=list(NAMED), help="names with commas between (default: all)"
+    )
+    parser.add_argument("--tokens", type=int, default=4096, help="T of the forward (default: %(default)s)")
+    parser.add_argument("--trained", type=int, default=256, help="T of the backward (default: %(default)s)")
+    parser.add_argument("--checked", type=int, default=checked, help="T against the oracle (default: %(default)s)")
+    parser.add_argument("--heads", type=int, default=8, help="H (default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=64, help="D_k = D_v = M (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each timing (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=50, help="of each timing at most (default: %(default)s)")
+
+
+def sizes_of(options: argparse.Namespace) -> Sizes:
+    """What `add_options` was given."""
+    return Sizes(
+        options.tokens, options.trained, options.checked, options.heads, options.dim, options.seconds, options.rounds
+    )
+
+
+def _names_of_rules(text: str) -> list[str]:
     """The rules of an option, with commas between.
 
     Raises:
@@ -274,17 +293,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.studies.rules", description="Every named rule beside its eager loop."
     )
-    parser.add_argument(
-        "--rules", type=names_of_rules, default=list(NAMED), help="names with commas between (default: all)"
-    )
+    add_options(parser, checked=37)
     parser.add_argument("--columns", nargs="+", choices=_COLUMNS, default=list(_COLUMNS), help="what is timed")
-    parser.add_argument("--tokens", type=int, default=4096, help="T of the forward (default: %(default)s)")
-    parser.add_argument("--trained", type=int, default=256, help="T of the backward (default: %(default)s)")
-    parser.add_argument("--checked", type=int, default=37, help="T against the oracle (default: %(default)s)")
-    parser.add_argument("--heads", type=int, default=8, help="H (default: %(default)s)")
-    parser.add_argument("--dim", type=int, default=64, help="D_k = D_v = M (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each pair (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=50, help="of each pair at most (default: %(default)s)")
     parser.add_argument("--enforce", action="store_true", help="exit with 1 if a target is missed")
     return parser
 

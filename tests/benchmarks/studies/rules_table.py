@@ -24,13 +24,12 @@ import torch
 
 from codegen.device import Device
 from codegen.errors import TrellisError
-from codegen.rules import NAMED
 from tests.benchmarks.results import machine
 from tests.benchmarks.rule_table.parts import PARTS, PEER_OF, Ways, measured, setting_of
 from tests.benchmarks.rule_table.row import HEADS, RuleRow
 from tests.benchmarks.rule_table.saved_parts import Saved, SavedParts, now
 from tests.benchmarks.rule_table.saved_recall import Recalled, recalled
-from tests.benchmarks.studies.rules import Sizes, chunks, names_of_rules
+from tests.benchmarks.studies.rules import Sizes, add_options, chunks, sizes_of
 from tests.support.peers.inputs import SIZES
 from tests.support.peers.table import PEERS
 from trellis_ops.lm.recall.report.tables import markdown
@@ -107,9 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = machine.here()
     if device.kind == "cpu":
         torch.set_num_threads(device.cores)
-    sizes = Sizes(
-        options.tokens, options.trained, options.checked, options.heads, options.dim, options.seconds, options.rounds
-    )
+    sizes = sizes_of(options)
     ways = Ways(sizes, options.compile_limit, SIZES[: options.peer_sizes])
     try:
         saved = SavedParts(options.folder / "parts.jsonl")
@@ -140,18 +137,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/rules-table"), help="what was measured is kept here")
     parser.add_argument("--recall", type=Path, default=Path("runs/rules"), help="of `trellis_ops.lm.recall rules`")
-    parser.add_argument("--rules", type=names_of_rules, default=list(NAMED), help="names with commas between (all)")
+    add_options(parser, checked=150)
     parts = "what is measured where it is missing; nothing behind it only prints (default: all)"
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help=parts)
     parser.add_argument("--again", action="store_true", help="measure what is known too")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no part after so many")
-    parser.add_argument("--tokens", type=int, default=4096, help="T of the forward (default: %(default)s)")
-    parser.add_argument("--trained", type=int, default=256, help="T of the backward (default: %(default)s)")
-    parser.add_argument("--checked", type=int, default=150, help="T against the oracle (default: %(default)s)")
-    parser.add_argument("--heads", type=int, default=8, help="H (default: %(default)s)")
-    parser.add_argument("--dim", type=int, default=64, help="D_k = D_v = M (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each timing (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=50, help="of each timing at most (default: %(default)s)")
     limit = "seconds for torch.compile of each rule; 0 leaves it out (default: %(default)s)"
     parser.add_argument("--compile-limit", type=float, default=300.0, help=limit)
     parser.add_argument("--peer-sizes", type=int, default=len(SIZES), help="of docs/peers.md (default: all)")

@@ -11,9 +11,12 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from codegen.errors import GradientError, TransformError
 from codegen.rule import MAPS, Rule
+from codegen.rule_text import rule_text
 from tests.support.inputs import make_inputs
 from tests.support.relative_error import assert_close
-from trellis_ops import memory_readout, memory_update, reference, trellis_attention, trellis_step
+from tests.trellis_ops.test_memory import DELTA
+from tests.trellis_ops.test_memory import call as case_of
+from trellis_ops import memory_attention, memory_readout, memory_update, reference, trellis_attention, trellis_step
 
 SETTINGS = {"phi_eps": 1e-2, "chunk_size": 4}
 FORWARD = pytest.mark.parametrize("name", ["trellis_attention", "packed", "memory_update", "memory_readout"])
@@ -137,6 +140,23 @@ def test_a_registered_reverse_pass_refuses_dual_numbers():
     y = attend(leaf)
     with forward_ad.dual_level(), pytest.raises(TransformError, match="the registered operator of trellis_attention"):
         torch.autograd.grad(y, leaf, forward_ad.make_dual(X.v, X.v))
+
+
+def test_registered_operators_of_any_rule_and_their_reverse_passes_refuse_dual_numbers():
+    named, initial, given, _ = case_of(DELTA)
+    token = [x if x.ndim == 1 else x[:, 0].contiguous() for x in given.values()]
+    leaf = named.pop("q").clone().requires_grad_()
+    y = memory_attention(leaf, **named)[0]
+    with forward_ad.dual_level():
+        dual = [forward_ad.make_dual(x, x) for x in given.values()]
+        with pytest.raises(TransformError):
+            torch.ops.trellis_ops.memory_attention(dual, [], None, rule_text(DELTA), 1, "bilevel", False, None)
+        dual_token, state = [forward_ad.make_dual(x, x) for x in token], [x.clone() for x in initial]
+        with pytest.raises(TransformError):
+            torch.ops.trellis_ops.memory_step(dual_token, state, [], rule_text(DELTA), None)
+        cotangent = forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
+        with pytest.raises(TransformError):
+            torch.autograd.grad(y, leaf, cotangent)
 
 
 @FORWARD

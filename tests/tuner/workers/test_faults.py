@@ -44,7 +44,7 @@ def limits() -> Limits:
     """
     peak_here = peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
     memory = max(2**30, peak_here * 3 // 2)
-    return Limits(compile_seconds=30.0, run_seconds=6.0 + 1.5 * memory / 2**30, memory_bytes=memory)
+    return Limits(compile_seconds=30.0, run_seconds=8.0 + 1.5 * memory / 2**30, memory_bytes=memory)
 
 
 ENDS = {

@@ -82,13 +82,14 @@ def why_not_model(parts: Parts) -> str | None:
     width = parts.config.conv_width
     if width < FEWEST_TAPS:
         return f"conv_width is {width}: the kernels have convolutions of at least {FEWEST_TAPS} tokens"
-    if _numbers(parts) > MOST_NUMBERS:
-        return f"a kernel would read {_numbers(parts):,} packed weights: they count them in 32 bits"
+    numbers = _most_numbers(parts)
+    if numbers > MOST_NUMBERS:
+        return f"a kernel would read {numbers:,} packed weights, and counts them in 32 bits"
     reasons = itertools.chain(map(_why_not_module, parts.modules()), map(_why_not_parameter, parts.parameters()))
     return next(filter(None, reasons), None)
 
 
-def _numbers(parts: Parts) -> int:
+def _most_numbers(parts: Parts) -> int:
     """The packed weights of the kernel that reads most."""
     config = parts.config
     specs = [block_spec(config, 1, WEIGHTS[0])] + ([] if parts.output is None else [logits_spec(config, 1, WEIGHTS[0])])

@@ -108,12 +108,11 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         for name in prepared:
             sequences.store(pools[name], made[name])
         substeps, offsets = self.inputs.substeps, self._offsets(sequences.layout)
-        starts = used_chunk_states(self.rule, True) if self.config.keeps_starts else {}
         memories = tuple(pools[name] for name in states(self.rule))
         rest: dict[str, Any] = {
             "rule": self.rule,
-            "chunk_state": tuple(pools[name] for name in starts) or None,
-            "chunk_size": self.config.chunk if starts else 1,
+            "chunk_state": tuple(pools[name] for name in self._start_names) or None,
+            "chunk_size": self.config.chunk if self._start_names else 1,
             "state_indices": sequences.state_indices,
             "positions": sequences.positions if substeps == 1 else sequences.positions * substeps,
             "first_state": self._first_state() if self.first and sequences.fresh is not None else None,
