@@ -1,21 +1,41 @@
-"""What each of two processes does, in a module of its own: a new process imports no more than that."""
+"""What each of two processes does: python -m tests.trellis_ops.hf.ranks FOLDER, with the variables of torchrun.
+
+The first of them writes the gradients of a model that both share into the folder.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import faulthandler
+import os
+import sys
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.trellis_ops.hf.small import pair, tokens
 
+PATIENCE_SECONDS = 240
+GRADIENTS = "gradients.safetensors"
 
-def gradients_of_a_rank(rank: int, store: str, queue: Any) -> None:
-    """Put the gradients of a model that two processes share into `queue`, from the first of them."""
+
+def main(folder: Path) -> None:
+    # A process that waits for ever says where, and ends.
+    faulthandler.dump_traceback_later(PATIENCE_SECONDS, exit=True)
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     model = DistributedDataParallel(pair()[1])
     rows = torch.stack([tokens(12, seed=rank), tokens(12, seed=rank + 2)])
     model(input_ids=rows, labels=rows).loss.backward()
-    queue.put([weight.grad.tolist() for weight in model.parameters()] if rank == 0 else None)
-    torch.distributed.destroy_process_group()
+    if rank == 0:
+        save_file({name: weight.grad for name, weight in model.module.named_parameters()}, folder / GRADIENTS)
+    # Gloo aborts a process that leaves while another still talks to it, and its threads may outlive the interpreter.
+    dist.barrier()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

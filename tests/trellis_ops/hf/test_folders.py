@@ -29,6 +29,7 @@ from trellis_ops.lm.train.data.text import Document
 from trellis_ops.lm.train.data.tokenizer import BpeTokenizer
 from trellis_ops.lm.train.options.settings import Settings
 from trellis_ops.lm.train.saving import checkpoint
+from tuning_db import Store
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,8 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_field_of_the_configuration_goes_through() -> None:
+def test_every_field_of_the_configuration_goes_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The fields, their defaults and their order of checks are those of `TrellisConfig`."""
+    monkeypatch.setattr("trellis_ops.lm.config.default_store", lambda: Store(None, tmp_path))
     changed = config(dim_k=8, step_size="token", decode="exact", phi="softmax", mlp_ratio=2.0, learned_state=True)
     assert TrellisHFConfig.from_trellis(changed).to_trellis() == changed
     assert TrellisHFConfig().to_trellis() == TrellisConfig()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
-from tests.trellis_ops.hf.ranks import gradients_of_a_rank
+from tests.support.free_port import free_port
+from tests.trellis_ops.hf import ranks
 from tests.trellis_ops.hf.small import VOCAB, greedy, padded, pair, tokens
 from trellis_ops.hf import TrellisForCausalLM
 
@@ -138,19 +143,23 @@ def test_a_compiled_model_gives_the_same() -> None:
 
 
 def test_two_processes_share_their_gradients(tmp_path: Path) -> None:
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = [
-        context.Process(target=gradients_of_a_rank, args=(rank, str(tmp_path / "store"), queue)) for rank in range(2)
+    local = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", ranks.__name__, str(tmp_path)],
+            cwd=Path(__file__).parents[3],
+            env={**os.environ, **local, "WORLD_SIZE": "2", "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
     ]
-    for worker in workers:
-        worker.start()
-    found = [queue.get(timeout=300) for _ in workers]
-    for worker in workers:
-        worker.join()
+    said = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
     _, hf = pair()
     rows = torch.stack([tokens(12, seed=seed) for seed in range(4)])
     hf(rows, labels=rows).loss.backward()
-    gradients = next(each for each in found if each is not None)
-    for one, two in zip(gradients, hf.parameters(), strict=True):
-        torch.testing.assert_close(torch.tensor(one), two.grad, rtol=1e-3, atol=1e-5)
+    gradients = load_file(tmp_path / ranks.GRADIENTS)
+    assert len(gradients) > 10
+    for name, weight in hf.named_parameters():
+        torch.testing.assert_close(gradients[name], weight.grad, rtol=1e-3, atol=1e-5)
