@@ -77,6 +77,6 @@ def _of_transformers(path: Path) -> Source:
     except ImportError as error:
         raise MissingPackageError(package="transformers", extra="hf") from error
     logging.disable_progress_bar()
-    from trellis_ops.hf.folder import read_folder
+    from trellis_ops.hf.folders.read import read_folder
 
     return Source(*read_folder(path))

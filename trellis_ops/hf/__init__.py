@@ -5,7 +5,7 @@ Source: docs/hugging-face.md has its use. `pip install 'trellis-ops[hf]'` instal
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from trellis_ops.hf.cache import TrellisCache
+from trellis_ops.hf.cache.state import TrellisCache
 from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.modeling import TrellisForCausalLM, TrellisModel
 from trellis_ops.hf.tokenizer import bpe_tokenizer, byte_tokenizer

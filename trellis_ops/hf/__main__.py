@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from codegen.errors import TrellisError
-from trellis_ops.hf.convert import convert
+from trellis_ops.hf.folders.convert import convert
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

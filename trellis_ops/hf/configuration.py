@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from transformers import PreTrainedConfig
 
 from trellis_ops.hf.errors import PretrainedError
-from trellis_ops.hf.remote_code import AUTO_MAP, write_remote_code
+from trellis_ops.hf.folders.remote_code import AUTO_MAP, write_remote_code
 from trellis_ops.lm.config import TrellisConfig
 
 FORMAT = 1

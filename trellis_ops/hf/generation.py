@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode
 
-from trellis_ops.hf.cache import TrellisCache, require_cache
+from trellis_ops.hf.cache.names import CACHE_NAME, take_cache
+from trellis_ops.hf.cache.state import TrellisCache, require_cache
+from trellis_ops.hf.cache.stored import stored_cache
 from trellis_ops.hf.errors import CacheUseError, InputError
-from trellis_ops.hf.names import CACHE_NAME, take_cache
-from trellis_ops.hf.stored import stored_cache
 from trellis_ops.lm.state.prefixes import PrefixStore
 
 _OWN_CACHES = (None, "dynamic", "dynamic_full")

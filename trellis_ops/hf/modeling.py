@@ -13,12 +13,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from codegen.layer import WEIGHTS
-from trellis_ops.hf.cache import TrellisCache, require_cache
+from trellis_ops.hf.cache.names import CACHE_NAME, take_cache
+from trellis_ops.hf.cache.state import TrellisCache, require_cache
 from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import InputError
 from trellis_ops.hf.generation import TrellisGeneration
 from trellis_ops.hf.inputs import checked_shape, held, sample_starts, token_mask
-from trellis_ops.hf.names import CACHE_NAME, take_cache
 from trellis_ops.hf.pretrained import TrellisPreTrainedModel, gate_names
 from trellis_ops.hf.reading import read
 from trellis_ops.lm.block import Block, draw_maps

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import PretrainedError
-from trellis_ops.hf.remote_code import write_remote_code
+from trellis_ops.hf.folders.remote_code import write_remote_code
 from trellis_ops.lm.block import Block, draw_maps
 
 _HALF = (torch.bfloat16, torch.float16)

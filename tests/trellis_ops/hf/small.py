@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trellis_ops.hf import TrellisForCausalLM
-from trellis_ops.hf.convert import to_transformers
+from trellis_ops.hf.folders.convert import to_transformers
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.model import TrellisLM
 

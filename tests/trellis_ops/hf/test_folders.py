@@ -22,7 +22,7 @@ from codegen.rules import NAMED
 from tests.trellis_ops.hf.small import CHUNK, VOCAB, alone, config, greedy, pair, tokens
 from trellis_ops.hf import TrellisForCausalLM, TrellisHFConfig, TrellisModel
 from trellis_ops.hf.__main__ import main
-from trellis_ops.hf.convert import from_transformers
+from trellis_ops.hf.folders.convert import from_transformers
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.train.data.text import Document

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from codegen.errors import MaskError, TrellisError
 from tests.trellis_ops.hf.small import VOCAB, alone, greedy, padded, pair, tokens
 from trellis_ops.hf import TrellisCache
-from trellis_ops.hf.names import CACHE_NAME
+from trellis_ops.hf.cache.names import CACHE_NAME
 
 pytestmark = pytest.mark.filterwarnings("ignore:A decoder-only architecture is being used")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from trellis_ops.hf.convert import from_transformers
 from trellis_ops.hf.errors import PretrainedError
+from trellis_ops.hf.folders.convert import from_transformers
 from trellis_ops.hf.modeling import TrellisForCausalLM
 from trellis_ops.hf.tokenizer import training_text
 from trellis_ops.lm.model import TrellisLM

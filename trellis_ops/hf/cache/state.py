@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
+from trellis_ops.hf.cache.past import Past
 from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import CacheUseError, ForeignCacheError
 from trellis_ops.hf.inputs import held
-from trellis_ops.hf.past import Past
 from trellis_ops.lm.state import AnyLayerState, TrellisState
 
 Advance = Callable[[Tensor, Tensor | None, TrellisState | None], tuple[tuple[Tensor, ...], TrellisState | None]]

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trellis_ops.hf.cache import TrellisCache
+from trellis_ops.hf.cache.state import TrellisCache
 from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import InputError
 from trellis_ops.lm.block import Block
