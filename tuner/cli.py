@@ -46,8 +46,8 @@ from tuner.workers.pinning import keep_to
 from tuner.workers.pool import Workers
 from tuner.workload import DEFAULT_FILE, parse_spec
 from tuning_db import TuningDatabaseError, default_store
-from tuning_db.field_rules import printable
 from tuning_db.masking import masked
+from tuning_db.records.field_rules import printable
 
 _PLAIN_WIDTH = 160
 _OFFLINE_DEVICE = "sm_90"

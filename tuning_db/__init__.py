@@ -12,9 +12,9 @@ from tuning_db.errors import (
     TuningDatabaseError,
 )
 from tuning_db.failures import Failures, settings_key
-from tuning_db.field_rules import shortened, utc_now
-from tuning_db.recommendation import FRONT_HEADS, FrontRow, Recommendation
-from tuning_db.record import SCHEMA, Identity, Outcome, Record
+from tuning_db.records.field_rules import shortened, utc_now
+from tuning_db.records.recommendation import FRONT_HEADS, FrontRow, Recommendation
+from tuning_db.records.record import SCHEMA, Identity, Outcome, Record
 from tuning_db.store import SHIPPED, Match, NearMiss, Store
 from tuning_db.warning import TuningDatabaseWarning
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from tuning_db.errors import DatabaseFullError, RecordError
-from tuning_db.field_rules import shortened
-from tuning_db.recommendation import Recommendation
-from tuning_db.record import SCHEMA, Record
+from tuning_db.records.field_rules import shortened
+from tuning_db.records.recommendation import Recommendation
+from tuning_db.records.record import SCHEMA, Record
 from tuning_db.regular_file import UNREADABLE, read_regular
 
 MAX_BYTES = 16 * 2**20

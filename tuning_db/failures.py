@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from tuning_db.device_file import DeviceFile
 from tuning_db.layer import Layer
-from tuning_db.record import Outcome, Record
+from tuning_db.records.record import Outcome, Record
 
 MOST = 5_000
 """How many failures of one device are kept."""

@@ -12,8 +12,8 @@ import msgspec
 
 from tuning_db.device_file import DeviceFile, Reading, encode, read
 from tuning_db.errors import FOLDER_VARIABLE
-from tuning_db.field_rules import is_device_key, is_future
-from tuning_db.record import Identity, Outcome, Record
+from tuning_db.records.field_rules import is_device_key, is_future
+from tuning_db.records.record import Identity, Outcome, Record
 from tuning_db.warning import warn_once
 from tuning_db.writing import copy_aside, locked, move_aside, write_temporary
 

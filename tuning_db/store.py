@@ -14,10 +14,10 @@ from msgspec.structs import replace
 from tuning_db.device_file import DeviceFile
 from tuning_db.errors import DatabaseWriteError, RecordError, TuningDatabaseError
 from tuning_db.failures import Failures
-from tuning_db.field_rules import check_device, is_device_key
 from tuning_db.layer import Layer, LayerName, bucket_rank, winners
-from tuning_db.recommendation import Recommendation
-from tuning_db.record import Identity, Outcome, Record
+from tuning_db.records.field_rules import check_device, is_device_key
+from tuning_db.records.recommendation import Recommendation
+from tuning_db.records.record import Identity, Outcome, Record
 from tuning_db.warning import warn_once
 
 SHIPPED = Path(__file__).parent / "winners"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 
-from tuning_db.field_rules import one_line
+from tuning_db.records.field_rules import one_line
 
 _warned: set[str] = set()
 _lock = threading.Lock()

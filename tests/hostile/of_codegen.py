@@ -29,7 +29,7 @@ from codegen.schedules.registry import default, from_settings, kind_of
 from codegen.spec import Problem, Spec, spec_of_key
 from tests.hostile.entrance import Entrance
 from tuner.offline.candidates import path_for
-from tuning_db.field_rules import is_device_key
+from tuning_db.records.field_rules import is_device_key
 
 HERE = NAMED["x86-64-v3"]
 SPEC = Spec(Rule(), Problem("memory_update", dim_k=16, dim_v=16, slots=16))

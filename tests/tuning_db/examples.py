@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tuning_db import FrontRow, Outcome, Recommendation, Record
-from tuning_db.field_rules import DEVICE_PATTERN, DIGEST_PATTERN, NAME_PATTERN
+from tuning_db.records.field_rules import DEVICE_PATTERN, DIGEST_PATTERN, NAME_PATTERN
 
 ASKED = {"spec": "spec-a", "bucket": "bucket-1", "device": "cpu-x", "backend": "tvm", "template_digest": "d1"}
 

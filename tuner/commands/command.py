@@ -14,8 +14,8 @@ from tuner.studies.storage import StudyStorage
 from tuner.studies.storage_url import shown
 from tuner.studies.storage_variable import STORAGE_VARIABLE
 from tuner.studies.studies import default_url, open_storage
-from tuning_db.field_rules import printable
 from tuning_db.masking import masked
+from tuning_db.records.field_rules import printable
 
 _SET_IN = " " * 8
 """Before the second line of a text, as of a reason in a record, so that it cannot be taken for a line of the report."""

@@ -25,7 +25,7 @@ from tuner.measure.timed import Timing
 from tuner.search.finals import compared
 from tuner.workers.worker import Candidate, Finals
 from tuning_db import Record, Store
-from tuning_db.field_rules import parse_created
+from tuning_db.records.field_rules import parse_created
 
 Measure = Callable[[Finals], Mapping[int, Timing]]
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import msgspec
 
 from tuning_db.errors import RecordError
-from tuning_db.field_rules import (
+from tuning_db.masking import masked
+from tuning_db.records.field_rules import (
     DIGEST_PATTERN,
     NAME_PATTERN,
     check_count,
@@ -25,7 +26,6 @@ from tuning_db.field_rules import (
     parse_created,
     shortened,
 )
-from tuning_db.masking import masked
 
 SCHEMA = 1
 """Version of the file format; a file of another version is not read."""

@@ -7,7 +7,8 @@ from datetime import datetime
 import msgspec
 
 from tuning_db.errors import RecordError
-from tuning_db.field_rules import (
+from tuning_db.masking import masked
+from tuning_db.records.field_rules import (
     MAX_ENTRIES,
     check_count,
     check_created,
@@ -20,7 +21,6 @@ from tuning_db.field_rules import (
     parse_created,
     shortened,
 )
-from tuning_db.masking import masked
 
 FRONT_HEADS = 8
 """How many heads, of one layer, the times of a front are for."""
