@@ -104,10 +104,9 @@ ORDER = {
     ),
     "tuner": (
         "errors",
-        "telling",
+        "studies.telling",
         "duration",
-        "interruption",
-        "own_process",
+        "processes",
         "toolchain",
         "policy",
         "workload",

@@ -103,7 +103,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 if __name__ == "__main__":
     from trellis_ops.lm.train.processes.workers import pool
-    from tuner.own_process import own_process
+    from tuner.processes.own_process import own_process
     from tuner.workers.limits import Limits
     from tuner.workers.process import WorkerProcess
 
@@ -153,4 +153,4 @@ def test_modules_of_ours_are_started_in_one_place():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.executable"
     ]
-    assert starting == ["tuner/own_process.py"]
+    assert starting == ["tuner/processes/own_process.py"]

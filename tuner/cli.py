@@ -33,9 +33,9 @@ from tuner.commands.command import (
 )
 from tuner.errors import BudgetError, PolicyError
 from tuner.experiments.slots import BUDGET, recommend
-from tuner.interruption import interruptible, stop_if_interrupted
 from tuner.offline.offline import examine_some
 from tuner.policy import POLICIES, policy_for
+from tuner.processes.interruption import interruptible, stop_if_interrupted
 from tuner.report import report
 from tuner.search.progress import SearchProgress
 from tuner.search.study import StudySession

@@ -22,7 +22,7 @@ from tuner.budget import Budget
 from tuner.search.study import StudySession, search_study
 from tuner.studies.owner import NAMELESS_FOR, SILENT_FOR, is_lost, this_process
 from tuner.studies.studies import open_storage, outcomes, release_lost_trials, take
-from tuner.telling import ended, fail, is_given_up, release, tell
+from tuner.studies.telling import ended, fail, is_given_up, release, tell
 from tuner.workers.pool import Workers
 from tuning_db import Store, default_store
 

@@ -11,7 +11,7 @@ from codegen.device import Device
 from trellis_ops.specs.workload import load_workload
 from tuner.commands.command import FAILED, command, print_lines, storage_of, storage_option
 from tuner.errors import ReportFileError
-from tuner.interruption import stop_if_interrupted
+from tuner.processes.interruption import stop_if_interrupted
 from tuner.records import exchange
 from tuner.records.history import histories
 from tuner.report import report

@@ -29,8 +29,8 @@ from codegen.spec import Problem, Spec, bucket
 from tuner.budget import Budget, Clock
 from tuner.errors import NothingMeasuredError
 from tuner.experiments.quality import PAIRS, RULE, recall_by_pairs
-from tuner.interruption import stop_if_interrupted
 from tuner.measure.rule_cost import state_bytes
+from tuner.processes.interruption import stop_if_interrupted
 from tuner.search.progress import SlotStatus
 from tuner.search.study import StudySession
 from tuner.space.pareto import front_of, knee_of
@@ -38,7 +38,7 @@ from tuner.space.sampler import FreshSampler, untried
 from tuner.studies.damaged_trials import Expected
 from tuner.studies.shared_storage import Heart, fail_silent_trials
 from tuner.studies.studies import continued_study, take
-from tuner.telling import release, tell
+from tuner.studies.telling import release, tell
 from tuner.toolchain import toolchain
 from tuner.workers.worker import Candidate
 from tuning_db import FRONT_HEADS, FrontRow, Outcome, Recommendation, Store, utc_now

@@ -26,8 +26,8 @@ from tuner.gpu_run.tables import page
 from tuner.gpu_run.timing import time_all
 from tuner.gpu_run.tuning import list_for, tune_all
 from tuner.gpu_run.warm_up import KINDS, WarmUp
-from tuner.interruption import interruptible
 from tuner.offline import candidates
+from tuner.processes.interruption import interruptible
 from tuner.workers.pool import Workers
 from tuner.workload import DEFAULT_FILE
 from tuning_db import Store, TuningDatabaseError

@@ -25,7 +25,7 @@ from codegen.kernels.operator import CompiledOperator
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
 from tuner.measure.measure import measure
-from tuner.own_process import own_process
+from tuner.processes.own_process import own_process
 from tuner.verify.check import check
 from tuner.verify.inputs import timing_inputs
 from tuner.verify.launch import bind

@@ -26,7 +26,7 @@ from tuner.gpu_run.correctness import kernels_to_check
 from tuner.gpu_run.exported import exports_for, state_of_export
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
-from tuner.own_process import own_process
+from tuner.processes.own_process import own_process
 
 TOOLS = ("memcheck", "racecheck")
 _NAME = "compute-sanitizer"

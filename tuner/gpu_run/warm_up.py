@@ -24,7 +24,7 @@ from codegen.spec import Spec, spec_of_key
 from trellis_ops.specs.workload import NamedSpec
 from tuner.measure.rivals import COMPILE_LONG, fla_call
 from tuner.measure.side_by_side import COMPILED, compiled_call, compiled_spec
-from tuner.own_process import own_process
+from tuner.processes.own_process import own_process
 from tuner.verify.inputs import torch_device
 
 RIVALS, BY_TORCH = "rivals", "by torch"

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from tuner.search.standing import standings
 from tuner.studies.studies import measured, outcomes
-from tuner.telling import ended
+from tuner.studies.telling import ended
 from tuning_db import Outcome, Record, Store
 
 

@@ -20,7 +20,7 @@ from tuner.search.standing import standings
 from tuner.search.tune import Tuned
 from tuner.studies.damaged_trials import DAMAGE
 from tuner.studies.studies import measured, outcomes
-from tuner.telling import ended
+from tuner.studies.telling import ended
 from tuning_db import Outcome, Recommendation, Record, Store
 
 NOISY = 0.25

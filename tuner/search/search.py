@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from codegen.spec import Spec
 from tuner.budget import Budget, Clock
-from tuner.interruption import stop_if_interrupted
+from tuner.processes.interruption import stop_if_interrupted
 from tuner.search.strategy import Proposal, Strategy, Tried, right
 from tuner.session import Session
 from tuner.space.legal import Settings

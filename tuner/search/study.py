@@ -30,7 +30,7 @@ from tuner.space.space import Space, space_of
 from tuner.studies.shared_storage import Heart, fail_silent_trials, one_at_a_time, others_run
 from tuner.studies.storage import StudyStorage
 from tuner.studies.studies import open_study, release_lost_trials, study_key, take, unusable
-from tuner.telling import ended, is_given_up, release, tell
+from tuner.studies.telling import ended, is_given_up, release, tell
 from tuner.workers.worker import Result
 from tuning_db import Outcome
 

@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.space.space import Space
-from tuner.telling import RELEASED
+from tuner.studies.telling import RELEASED
 
 Point = Mapping[str, Any]
 

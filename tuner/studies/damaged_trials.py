@@ -15,7 +15,7 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.telling import RELEASED
+from tuner.studies.telling import RELEASED
 from tuning_db import Outcome, shortened
 
 DAMAGE = "damage"

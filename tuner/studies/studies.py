@@ -37,7 +37,7 @@ from tuner.studies.owner import is_lost, this_process
 from tuner.studies.shared_storage import HEARTBEAT_SECONDS, beat, beating_trials, one_at_a_time, try_again
 from tuner.studies.storage import StudyStorage
 from tuner.studies.storage_url import file_url, parsed_url, shown, without_secrets
-from tuner.telling import ended, fail
+from tuner.studies.telling import ended, fail
 from tuning_db import Outcome
 from tuning_db.regular_file import why_foreign
 

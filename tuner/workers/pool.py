@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from codegen.device import Device, cpu
 from codegen.spec import Spec
 from tuner.errors import WorkerError
-from tuner.interruption import stop_if_interrupted
 from tuner.measure.ceiling import Ceiling
 from tuner.measure.side_by_side import SideBySide
 from tuner.measure.timed import Timing
+from tuner.processes.interruption import stop_if_interrupted
 from tuner.workers.available import backend_for, device_here, may_have_gpu
 from tuner.workers.compile_queue import CompileQueue, Job
 from tuner.workers.limits import Limits

@@ -18,7 +18,7 @@ from typing import Any
 from codegen import render
 from codegen.schedules.registry import SCHEDULES
 from codegen.schedules.schedule import Schedule
-from tuner.own_process import own_process
+from tuner.processes.own_process import own_process
 from tuner.studies.storage_variable import STORAGE_VARIABLE
 from tuner.workers.limits import Limits, peak_bytes
 from tuner.workers.messages import Done, Failed, GoOn, Phase, Ready, Setup, Task

@@ -18,7 +18,7 @@ from tuner.errors import StudyError
 from tuner.search import study as studied
 from tuner.search.study import StudySession, search_study
 from tuner.studies.studies import open_storage
-from tuner.telling import RELEASED, fail
+from tuner.studies.telling import RELEASED, fail
 from tuning_db import Store
 
 GONE = OperationalError("statement", {}, Exception("the storage is gone"))

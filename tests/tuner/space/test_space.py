@@ -17,7 +17,7 @@ from codegen.spec import OPERATORS, Problem, Spec
 from tuner.errors import NoScheduleError
 from tuner.space.sampler import MOST_DEATHS, FreshSampler, distributions_of, untried
 from tuner.space.space import space_of
-from tuner.telling import release
+from tuner.studies.telling import release
 
 SPECS = [
     Spec(Rule(), Problem(operator, tokens=1 if "step" in operator else 256, chunk=1 if "step" in operator else chunk))

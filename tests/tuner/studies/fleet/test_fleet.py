@@ -19,7 +19,7 @@ from tests.tuner.studies.fleet import member, postgresql
 from tuner.space.sampler import held_point
 from tuner.space.space import space_of
 from tuner.studies.studies import open_storage
-from tuner.telling import RELEASED
+from tuner.studies.telling import RELEASED
 
 PROGRAMS = postgresql.programs()
 WORKERS, PATIENCE_SECONDS = 4, 240

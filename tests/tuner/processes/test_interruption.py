@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tuner.interruption import interruptible, stop_if_interrupted
+from tuner.processes.interruption import interruptible, stop_if_interrupted
 
 
 class InterruptedFinalizer:
