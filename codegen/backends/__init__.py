@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from codegen.device import Device
 from codegen.render import Source
@@ -42,6 +42,15 @@ class Kernel(Protocol):
 
     def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
         """Run `programs` independent programs; outputs are arguments, written in place."""
+
+
+def held(kernel: Kernel, tensor: torch.Tensor) -> Any:
+    """`tensor` as `kernel` takes it with the least work in each of many calls, sharing and keeping its memory.
+
+    That of a kernel with a method `held`, and the tensor itself for any other.
+    """
+    own = getattr(kernel, "held", None)
+    return tensor if own is None else own(tensor)
 
 
 class Backend(Protocol):

@@ -64,6 +64,11 @@ class TvmKernel:
             tvm_runtime.limit_workers(self.threads)
         self.function(programs, *arguments)
 
+    @staticmethod
+    def held(tensor: torch.Tensor) -> Any:
+        """TVM's own tensor, which shares the memory: otherwise each call makes one of each argument."""
+        return tvm_runtime.load().from_dlpack(tensor.detach())
+
 
 def why_unavailable(device: Device) -> str | None:
     """Why kernels for `device` cannot run in this process, in one sentence; None if they can."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from codegen.backends import held
 from trellis_ops.lm.decode.applies import HOOKS, OVERRIDES
 from trellis_ops.lm.decode.decoder import Decoder, Kernels, Model, increment_version, ready
 from trellis_ops.lm.state import LayerState, TrellisState
@@ -17,14 +21,19 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Run:
-    """What `fused_step` looks at before every token, looked at once.
+    """What `fused_step` looks at before every token, looked at once; tensors that stay are held by the kernels.
 
     Attributes:
         decoder, kernels: for the rows of the state.
         embedding: float32, `[vocabulary, width]`.
         state: moved in place by every step.
         period: tokens of a chunk.
+        x: the residual stream, `[B, width]`, that every step writes.
+        logits: `[B, vocabulary]`, that every step writes.
+        rows: B and x, as kernels take them.
         layers: of each layer what its kernel takes behind the rows and their positions.
+        last: what the kernel of the logits takes behind the rows.
+        places: the positions of rows that are all at one, as kernels take them, by the positions met so far.
         moved: the tensors of the state, which autograd is told of.
     """
 
@@ -33,22 +42,36 @@ class Run:
     embedding: Tensor
     state: TrellisState
     period: int
-    layers: tuple[tuple[Tensor, ...], ...]
+    x: Tensor
+    logits: Tensor
+    rows: tuple[Any, ...]
+    layers: tuple[tuple[Any, ...], ...]
+    last: tuple[Any, ...]
     moved: tuple[Tensor, ...]
+    places: dict[int, tuple[Any, ...]] = field(default_factory=dict)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Logits `[B, vocabulary]` after tokens `[B]` of the vocabulary."""
-        x = torch.index_select(self.embedding, 0, tokens)
-        block, batch, where = self.kernels.block, x.shape[0], self.decoder.where(self.state, x.shape[0])
+        """Logits `[B, vocabulary]` after tokens `[B]` of the vocabulary; the next step overwrites them."""
+        torch.index_select(self.embedding, 0, tokens, out=self.x)
+        block, rows, where = self.kernels.block, self.rows, self._where()
         try:
             for tensors in self.layers:
-                block(batch, x, *where, *tensors)
+                block(*rows, *where, *tensors)
         finally:
             increment_version(self.moved)
         assert self.kernels.logits is not None
-        logits = self.decoder.logits_of(self.kernels.logits, x)
+        self.kernels.logits(*rows, *self.last)
         self.state.advance(1, self.period)
-        return logits
+        return self.logits
+
+    def _where(self) -> tuple[Any, ...]:
+        place = self.state.place
+        known = self.places.get(place) if isinstance(place, int) else None
+        if known is None:
+            known = tuple(held(self.kernels.block, each) for each in self.decoder.where(self.state, len(self.x)))
+            if isinstance(place, int):
+                self.places[place] = known
+        return known
 
 
 def run_of(model: Model, weights: str, embedding: nn.Embedding, state: TrellisState, period: int) -> Run | None:
@@ -57,24 +80,37 @@ def run_of(model: Model, weights: str, embedding: nn.Embedding, state: TrellisSt
     Raises:
         TrellisError: a kernel does not compile.
     """
-    rows = embedding.weight
-    if rows.dtype != torch.float32 or not _is_plain(embedding):
+    table, batch = embedding.weight, state.batch
+    if table.dtype != torch.float32 or not _is_plain(embedding):
         return None
-    found = ready(model, weights, rows.detach()[: state.batch])
-    if found is None or found[1].logits is None:
+    found = ready(model, weights, table.detach()[:batch])
+    if found is None:
         return None
     decoder, kernels = found
-    layers: list[tuple[Tensor, ...]] = []
-    moved: list[Tensor] = []
+    if kernels.logits is None or decoder.logits is None:
+        return None
+    moved = _moved(decoder, state)
+    if moved is None:
+        return None
+    x, logits = table.new_empty(batch, table.shape[1]), table.new_empty(batch, table.shape[0])
+    hold, hold_last = functools.partial(held, kernels.block), functools.partial(held, kernels.logits)
+    packed = [(each.weights, each.vectors) for each in decoder.blocks]
+    layers = tuple(tuple(map(hold, (*own, *read))) for own, read in zip(moved, packed, strict=True))
+    last = tuple(map(hold_last, (decoder.logits.weights, decoder.logits.vectors, logits)))
+    rows = (batch, hold(x))
+    return Run(decoder, kernels, table.detach(), state, period, x, logits, rows, layers, last, tuple(chain(*moved)))
+
+
+def _moved(decoder: Decoder, state: TrellisState) -> list[tuple[Tensor, ...]] | None:
+    """The tensors of each layer's state as kernels take them; None where one would be refused."""
+    found = []
     for index, layer in enumerate(state.layers):
         assert isinstance(layer, LayerState)
         tensors = decoder.tensors_of(layer)
         if not all(map(_is_taken, tensors)) or not decoder.lie_apart(index, tensors):
             return None
-        packed = decoder.blocks[index]
-        layers.append((*tensors, packed.weights, packed.vectors))
-        moved += tensors
-    return Run(decoder, kernels, rows.detach(), state, period, tuple(layers), tuple(moved))
+        found.append(tensors)
+    return found
 
 
 def _is_plain(embedding: nn.Embedding) -> bool:

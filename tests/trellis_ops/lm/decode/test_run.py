@@ -39,6 +39,13 @@ def test_a_state_is_moved_bit_by_bit_as_by_steps():
         assert all(map(torch.equal, layer.tensors().values(), stepped.tensors().values()))
 
 
+def test_what_no_token_changes_is_held_by_its_kernels():
+    run = run_of(model_of(CHUNKED))
+    assert run is not None
+    held = [run.rows[1], *run.last, *(each for tensors in run.layers for each in tensors)]
+    assert not any(isinstance(each, torch.Tensor) for each in held)
+
+
 class Loud(TrellisLM):
     def step(self, tokens, state):
         return super().step(tokens, state) * 0 + 1
