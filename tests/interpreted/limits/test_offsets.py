@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 
 from codegen.device import cpu
-from codegen.extent import Extent
-from codegen.kernels.buffers import length
 from codegen.kernels.build import build
 from codegen.kernels.operator import CompiledOperator
+from codegen.kernels.pool.arguments import CAPACITY
 from codegen.kernels.sequences import Sequences
-from codegen.kernels.signatures import dtype_of
 from codegen.rule import Rule
 from codegen.schedules.registry import default, variants_of
 from codegen.spec import Problem, Spec
-from tests.support.far_memory import far, untouched
+from tests.support.far_calls import Tensors, behind, tensors_of, that_differ
+from tests.support.far_memory import untouched
 
 TOKENS, SIZE, CHUNK = 40, 16, 32
 FAR = 2**32 // SIZE
@@ -34,8 +33,6 @@ FAR_STATES = 2**32 // SIZE**2
 
 # Products of both memories with a link between them: no buffer is left out.
 RULE = Rule("silu", "silu", "silu", phi_eps=1e-2, step_size="token")
-
-Tensors = dict[str, Tensor]
 
 
 def operator_of(operator: str, direction: str = "forward", **settings: object) -> CompiledOperator:
@@ -60,22 +57,6 @@ def sequences_of(compiled: CompiledOperator, tokens: int, distant: bool) -> Sequ
     return Sequences(offsets, chunk_offsets, first_chunk + chunks, chunks)
 
 
-def tensors_of(compiled: CompiledOperator, tokens: int) -> Tensors:
-    """Every tensor of every kernel, for one sequence and head."""
-    schedule, chunks = compiled.schedule, -(-tokens // compiled.chunk_tokens)
-    extent, generator, found = Extent(tokens, 1, 1, chunks, chunks), torch.Generator().manual_seed(0), {}
-    for step in compiled.steps:
-        for name, argument in step.arguments:
-            if not argument.is_tensor or argument.axes == ("offsets",):
-                continue
-            if name not in found:
-                shape = [length(axis, step.spec, schedule, extent) for axis in argument.axes]
-                x = torch.randn(shape, generator=generator) / SIZE**0.5
-                x = -x.abs() if name == "log_decay" else x
-                found[name] = x.to(getattr(torch, dtype_of(argument, step.spec, schedule)))
-    return found
-
-
 def at_the_end(kernel: Callable[..., None], count: int, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A kernel of whose programs only the last run, as many as there are for one sequence."""
     from triton.runtime.interpreter import interpreter_builder as interpreter
@@ -97,17 +78,16 @@ def run(compiled: CompiledOperator, tensors: Tensors, sequences: Sequences) -> N
         compiled.backward(tensors, sequences)
 
 
-def check(compiled: CompiledOperator, monkeypatch: pytest.MonkeyPatch) -> None:
+def check(compiled: CompiledOperator, monkeypatch: pytest.MonkeyPatch, tokens: int = TOKENS, position: int = 0) -> None:
     """Every tensor is the same where the sequence is a distant one."""
-    tokens = 1 if "step" in compiled.spec.problem.operator else TOKENS
-    tensors, counts = tensors_of(compiled, tokens), []
+    tokens = 1 if "step" in compiled.spec.problem.operator else tokens
+    tensors, counts = tensors_of(compiled, tokens, position), []
 
     def counted(kernel: Callable[..., None]) -> Callable[..., None]:
         return lambda programs, *arguments: (counts.append(programs), kernel(programs, *arguments))
 
-    axes = {name: argument.axes for step in compiled.steps for name, argument in step.arguments}
     before = {"tokens": FAR, "chunks": FAR_STATES, "sequences": others_of(compiled), "workers": others_of(compiled)}
-    distant = {name: far(x, before[axes[name][0]]) for name, x in tensors.items()}
+    distant = behind(compiled, tensors, before | {CAPACITY: FAR_STATES})
     near = {name: x.clone() for name, x in tensors.items()}
     noted = dataclasses.replace(compiled, kernels=tuple(map(counted, compiled.kernels)))
     run(noted, near, sequences_of(compiled, tokens, distant=False))
@@ -115,8 +95,7 @@ def check(compiled: CompiledOperator, monkeypatch: pytest.MonkeyPatch) -> None:
     last = dataclasses.replace(compiled, kernels=tuple(ends))
     run(last, distant, sequences_of(compiled, tokens, distant=True))
     assert any(not torch.equal(x, tensors[name]) for name, x in near.items())
-    for name, x in near.items():
-        assert torch.equal(distant[name][-len(x) :], x), f"{name} from element number 2^32 on"
+    assert not that_differ(distant, near)
 
 
 @pytest.mark.parametrize("loads", ["pointers", "descriptors"])
