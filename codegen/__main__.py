@@ -29,18 +29,18 @@ from codegen.errors import (
 )
 from codegen.kernels.declared import is_of_a_backward, kernels_of
 from codegen.kernels.rule_arguments import CHUNKS
-from codegen.kernels.table import arguments_table, tensors_table
 from codegen.layer import Layer, layer_of_key
 from codegen.maps.registry import named_map
 from codegen.render import KERNELS, Source, generated_folder, render
 from codegen.rule import MAPS, STEP_SIZES, Rule
-from codegen.rule_table import field_table, named_table
 from codegen.rule_text import rule_of_text
 from codegen.rules import rule_named
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import SCHEDULES, backends, default, from_settings, kind_of, variants_of
 from codegen.schedules.schedule import Schedule
 from codegen.spec import DIRECTIONS, DTYPES, FAMILY_OPERATORS, LAYER_OPERATORS, OPERATORS, Problem, Spec
+from codegen.tables.arguments import arguments_table, tensors_table
+from codegen.tables.rules import field_table, named_table
 
 _OPERATORS = (*OPERATORS, *FAMILY_OPERATORS, *LAYER_OPERATORS)
 _LAYER = Layer(768, 2048)

@@ -23,6 +23,7 @@ from codegen.cache.ownership import make_own, read_own, write_own
 from codegen.cache.process_folder import process_folder
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError, printable
+from codegen.interruption.whole_imports import whole_imports
 from codegen.kernels import rule_arguments, signatures, text
 from codegen.kernels.layer import arguments as layer_arguments
 from codegen.kernels.layer import text as layer_text
@@ -34,7 +35,6 @@ from codegen.rule_text import rule_text
 from codegen.schedules.registry import SCHEDULES
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec, next_power_of_two
-from codegen.whole_imports import whole_imports
 
 if TYPE_CHECKING:
     import jinja2

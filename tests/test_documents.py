@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from codegen.kernels.table import arguments_table, tensors_table
-from codegen.rule_table import field_table, named_table
+from codegen.tables.arguments import arguments_table, tensors_table
+from codegen.tables.rules import field_table, named_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "templates/README.md", "tuning_db/winners/README.md")

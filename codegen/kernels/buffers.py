@@ -6,12 +6,12 @@ import functools
 import math
 from dataclasses import replace
 
-from codegen.extent import Extent
 from codegen.kernels.arguments import BYTES_OF, FLOAT, IN_PLACE, INPUT, READ, Argument
 from codegen.kernels.declared import kernel_arguments, launches_for, operator_arguments
 from codegen.kernels.layer import arguments as layer
 from codegen.kernels.pool.arguments import CAPACITY, FIRST_HEADS, is_of_pool
 from codegen.kernels.signatures import MOVES_STATES, dtype_of
+from codegen.limits.extent import Extent
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 

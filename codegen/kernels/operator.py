@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from codegen.backends import Kernel
 from codegen.device import Device
-from codegen.extent import MOST_SEGMENTS, Extent
 from codegen.kernels.arguments import Argument
 from codegen.kernels.buffers import length
 from codegen.kernels.declared import kernel_arguments, launches_for, operator_arguments
@@ -17,6 +16,7 @@ from codegen.kernels.launches import CHUNKS, GRADIENTS, MEMORIES, Launch
 from codegen.kernels.pool import arguments as pool
 from codegen.kernels.sequences import Sequences
 from codegen.kernels.signatures import dtype_of
+from codegen.limits.extent import MOST_SEGMENTS, Extent
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from codegen.device import Device
-from codegen.extent import Extent
+from codegen.limits.extent import Extent
 from codegen.recurrence.forms import split_chunk
 from codegen.rule import Rule
 from codegen.spec import FAMILY_OPERATORS, Spec

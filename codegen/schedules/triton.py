@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from codegen.device import THREADS_PER_WARP, Device
-from codegen.extent import Extent
+from codegen.limits.extent import Extent
 from codegen.recurrence.forms import split_chunk, why_no_chunk_form, why_no_split_form
 from codegen.schedules.precision import dot_precisions, usual_precision, why_too_few_bits
 from codegen.schedules.schedule import (

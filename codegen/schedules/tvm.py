@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from codegen.device import Device
-from codegen.extent import MOST_SEGMENTS, Extent
+from codegen.limits.extent import MOST_SEGMENTS, Extent
 from codegen.recurrence.forms import split_chunk, why_no_chunk_form, why_no_split_form
 from codegen.schedules import tvm_cuda, tvm_layer
 from codegen.schedules.cuda_block import block_of

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from codegen.extent import Extent
 from codegen.kernels.arguments import INT
 from codegen.kernels.buffers import length
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.pool.arguments import CAPACITY, ROWS
 from codegen.kernels.signatures import dtype_of
+from codegen.limits.extent import Extent
 from tests.support.far_memory import far
 
 Tensors = dict[str, Tensor]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegen.countable import require_countable
-from codegen.extent import Extent
 from codegen.kernels.buffers import forward_bytes, input_bytes, reverse_bytes
+from codegen.limits.countable import require_countable
+from codegen.limits.extent import Extent
 from codegen.schedules.schedule import Schedule
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import launch, memory_room

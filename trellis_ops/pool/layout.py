@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from torch import Tensor
 
 from codegen.errors import LayoutError
-from codegen.extent import MOST
+from codegen.limits.extent import MOST
 from trellis_ops.operators import overlap
 
 _MOST_KNOWN = 1024

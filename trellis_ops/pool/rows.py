@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from codegen.errors import PoolError
-from codegen.extent import MOST
+from codegen.limits.extent import MOST
 
 SKIPPED = -1
 """The slot of a row that only pads a call."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from codegen.extent import Extent
 from codegen.kernels.arguments import BYTES_OF, IN_PLACE, INPUT, READ, Argument
 from codegen.kernels.buffers import length
 from codegen.kernels.declared import operator_arguments
 from codegen.kernels.rule_arguments import KEPT, is_chunked
+from codegen.limits.extent import Extent
 from codegen.recurrence.of_rule import token_program
 from codegen.recurrence.program import SOLVE, Axes, Call, Program, Term, term_axes
 from codegen.recurrence.reverse import reverse_program

@@ -22,13 +22,13 @@ from codegen.backends.source_module import module_of
 from codegen.backends.triton import descriptors as triton_descriptors
 from codegen.device import Device, cuda_device
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.interruption.whole_imports import whole_imports
 from codegen.kernels.declared import kernel_arguments
 from codegen.kernels.signatures import dtype_of
 from codegen.render import Source, render
 from codegen.schedules.schedule import Schedule
 from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Spec
-from codegen.whole_imports import whole_imports
 
 name = "triton"
 

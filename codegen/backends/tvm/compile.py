@@ -24,7 +24,7 @@ from codegen.backends.tvm_cuda.kernel import CompiledCuda
 from codegen.cache.kernels import Entry, entry
 from codegen.device import Device, cpu, cpu_identity
 from codegen.errors import BackendUnavailableError, CompileError
-from codegen.interruption import uninterrupted
+from codegen.interruption.uninterrupted import uninterrupted
 from codegen.render import Source, render, template_digest
 from codegen.schedules.cuda_block import block_of
 from codegen.schedules.schedule import Schedule

@@ -11,7 +11,7 @@ from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.backends.tvm.parser import quicken_parser
 from codegen.device import Device, cpu
 from codegen.errors import BackendUnavailableError, CompileError
-from codegen.interruption import uninterrupted
+from codegen.interruption.uninterrupted import uninterrupted
 from codegen.render import Source
 
 NAME = "tvm"

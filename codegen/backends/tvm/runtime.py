@@ -29,7 +29,7 @@ from typing import Any
 
 from codegen.backends.tvm import thread_owners
 from codegen.device import cpu
-from codegen.whole_imports import whole_imports
+from codegen.interruption.whole_imports import whole_imports
 
 _ANY_CORES = 1
 """What TVM calls kBig: all cores, where they are alike; cores are not told apart, as nothing is bound."""

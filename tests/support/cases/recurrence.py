@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from codegen.extent import Extent
 from codegen.kernels.buffers import length
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
 from codegen.kernels.signatures import dtype_of, operator_arguments
+from codegen.limits.extent import Extent
 from codegen.recurrence.of_rule import used_chunk_states
 from codegen.recurrence.tensors import HEAD, state_behind, tensors
 from codegen.spec import Problem, Spec

@@ -23,13 +23,13 @@ from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.backends.tvm.executable import compiler, executable
 from codegen.cache.kernels import entry, kernels_folder
 from codegen.device import cpu
-from codegen.interruption import uninterrupted
+from codegen.interruption.uninterrupted import uninterrupted
 from codegen.kernels.build import build
 from codegen.render import Source, render
 from codegen.schedules.registry import default
 from tests.support.cases.kernels import Case
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C as POSIX has it")
 

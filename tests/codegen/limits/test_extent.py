@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from codegen.countable import require_countable
 from codegen.device import NAMED, cpu
 from codegen.errors import ShapeError, SizeError
-from codegen.extent import MOST, Extent
 from codegen.kernels.buffers import forward_bytes, reverse_bytes
 from codegen.kernels.declared import kernels_of
 from codegen.kernels.operator import CompiledOperator
+from codegen.limits.countable import require_countable
+from codegen.limits.extent import MOST, Extent
 from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec

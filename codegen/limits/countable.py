@@ -6,7 +6,7 @@ Offsets of elements are 64-bit numbers everywhere, but tokens, programs and stat
 from __future__ import annotations
 
 from codegen.errors import ShapeError, SizeError
-from codegen.extent import MOST, Extent
+from codegen.limits.extent import MOST, Extent
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 

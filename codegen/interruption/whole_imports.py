@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from codegen.interruption import uninterrupted
+from codegen.interruption.uninterrupted import uninterrupted
 
 _LONGEST_IMPORT_SECONDS = 60.0
 

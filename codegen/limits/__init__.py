@@ -1,0 +1,1 @@
+"""How far a call reaches, and whether its kernels can count that."""
