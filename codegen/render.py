@@ -86,7 +86,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
     folder = schedule.templates_on(device)
     if folder is None:
         raise TemplateError(path=TEMPLATES, reason=f"the backend {schedule.backend} renders none of its kernels")
-    name = f"{folder}/{kernel}.py.j2"
+    name = _template(folder, kernel) or f"{folder}/{kernel}.py.j2"
     try:
         body = (
             _environment()
@@ -108,7 +108,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
     except jinja2.TemplateError as error:
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise TemplateError(path=TEMPLATES / name, reason=f"{error}{line}") from error
-    content = _header(kernel, spec, schedule, device) + body
+    content = _header(name, kernel, spec, schedule, device) + body
     digest = hashlib.sha256(content.encode()).hexdigest()
     path = _written(generated_folder() / folder / f"{kernel}_{digest[:16]}.py", content)
     return Source(kernel, content, path, digest)
@@ -152,7 +152,7 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
     """
     folders = kind.templates if device is None else (kind.templates_on(device),)
     names: set[str] = set()
-    waiting = [f"{folder}/{kernel}.py.j2" for folder in folders for kernel in kernels if _is_there(folder, kernel)]
+    waiting = [name for folder in folders if folder for kernel in kernels if (name := _template(folder, kernel))]
     while waiting:
         name = waiting.pop()
         if name not in names:
@@ -169,8 +169,10 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _is_there(folder: str | None, kernel: str) -> bool:
-    return folder is not None and (TEMPLATES / folder / f"{kernel}.py.j2").is_file()
+def _template(folder: str, kernel: str) -> str | None:
+    """The template of a kernel, in a folder of templates or in its folder backward/."""
+    names = (f"{folder}/{part}{kernel}.py.j2" for part in ("", "backward/"))
+    return next((name for name in names if (TEMPLATES / name).is_file()), None)
 
 
 def _emitters(kind: type[Schedule]) -> list[Path]:
@@ -210,12 +212,11 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _header(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
-    folder = schedule.templates_on(device)
+def _header(name: str, kernel: str, spec: Spec, schedule: Schedule, device: Device) -> str:
     digest = template_digest(type(schedule), (kernel,), device)
     lines = (
         f"{kernel} for {schedule.backend}, generated; do not edit.",
-        f"template  templates/{folder}/{kernel}.py.j2, digest {digest}",
+        f"template  templates/{name}, digest {digest}",
         f"spec      {spec.key()}",
         f"schedule  {schedule.key()}",
         f"device    {device.key()}",

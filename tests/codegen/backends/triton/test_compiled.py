@@ -225,7 +225,7 @@ def test_toolchain_names_triton_and_its_assembler():
 
 def test_every_kernel_is_covered():
     covered = {kernel for variant in (*(v for _, v in PARTS), *BACKWARDS) for kernel in kernels_of(variant, "triton")}
-    assert covered == {path.name.removesuffix(".py.j2") for path in (TEMPLATES / "triton").glob("*.py.j2")}
+    assert covered == {path.name.removesuffix(".py.j2") for path in (TEMPLATES / "triton").rglob("*.py.j2")}
 
 
 def test_a_kernel_for_amd_that_was_compiled_without_tensors_takes_no_long_ones():
