@@ -6,17 +6,36 @@ import hashlib
 import json
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from codegen.rule_text import rule_text
 from trellis_ops.content_digest import content_digest
+from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.state.prefixes import StatefulModel
 
 Version = tuple[tuple[int, int], ...]
+
+
+@runtime_checkable
+class LoadedModel(Protocol):
+    """A model whose weights were read when they were loaded, as an engine may pack them after that.
+
+    Attributes:
+        config: the resolved configuration.
+        digest: `weights_digest` of what was loaded.
+    """
+
+    config: TrellisConfig
+    digest: str
+
+    @property
+    def device(self) -> torch.device:
+        """Of the states."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +59,33 @@ class Identities:
         self._known: weakref.WeakKeyDictionary[StatefulModel, _Known] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def of(self, model: StatefulModel) -> str:
+    def of(self, model: StatefulModel | LoadedModel) -> str:
         """SHA-256 over weights, configuration, rule, types and tokenizer, hexadecimal; reads all weights at first."""
-        version = tuple(_versions(model.parameters()))
-        with self._lock:
-            known = self._known.get(model)
-            if known is None or known.version != version:
-                known = self._known[model] = _Known(version, content_digest(_settings(model), model.state_dict()))
-        types = f"{_autocast(next(model.parameters()).device)}\0{self._tokenizer}"
-        return hashlib.sha256(f"{known.digest}\0{types}".encode()).hexdigest()
+        if isinstance(model, LoadedModel):
+            digest, device = model.digest, model.device
+        else:
+            digest, device = self._read(model), next(model.parameters()).device
+        return hashlib.sha256(f"{digest}\0{_autocast(device)}\0{self._tokenizer}".encode()).hexdigest()
 
     def forget(self, model: StatefulModel) -> None:
         """Read the weights of `model` again at its next lookup."""
         with self._lock:
             self._known.pop(model, None)
 
+    def _read(self, model: StatefulModel) -> str:
+        version = tuple(_versions(model.parameters()))
+        with self._lock:
+            known = self._known.get(model)
+            if known is None or known.version != version:
+                known = self._known[model] = _Known(version, weights_digest(model.config, model.state_dict()))
+        return known.digest
 
-def _settings(model: StatefulModel) -> str:
+
+def weights_digest(config: TrellisConfig, weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a configuration, the text of its rule and all weights by the names of `TrellisLM`, hexadecimal."""
     # A map of a user's own may have another formula under the same name; the rule's text has the formula.
-    return json.dumps([model.config.to_dict(), rule_text(model.config.record)], sort_keys=True, default=repr)
+    settings = json.dumps([config.to_dict(), rule_text(config.record)], sort_keys=True, default=repr)
+    return content_digest(settings, weights)
 
 
 def _versions(weights: Iterator[Tensor]) -> Iterator[tuple[int, int]]:

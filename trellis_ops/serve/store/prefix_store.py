@@ -17,7 +17,7 @@ from trellis_ops.lm.state.prefixes import StatefulModel
 from trellis_ops.serve.store.chain import REGISTERED, SHARED, TENANT, Chain, Secrets, segment_of
 from trellis_ops.serve.store.counts import Counting, StoreCounts
 from trellis_ops.serve.store.entry import Entry
-from trellis_ops.serve.store.identity import Identities
+from trellis_ops.serve.store.identity import Identities, LoadedModel
 from trellis_ops.serve.store.placement import Junctions, Placement
 from trellis_ops.serve.store.tier import Tier
 from trellis_ops.serve.store.tiers import Tiers
@@ -61,7 +61,7 @@ class Request:
     public_until: int = 0
     save_at: tuple[int, ...] = ()
 
-    def lookup(self, model: StatefulModel, tokens: Tensor) -> Lookup:
+    def lookup(self, model: StatefulModel | LoadedModel, tokens: Tensor) -> Lookup:
         """What is stored of the prompt `tokens [T]`, int64, for `model`; counts one hit or one miss."""
         return self.store._lookup(self, model, tokens)
 
@@ -188,7 +188,7 @@ class PrefixStore:
         """Read the weights of `model` again at its next lookup; only needed after a change through `parameter.data`."""
         self._identities.forget(model)
 
-    def _lookup(self, request: Request, model: StatefulModel, tokens: Tensor) -> Lookup:
+    def _lookup(self, request: Request, model: StatefulModel | LoadedModel, tokens: Tensor) -> Lookup:
         segment = segment_of(model.config.chunk)
         last = (len(tokens) - 1) // segment * segment
         if last <= 0:

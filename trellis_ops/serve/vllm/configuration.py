@@ -9,6 +9,9 @@ from vllm.model_executor.models.config import MambaModelConfig
 
 from codegen.errors import ServingError
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.serve.store.chain import segment_of
+from trellis_ops.serve.vllm.store_options import StoreOptions
+from trellis_ops.serve.vllm.stored import chosen
 
 _FLOAT32 = ("auto", "float32")
 """Types of vLLM's cache that keep a state as it is."""
@@ -56,6 +59,28 @@ def check_engine(vllm_config: VllmConfig, config: TrellisConfig) -> None:
         raise _refusal("enable_lora", True, "adapters are not applied; merge them into the weights")
 
 
+def check_store(vllm_config: VllmConfig, config: TrellisConfig) -> None:
+    """Raise unless the states that the engine keeps are those that a store of prefixes knows.
+
+    Raises:
+        ServingError: with the first option that makes them others.
+    """
+    parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
+    if parallel.world_size > 1:
+        reason = "a store has the states of whole models; leave out the store, or serve on one rank"
+        raise _refusal("tensor_parallel_size", parallel.tensor_parallel_size, reason)
+    if parallel.distributed_executor_backend not in (None, "uni"):
+        reason = 'the scheduler and the model must share a process; use "uni"'
+        raise _refusal("distributed_executor_backend", parallel.distributed_executor_backend, reason)
+    if not cache.enable_prefix_caching:
+        reason = "a store keeps the states at the ends of blocks; use --enable-prefix-caching"
+        raise _refusal("enable_prefix_caching", cache.enable_prefix_caching, reason)
+    segment = segment_of(config.chunk)
+    if cache.block_size != segment:
+        reason = f"a store keeps states after every {segment} tokens of this model; use --block-size {segment}"
+        raise _refusal("block_size", cache.block_size, reason)
+
+
 class TrellisModelConfig(MambaModelConfig):
     """Checks a model and the options of its engine before a process is started for it."""
 
@@ -66,6 +91,9 @@ class TrellisModelConfig(MambaModelConfig):
         check_model(config)
         check_engine(vllm_config, config)
         super().verify_and_update_config(vllm_config)
+        if chosen(vllm_config):
+            check_store(vllm_config, config)
+            StoreOptions.of(vllm_config.kv_transfer_config.kv_connector_extra_config)
 
 
 def _refusal(name: str, value: object, reason: str) -> ServingError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from trellis_ops.serve.vllm.block import ServedBlock, served_shapes
 from trellis_ops.serve.vllm.configuration import check_engine, check_model
 from trellis_ops.serve.vllm.parallel import of_one_rank
 from trellis_ops.serve.vllm.pool import STATE_DTYPE
+from trellis_ops.serve.vllm.stored import StoredModel, chosen, enter
 
 _NAMES = WeightsMapper(orig_to_new_prefix={"model.": ""})
 """From the names of parameters in a checkpoint to those here."""
@@ -56,6 +58,10 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         )
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self._states = len(served_shapes(own))
+        self._stored = StoredModel(config, vllm_config.model_config.dtype, cast("list[ServedBlock]", list(self.blocks)))
+        self._keeps = chosen(vllm_config)
+        if self._keeps:
+            enter(vllm_config, self._stored)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """`[tokens]` to `[tokens, width]`."""
@@ -88,7 +94,15 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Take the weights of a checkpoint by name, and say which were taken."""
         loaded: set[str] = AutoWeightsLoader(self).load_weights(weights, mapper=_NAMES)
+        if self._keeps:
+            self._stored.loaded(self._of_reference_model())
         return loaded
+
+    def _of_reference_model(self) -> dict[str, Tensor]:
+        """The weights as `TrellisLM` has them: without rows that fill up the vocabulary, and without `lm_head`."""
+        found = {name: each for name, each in self.state_dict().items() if not name.startswith("lm_head.")}
+        found["embedding.weight"] = found["embedding.weight"][: self._stored.config.vocab_size]
+        return found
 
     @classmethod
     def get_mamba_state_shape_from_config(cls, vllm_config: VllmConfig) -> tuple[tuple[int, ...], ...]:
