@@ -60,11 +60,11 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config.width, config.mlp_width)
 
     def forward(
-        self, x: Tensor, state: AnyLayerState | None, layout: Layout, *, return_state: bool
+        self, x: Tensor, state: AnyLayerState | None, layout: Layout, *, return_state: bool, kept: int = 0
     ) -> tuple[Tensor, AnyLayerState | None]:
-        """`[B, T, width]` to the same; see `TokenMixer.forward`."""
-        mixed, state = self.mixer(self.mixer_norm(x), state, layout, return_state=return_state)
-        return self._feed_forward(x + mixed), state
+        """`[B, T, width]` to the same, or to its last `kept` places; see `TokenMixer.forward`."""
+        mixed, state = self.mixer(self.mixer_norm(x), state, layout, return_state=return_state, kept=kept)
+        return self._feed_forward(x[:, -kept:] + mixed), state
 
     def step(self, x: Tensor, state: AnyLayerState, begins: bool | Tensor) -> Tensor:
         """`[B, width]` to the same, moving `state` in place; `begins` as `TrellisState.begins` gives it."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from codegen.errors import GradientError, ShapeError
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.sequences import Layout
+from trellis_ops.lm.sequences import Layout, Rows
 from trellis_ops.lm.sequences.arranged import arranged
 from trellis_ops.lm.state.fitting import Wanted
 from trellis_ops.lm.state.layer_state import AnyLayerState, state_dtype
@@ -77,11 +77,13 @@ def features(
     cu_seqlens: Tensor | None = None,
     *,
     return_state: bool = True,
+    kept: int = 0,
 ) -> tuple[Tensor, TrellisState | None]:
     """What the last block makes of embeddings, before the last norm, and the state after them.
 
-    Each block is called as a module, with (x, layer state or None, layout, return_state=...), so that hooks, LoRA and
-    gradient checkpointing of one's own act on it. Gradients flow to x and to the parameters of the blocks.
+    Each block is called as a module, with (x, layer state or None, layout, return_state=...), the last one with `kept`
+    where that is given, so that hooks, LoRA and gradient checkpointing of one's own act on it. Gradients flow to x and
+    to the parameters of the blocks.
 
     Args:
         blocks: `Block` modules of any model, in order.
@@ -92,9 +94,11 @@ def features(
             a row's tokens. Padding is not read: a padded row gives what it gives alone.
         cu_seqlens: `[N + 1]`, offsets of N sequences packed into B = 1; nothing passes from one to the next.
         return_state: whether to return the state.
+        kept: n, to return the last n of the T places only, 0 for all; in rows without padding, all at one position, the
+            last block then computes nothing behind its memory for the others.
 
     Returns:
-        `[B, T, width]`, zero at padding, and the state or None.
+        `[B, T, width]`, or its last n places, zero at padding, and the state or None.
 
     Raises:
         ShapeError, DtypeError, DeviceMismatchError: x, a mask or offsets that do not fit.
@@ -110,8 +114,8 @@ def features(
         kind.check(state, blocks, x, found.sequences)
         _check_gradient(kind, state, blocks, x)
     layout = found.layout(0 if state is None else state.place, kind.period)
-    y, layers = _run(blocks, found.taken(x, layout), state, layout, return_state)
-    return found.put_back(y, layout), kind.state(layers, layout.after()) if return_state else None
+    y, layers = _run(blocks, found.taken(x, layout), state, layout, return_state, kept)
+    return found.put_back(y, layout)[:, -kept:], kind.state(layers, layout.after()) if return_state else None
 
 
 def carried(blocks: Sequence[Block], state: TrellisState) -> dict[str, Tensor]:
@@ -131,12 +135,13 @@ def restored(blocks: Sequence[Block], kind: StateKind, tensors: Mapping[str, Ten
 
 
 def _run(
-    blocks: Sequence[Block], x: Tensor, state: TrellisState | None, layout: Layout, return_state: bool
+    blocks: Sequence[Block], x: Tensor, state: TrellisState | None, layout: Layout, return_state: bool, kept: int
 ) -> tuple[Tensor, list[AnyLayerState]]:
     layers: list[AnyLayerState] = []
     for index, block in enumerate(blocks):
         before = None if state is None else state.layers[index]
-        x, layer = block(x, before, layout, return_state=return_state)
+        ends = kept and index == len(blocks) - 1 and isinstance(layout, Rows)
+        x, layer = block(x, before, layout, return_state=return_state, **({"kept": kept} if ends else {}))
         if layer is not None:
             layers.append(layer)
     return x, layers

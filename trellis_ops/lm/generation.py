@@ -119,12 +119,13 @@ class GeneratingModel(nn.Module):
                 raise ValueError(f"give {other} or prefix_store: a store knows whole prompts from their beginning")
             check_prompt(tokens)
             start, state = stored_start(self, tokens, prefix_store, self._after)
-        x, after = self._features(tokens[:, start:], state, attention_mask, return_state=True)
+        kept = 1 if attention_mask is None else 0
+        x, after = self._features(tokens[:, start:], state, attention_mask, return_state=True, kept=kept)
         assert after is not None
         return last_tokens(x, attention_mask), after
 
     def _after(self, tokens: Tensor, state: TrellisState | None, cu_seqlens: Tensor | None = None) -> TrellisState:
-        _, after = self._features(tokens, state, cu_seqlens=cu_seqlens, return_state=True)
+        _, after = self._features(tokens, state, cu_seqlens=cu_seqlens, return_state=True, kept=1)
         assert after is not None
         return after
 
@@ -149,8 +150,12 @@ class GeneratingModel(nn.Module):
         cu_seqlens: Tensor | None = None,
         *,
         return_state: bool,
+        kept: int = 0,
     ) -> tuple[Tensor, TrellisState | None]:
-        """What the last norm reads of tokens `[B, T]`, `[B, T, width]`, and the state after them."""
+        """What the last norm reads of tokens `[B, T]`, `[B, T, width]`, and the state after them.
+
+        Of the last `kept` of the T places only, 0 for all.
+        """
 
     @abstractmethod
     def _logits(self, x: Tensor) -> Tensor:

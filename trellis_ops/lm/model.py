@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from trellis_ops.dispatch.resolve import device_of
 from trellis_ops.lm import model_file
 from trellis_ops.lm.block import Block, draw_maps
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.decode import applies
 from trellis_ops.lm.decode.applies import Parts
 from trellis_ops.lm.decode.decoder import fused_step
 from trellis_ops.lm.decode.explanation import explain_step
@@ -109,8 +110,9 @@ class TrellisLM(GeneratingModel):
             GradientError: a gradient is wanted from inside a chunk.
         """
         logits_to_keep = whole_number("logits_to_keep", logits_to_keep, least=0)
-        x, after = self._features(tokens, state, attention_mask, cu_seqlens, return_state=return_state)
-        return self._logits(x[:, -logits_to_keep:]), after
+        options: Any = {"return_state": return_state, "kept": logits_to_keep}
+        x, after = self._features(tokens, state, attention_mask, cu_seqlens, **options)
+        return self._logits(x), after
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: TrellisState) -> Tensor:
@@ -268,10 +270,14 @@ class TrellisLM(GeneratingModel):
         cu_seqlens: Tensor | None = None,
         *,
         return_state: bool,
+        kept: int = 0,
     ) -> tuple[Tensor, TrellisState | None]:
         check_prompt(tokens)
-        x = embedded(self.embedding, tokens)
-        return features(self._blocks(), self._kind, x, state, attention_mask, cu_seqlens, return_state=return_state)
+        x, blocks = embedded(self.embedding, tokens), self._blocks()
+        early = kept if applies.ends_early(blocks[-1]) else 0
+        options: Any = {"return_state": return_state, "kept": early}
+        y, after = features(blocks, self._kind, x, state, attention_mask, cu_seqlens, **options)
+        return y[:, -kept:], after
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(self.norm(x), self.embedding.weight)

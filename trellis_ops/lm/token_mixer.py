@@ -55,22 +55,23 @@ class TokenMixer(nn.Module, Generic[State]):
         self.norm.weight.fill_(1.0)
 
     def forward(
-        self, x: Tensor, state: State | None, layout: Layout, *, return_state: bool = True
+        self, x: Tensor, state: State | None, layout: Layout, *, return_state: bool = True, kept: int = 0
     ) -> tuple[Tensor, State | None]:
         """Mix `[B, T, width]`, going on from `state`, or starting sequences; `layout` says where they are in x.
 
         Without a state to start from and to return, all tokens go through one call of the operator. The state given is
-        left as it was, and the one returned shares no memory with it.
+        left as it was, and the one returned shares no memory with it. Only the last `kept` places are returned, 0 for
+        all: what follows the memory is not computed for the others.
         """
         shared = self.to_qk(x)
         window = layout.window(None if state is None else state.tail, shared, self.config.conv_width - 1)
         q, k = (self._heads(layout.at_tokens(each)) for each in self._convolved(window))
         if state is None and not return_state:
-            return self._finish(x, self._mix_alone(x, q, k, layout)), None
+            return self._finish(x[:, -kept:], self._mix_alone(x, q, k, layout)[:, -kept:]), None
         state = self.first_state(layout.batch, shared) if state is None else state.each(torch.clone)
         y = self._carry(x, q, k, state, layout)
         state.tail = layout.tails(window)
-        return self._finish(x, y), state if return_state else None
+        return self._finish(x[:, -kept:], y[:, -kept:]), state if return_state else None
 
     def step(self, x: Tensor, state: State, begins: bool | Tensor) -> Tensor:
         """Mix one token `[B, width]` and move `state` in place; `begins` as `TrellisState.begins` gives it."""
@@ -194,7 +195,9 @@ def causal_convolution(window: Tensor, taps: Tensor) -> Tensor:
     A sum of W shifted products, which stays in the layout of the linear maps before and after it.
     """
     length = window.shape[1] - taps.shape[1] + 1
-    convolved = window[:, :length] * taps[:, 0]
-    for offset in range(1, taps.shape[1]):
-        convolved = torch.addcmul(convolved, window[:, offset : offset + length], taps[:, offset])
+    # On CPUs torch vectorises a product only where what it reads lies together; taps apart take thrice as long.
+    first, *others = (taps.t().contiguous() if window.device.type == "cpu" else taps.t()).unbind()
+    convolved = window[:, :length] * first
+    for offset, tap in enumerate(others, 1):
+        convolved.addcmul_(window[:, offset : offset + length], tap)
     return convolved

@@ -112,6 +112,12 @@ def why_not_call() -> str | None:
     return None
 
 
+def ends_early(block: nn.Module) -> bool:
+    """Whether a last block may compute the places that are asked for only: no gradient is recorded, and nobody sees."""
+    seen = torch.is_grad_enabled() or why_not_call() is not None or type(block).forward is not Block.forward
+    return not seen and all(_why_not_module(each) is None for each in block.modules())
+
+
 def _why_not_module(module: nn.Module) -> str | None:
     kind = type(module)
     if kind not in _KINDS and not _is_block(kind):

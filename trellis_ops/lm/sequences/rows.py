@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from trellis_ops.lm.sequences.parts import Part, parts_of_rows
 from trellis_ops.lm.state.place import Place, moved
@@ -39,9 +38,8 @@ class Rows:
 
     def window(self, tails: Tensor | None, x: Tensor, kept: int) -> Tensor:
         """x `[B, T, channels]` behind the `kept` inputs before it, `tails [B, kept, channels]`, or zeros."""
-        if tails is None:
-            return F.pad(x, (0, 0, kept, 0))
-        return torch.cat([tails.to(x.dtype), x], 1)
+        before = x.new_zeros(x.shape[0], kept, x.shape[-1]) if tails is None else tails.to(x.dtype)
+        return torch.cat([before, x], 1)
 
     def at_tokens(self, convolved: Tensor) -> Tensor:
         """What belongs to the tokens of a convolution of `window`."""

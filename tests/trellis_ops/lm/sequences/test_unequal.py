@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.support.relative_error import assert_close
 from tests.trellis_ops.lm.sequences.models import MODELS, model_of, some_tokens
+from trellis_ops.lm.block import SwiGLU
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.state import TrellisState
 
@@ -125,6 +126,25 @@ def test_only_the_last_logits_are_computed_where_no_others_are_asked_for() -> No
         logits, _ = model(tokens, logits_to_keep=keep)
         assert_close(logits, expected[:, -keep:], 1e-6)
         assert logits.shape[1] == min(keep, 9)
+
+
+def test_the_last_block_computes_the_last_places_only_where_nobody_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[int] = []
+    model = model_of("chunked")
+    tokens, plain = some_tokens(model, 2, 9), SwiGLU.forward
+
+    def counted(mlp: SwiGLU, x: Tensor) -> Tensor:
+        places.append(x.shape[1])
+        return plain(mlp, x)
+
+    monkeypatch.setattr(SwiGLU, "forward", counted)
+    model(tokens, logits_to_keep=2)
+    with torch.no_grad():
+        model(tokens, logits_to_keep=2)
+        list(model.stream(tokens, 1))
+        model.blocks[-1].register_forward_hook(lambda block, given, made: None)
+        model(tokens, logits_to_keep=2)
+    assert places[len(model.blocks) - 1 :: len(model.blocks)] == [9, 2, 1, 9]
 
 
 @torch.no_grad()
