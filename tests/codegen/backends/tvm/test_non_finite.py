@@ -1,6 +1,7 @@
 """TVM kernels where one head holds a number that is not finite.
 
-Most are the kernels of the tests against the oracle, which a machine compiles once. Sizes of 64 alone have no padding.
+Most are the kernels of the tests against the oracle, which a machine compiles once. Sizes of 16, 32 and 64 alone have no
+padding.
 """
 
 from __future__ import annotations
@@ -137,10 +138,20 @@ def test_parts_and_steps_without_padding():
     non_finite.check_step(With(), case, ("k", "v", "S_v"))
 
 
-@pytest.mark.parametrize(("dim_k", "dim_v", "slots"), [(24, 40, 60)])
-def test_backward_of_sizes(dim_k, dim_v, slots):
+@pytest.mark.parametrize(
+    ("chunk", "dim_k", "dim_v", "slots", "outer_gradient"),
+    [
+        (16, 24, 40, 60, "bilevel"),
+        (16, 64, 64, 64, "bilevel"),
+        (20, 16, 32, 64, "first_order"),
+        (2, 32, 64, 16, "bilevel"),
+    ],
+)
+def test_backward_of_sizes(chunk, dim_k, dim_v, slots, outer_gradient):
     sizes = HEADS | {"dim_k": dim_k, "dim_v": dim_v, "slots": slots}
-    non_finite.check_backward(With(), batch(Case(chunk=16, rule=SILU, **sizes)), names=("k", "S_v", "dy"))
+    of_lengths = batch if chunk == 16 else packed
+    case = of_lengths(Case(chunk=chunk, rule=SILU, **sizes))
+    non_finite.check_backward(With(), case, outer_gradient, ("k", "S_v", "dy"))
 
 
 @pytest.mark.parametrize(
