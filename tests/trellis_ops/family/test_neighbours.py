@@ -31,6 +31,29 @@ def test_attention(rule, sizes, key, value):
     assert torch.equal(y, clean)
 
 
+@pytest.mark.parametrize("sizes", [PADDED, WHOLE], ids=["padding", "no padding"])
+@pytest.mark.parametrize(("rule", "tokens"), [("titans", 20), ("kda", 70)])
+@pytest.mark.parametrize("key", ["v", "log_decay"])
+def test_gradients(rule, tokens, sizes, key):
+    """Heads of both sequences share a worker's scratch with the poisoned one."""
+    made = rule_named(rule)
+    named, *_ = call(made, Case(made, batch=2, tokens=tokens, heads=3, slots=4, **sizes))
+    found = []
+    for poisoned in (True, False):
+        given = {name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in named.items()}
+        if poisoned:
+            given[key][0, 9, 1].view(-1)[0] = math.nan
+        leaves = [x.requires_grad_() for x in given.values() if isinstance(x, torch.Tensor)]
+        y, states = memory_attention(**given, output_final_state=True, implementation="tvm")
+        total = y.square().sum() + sum(s.square().sum() for s in states)
+        found.append((y.detach(), *torch.autograd.grad(total, leaves)))
+    assert not all(x[0, :, 1].isfinite().all() for x in found[0])
+    for x, clean in zip(*found, strict=True):
+        assert clean.isfinite().all()
+        x[0, :, 1] = clean[0, :, 1]
+        assert torch.equal(x, clean)
+
+
 @POISONS
 @pytest.mark.parametrize("rule", ["titans", "gated_deltanet"])
 def test_step(rule, key, value):

@@ -1,7 +1,7 @@
 """TVM kernels where one head holds a number that is not finite.
 
-Most are the kernels of the tests against the oracle, which a machine compiles once. Sizes of 16, 32 and 64 alone have no
-padding.
+Most are the kernels of the tests against the oracle, which a machine compiles once. Only sizes of
+16, 32 and 64 have no padding.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ RULE = Rule("l2_silu", link="l2_silu", out="l2_silu", phi_eps=1e-2, step_size="t
 SIZES = {"heads": 2, "dim_k": 5, "dim_v": 9, "slots": 6}
 WHOLE = {"heads": 2, "dim_k": 16, "dim_v": 32, "slots": 16}
 PADDING = pytest.mark.parametrize("sizes", [SIZES, WHOLE], ids=["padding", "no padding"])
-MULTIPLY_ADDS = {"tile_tokens": 8}
+MULTIPLY_ADDS = {"tile_tokens": 16}
 TENSOR_CORES = {"tile_tokens": 16, "accumulators": 8, "dot_precision": "tf32x3"}
 PRODUCTS = pytest.mark.parametrize("products", [MULTIPLY_ADDS, TENSOR_CORES], ids=["multiply-adds", "tensor cores"])
 
