@@ -15,6 +15,7 @@ from torch.autograd.graph import increment_version
 from codegen.kernels.arguments import IN_PLACE, INPUT, READ
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
+from trellis_ops.dispatch.put_back import put_back
 from trellis_ops.tokens import States, Tokens
 
 _GRADIENT_OF = {"S_k": "states", "S_v": "states"}
@@ -177,9 +178,9 @@ def step(
         # Kernels write behind autograd's back; what it has saved of these states is gone, also if a kernel fails.
         increment_version((s_k, s_v))
     if s_k is not S_k:
-        S_k.copy_(s_k)
+        put_back(S_k, s_k)
     if s_v is not S_v:
-        S_v.copy_(s_v)
+        put_back(S_v, s_v)
     return y
 
 

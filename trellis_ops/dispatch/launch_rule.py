@@ -16,6 +16,7 @@ from codegen.recurrence.of_rule import used_chunk_states
 from codegen.recurrence.tensors import HEAD, states, tensors
 from codegen.rule import Rule
 from codegen.spec import Problem, Spec
+from trellis_ops.dispatch.put_back import put_back
 
 
 def attention(
@@ -98,7 +99,7 @@ def step(
         increment_version(tuple(held.values()))
     for name, x in moved.items():
         if held[name] is not x:
-            x.copy_(held[name])
+            put_back(x, held[name])
     return y
 
 

@@ -81,6 +81,19 @@ def test_states_of_inference_mode_which_have_no_version_are_moved(inputs, step, 
 
 
 @CALLS
+@pytest.mark.parametrize("place", [0, 1], ids=["S_k", "S_v"])
+def test_a_kernel_moves_states_of_inference_mode_outside_of_it_in_any_layout(inputs, step, calls_before, place):
+    """Where torch refuses to write to them, a copy that goes back does not leave one of them behind."""
+    with torch.inference_mode():
+        state = list(copies(inputs))
+        state[place] = state[place].transpose(0, 1).contiguous().transpose(0, 1)
+    y = step(tuple(state), "tvm")
+    expected = copies(inputs)
+    assert torch.equal(y, step(expected, "tvm"))
+    assert all(torch.equal(a, b) for a, b in zip(state, expected, strict=True))
+
+
+@CALLS
 def test_a_kernel_that_fails_may_have_written_and_counts_as_a_new_version(inputs, step, calls_before, monkeypatch):
     from codegen.backends.tvm import compile as tvm
 

@@ -14,7 +14,7 @@ from codegen.rule_text import rule_text
 from tests.support.pooled import serving
 from tests.support.relative_error import relative_error
 from tests.trellis_ops.family.cases import Case
-from trellis_ops import trellis_attention, trellis_step
+from trellis_ops import forget, trellis_attention, trellis_step
 from trellis_ops.pool import operators
 
 CASE = Case(Rule(step_size="token"), chunk=4, batch=2)
@@ -86,11 +86,35 @@ def test_a_batch_of_equal_rows_needs_no_offsets():
 
 
 @pytest.mark.parametrize("implementation", ["eager", "tvm"])
-def test_versions_of_all_that_is_written_grow(implementation):
+@pytest.mark.parametrize("calls_before", [0, 1], ids=["first call", "later call"])
+def test_a_backward_through_what_a_step_has_moved_raises(implementation, calls_before):
+    """From the second call on TVM's kernel is found without looking at every tensor."""
+    forget()
+    for _ in range(calls_before):
+        step(implementation)
     served = serving(CASE, (2, 0), 3)
-    before = [x._version for x in (*served.state, *served.starts)]
+    pools = (*served.state, *served.starts)
+    totals = [(x.new_ones(()).requires_grad_() * x).sum() for x in pools]
     step(implementation, state=served.state, gradient_state=served.starts)
-    assert all(x._version > old for x, old in zip((*served.state, *served.starts), before, strict=True))
+    for total in totals:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            total.backward()
+
+
+@pytest.mark.parametrize(("implementation", "inside"), [("eager", True), ("tvm", True), ("tvm", False)])
+def test_pools_of_inference_mode_are_moved(implementation, inside):
+    """By kernels also outside of it, where torch refuses to write to them."""
+    forget()
+    served = serving(CASE, (2, 0), 3)
+    right = step(implementation, state=served.state, gradient_state=served.starts)
+    with torch.inference_mode():
+        other = serving(CASE, (2, 0), 3)
+    with torch.inference_mode(inside), torch.no_grad():
+        y = step(implementation, state=other.state, gradient_state=other.starts)
+    assert torch.equal(y, right)
+    for x, moved in zip((*other.state, *other.starts), (*served.state, *served.starts), strict=True):
+        assert x.is_inference()
+        torch.testing.assert_close(x, moved, rtol=0, atol=0, equal_nan=True)
 
 
 def test_rows_that_are_all_skipped():

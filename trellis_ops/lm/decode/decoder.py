@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from codegen.backends import Kernel
 from codegen.spec import next_power_of_two
 from trellis_ops.dispatch.layer import kernel_of
+from trellis_ops.dispatch.put_back import put_back
 from trellis_ops.dispatch.resolve import forced_implementation
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
@@ -108,7 +109,7 @@ class Decoder:
             raise
         increment_version(tensors)
         if tail is not state.tail:
-            state.tail.copy_(tail)
+            put_back(state.tail, tail)
         return True
 
     def where(self, state: TrellisState, batch: int) -> tuple[Tensor, ...]:

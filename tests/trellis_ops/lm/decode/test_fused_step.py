@@ -139,6 +139,22 @@ def test_a_step_and_a_run_count_as_new_versions_of_their_states():
         assert all(x._version > before[name] for name, x in state.layers[0].tensors().items())
 
 
+@pytest.mark.parametrize("config", [CHUNKED, EXACT], ids=["chunked", "exact"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_states_of_inference_mode_are_moved(config, weights):
+    """The tail of a model of bfloat16 is a copy while a kernel moves it."""
+    model = model_of(config).to(getattr(torch, weights))
+    state, tokens = model.first_state(2), torch.randint(0, 256, (5, 2))
+    with torch.inference_mode():
+        other = model.first_state(2)
+        stepped(model, other, tokens[:2])
+    stepped(model, state, tokens[:2])
+    assert all(x.is_inference() for layer in other.layers for x in layer.tensors().values())
+    assert torch.equal(stepped(model, other, tokens[2:]), stepped(model, state, tokens[2:]))
+    for layer, moved in zip(other.layers, state.layers, strict=True):
+        assert all(torch.equal(x, moved.tensors()[name]) for name, x in layer.tensors().items())
+
+
 def test_more_weights_than_a_kernel_counts_are_left_to_the_modules():
     parts = model_of(CHUNKED).step_parts()
     assert applies.why_not_model(parts) is None
