@@ -23,7 +23,7 @@ CASE = Case(Rule(step_size="token"), chunk=4, batch=2)
 def step(implementation: str = "eager", **changed: object) -> Tensor:
     """A step of two rows of a pool of three slots."""
     served = serving(CASE, (2, 0), 3)
-    token = {name: x[:, 0] for name, x in served.given.items()}
+    token = {name: x[:, 0].contiguous() for name, x in served.given.items()}
     pool = {"state": served.state, "gradient_state": served.starts, "positions": torch.tensor([0, 0])}
     pool |= {"state_indices": torch.tensor([2, 0]), "chunk_size": 4, "implementation": implementation}
     return trellis_step(**token | pool | changed)
