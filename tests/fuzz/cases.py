@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from codegen.recurrence.tensors import states, tensors
+from codegen.rule import SOLVE
+from codegen.spec import Problem
 from tests.fuzz.kernels import Kernel
 from tests.fuzz.layouts import LAYOUTS, VIEWS
+from tests.fuzz.rules.drawn import MOST_TOKENS, STEPS, is_of_rule
 from trellis_ops.tokens import Tokens
 
 INPUTS = Tokens._fields
@@ -58,12 +62,18 @@ class Case:
     autocast: bool = False
 
 
+def is_step(problem: Problem) -> bool:
+    """Whether a call has one token of each sequence, and moves states in place."""
+    return problem.operator.startswith("trellis_step") or problem.operator in STEPS
+
+
 @st.composite
 def cases(draw: st.DrawFn, kernel: Kernel, most_tokens: int = 90) -> Case:
     """Cases of `kernel`, with at most so many tokens in all sequences together."""
     problem = kernel.spec.problem
-    step = problem.operator.startswith("trellis_step")
-    packed = problem.operator == "trellis_attention" and draw(st.booleans())
+    step, of_rule = is_step(problem), is_of_rule(problem)
+    most_tokens = min(most_tokens, MOST_TOKENS) if of_rule else most_tokens
+    packed = problem.operator in ("trellis_attention", "memory_attention") and draw(st.booleans())
     lengths = (1,) * draw(st.integers(1, 4)) if step else _lengths(draw, problem.chunk, packed, most_tokens)
     layouts = [draw(_layout(LAYOUTS)) for _ in INPUTS]
     layouts += [draw(_layout(VIEWS if step else LAYOUTS)) for _ in STATES]
@@ -82,7 +92,7 @@ def cases(draw: st.DrawFn, kernel: Kernel, most_tokens: int = 90) -> Case:
         gate_type=draw(st.sampled_from(("float32",) * 4 + ("float64", "bfloat16", "float16"))),
         wanted=_wanted(draw, kernel, state),
         cotangents=draw(st.sampled_from(("both", "y", "states"))),
-        aliased=draw(st.sampled_from(("no", "no", "both"))) if step else "no",
+        aliased=draw(st.sampled_from(("no", "no", "both"))) if step and not of_rule else "no",
         autocast=problem.dtype == "bfloat16" and draw(st.booleans()),
     )
 
@@ -102,6 +112,14 @@ def _lengths(draw: st.DrawFn, chunk: int, packed: bool, most: int) -> tuple[int,
     return tuple(lengths) if sum(lengths) else (1,)
 
 
+def _differentiable(kernel: Kernel, state: float | None) -> list[str]:
+    rule = kernel.spec.rule
+    if not is_of_rule(kernel.spec.problem):
+        return [*INPUTS, *(() if state is None else STATES)]
+    given = [each.name for each in tensors(rule) if each.name != "target" or rule.link != SOLVE]
+    return [*given, *(() if state is None else states(rule))]
+
+
 def _ends(values: tuple[float, ...], least: float, most: float) -> st.SearchStrategy[float]:
     return st.sampled_from(values) | st.floats(least, most, width=32, allow_subnormal=False)
 
@@ -112,12 +130,12 @@ def _layout(layouts: dict[str, object]) -> st.SearchStrategy[str]:
 
 def _wanted(draw: st.DrawFn, kernel: Kernel, state: float | None) -> tuple[str, ...]:
     problem = kernel.spec.problem
-    if problem.operator.startswith("trellis_step"):
+    if is_step(problem):
         return ()
-    if problem.operator == "trellis_attention":
+    if problem.operator == "trellis_attention" or is_of_rule(problem):
         if problem.direction == "forward":
             return ()
-        names = [*INPUTS, *(() if state is None else STATES)]
+        names = _differentiable(kernel, state)
         return tuple(draw(st.lists(st.sampled_from(names), min_size=1, unique=True).map(sorted)))
     if draw(st.booleans()):
         return ()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.fuzz.cases import STATES, Case
+from tests.fuzz.cases import STATES, Case, is_step
 from tests.fuzz.expectations import expected
+from tests.fuzz.rules.drawn import is_of_rule
+from tests.fuzz.rules.values import moved_states
 from tests.fuzz.running import run
 from tests.fuzz.tensors import DTYPES, Call, make
 from tests.support.relative_error import TOLERANCE
@@ -29,20 +31,26 @@ def check(case: Case) -> None:
     torch.set_num_threads(1)  # The oracle's operations are too small for two. `run` has those of the case.
     call = make(case)
     right = expected(case, call)
+    if is_of_rule(case.kernel.spec.problem):
+        if any(x.isnan().any() for name, x in right.items() if not name.startswith("d")):
+            return  # It has diverged.
+        # Where a gate is -inf, autograd of the oracle may have 0 x inf.
+        right = {name: x for name, x in right.items() if not x.isnan().any()}
     if any(float(x.abs().max()) > _LARGEST for x in right.values() if x.numel()):
         return  # What overflows in float32 has no right value there.
     first = _run_watched(case, call)
     wrong = _wrong(case, call, first, right)
     assert not wrong, "; ".join(wrong)
     again = _run_watched(case, make(case))
-    for name, output in first.items():
-        assert torch.equal(output, again[name]), f"{name} differs between two runs"
+    for name in right:
+        assert torch.equal(first[name], again[name]), f"{name} differs between two runs"
 
 
 def _run_watched(case: Case, call: Call) -> dict[str, Tensor]:
     before = {name: (x, x.clone(), _storage(x).clone()) for name, x in call.tensors.items()}
     results = {name: x.clone() for name, x in run(case, call).items()}
-    moved = STATES if case.kernel.spec.problem.operator.startswith("trellis_step") else ()
+    problem = case.kernel.spec.problem
+    moved = moved_states(case) if is_of_rule(problem) else STATES if is_step(problem) else ()
     for name, (x, values, storage) in before.items():
         if name in moved:
             x.copy_(values)  # All but the state itself is as it was, if this puts everything back.

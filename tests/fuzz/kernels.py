@@ -20,6 +20,8 @@ from codegen.schedules.schedule import Schedule
 from codegen.schedules.triton import TritonSchedule
 from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import DTYPES, Problem, Spec
+from tests.fuzz.rules.drawn import KINDS as OF_RULES
+from tests.fuzz.rules.drawn import draw_rule, fitted
 from tests.support.winner_record import winner_record
 from trellis_ops import forget
 from tuning_db import Record, default_store
@@ -48,7 +50,7 @@ KINDS = (
     ("trellis_step", "forward"),
     ("trellis_step_chunked", "forward"),
 )
-"""Operators and directions that have kernels."""
+"""Operators of TRELLIS, and directions, that have kernels; `tests.fuzz.rules.drawn.KINDS` are those of any rule."""
 
 _MOST_TOKENS_BITS, _MOST_PROGRAMS_BITS = 7, 4
 
@@ -132,8 +134,12 @@ def _draw_spec(drawn: random.Random, operator: str, direction: str) -> Spec:
     dim_k, dim_v, slots = dim(), dim(), dim()
     if operator.startswith("memory_"):
         dim_v = dim_k
-    chunk = 1 if operator.startswith("trellis_step") else drawn.choice(_CHUNKS)
+    chunk = 1 if "_step" in operator else drawn.choice(_CHUNKS)
     dtype = drawn.choices(DTYPES, weights=(4, 1, 1))[0]
+    if (operator, direction) in OF_RULES:
+        rule = draw_rule(drawn, operator)
+        sizes = fitted(rule, {"dim_k": dim_k, "dim_v": dim(), "slots": slots, "chunk": chunk})
+        return Spec(rule, Problem(operator, 1, 1, 1, **sizes, dtype=dtype, direction=direction))
     return Spec(rule, Problem(operator, 1, 1, 1, dim_k, dim_v, slots, chunk, dtype, direction))
 
 

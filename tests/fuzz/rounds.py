@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tests.fuzz.cases import Case, cases
 from tests.fuzz.checks import check
 from tests.fuzz.kernels import KINDS, Kernel, chosen, draw_kernel
+from tests.fuzz.rules.drawn import KINDS as OF_RULES
 from tuning_db import TuningDatabaseWarning
 
 FOLDER = Path(".hypothesis") / "fuzz"
@@ -42,6 +43,8 @@ with chosen(case.kernel):
     check(case)
 """
 
+_EVERY = (*KINDS, *OF_RULES)
+
 # With the phase that explains, a failure takes several times as long as without.
 _PHASES = (Phase.generate, Phase.target, Phase.shrink)
 
@@ -54,7 +57,7 @@ def backend() -> str:
 def kernel_of(first_seed: int, number: int) -> Kernel:
     """What round `number` compiles; one of every kind in turn, those with a gradient less often."""
     drawn = random.Random(f"{first_seed} {number}")
-    kind = KINDS[number % len(KINDS)]
+    kind = _EVERY[number % len(_EVERY)]
     return draw_kernel(drawn, kind, backend(), own_choice=drawn.random() < 0.4)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.fuzz.cases import INPUTS, Case
+from tests.fuzz.rules import calls
+from tests.fuzz.rules.drawn import is_of_rule
 from tests.fuzz.tensors import Call
 from trellis_ops import memory_readout, memory_update, trellis_attention, trellis_step
 
@@ -64,6 +66,8 @@ def _results(case: Case, call: Call) -> Results:
 
 def _operator(case: Case, t: dict[str, Tensor], offsets: Tensor | None) -> Results:
     rule, problem = case.kernel.spec.rule, case.kernel.spec.problem
+    if is_of_rule(problem):
+        return calls.outputs(case, t, offsets)
     maps: dict[str, Any] = {"phi": rule.phi, "link": rule.link, "out": rule.out, "phi_eps": rule.phi_eps}
     common = {"implementation": case.kernel.backend}
     if problem.operator == "trellis_attention":

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegen.recurrence.tensors import states
 from tests.fuzz.cases import INPUTS, STATES, Case
 from tests.fuzz.layouts import LAYOUTS
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+from tests.fuzz.rules.drawn import is_of_rule
+from tests.fuzz.rules.values import DTYPES, laid_out, values
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Call:
 def make(case: Case) -> Call:
     """The inputs of `case`, the same every time."""
     generator = torch.Generator().manual_seed(case.seed)
-    tensors = _values(case, generator)
+    of_rule = is_of_rule(case.kernel.spec.problem)
+    tensors = laid_out(case, values(case, generator)) if of_rule else _values(case, generator)
     for name, layout in zip((*INPUTS, *STATES), case.layouts, strict=True):
-        if name in tensors:
+        if name in tensors and not of_rule:
             tensors[name] = LAYOUTS[layout](tensors[name])
     for name, like in (("read", "q"), ("chunk_states", "S_k"), ("codes", "target")):
         if name in tensors:
@@ -76,21 +78,21 @@ def _values(case: Case, generator: torch.Generator) -> dict[str, Tensor]:
     }
     memory = (len(case.lengths), case.heads, problem.slots)
 
-    def states(scale: float, *first: int) -> tuple[Tensor, Tensor]:
+    def random_states(scale: float, *first: int) -> tuple[Tensor, Tensor]:
         of_k, of_v = (normal(*first, dim) / math.sqrt(dim) for dim in (problem.dim_k, problem.dim_v))
         return scale * of_k, scale * of_v
 
     if case.state is not None:
-        made["S_k"], made["S_v"] = states(case.state, *memory)
+        made["S_k"], made["S_v"] = random_states(case.state, *memory)
     if problem.operator == "trellis_step_chunked":
-        made["G_k"], made["G_v"] = states(1.0, *memory)
+        made["G_k"], made["G_v"] = random_states(1.0, *memory)
     if problem.operator.startswith("memory_readout"):
         transposed = problem.operator.endswith("transposed")
         made["read"] = (normal(*shape, problem.slots).to(dtype) * of_q) if transposed else made["q"]
         chunks = -(-case.lengths[0] // problem.chunk)
         made["codes"] = of_target * normal(*shape, problem.slots)
         scale = 1.0 if case.state is None else case.state
-        made["chunk_states"], _ = states(scale, shape[0], chunks, case.heads, problem.slots)
+        made["chunk_states"], _ = random_states(scale, shape[0], chunks, case.heads, problem.slots)
     return made
 
 
@@ -116,6 +118,14 @@ def _cotangents(case: Case, generator: torch.Generator) -> dict[str, Tensor | No
         return torch.randn(*shape, generator=generator).to(kind)
 
     of_y, of_states = case.cotangents != "states", case.cotangents != "y"
+    if is_of_rule(problem):
+        sizes = {name: getattr(problem, name) for name in ("dim_k", "dim_v", "slots")}
+        sizes["window"] = case.kernel.spec.rule.window - 1
+        found = {"y": cotangent(*tokens, problem.dim_v, kind=dtype) if of_y else None}
+        for name, axes in states(case.kernel.spec.rule).items():
+            shape = (*memory[:2], *(sizes[axis] for axis in axes))
+            found[name] = cotangent(*shape) if of_states else None
+        return found
     if operator == "trellis_attention":
         return {
             "y": cotangent(*tokens, problem.dim_v, kind=dtype) if of_y else None,

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import runpy
 import sys
 
 import pytest
 import torch
 
+from codegen.device import cpu
 from codegen.rule import Rule
+from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec
 from tests.fuzz import __main__ as fuzz
 from tests.fuzz import checks
 from tests.fuzz.cases import INPUTS, Case
 from tests.fuzz.expectations import expected
 from tests.fuzz.found import FOUND
-from tests.fuzz.kernels import KINDS, Kernel, chosen, draw_kernels
+from tests.fuzz.kernels import KINDS, Kernel, chosen, draw_kernel, draw_kernels
 from tests.fuzz.layouts import LAYOUTS, VIEWS
 from tests.fuzz.random_calls import check_random_calls
 from tests.fuzz.rounds import write_script
+from tests.fuzz.rules.drawn import KINDS as OF_RULES
 from tests.fuzz.tensors import make
 from trellis_ops import explain, trellis_step
+from trellis_ops.dispatch import resolve
 
 SEED = 2512
-FORWARD = [kind for kind in KINDS if kind[1] == "forward"]
-KERNELS = draw_kernels(SEED, (*KINDS, *FORWARD))
+KERNELS = draw_kernels(SEED, (*KINDS, *OF_RULES))
 
 SPEC = Spec(Rule("silu", "identity", "identity"), Problem("trellis_step", 1, 1, 1, 5, 3, 4, 1))
 SMALL = Case(Kernel(SPEC, None), lengths=(1, 1), heads=2)
+
+MOMENTUM = Rule("huber", passes=1, momentum=True)
+
+
+def of_rule(operator: str, chunk: int) -> Kernel:
+    spec = Spec(MOMENTUM, Problem(operator, 1, 1, 1, dim_k=5, dim_v=3, slots=3, chunk=chunk))
+    return Kernel(spec, dataclasses.replace(default("tvm", spec, cpu()), threads=1))
+
+
+OPERATORS = {"memory_attention": 4, "memory_step": 1, "memory_step_chunked": 1, "memory_pool": 4}
+OF_RULE = [of_rule(operator, chunk) for operator, chunk in OPERATORS.items()]
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +62,22 @@ def test_random_calls(kernel):
 def test_what_was_found(name):
     with chosen(FOUND[name].kernel):
         checks.check(FOUND[name])
+
+
+@pytest.mark.parametrize("name", ["y", "S", "P"])
+@pytest.mark.parametrize("kernel", OF_RULE, ids=lambda kernel: kernel.spec.problem.operator)
+def test_a_wrong_value_of_a_rule_is_found(kernel, name, monkeypatch):
+    def wrong_in_one_place(case, call):
+        results = {each: x.clone() for each, x in run(case, call).items()}
+        results[name].view(-1)[-1] += 1e-3
+        return results
+
+    run, case = checks.run, Case(kernel, lengths=(5, 5) if "_step" not in kernel.spec.problem.operator else (1, 1))
+    with chosen(kernel):
+        checks.check(case)
+        monkeypatch.setattr(checks, "run", wrong_in_one_place)
+        with pytest.raises(AssertionError, match=f"{name}: relative error"):
+            checks.check(case)
 
 
 @pytest.mark.parametrize("name", ["y", "S_k", "S_v"])
@@ -140,9 +171,7 @@ def test_the_same_case_has_the_same_tensors():
 
 
 def test_a_schedule_that_was_drawn_is_the_one_that_runs():
-    kernel = next(
-        kernel for kernel in KERNELS if kernel.schedule is not None and "step" in kernel.spec.problem.operator
-    )
+    kernel = draw_kernel(random.Random(3), ("trellis_step", "forward"), "tvm", own_choice=False)
     case = Case(kernel, lengths=(1,), heads=2)
     t = make(case).tensors
     rule = kernel.spec.rule
@@ -156,3 +185,19 @@ def test_a_schedule_that_was_drawn_is_the_one_that_runs():
             gradient_state=(t["G_k"], t["G_v"]) if "G_k" in t else None,
         )
     assert found.schedule == kernel.schedule.key()
+
+
+@pytest.mark.parametrize("kind", OF_RULES, ids=":".join)
+def test_a_schedule_of_a_rule_that_was_drawn_is_the_one_that_runs(kind, monkeypatch):
+    kernel = draw_kernel(random.Random(3), kind, "tvm", own_choice=False)
+    built, build = [], resolve.build_legal
+
+    def noted(spec, schedule, device):
+        built.append(schedule)
+        return build(spec, schedule, device)
+
+    monkeypatch.setattr(resolve, "build_legal", noted)
+    direction = kernel.spec.problem.direction
+    with chosen(kernel):
+        checks.check(Case(kernel, lengths=(1,), wanted=() if direction == "forward" else ("q",)))
+    assert kernel.schedule in built

@@ -6,10 +6,11 @@ import pytest
 
 from tests.fuzz.kernels import KINDS, draw_kernels
 from tests.fuzz.random_calls import check_random_calls
+from tests.fuzz.rules.drawn import KINDS as OF_RULES
 
 SEED = 2512
 MOST_TOKENS = 10
-KERNELS = draw_kernels(SEED, KINDS, "triton")
+KERNELS = draw_kernels(SEED, (*KINDS, *OF_RULES), "triton")
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=[f"{n}-{kernel.spec.key()}" for n, kernel in enumerate(KERNELS)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -74,23 +76,25 @@ def _values(name: str, shape: tuple[int, ...], rule: Rule, draw: torch.Generator
 @st.composite
 def rules(draw: st.DrawFn, **fixed: object) -> Rule:
     """Legal rules of all kinds; `fixed` fields are as given."""
-    if not fixed and draw(st.integers(0, 9)) == 0:
+    return random_rule(lambda options: draw(st.sampled_from(options)), **fixed)
+
+
+def random_rule(choose: Callable[[Sequence[Any]], Any], **fixed: object) -> Rule:
+    """A legal rule whose fields are chosen from sequences by `choose`; `fixed` ones are as given."""
+    if not fixed and choose(range(10)) == 0:
         return Rule(
             phi="hebbian",
             link=SOLVE,
-            out=draw(st.sampled_from(MAPS)),
-            decay=draw(st.sampled_from(("none", "scalar"))),
-            step_size=draw(st.sampled_from(("head", "token"))),
-            read=draw(st.sampled_from(CHOICES["read"])),
+            out=choose(MAPS),
+            decay=choose(("none", "scalar")),
+            step_size=choose(("head", "token")),
+            read=choose(CHOICES["read"]),
         )
-    fields = {name: draw(st.sampled_from(choices)) for name, choices in CHOICES.items()}
-    fields |= {"phi": draw(st.sampled_from(MAPS + LOSSES)), "phi_eps": 1e-3}
-    fields |= {name: draw(st.sampled_from(MAPS)) for name in ("link", "out")}
-    fields |= {
-        "view": draw(st.sampled_from(["identity", "identity", *MAPS])),
-        "window": draw(st.sampled_from((1, 1, 3))),
-    }
-    if fields["step_size"] == "reader_writer" and draw(st.booleans()):
+    fields: dict[str, object] = {name: choose(choices) for name, choices in CHOICES.items()}
+    fields |= {"phi": choose(MAPS + LOSSES), "phi_eps": 1e-3}
+    fields |= {name: choose(MAPS) for name in ("link", "out")}
+    fields |= {"view": choose(["identity", "identity", *MAPS]), "window": choose((1, 1, 3))}
+    if fields["step_size"] == "reader_writer" and choose((False, True)):
         fields |= {"decay": "none", "momentum": False, "window": 1, "view": "identity"}
     return legal({**fields, **fixed})
 
