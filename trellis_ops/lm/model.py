@@ -274,7 +274,7 @@ class TrellisLM(GeneratingModel):
     ) -> tuple[Tensor, TrellisState | None]:
         check_prompt(tokens)
         x, blocks = embedded(self.embedding, tokens), self._blocks()
-        early = kept if applies.ends_early(blocks[-1]) else 0
+        early = kept if 0 < kept < x.shape[1] and applies.ends_early(blocks[-1]) else 0
         options: Any = {"return_state": return_state, "kept": early}
         y, after = features(blocks, self._kind, x, state, attention_mask, cu_seqlens, **options)
         return y[:, -kept:], after
