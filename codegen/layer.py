@@ -17,7 +17,8 @@ LARGEST = 2**24
 FEWEST_TAPS = 2
 """A convolution of one tap carries no tail."""
 
-_KEY = re.compile(r"W(\d+)-F(\d+)-K(\d+)-(unit|free)-(\w+)")
+_POOL = "-pool"
+_KEY = re.compile(rf"W(\d+)-F(\d+)-K(\d+)-(unit|free)-(\w+)({_POOL})?")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Layer:
         taps: tokens that the short convolutions see, the current one included.
         unit: whether q, k and v have length one.
         weights: one of `WEIGHTS`.
+        pooled: whether the states of a row lie in a slot of pools, and not in the row itself.
 
     Raises:
         SizeError, DtypeError: a field outside its range; NumberTypeError: a size that is no int.
@@ -40,19 +42,21 @@ class Layer:
     taps: int = 4
     unit: bool = True
     weights: str = "float32"
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("width", 1), ("hidden", 1), ("taps", FEWEST_TAPS)):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), LARGEST, least=least))
-        if not isinstance(self.unit, bool):
-            raise SizeError(name="unit", value=self.unit, expected="True or False")
+        for name in ("unit", "pooled"):
+            if not isinstance(getattr(self, name), bool):
+                raise SizeError(name=name, value=getattr(self, name), expected="True or False")
         if self.weights not in WEIGHTS:
             raise DtypeError(name="weights", dtype=self.weights, expected=" or ".join(WEIGHTS))
 
     def key(self) -> str:
         """Stable text key."""
         unit = "unit" if self.unit else "free"
-        return f"W{self.width}-F{self.hidden}-K{self.taps}-{unit}-{self.weights}"
+        return f"W{self.width}-F{self.hidden}-K{self.taps}-{unit}-{self.weights}{_POOL if self.pooled else ''}"
 
 
 def layer_of_key(key: str) -> Layer:
@@ -68,5 +72,5 @@ def layer_of_key(key: str) -> Layer:
     found = _KEY.fullmatch(key)
     if found is None:
         raise ValueError(f"{key!r} describes no layer")
-    width, hidden, taps, unit, weights = found.groups()
-    return Layer(int(width), int(hidden), int(taps), unit == "unit", weights)
+    width, hidden, taps, unit, weights, pool = found.groups()
+    return Layer(int(width), int(hidden), int(taps), unit == "unit", weights, pool is not None)

@@ -181,11 +181,21 @@ def bucket(spec: Spec) -> Spec:
     if problem.layer is None:
         problem = replace(problem, batch=1, heads=next_power_of_two(problem.batch * problem.heads))
     else:
-        problem = replace(problem, batch=next_power_of_two(problem.batch))
+        problem = of_rows(replace(problem, batch=next_power_of_two(problem.batch)))
     default = Rule()
     step_size = default.step_size if spec.rule.step_size in STEP_SIZES else spec.rule.step_size
     rule = replace(spec.rule, phi_eps=default.phi_eps, step_size=step_size)
     return Spec(rule, problem)
+
+
+def of_rows(problem: Problem) -> Problem:
+    """The problem of a layer with the states of a row in the row itself: it is as fast with them in pools.
+
+    Example:
+        >>> of_rows(Problem("block_step", layer=Layer(8, 8, pooled=True))).layer.pooled
+        False
+    """
+    return problem if problem.layer is None else replace(problem, layer=replace(problem.layer, pooled=False))
 
 
 def effective_chunk(chunk: int, tokens: int) -> int:

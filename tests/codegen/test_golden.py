@@ -144,6 +144,7 @@ GOLDEN = [
         *("block_step", layer(replace(PADDED, problem=replace(PADDED.problem, chunk=1)), "block_step", PADDED_LAYER)),
         *(replace(BLOCK, tile_tokens=8, vector_width=8, accumulators=4, threads=1), "x86-64-v3", "padded"),
     ),
+    Golden("block_step", layer(PLAIN, "block_step", replace(LAYER, pooled=True)), BLOCK, "x86-64-v4", "pooled"),
     Golden("logits_step", layer(PLAIN, "logits_step", LAYER), replace(BLOCK, variant="logits"), "x86-64-v4"),
     Golden("memory_chunks", LINEAR, TVM_CHUNKS, "x86-64-v4"),
     Golden("memory_chunks", DELTA, replace(TVM_CHUNKS, tile_tokens=8, vector_width=8), "x86-64-v4", "padded"),

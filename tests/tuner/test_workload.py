@@ -96,6 +96,7 @@ def test_a_spec_of_ones_own():
         ("x: rule=titans, operator=trellis_step", "trellis_step takes rules that are TRELLIS but for maps"),
         ("x: rule=yaad, probe=mine", "rule field probe='mine': choose one of: 'w', 'own'"),
         ('x: rule={"phi": 3}', "rule field phi=3"),
+        ("x: operator=block_step, layer=W8-F8-K4-unit-int8-pool", "the winner of layer W8-F8-K4-unit-int8; list that"),
     ],
 )
 def test_a_wrong_spec_says_what_is_wrong(text, said):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from codegen.backends import Kernel
 from codegen.device import cpu
 from codegen.schedules.registry import first_choice
-from codegen.spec import Spec
+from codegen.spec import Spec, of_rows
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch.resolve import Resolution, forced_implementation, operator_of, resolve
 from trellis_ops.specs import recorded
@@ -30,5 +32,6 @@ def kernel_of(spec: Spec) -> Kernel | None:
     operator = operator_of(resolved(spec), spec)
     if operator is None:
         return None
-    recorded.record(spec, "cpu")
+    # What is tuned for rows serves pools.
+    recorded.record(replace(spec, problem=of_rows(spec.problem)), "cpu")
     return operator.kernels[0]

@@ -15,7 +15,7 @@ from codegen.kernels.signatures import MOVES_STATES
 from codegen.layer import Layer, layer_of_key
 from codegen.rule import SOLVE, Rule
 from codegen.rules import rule_named
-from codegen.spec import FAMILY_OPERATORS, Problem, Spec
+from codegen.spec import FAMILY_OPERATORS, Problem, Spec, of_rows
 from tuning_db import shortened
 from tuning_db.regular_file import UNREADABLE, read_regular
 
@@ -176,9 +176,14 @@ def _checked(spec: Spec, given: Collection[str], source: str) -> Spec:
     """The spec, of any rule with as many slots as its states have.
 
     Raises:
-        WorkloadError: `given` has another number of slots, or the rule is none of the operator's.
+        WorkloadError: `given` has another number of slots, or the rule is none of the operator's, or states lie in
+            pools, where what is known of those in rows serves.
     """
     rule, problem = spec.rule, spec.problem
+    if problem != (rows := of_rows(problem)):
+        assert rows.layer is not None
+        said = f"blocks whose states lie in pools take the winner of layer {rows.layer.key()}; list that one"
+        raise WorkloadError(source=source, problem=said)
     if problem.operator not in FAMILY_OPERATORS:
         if rule.is_trellis:
             return spec

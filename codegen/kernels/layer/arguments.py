@@ -22,14 +22,18 @@ BYTES_OF = {**all_arguments.BYTES_OF, INT64: 8, "int8": 1}
 OWN_AXES = ("width", "vocabulary", "keys", "tail", "heads", "packed", "packed_vectors")
 """Axes whose lengths `length` knows: `packed` and `packed_vectors` are what `codegen.kernels.layer.layout` has."""
 
-_MEMORIES = {"k": ("sequences", "heads", "slots", "dim_k"), "v": ("sequences", "heads", "slots", "dim_v")}
+CAPACITY = "capacity"
+"""The first axis of a pool."""
+
+_MEMORIES = {"k": ("heads", "slots", "dim_k"), "v": ("heads", "slots", "dim_v")}
 
 
 def kernel_arguments(spec: Spec) -> tuple[Argument, ...]:
     """What such a kernel, and its operator, takes and gives, in order.
 
     `x` is the residual stream, a row for each sequence. `positions` are tokens since the start of the chunk: where they
-    are 0 the block keeps its states as those of the chunk's start.
+    are 0 the block keeps its states as those of the chunk's start. Where states lie in pools, `state_indices` has the
+    slot of each sequence, which no other has, and `positions` may be tokens since the start of the sequence.
     """
     return tuple(_of_logits(spec) if spec.problem.operator == LOGITS_STEP else _of_block(spec))
 
@@ -60,15 +64,19 @@ def _packed(spec: Spec) -> Iterator[Argument]:
 
 
 def _of_block(spec: Spec) -> Iterator[Argument]:
+    assert spec.problem.layer is not None
+    rows = CAPACITY if spec.problem.layer.pooled else "sequences"
     yield Argument("x", ("sequences", "width"), FLOAT, IN_PLACE)
     if spec.problem.chunk > 1:
         yield Argument("positions", ("sequences",), INT64, READ)
+    if spec.problem.layer.pooled:
+        yield Argument("state_indices", ("sequences",), INT64, READ)
     for name, axes in _MEMORIES.items():
-        yield Argument(f"S_{name}", axes, FLOAT, IN_PLACE)
+        yield Argument(f"S_{name}", (rows, *axes), FLOAT, IN_PLACE)
     if spec.problem.chunk > 1:
         for name, axes in _MEMORIES.items():
-            yield Argument(f"G_{name}", axes, FLOAT, IN_PLACE)
-    yield Argument("tail", ("sequences", "tail", "keys"), FLOAT, IN_PLACE)
+            yield Argument(f"G_{name}", (rows, *axes), FLOAT, IN_PLACE)
+    yield Argument("tail", (rows, "tail", "keys"), FLOAT, IN_PLACE)
     yield from _packed(spec)
 
 

@@ -59,7 +59,9 @@ class Decoder:
         asked: the type that was asked for.
         weights: the type that they are packed in.
         places: where the states of each layer lay when they were last compared, so that they are not compared again.
-        kernels: by the number of rows, the threads that torch may use, and what is forced.
+        pools: the same of layers whose states lie in pools, by the number of the layer.
+        kernels: by the number of rows, whether their states lie in pools, the threads that torch may use, and what is
+            forced.
     """
 
     watched: Watch
@@ -70,22 +72,23 @@ class Decoder:
     asked: str
     weights: str
     places: list[tuple[int, ...]] = field(default_factory=list)
+    pools: dict[int, Hashable] = field(default_factory=dict)
     kernels: dict[Hashable, Kernels | None] = field(default_factory=dict)
 
     def nbytes(self) -> int:
         """Bytes of what is packed."""
         return sum(each.nbytes for each in (*self.blocks, self.logits) if each is not None)
 
-    def kernels_for(self, batch: int) -> Kernels | None:
-        """The kernels for so many rows; None where no backend has them.
+    def kernels_for(self, batch: int, *, pooled: bool = False) -> Kernels | None:
+        """The kernels for so many rows, of states in pools if `pooled`; None where no backend has them.
 
         Raises:
             TrellisError: one does not compile.
         """
-        key = (batch, torch.get_num_threads(), forced_implementation(None))
+        key = (batch, pooled, torch.get_num_threads(), forced_implementation(None))
         if key not in self.kernels:
             rows = next_power_of_two(batch)
-            block = kernel_of(block_spec(self.config, rows, self.weights))
+            block = kernel_of(block_spec(self.config, rows, self.weights, pooled=pooled))
             logits = None if self.logits is None else kernel_of(logits_spec(self.config, rows, self.weights))
             missing = block is None or (self.logits is not None and logits is None)
             self.kernels[key] = None if missing else Kernels(cast(Kernel, block), logits)
@@ -169,8 +172,10 @@ def fused_blocks(model: Model, weights: str, x: Tensor, state: TrellisState) -> 
     return None if found is None else _through_blocks(found[0], found[1].block, x, state).to(x.dtype)
 
 
-def ready(model: Model, weights: str, x: Tensor) -> tuple[Decoder, Kernels] | None:
+def ready(model: Model, weights: str, x: Tensor, *, pooled: bool = False) -> tuple[Decoder, Kernels] | None:
     """Packed weights and kernels for rows such as x `[B, width]`; None where the modules have to compute.
+
+    The states of the rows lie in pools if `pooled`.
 
     Raises:
         TrellisError: a kernel does not compile.
@@ -178,7 +183,7 @@ def ready(model: Model, weights: str, x: Tensor) -> tuple[Decoder, Kernels] | No
     if x.shape[0] > applies.MOST_ROWS or type(x) is not Tensor or applies.why_not_call() is not None:
         return None
     decoder = _decoder_of(model, weights)
-    kernels = None if decoder is None else decoder.kernels_for(x.shape[0])
+    kernels = None if decoder is None else decoder.kernels_for(x.shape[0], pooled=pooled)
     return None if decoder is None or kernels is None else (decoder, kernels)
 
 

@@ -8,8 +8,11 @@ from codegen.spec import BLOCK_STEP, LOGITS_STEP, Problem, Spec
 from trellis_ops.lm.config import TrellisConfig
 
 
-def block_spec(config: TrellisConfig, batch: int, weights: str) -> Spec:
-    """A block of a model of TRELLIS, for one token of each of `batch` rows, with weights of the type `weights`."""
+def block_spec(config: TrellisConfig, batch: int, weights: str, *, pooled: bool = False) -> Spec:
+    """A block of a model of TRELLIS, for one token of each of `batch` rows, with weights of the type `weights`.
+
+    The states of the rows lie in pools if `pooled`.
+    """
     heads = config.heads
     problem = Problem(
         BLOCK_STEP,
@@ -20,7 +23,7 @@ def block_spec(config: TrellisConfig, batch: int, weights: str) -> Spec:
         dim_v=config.value_width // heads,
         slots=config.slots,
         chunk=config.chunk if config.keeps_starts else 1,
-        layer=Layer(config.width, config.mlp_width, config.conv_width, config.normalize_qkv, weights),
+        layer=Layer(config.width, config.mlp_width, config.conv_width, config.normalize_qkv, weights, pooled),
     )
     rule = Rule(config.phi, link=config.link, out=config.out, phi_eps=config.phi_eps, step_size=config.step_size)
     return Spec(rule, problem)

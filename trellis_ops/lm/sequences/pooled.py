@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +33,13 @@ class Pooled:
     def state_indices(self) -> Tensor:
         """The slots as the operators read them, int32."""
         return self.slots.to(torch.int32)
+
+    def begin(self, pools: Mapping[str, Tensor], first: Mapping[str, Tensor]) -> None:
+        """Put the states `first`, `[fresh, ...]` by name, into the slots of the sequences that begin."""
+        assert self.fresh is not None
+        slots = self.slots[self.fresh]
+        for name, pool in pools.items():
+            pool.index_copy_(0, slots, first[name].to(pool.dtype))
 
     def load(self, pool: Tensor, first: float) -> Tensor:
         """A copy of what `pool` has of each sequence, `[N, ...]`; `first` everywhere in those that begin."""

@@ -29,10 +29,13 @@ class Head:
     h: Expr
 
 
-def convolve(head: Head, q: Buffer, k: Buffer, tail: Buffer, features: int, qk: int, taps_q: int, taps_k: int) -> None:
+def convolve(
+    head: Head, q: Buffer, k: Buffer, tail: Buffer, slot: Expr, features: int, qk: int, taps_q: int, taps_k: int
+) -> None:
     """q, k <- the convolutions of tail and projection; the tail moves on by one token.
 
     Args:
+        slot: where the row's tail lies in `tail`.
         features: D_k.
         qk: where the shared projection begins.
         taps_q, taps_k: where the taps begin among the vectors, each `[taps, H D_k]`.
@@ -45,11 +48,11 @@ def convolve(head: Head, q: Buffer, k: Buffer, tail: Buffer, features: int, qk: 
         for to, taps in ((q, taps_q), (k, taps_k)):
             total = projected[row, qk + c] * vectors[taps + before * channels + c]
             for j in range(before):
-                total = total + tail[row, j, c] * vectors[taps + j * channels + c]
+                total = total + tail[slot, j, c] * vectors[taps + j * channels + c]
             T.buffer_store(to, total, [d])
         for j in range(before - 1):
-            T.buffer_store(tail, tail[row, j + 1, c], [row, j, c])
-        T.buffer_store(tail, projected[row, qk + c], [row, before - 1, c])
+            T.buffer_store(tail, tail[slot, j + 1, c], [slot, j, c])
+        T.buffer_store(tail, projected[row, qk + c], [slot, before - 1, c])
 
     each_feature(head.width, features, of_channel)
 

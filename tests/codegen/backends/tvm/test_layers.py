@@ -10,6 +10,7 @@ import torch
 from codegen.device import NAMED, cpu
 from codegen.errors import SizeError
 from codegen.kernels.build import build
+from codegen.kernels.layer.arguments import CAPACITY
 from codegen.kernels.layer.layout import PANEL, layout_of
 from codegen.layer import Layer, layer_of_key
 from codegen.rule import Rule
@@ -37,6 +38,12 @@ def of_weights(spec: Spec, weights: str) -> Spec:
     layer = spec.problem.layer
     assert layer is not None
     return replace(spec, problem=replace(spec.problem, layer=replace(layer, weights=weights)))
+
+
+def in_pools(spec: Spec) -> Spec:
+    layer = spec.problem.layer
+    assert layer is not None
+    return replace(spec, problem=replace(spec.problem, layer=replace(layer, pooled=True)))
 
 
 @pytest.mark.parametrize(
@@ -73,6 +80,30 @@ def test_a_row_of_a_batch_is_the_row_alone_to_the_bit():
                 assert torch.equal(tensor[0], together[name][row]), name
 
 
+@pytest.mark.parametrize("spec", [PLAIN, PADDED], ids=["plain", "padded"])
+def test_states_in_slots_of_pools_move_as_those_of_rows_do_to_the_bit(spec):
+    schedule, slots = default("tvm", spec, cpu()), torch.tensor([5, 0, 3])
+    of_rows, of_pools = (build(each, schedule, cpu()) for each in (spec, in_pools(spec)))
+    rows = {each.name: make_inputs(spec, (1, 1, 1), cpu(), SEED)[each.name].clone() for each in of_rows.arguments}
+    states = {each.name: rows[each.name] for each in of_pools.arguments if each.axes[0] == CAPACITY}
+    # All states of a slot side by side, as in a block of a cache, with numbers that belong to nobody behind them.
+    lengths = [state[0].numel() for state in states.values()]
+    memory = torch.full((6, sum(lengths) + 3), torch.nan)
+    parts = memory.split([*lengths, 3], 1)
+    pools = {
+        name: part.unflatten(1, state.shape[1:]) for (name, state), part in zip(states.items(), parts, strict=False)
+    }
+    for name, state in states.items():
+        pools[name][slots] = state
+    called = rows | pools | {"x": rows["x"].clone(), "state_indices": slots}
+    of_pools.kernels[0](3, *[called[each.name] for each in of_pools.arguments])
+    of_rows.kernels[0](3, *[rows[each.name] for each in of_rows.arguments])
+    assert torch.equal(called["x"], rows["x"])
+    for name, state in states.items():
+        assert torch.equal(pools[name][slots], state), name
+    assert memory.isnan().sum() == memory.numel() - 3 * sum(lengths), "nothing beside the slots was written"
+
+
 def test_a_product_reads_its_weights_in_one_stream():
     layout = layout_of(PADDED)
     ends = [matrix.first + matrix.numbers for matrix in layout.matrices.values()]
@@ -84,8 +115,9 @@ def test_a_product_reads_its_weights_in_one_stream():
 
 
 def test_a_spec_of_a_layer_is_found_by_its_key():
-    for spec in (PLAIN, PADDED, LOGITS):
+    for spec in (PLAIN, PADDED, LOGITS, in_pools(PLAIN)):
         assert spec_of_key(spec.key()) == spec
+    assert bucket(in_pools(PLAIN)) == bucket(PLAIN)
     assert bucket(replace(PLAIN, problem=replace(PLAIN.problem, batch=5))).problem.batch == 8
     assert bucket(PADDED).problem.heads == 3
     with pytest.raises(ValueError, match="describes no layer"):
