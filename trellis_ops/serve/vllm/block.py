@@ -54,5 +54,4 @@ class ServedBlock(Block):
         # The axes of sequences and of their tokens.
         axes = (-1, 1) if isinstance(sequences.layout, Rows) else (1, -1)
         tokens = x[: step.tokens].view(*axes, x.shape[-1])
-        mixed = self.mixer.pooled(tokens, states, sequences).flatten(0, 1)
-        return mixed if step.tokens == len(x) else torch.cat([mixed, torch.zeros_like(x[step.tokens :])])
+        return step.padded(self.mixer.pooled(tokens, states, sequences).flatten(0, 1), len(x))

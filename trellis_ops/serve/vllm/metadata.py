@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -30,6 +31,10 @@ class StepMetadata:
 
     sequences: Pooled
     tokens: int
+
+    def padded(self, rows: Tensor, length: int) -> Tensor:
+        """What was made of the tokens, `[tokens, width]`, with zeros up to `length` for the padding."""
+        return rows if self.tokens == length else F.pad(rows, (0, 0, 0, length - self.tokens))
 
 
 def one_sequence(tokens: int, device: torch.device) -> StepMetadata:

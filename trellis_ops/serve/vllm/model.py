@@ -18,6 +18,9 @@ from vllm.sequence import IntermediateTensors
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.decode.applies import Parts
+from trellis_ops.lm.decode.pooled import fused_pooled
+from trellis_ops.lm.sequences import Rows
 from trellis_ops.serve.vllm.block import ServedBlock, served_shapes
 from trellis_ops.serve.vllm.configuration import check_engine, check_model
 from trellis_ops.serve.vllm.parallel import of_one_rank
@@ -26,6 +29,9 @@ from trellis_ops.serve.vllm.stored import StoredModel, chosen, enter
 
 _NAMES = WeightsMapper(orig_to_new_prefix={"model.": ""})
 """From the names of parameters in a checkpoint to those here."""
+
+_WEIGHTS = "float32"
+"""The type in which kernels of decode steps hold the weights of a model of float32."""
 
 MambaTypes = set[MambaAttentionBackendEnum]
 
@@ -47,7 +53,7 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         config = hf_config.to_trellis()
         check_model(config)
         check_engine(vllm_config, config)
-        own = of_one_rank(config, get_tensor_model_parallel_world_size())
+        self._own = own = of_one_rank(config, get_tensor_model_parallel_world_size())
         self.embedding = VocabParallelEmbedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(
             ServedBlock(own, vllm_config, f"{prefix}.blocks.{index}".lstrip(".")) for index in range(config.layers)
@@ -80,9 +86,11 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed_input_ids(input_ids)
-        x = inputs_embeds
-        for block in self.blocks:
-            x = block(x)
+        x = self._decoded(inputs_embeds)
+        if x is None:
+            x = inputs_embeds
+            for block in self.blocks:
+                x = block(x)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -90,6 +98,21 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         """Logits of the next tokens, on the ranks that sample."""
         logits: Tensor | None = self.logits_processor(self.lm_head, hidden_states)
         return logits
+
+    def step_parts(self) -> Parts:
+        """What a token of every sequence goes through, for the kernels that stand for it: the blocks."""
+        return Parts(self._own, self.blocks, None, (self, self.blocks))
+
+    def _decoded(self, x: Tensor) -> Tensor | None:
+        """What the blocks make of a step in which every sequence decodes, by kernels; None where modules compute it."""
+        blocks = [block for block in self.blocks if isinstance(block, ServedBlock)]
+        step, *others = (block.pool.step() for block in blocks)
+        if step is None or not isinstance(step.sequences.layout, Rows) or any(each is not step for each in others):
+            return None
+        # The kernels write into their rows, which may be the engine's.
+        rows, pools = x[: step.tokens].clone(), [block.pool.states() for block in blocks]
+        made = fused_pooled(self, _WEIGHTS, rows, pools, step.sequences)
+        return None if made is None else step.padded(made, len(x))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Take the weights of a checkpoint by name, and say which were taken."""

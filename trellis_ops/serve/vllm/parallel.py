@@ -21,13 +21,17 @@ def of_one_rank(config: TrellisConfig, ranks: int) -> TrellisConfig:
 
 
 def share(block: Block, prefix: str) -> None:
-    """Put vLLM's linear maps in the place of those of a block whose mixer has the heads of one rank.
+    """Put vLLM's linear maps in the place of those of a block whose mixer has the heads of one rank of several.
+
+    A single rank keeps its own, which the kernels of whole blocks know.
 
     The maps into the residual stream, `to_out` and `down`, take what this rank has and sum over ranks. All others give
     what this rank has, but the first of two maps of low rank, which every rank computes. Parameters of heads, the
     first axis of each, are cut when they are loaded.
     """
     ranks = get_tensor_model_parallel_world_size()
+    if ranks == 1:
+        return
     for name, module in list(block.mixer.named_modules()):
         if isinstance(module, nn.Linear):
             _put(block.mixer, name, _map_of_mixer(name, module, ranks, f"{prefix}.mixer.{name}"))

@@ -1,0 +1,91 @@
+"""Steps in which every sequence decodes run one kernel for each block, on the slots of vLLM's cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.vllm.engines import alone, engine, made, prompts, served
+from trellis_ops.lm.decode import pooled
+from trellis_ops.lm.decode.decoder import Decoder, Kernels
+from trellis_ops.lm.sequences import Pooled
+
+STATES = ("S_k", "S_v", "start_k", "start_v", "tail")
+"""In the order of the kernel."""
+
+BEFORE = 4
+"""Arguments before them: how many rows, the rows, their positions and their slots."""
+
+
+def test_slots_fresh_rows_and_every_state_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = made(tmp_path, learned_state=True)
+    # Those of one token begin in a step in which every sequence decodes.
+    given = {"after a prompt": prompts((17, 3, 40)), "from the first token on": prompts((1, 1, 1), seed=3)}
+    wanted = {name: [alone(model, each) for each in of_name] for name, of_name in given.items()}
+    with engine(tmp_path) as llm:
+        for name, of_name in given.items():
+            assert _kernels_of(llm, of_name, monkeypatch) == (wanted[name], 23 + (name == "from the first token on"))
+        for fault in (_other_slots, _stale_slots, *(_left_as_it_is(index) for index in range(len(STATES)))):
+            with monkeypatch.context() as patch:
+                fault(patch)
+                found = {name: served(llm, of_name) for name, of_name in given.items()}
+            assert found != wanted, fault
+        assert {name: served(llm, of_name) for name, of_name in given.items()} == wanted
+
+
+def _kernels_of(llm: Any, given: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[int]], int]:
+    """The tokens after prompts, and how many steps ran kernels of blocks."""
+    steps = []
+
+    def counted(*arguments: Any) -> Tensor | None:
+        made = pooled.fused_pooled(*arguments)
+        steps.append(made is not None)
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trellis_ops.serve.vllm.model.fused_pooled", counted)
+        return served(llm, given), sum(steps)
+
+
+def _other_slots(patch: pytest.MonkeyPatch) -> None:
+    """Rows in the slots of their numbers."""
+    where = pooled._where
+
+    def of_numbers(decoder: Decoder, sequences: Pooled) -> tuple[Tensor, ...]:
+        *positions, slots = where(decoder, sequences)
+        return (*positions, torch.arange(len(slots)))
+
+    patch.setattr(pooled, "_where", of_numbers)
+
+
+def _stale_slots(patch: pytest.MonkeyPatch) -> None:
+    """Sequences that begin go on from what their slots hold."""
+    patch.setattr(Pooled, "begin", lambda sequences, pools, first: None)
+
+
+def _left_as_it_is(index: int) -> Any:
+    """A state that kernels do not write."""
+
+    def fault(patch: pytest.MonkeyPatch) -> None:
+        kernels_for = Decoder.kernels_for
+
+        def without(decoder: Decoder, *arguments: Any, **rest: Any) -> Kernels | None:
+            found = kernels_for(decoder, *arguments, **rest)
+            assert found is not None
+
+            def block(*arguments: Any) -> None:
+                state = arguments[BEFORE + index]
+                kept = state.clone()
+                found.block(*arguments)
+                state.copy_(kept)
+
+            return Kernels(block, None)  # type: ignore[arg-type]
+
+        patch.setattr(Decoder, "kernels_for", without)
+
+    fault.__name__ = f"{STATES[index]} is left as it is"
+    return fault
