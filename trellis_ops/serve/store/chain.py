@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from codegen.errors import SizeError
 from trellis_ops.serve.store.entry import Owner
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 LEAST_KEY_BYTES = 32
 """Length of a store key, as of the key of a team's kernel cache: that of a digest of SHA-256."""
@@ -96,7 +101,7 @@ class Chain:
         self.owner = owner
         self.segment = segment
         self.keys: list[str] = []
-        self._keyed = hmac.new(secrets.chaining, digestmod="sha256")
+        self._inner, self._outer = (_hashed(secrets.chaining, pad) for pad in _PADS)
         self._link = self._next(f"{SCHEMA}\0{owner.label}\0{owner.scope}\0{segment}".encode())
         self._rest = b""
 
@@ -111,7 +116,19 @@ class Chain:
         self._rest = data[whole:]
 
     def _next(self, data: bytes) -> bytes:
-        # A copy of the keyed hash spares the two blocks that HMAC spends on its key.
-        link = self._keyed.copy()
-        link.update(data)
-        return link.digest()
+        # HMAC-SHA256 by its definition, RFC 2104: copies of hashes that have read the key take a fraction of the time
+        # that `hmac` takes for so short a text.
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(data)
+        outer.update(inner.digest())
+        return outer.digest()
+
+
+_BLOCK_BYTES = 64
+_PADS = (0x36, 0x5C)
+"""What the key of an HMAC is combined with for its inner and its outer hash."""
+
+
+def _hashed(key: bytes, pad: int) -> _Hash:
+    """SHA-256 after one block, a key of at most its length, every byte combined with `pad`."""
+    return sha256(bytes(byte ^ pad for byte in key.ljust(_BLOCK_BYTES, b"\0")))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import hmac
+
 import pytest
 import torch
 
 from codegen.errors import SizeError
 from tests.trellis_ops.lm.small_models import some_tokens
 from tests.trellis_ops.serve.store.stores import KEY, OTHER_KEY, SEGMENT
-from trellis_ops.serve.store.chain import REGISTERED, SHARED, TENANT, Chain, Secrets, segment_of
+from trellis_ops.serve.store.chain import REGISTERED, SCHEMA, SHARED, TENANT, Chain, Secrets, segment_of
 
 TOKENS = some_tokens(1, 5 * SEGMENT + 3)[0]
 
@@ -25,6 +27,15 @@ def test_a_link_names_all_tokens_before_it():
     assert len(before) == 5
     assert before[:2] == after[:2]
     assert not set(before[2:]) & set(after)
+
+
+def test_a_link_is_the_hmac_of_the_one_before_and_its_tokens():
+    secrets = Secrets.of(KEY)
+    owner = secrets.owner("model", TENANT, "alice")
+    link = hmac.digest(secrets.chaining, f"{SCHEMA}\0{owner.label}\0{owner.scope}\0{SEGMENT}".encode(), "sha256")
+    for key, tokens in zip(keys(), TOKENS.split(SEGMENT), strict=False):
+        link = hmac.digest(secrets.chaining, link + tokens.to(torch.int32).numpy().tobytes(), "sha256")
+        assert key == link.hex()
 
 
 def test_a_chain_that_grows_is_that_of_the_whole():
