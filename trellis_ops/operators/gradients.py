@@ -120,11 +120,8 @@ def _registered_reverse(operator: Operator, vector_jacobian: VectorJacobian) -> 
             gradients = vector_jacobian(reverse)
         return [gradients[name] for name in wanted]
 
-    registered = torch.library.custom_op(
-        f"trellis_ops::{operator.name}_backward",
-        transforms.without_tangents(operator.function, backward_of),
-        mutates_args=(),
-        schema=operator.reverse_schema,
+    registered = transforms.operator(
+        f"trellis_ops::{operator.name}_backward", backward_of, operator.function, operator.reverse_schema
     )
 
     @registered.register_fake

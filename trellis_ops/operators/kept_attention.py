@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
-from torch.library import custom_op
 
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import launch, resolve
@@ -37,12 +36,7 @@ def run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return launch.attention_kept(found.operator, **tensors, sequences=sequences)
 
 
-attention = custom_op(
-    "trellis_ops::attention_kept",
-    transforms.without_tangents(ATTENTION_KEPT.function, run),
-    mutates_args=(),
-    schema=ATTENTION_KEPT.schema,
-)
+attention = transforms.operator("trellis_ops::attention_kept", run, ATTENTION_KEPT.function, ATTENTION_KEPT.schema)
 
 
 @attention.register_fake

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from codegen.kernels.sequences import Sequences
@@ -119,12 +118,7 @@ def attention_gradient(reverse: Reverse) -> Mapping[str, Tensor]:
     )
 
 
-attention = torch.library.custom_op(
-    "trellis_ops::attention",
-    transforms.without_tangents(ATTENTION.function, run_attention),
-    mutates_args=(),
-    schema=ATTENTION.schema,
-)
+attention = transforms.operator("trellis_ops::attention", run_attention, ATTENTION.function, ATTENTION.schema)
 fakes.register(attention, ATTENTION, attention_request)
 batching.map_by_calls(attention)
 gradients.register(ATTENTION, attention_gradient)
@@ -177,12 +171,7 @@ def _eager_update(call: Call) -> tuple[Tensor, ...]:
     return eager.update(**tensors, rule=call.rule, chunk_size=call.settings["chunk_size"], initial_state=state)
 
 
-update = torch.library.custom_op(
-    "trellis_ops::update",
-    transforms.without_tangents(UPDATE.function, run_update),
-    mutates_args=(),
-    schema=UPDATE.schema,
-)
+update = transforms.operator("trellis_ops::update", run_update, UPDATE.function, UPDATE.schema)
 fakes.register(update, UPDATE, update_request)
 batching.map_by_calls(update)
 gradients.register(UPDATE, gradients.by_autograd(_eager_update))
@@ -214,12 +203,7 @@ def _eager_readout(call: Call) -> tuple[Tensor, ...]:
     return (eager.readout(**call.tensors, **call.settings),)
 
 
-readout = torch.library.custom_op(
-    "trellis_ops::readout",
-    transforms.without_tangents(READOUT.function, run_readout),
-    mutates_args=(),
-    schema=READOUT.schema,
-)
+readout = transforms.operator("trellis_ops::readout", run_readout, READOUT.function, READOUT.schema)
 fakes.register(readout, READOUT, arguments.readout_request)
 batching.map_by_calls(readout)
 gradients.register(READOUT, gradients.by_autograd(_eager_readout))
@@ -295,10 +279,5 @@ def step_request(
     return arguments.step_request(q, k, v, target, log_decay, step_size, (S_k, S_v), (G_k, G_v), rule)
 
 
-step = torch.library.custom_op(
-    "trellis_ops::step",
-    transforms.without_tangents(STEP.function, run_step),
-    mutates_args=STEP.mutated,
-    schema=STEP.schema,
-)
+step = transforms.operator("trellis_ops::step", run_step, STEP.function, STEP.schema)
 fakes.register(step, STEP, step_request)

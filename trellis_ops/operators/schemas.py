@@ -104,11 +104,6 @@ class Operator:
             found.append(TensorArgument("cu_seqlens", optional=True, mutated=False, public="cu_seqlens"))
         return tuple(found)
 
-    @property
-    def mutated(self) -> tuple[str, ...]:
-        """Names of the tensors that its schema says are written."""
-        return tuple(each.name for each in self.tensors if each.mutated)
-
     @functools.cached_property
     def results(self) -> tuple[str, ...]:
         """Names of what it returns: all that kernels write, and after it the final states unless it moves them."""

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch._C._functorch import get_interpreter_stack, is_functorch_wrapped_tensor
+from torch._library.autograd import make_autograd_impl
+from torch._library.custom_ops import CustomOpDef
 from torch.autograd import forward_ad
 
 from codegen.errors import TransformError
@@ -66,18 +68,43 @@ def differentiates(name: str, tensors: Tensors, implementation: str | None) -> b
     return True
 
 
-def without_tangents(name: str, run: Callable[..., Result]) -> Callable[..., Result]:
-    """`run`, the body of a registered operator, which refuses dual numbers: torch would take their tangents for zero.
+class _Operator(CustomOpDef):
+    """A registered operator whose kernel of autograd refuses dual numbers: below it tangents of torch.func are gone."""
+
+    def __init__(self, name: str, schema: str, run: Callable[..., Any], function: str) -> None:
+        self._function = function
+        namespace, own_name = name.split("::")
+        super().__init__(namespace, own_name, schema, run)
+        self.register_kernel(None)(run)
+
+    def _register_autograd_dispatcher_impl(self) -> None:
+        run = without_tangents(self._function, make_autograd_impl(self._opoverload, self))
+        self._lib.impl(self._name, run, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+
+
+def operator(name: str, run: Callable[..., Any], function: str, schema: str) -> CustomOpDef:
+    """A registered operator that refuses dual numbers: torch would take their tangents for zero.
 
     The public functions ask `differentiates` before; whoever calls `torch.ops.trellis_ops` has nothing else.
+
+    Args:
+        name: `trellis_ops::name`.
+        run: computes it.
+        function: the public function that it serves.
+        schema: its arguments and results, and what it writes.
     """
+    return _Operator(name, schema, without_tangents(function, run), function)
+
+
+def without_tangents(name: str, run: Callable[..., Result]) -> Callable[..., Result]:
+    """`run`, a part of a registered operator of the function `name`, which refuses dual numbers."""
 
     @functools.wraps(run)
-    def checked(*arguments: Any) -> Result:
+    def checked(*arguments: Any, **others: Any) -> Result:
         if has_tangent(arguments):
             advice = f"call trellis_ops.{name}, which says what to use instead"
             raise TransformError(name=f"the registered operator of {name}", transform=FORWARD_MODE, advice=advice)
-        return run(*arguments)
+        return run(*arguments, **others)
 
     return checked
 
@@ -91,7 +118,8 @@ def refuse(name: str, tensors: Tensors) -> None:
     kinds = [kind for kind in _kinds(tensors) if kind != "Grad" or torch.is_grad_enabled()]
     if kinds:
         transform = "torch.vmap" if kinds == ["Vmap"] else "differentiation by torch.func"
-        advice = "use trellis_attention; for several states, put them along the batch"
+        attention = "memory_attention" if name == "memory_step" else "trellis_attention"
+        advice = f"use {attention}; for several states, put them along the batch"
         raise TransformError(name=name, transform=transform, advice=advice)
 
 

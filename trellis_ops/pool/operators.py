@@ -125,12 +125,7 @@ def _eager(
     return eager.attention(rule, named, pool, slots, positions, lengths, chunk_size)
 
 
-pool = torch.library.custom_op(
-    "trellis_ops::pool",
-    transforms.without_tangents("trellis_step", run),
-    mutates_args=("state", "starts"),
-    schema=_SCHEMA,
-)
+pool = transforms.operator("trellis_ops::pool", run, "trellis_step", _SCHEMA)
 
 
 @pool.register_fake

@@ -133,6 +133,8 @@ def test_a_registered_operator_refuses_dual_numbers(name):
             given = [forward_ad.make_dual(t, t) if t is x else t for t in tensors]
             with pytest.raises(TransformError, match=r"the registered operator of .* forward-mode"):
                 operator(*given)
+        with pytest.raises(TransformError, match=r"the registered operator of .* forward-mode"):
+            jvp(lambda *t, x=x: operator(*(t[0] if each is x else each for each in tensors)), (x,), (x,))
 
 
 def test_a_registered_reverse_pass_refuses_dual_numbers():
@@ -140,6 +142,23 @@ def test_a_registered_reverse_pass_refuses_dual_numbers():
     y = attend(leaf)
     with forward_ad.dual_level(), pytest.raises(TransformError, match="the registered operator of trellis_attention"):
         torch.autograd.grad(y, leaf, forward_ad.make_dual(X.v, X.v))
+
+
+def test_registered_operators_of_any_rule_refuse_tangents_of_torch_func():
+    _, initial, given, _ = case_of(DELTA)
+    token = [x if x.ndim == 1 else x[:, 0].contiguous() for x in given.values()]
+
+    def attend(x):
+        others = [x, *list(given.values())[1:]]
+        return torch.ops.trellis_ops.memory_attention(others, [], None, rule_text(DELTA), 1, "bilevel", False, None)[0]
+
+    def step(x):
+        state = [s.clone() for s in initial]
+        return torch.ops.trellis_ops.memory_step([x, *token[1:]], state, [], rule_text(DELTA), None)
+
+    for function, (x, *_) in ((attend, list(given.values())), (step, token)):
+        with pytest.raises(TransformError, match=r"the registered operator of memory_\w+ .*forward-mode"):
+            jvp(function, (x,), (x,))
 
 
 def test_registered_operators_of_any_rule_and_their_reverse_passes_refuse_dual_numbers():

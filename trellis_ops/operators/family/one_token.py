@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from codegen.recurrence.of_rule import used_chunk_states
@@ -55,12 +54,7 @@ def run_step(
         return eager.step(made, named, moved, kept or None)
 
 
-step = torch.library.custom_op(
-    "trellis_ops::memory_step",
-    transforms.without_tangents("memory_step", run_step),
-    mutates_args=("state", "starts"),
-    schema=_STEP,
-)
+step = transforms.operator("trellis_ops::memory_step", run_step, "memory_step", _STEP)
 
 
 @step.register_fake

@@ -116,12 +116,7 @@ def eager_attention(
     return [y, *finals.values()]
 
 
-attention = torch.library.custom_op(
-    "trellis_ops::memory_attention",
-    transforms.without_tangents("memory_attention", run_attention),
-    mutates_args=(),
-    schema=_ATTENTION,
-)
+attention = transforms.operator("trellis_ops::memory_attention", run_attention, "memory_attention", _ATTENTION)
 batching.map_by_calls(attention)
 
 
@@ -208,12 +203,7 @@ def _by_autograd(
     return [x.clone(memory_format=torch.contiguous_format) for x in found]
 
 
-backward = torch.library.custom_op(
-    "trellis_ops::memory_attention_backward",
-    transforms.without_tangents("memory_attention", run_backward),
-    mutates_args=(),
-    schema=_BACKWARD,
-)
+backward = transforms.operator("trellis_ops::memory_attention_backward", run_backward, "memory_attention", _BACKWARD)
 batching.map_by_calls(backward)
 
 
