@@ -33,8 +33,8 @@ def test_attention(rule, sizes, key, value):
 
 @pytest.mark.parametrize("sizes", [PADDED, WHOLE], ids=["padding", "no padding"])
 @pytest.mark.parametrize(("rule", "tokens"), [("titans", 20), ("kda", 70)])
-@pytest.mark.parametrize("key", ["v", "log_decay"])
-def test_gradients(rule, tokens, sizes, key):
+@pytest.mark.parametrize(("key", "value"), [("v", math.nan), ("log_decay", math.nan), ("log_decay", math.inf)])
+def test_gradients(rule, tokens, sizes, key, value):
     """Heads of both sequences share a worker's scratch with the poisoned one."""
     made = rule_named(rule)
     named, *_ = call(made, Case(made, batch=2, tokens=tokens, heads=3, slots=4, **sizes))
@@ -42,12 +42,14 @@ def test_gradients(rule, tokens, sizes, key):
     for poisoned in (True, False):
         given = {name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in named.items()}
         if poisoned:
-            given[key][0, 9, 1].view(-1)[0] = math.nan
+            given[key][0, 9, 1].view(-1)[0] = value
         leaves = [x.requires_grad_() for x in given.values() if isinstance(x, torch.Tensor)]
         y, states = memory_attention(**given, output_final_state=True, implementation="tvm")
         total = y.square().sum() + sum(s.square().sum() for s in states)
         found.append((y.detach(), *torch.autograd.grad(total, leaves)))
-    assert not all(x[0, :, 1].isfinite().all() for x in found[0])
+    y, *gradients = (x[0, :, 1] for x in found[0])
+    assert not y[9:].isfinite().all(-1).any(), "it stays visible from its token on"
+    assert not all(x.isfinite().all() for x in gradients)
     for x, clean in zip(*found, strict=True):
         assert clean.isfinite().all()
         x[0, :, 1] = clean[0, :, 1]
@@ -55,26 +57,30 @@ def test_gradients(rule, tokens, sizes, key):
 
 
 @POISONS
-@pytest.mark.parametrize("rule", ["titans", "gated_deltanet"])
-def test_step(rule, key, value):
+@pytest.mark.parametrize(("rule", "sizes"), [("titans", PADDED), ("gated_deltanet", PADDED), ("titans", WHOLE)])
+def test_step(rule, sizes, key, value):
     made = rule_named(rule)
-    _, initial, given, _ = call(made, Case(made, batch=4, tokens=1, heads=3, **PADDED))
+    _, initial, given, _ = call(made, Case(made, batch=4, tokens=1, heads=3, **sizes))
     found = []
-    for poisoned in (False, True):
+    for poisoned, implementation in ((False, "tvm"), (True, "tvm"), (True, "eager")):
         token = {name: x if x.ndim == 1 else x[:, 0].clone() for name, x in given.items()}
         if poisoned:
             token[key][1, 0].view(-1)[0] = value
         state = tuple(x.clone() for x in initial)
-        y = memory_step(**arguments(made, token), state=state, implementation="tvm")
+        y = memory_step(**arguments(made, token), state=state, implementation=implementation)
         found.append((y, *state))
-    assert not all(x[1, 0].isfinite().all() for x in found[1])
-    for clean, x in zip(*found, strict=True):
-        x[1, 0] = clean[1, 0]
-        assert torch.equal(x, clean)
+    clean, poisoned, eager = found
+    shown = [not bool(x[1, 0].isfinite().all()) for x in poisoned]
+    assert shown == [not bool(x[1, 0].isfinite().all()) for x in eager]
+    assert shown[0] and shown[1]
+    for x, right in zip(poisoned, clean, strict=True):
+        x[1, 0] = right[1, 0]
+        assert torch.equal(x, right)
 
 
-def test_a_row_of_a_pool():
-    inputs = make_inputs(4, 1, 2, 6, 5, 3)
+@pytest.mark.parametrize("sizes", [(6, 5, 3), (16, 16, 16)], ids=["padding", "no padding"])
+def test_a_row_of_a_pool(sizes):
+    inputs = make_inputs(4, 1, 2, *sizes)
     rows, positions = torch.tensor([5, 0, 3, 2], dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
     found = []
     for poisoned in (False, True):

@@ -17,6 +17,7 @@ from codegen.rule import Rule
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec, bucket, spec_of_key
+from tests.support.far_memory import untouched
 from tests.tuner.verify.tampering import tampered
 from tuner.verify.check import SEED, check
 from tuner.verify.inputs import make_inputs
@@ -80,16 +81,18 @@ def test_a_row_of_a_batch_is_the_row_alone_to_the_bit():
                 assert torch.equal(tensor[0], together[name][row]), name
 
 
-@pytest.mark.parametrize("spec", [PLAIN, PADDED], ids=["plain", "padded"])
-def test_states_in_slots_of_pools_move_as_those_of_rows_do_to_the_bit(spec):
-    schedule, slots = default("tvm", spec, cpu()), torch.tensor([5, 0, 3])
+def moved_in(spec: Spec, memory: torch.Tensor, slots: torch.Tensor) -> int:
+    """Move three rows in slots of `memory`, and as rows; how many numbers of `memory` belong to a slot.
+
+    All states of a slot lie side by side, as in a block of a cache, with numbers that belong to nobody behind them.
+    """
+    schedule = default("tvm", spec, cpu())
     of_rows, of_pools = (build(each, schedule, cpu()) for each in (spec, in_pools(spec)))
-    rows = {each.name: make_inputs(spec, (1, 1, 1), cpu(), SEED)[each.name].clone() for each in of_rows.arguments}
+    inputs = make_inputs(spec, (1, 1, 1), cpu(), SEED)
+    rows = {each.name: inputs[each.name].clone() for each in of_rows.arguments}
     states = {each.name: rows[each.name] for each in of_pools.arguments if each.axes[0] == CAPACITY}
-    # All states of a slot side by side, as in a block of a cache, with numbers that belong to nobody behind them.
     lengths = [state[0].numel() for state in states.values()]
-    memory = torch.full((6, sum(lengths) + 3), torch.nan)
-    parts = memory.split([*lengths, 3], 1)
+    parts = memory.split([*lengths, memory.shape[1] - sum(lengths)], 1)
     pools = {
         name: part.unflatten(1, state.shape[1:]) for (name, state), part in zip(states.items(), parts, strict=False)
     }
@@ -101,7 +104,19 @@ def test_states_in_slots_of_pools_move_as_those_of_rows_do_to_the_bit(spec):
     assert torch.equal(called["x"], rows["x"])
     for name, state in states.items():
         assert torch.equal(pools[name][slots], state), name
-    assert memory.isnan().sum() == memory.numel() - 3 * sum(lengths), "nothing beside the slots was written"
+    return sum(lengths)
+
+
+@pytest.mark.parametrize("spec", [PLAIN, PADDED], ids=["plain", "padded"])
+def test_states_in_slots_of_pools_move_as_those_of_rows_do_to_the_bit(spec):
+    memory = torch.full((6, 4096), torch.nan)
+    numbers = moved_in(spec, memory, torch.tensor([5, 0, 3]))
+    assert memory.isnan().sum() == memory.numel() - 3 * numbers, "nothing beside the slots was written"
+
+
+def test_slots_of_pools_from_number_2_31_on():
+    """Only the pages of the slots have memory."""
+    moved_in(PLAIN, untouched(2**13, 2**20), torch.tensor([2**13 - 1, 0, 2**11 + 5]))
 
 
 def test_a_product_reads_its_weights_in_one_stream():

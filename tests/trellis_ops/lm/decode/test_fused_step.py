@@ -118,11 +118,13 @@ def test_a_restored_state_steps_as_the_one_that_was_carried():
     assert torch.equal(stepped(model, restored, tokens), stepped(model, state, tokens))
 
 
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["S_k", "S_v", "tail"])
 @pytest.mark.parametrize("config", [CHUNKED, EXACT], ids=["chunked", "exact"])
-def test_a_row_that_is_not_finite_reaches_no_other(config):
-    model = model_of(config)
+def test_a_row_that_is_not_finite_reaches_no_other(config, name, weights):
+    model = model_of(config).to(getattr(torch, weights))
     tokens, clean, other = torch.randint(0, 256, (3, 7)), model.first_state(7), model.first_state(7)
-    other.layers[0].S_k[3, 1, 2, 1] = torch.nan
+    other.layers[0].tensors()[name][3].view(-1)[1] = torch.nan
     right, found = stepped(model, clean, tokens), stepped(model, other, tokens)
     assert found[:, 3].isnan().any()
     others = [row for row in range(7) if row != 3]

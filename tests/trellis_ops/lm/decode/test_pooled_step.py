@@ -108,6 +108,53 @@ def test_a_row_that_begins_reads_nothing_of_its_slot(config: dict[str, Any]):
     assert not any(bool(pool[SLOTS].isnan().any()) for pools in layers.pools for pool in pools.values())
 
 
+@pytest.mark.parametrize("config", [CHUNKED, EXACT], ids=["chunked", "exact"])
+def test_a_row_that_is_not_finite_reaches_no_other(config: dict[str, Any]):
+    """Neither by its state, which may be that of another request, nor by its token."""
+    blocks, state, x = moved(model_of(config))
+    rows, others = rows_at(torch.tensor([6, 6, 6])), [0, 2]
+    found = []
+    for poisoned in (None, "S_k", "tail", "x"):
+        layers, embedded = layers_like(state), x.clone()
+        layers.put(state)
+        if poisoned == "x":
+            embedded[1, 0] = torch.inf
+        elif poisoned is not None:
+            layers.pools[0][poisoned][SLOTS[1]] = torch.nan
+        y = fused_pooled(blocks, "float32", embedded, layers.pools, rows)
+        assert y is not None
+        found.append((y, *(pool[SLOTS] for pools in layers.pools for pool in pools.values())))
+    clean, *spoiled = found
+    for each in spoiled:
+        assert not each[0][1].isfinite().all()
+        assert all(torch.equal(one[others], right[others]) for one, right in zip(each, clean, strict=True))
+
+
+@pytest.mark.parametrize("config", [CHUNKED, EXACT], ids=["chunked", "exact"])
+def test_a_step_counts_as_a_new_version_of_its_pools(config: dict[str, Any]):
+    blocks, state, x = moved(model_of(config))
+    layers = layers_like(state)
+    layers.put(state)
+    memories = {name for name in layers.pools[0] if not name.startswith("start")}
+    before = [{name: pool._version for name, pool in pools.items()} for pools in layers.pools]
+    assert fused_pooled(blocks, "float32", x, layers.pools, rows_at(torch.tensor([6, 6, 6]))) is not None
+    for pools, versions in zip(layers.pools, before, strict=True):
+        assert all(pools[name]._version > versions[name] for name in memories)
+
+
+def test_pools_of_inference_mode_are_moved():
+    blocks, state, x = moved(model_of(CHUNKED))
+    rows, found = rows_at(torch.tensor([6, 6, 6])), []
+    for mode in (torch.inference_mode(), torch.no_grad()):
+        with mode:
+            layers = layers_like(state)
+            layers.put(state)
+        found.append((fused_pooled(blocks, "float32", x.clone(), layers.pools, rows), layers.memory))
+    assert found[0][1][0].is_inference()
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(found[0][1], found[1][1], strict=True))
+
+
 def without_a_state(pools: dict[str, Tensor]) -> None:
     del pools["start_v"]
 
