@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from codegen.errors import TrellisError
-from tests.hostile import of_codegen, of_lm, of_tuner, of_tuning_db
+from tests.hostile import of_codegen, of_lm, of_serving, of_tuner, of_tuning_db
 from tests.hostile.entrance import Entrance
 from tests.hostile.names import NAMES
 from tuner.report.page import render_page
@@ -25,6 +25,7 @@ ENTRANCES: dict[str, Entrance] = {
     **of_tuning_db.ENTRANCES,
     **of_tuner.ENTRANCES,
     **of_lm.ENTRANCES,
+    **of_serving.ENTRANCES,
 }
 
 REFUSALS = (TrellisError, TuningDatabaseError, ValueError, SystemExit)
