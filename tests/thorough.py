@@ -14,12 +14,15 @@ ALL = ("",)
 """Every case of a test."""
 
 THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
+    "tests/codegen/backends/triton/test_compiled.py": {
+        "test_the_backwards_compile_for_sm_90": ("backward-sizes1-settings1-backward_first_order",),
+    },
     "tests/codegen/backends/tvm/test_backward.py": {
         "test_every_map_in_every_place": ("l2_silu", "silu"),
         "test_narrow_vectors": ALL,
         "test_sizes_and_types": ("1-1-1-float32", "80-96-48-float16"),
-        "test_tiles_that_span_chunks_of_packed_sequences": ("2-bilevel",),
         "test_tiles_of_a_chunk_of_packed_sequences": ("64-bilevel",),
+        "test_tiles_that_span_chunks_of_packed_sequences": ("2-bilevel",),
     },
     "tests/codegen/backends/tvm/test_chunks.py": {
         "test_a_batch_with_initial_states": ("deltanet", "erase_post", "fixed", "gsa_before", "linked"),
@@ -28,6 +31,7 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
         "test_widths_that_fill_no_vector": ("deltanet-1-1", "deltanet-3-70", "gla-1-1", "gla-100-5"),
     },
     "tests/codegen/backends/tvm/test_chunks_backward.py": {
+        "test_all_gradients_of_a_batch": ("deltanet", "erase_post", "fixed"),
         "test_gates_that_keep_little_have_all_digits_of_their_gradient": (
             "comba",
             "erase_post",
@@ -35,17 +39,19 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
             "kda",
             "linear",
         ),
-        "test_all_gradients_of_a_batch": ("deltanet", "erase_post", "fixed"),
         "test_tiles_of_any_shape": ("16-4-4",),
         "test_z_as_a_constant": ("linear",),
     },
     "tests/codegen/backends/tvm/test_forward.py": {
         "test_tiles_that_span_chunks": ALL,
     },
+    "tests/codegen/backends/tvm/test_non_finite.py": {
+        "test_backward": ("16-rule1-bilevel-changes1", "3-rule6-first_order-changes6"),
+    },
     "tests/codegen/backends/tvm/test_recurrence.py": {
-        "test_several_segments": ("probe", "transposed"),
-        "test_packed_sequences_of_which_one_is_empty": ("probe", "transposed"),
         "test_exact": ("gain",),
+        "test_packed_sequences_of_which_one_is_empty": ("probe", "transposed"),
+        "test_several_segments": ("probe", "transposed"),
     },
     "tests/codegen/backends/tvm_cuda/test_compiled.py": {
         "test_defaults_fit_a_multiprocessor_and_do_not_spill": (
@@ -65,6 +71,11 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
         "test_maps_that_a_user_defines": ("gelu_tanh", "huber_loss"),
         "test_split_with_every_readout_map": ("silu-32",),
     },
+    "tests/codegen/backends/tvm_cuda/test_non_finite.py": {
+        "test_attention": ("l2_silu-20-padding", "softmax-20-no padding"),
+        "test_readout": ("memory_readout-multiply-adds-padding", "memory_readout-tensor cores-padding"),
+        "test_rounded_products": ("tf32-float16-no padding", "bf16-bfloat16-padding"),
+    },
     "tests/codegen/backends/tvm_cuda/test_tensor_cores_emulated.py": {
         "test_every_chunk_and_tile": ("33-32",),
         "test_every_share_of_the_work": ("64-16",),
@@ -72,12 +83,20 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
         "test_split_with_maps_in_all_places": ("softmax",),
         "test_the_default_of_bfloat16_inputs": ("16",),
     },
-    "tests/codegen/backends/triton/test_compiled.py": {
-        "test_the_backwards_compile_for_sm_90": ("backward-sizes1-settings1-backward_first_order",),
+    "tests/codegen/test_show.py": {
+        "test_a_rule_by_name_or_fields": ALL,
     },
-    "tests/codegen/test_show.py": {"test_a_rule_by_name_or_fields": ALL},
+    "tests/interpreted/limits/test_non_finite.py": {
+        "test_backward": ("backward_split-padding",),
+    },
+    "tests/interpreted/rules/test_neighbours.py": {
+        "test_attention_and_its_gradients": ("log_decay-kda-20",),
+    },
+    "tests/interpreted/rules/test_peers_kernels.py": {
+        "test_a_rule_is_its_peers_kernel": ("comba-Sizes(tokens=63, dim=60, batch=1, heads=2, gate=0.1)",),
+    },
     "tests/interpreted/test_backward.py": {
-        "test_states_that_are_computed_again": ("2-16", "5-4", "16-2", "17-4"),
+        "test_states_that_are_computed_again": ("2-16", "5-4", "16-2", "17-4", "1-16"),
         "test_tiles_of_a_chunk_of_packed_sequences": (
             "16-backward_split-first_order",
             "16-backward-first_order",
@@ -107,20 +126,32 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
             "64-32-float32-split",
         ),
     },
-    "tests/stress/test_interruptions.py": {"test_compiles_are_interrupted": ("2",)},
+    "tests/stress/test_interruptions.py": {
+        "test_compiles_are_interrupted": ("2",),
+    },
+    "tests/trellis_ops/dispatch/test_ranks.py": {
+        "test_ranks_with_different_databases_run_the_leaders_selection": ("leader",),
+    },
     "tests/trellis_ops/eager/test_backward.py": {
         "test_nearly_equal_slots_lose_no_more_digits_than_their_difference_has": ("1-tvm",),
         "test_only_inputs_and_states_at_starts_of_chunks_are_kept": ("tvm-16-2",),
         "test_the_kernel_and_the_eager_reverse_pass_agree_on_unusual_chunks": ("2",),
     },
-    "tests/trellis_ops/family/test_peers.py": {"test_a_rule_is_its_peers": ("mesanet-T500-D60-gate1.0",)},
+    "tests/trellis_ops/family/test_peers.py": {
+        "test_a_rule_is_its_peers": ("mesanet-T500-D60-gate1.0",),
+    },
+    "tests/trellis_ops/lm/train/test_compare.py": {
+        "test_rules_are_compared_in_the_place_of_the_three": ALL,
+    },
     "tests/trellis_ops/lm/train/test_processes.py": {
         "test_two_processes_train_as_one": ("--phi identity", "--rule in_place_ttt --fsdp"),
     },
     "tests/trellis_ops/lm/train/test_resume.py": {
         "test_an_interrupted_run_keeps_the_step_under_way": ("abc", "ttt_linear"),
     },
-    "tests/trellis_ops/operators/test_empty_sequences.py": {"test_gradients": ("tvm-4-first_order",)},
+    "tests/trellis_ops/operators/test_empty_sequences.py": {
+        "test_gradients": ("tvm-4-first_order",),
+    },
     "tests/trellis_ops/operators/test_user_maps.py": {
         "test_first_order_gradients_of_tvm": ("huber_loss",),
         "test_kernels_of_tvm": ("gelu_tanh", "huber_loss"),
@@ -138,9 +169,12 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "tests/trellis_ops/test_ops.py": {
         "test_attention_agrees_with_the_oracle": ("1-token-tvm", "7-head-tvm"),
+        "test_half_precision_inputs_keep_float32_states": ("dtype1-tvm",),
         "test_step_agrees_with_the_oracle_and_moves_the_state_in_place": ("dtype0-True-tvm", "dtype1-False-tvm"),
         "test_update_then_readouts_equal_attention": ("1-tvm",),
-        "test_half_precision_inputs_keep_float32_states": ("dtype1-tvm",),
+    },
+    "tests/tuner/experiments/test_regret.py": {
+        "test_the_regret_of_each_winner_is_against_the_best_of_all": ALL,
     },
     "tests/tuner/verify/test_check.py": {
         "test_right_gradients_pass": ("backward_first_order-4-token",),
@@ -148,23 +182,6 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
     "tests/tuner/workers/test_faults.py": {
         "test_a_candidate_at_fault_costs_itself_only": ("abort", "compiler_never_ends", "exit"),
         "test_the_finals_are_held_without_a_candidate_at_fault": ("all_memory", "segmentation_fault"),
-    },
-    "tests/codegen/backends/tvm/test_non_finite.py": {
-        "test_backward": ("16-rule1-bilevel-changes1", "3-rule6-first_order-changes6"),
-    },
-    "tests/codegen/backends/tvm_cuda/test_non_finite.py": {
-        "test_attention": ("l2_silu-20-padding", "softmax-20-no padding"),
-        "test_readout": ("memory_readout-multiply-adds-padding", "memory_readout-tensor cores-padding"),
-        "test_rounded_products": ("tf32-float16-no padding", "bf16-bfloat16-padding"),
-    },
-    "tests/trellis_ops/dispatch/test_ranks.py": {
-        "test_ranks_with_different_databases_run_the_leaders_selection": ("leader",),
-    },
-    "tests/trellis_ops/lm/train/test_compare.py": {
-        "test_rules_are_compared_in_the_place_of_the_three": ALL,
-    },
-    "tests/tuner/experiments/test_regret.py": {
-        "test_the_regret_of_each_winner_is_against_the_best_of_all": ALL,
     },
 }
 """The cases by file and test, each as pytest prints it between brackets."""

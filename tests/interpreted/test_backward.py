@@ -149,7 +149,7 @@ def test_forgetting_at_its_limits(variant, tile):
     check_backward(kernels, case, inputs=case.inputs(log_decay=0.0))
 
 
-@pytest.mark.parametrize(("chunk", "packed"), [(1, True), (16, False)])
+@pytest.mark.parametrize(("chunk", "packed"), [(4, True), (16, False)])
 def test_the_operator_has_the_gradients_of_the_eager_one(chunk, packed):
     """Through autograd, with the memory of every step poisoned."""
     x = make_inputs(1, 20, 2, 5, 3, 4, sequences=2 if packed else None).leaves()
