@@ -15,7 +15,7 @@ from vllm import LLM, RequestOutput
 from vllm.config import KVTransferConfig
 
 from codegen.errors import ServingError
-from tests.vllm.engines import Prompt, alone, engine, finished, greedy, made, prompts
+from tests.vllm.engines import Prompt, alone, engine, finished, greedy, made, make_model, prompts, save
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.serve.store import Disk, PrefixStore, StoreCounts
 from trellis_ops.serve.vllm import states
@@ -141,17 +141,53 @@ def test_a_damaged_state_is_a_miss(tmp_path: Path, folder: Path) -> None:
 
 
 def test_weights_that_are_loaded_again_find_nothing(tmp_path: Path, folder: Path) -> None:
+    """Nor does a step that decodes go on with the old ones; a request that began before keeps nothing."""
     made(tmp_path / "model")
-    (prompt,) = prompts((150,))
+    other = make_model()
+    with torch.no_grad():
+        for block in other.blocks:
+            block.mixer.to_v.weight.mul_(-1.5)
+    save(other, tmp_path / "other")
+    one, two = prompts((150, 200))
     with stored(tmp_path / "model", folder) as llm:
-        answers(llm, [prompt])
-        llm.collective_rpc("reload_weights")
+        answers(llm, [one])
+        llm.llm_engine.add_request("two", {"prompt_token_ids": two}, greedy(8))
+        assert not list(finished(llm))
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": str(tmp_path / "other")})
+        before = counts(llm).saves["disk"]
+        while llm.llm_engine.has_unfinished_requests():
+            llm.llm_engine.step()
+        assert counts(llm).saves["disk"] == before
         scheduler(llm).kv_cache_manager.reset_prefix_cache()
-        answers(llm, [prompt])
+        assert tokens_of(answers(llm, [one], 24)) == [alone(other, one)]
         assert counts(llm).tokens_found == 0
         assert llm.llm_engine.engine_core.reset_prefix_cache(reset_connector=True)
-        answers(llm, [prompt])
+        answers(llm, [one])
         assert counts(llm).tokens_found == 0
+
+
+def test_what_two_tenants_share_ends_a_step(tmp_path: Path, folder: Path) -> None:
+    """A state is kept where a request says that nothing private is before it, though one step could read all of it."""
+    model = made(tmp_path / "model")
+    (prompt,) = prompts((220,))
+    with stored(tmp_path / "model", folder, max_num_batched_tokens=512) as llm:
+        for salt, found in (("bob", 0), ("carol", SEGMENT)):
+            scheduler(llm).kv_cache_manager.reset_prefix_cache()
+            said = greedy(8)
+            said.extra_args = {"kv_transfer_params": {"public_until": SEGMENT + 3}}
+            outputs = llm.generate([{"prompt_token_ids": prompt, "cache_salt": salt}], said, use_tqdm=False)
+            assert tokens_of(outputs) == [alone(model, prompt, 8)]
+            assert counts(llm).tokens_found == found
+
+
+def test_a_request_without_a_tenant_has_no_store(tmp_path: Path, folder: Path) -> None:
+    made(tmp_path / "model")
+    (prompt,) = prompts((150,))
+    with engine(tmp_path / "model", **options(folder, tenant=None)) as llm:
+        for _ in range(2):
+            answers(llm, [prompt])
+            scheduler(llm).kv_cache_manager.reset_prefix_cache()
+        assert not counts(llm).saves and counts(llm).tokens_found == 0
 
 
 def test_preempted_and_aborted_requests(tmp_path: Path, folder: Path) -> None:
@@ -175,7 +211,7 @@ def test_preempted_and_aborted_requests(tmp_path: Path, folder: Path) -> None:
             }
             step += 1
         assert counts(llm).tokens_found >= 3 * SEGMENT
-        assert not scheduler(llm).connector._lookups
+        assert not scheduler(llm).connector._asked
     assert said == {name: alone(model, prompt, 30) for name, prompt in given.items() if name != "c"}
 
 
@@ -186,6 +222,7 @@ def test_preempted_and_aborted_requests(tmp_path: Path, folder: Path) -> None:
         ({"enable_prefix_caching": False}, "--enable-prefix-caching"),
         ({"extra": {"key_file": ""}}, "key_file"),
         ({"extra": {"nosuch": 1}}, "nosuch"),
+        ({"extra": {"tenant": 7}}, "must be a text"),
         ({"extra": {"folder": None}}, "no place"),
         ({"extra": {"redis": "redis://127.0.0.1:1"}}, "quota_bytes"),
     ],

@@ -1,4 +1,4 @@
-"""What each of two processes does: python -m tests.trellis_ops.hf.ranks FOLDER, with the variables of torchrun.
+"""What each of two processes does: python -m tests.trellis_ops.hf.ranks FOLDER, with RANK in the environment.
 
 The first of them writes the gradients of a model that both share into the folder.
 """
@@ -25,8 +25,8 @@ def main(folder: Path) -> None:
     # A process that waits for ever says where, and ends.
     faulthandler.dump_traceback_later(PATIENCE_SECONDS, exit=True)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     model = DistributedDataParallel(pair()[1])
     rows = torch.stack([tokens(12, seed=rank), tokens(12, seed=rank + 2)])
     model(input_ids=rows, labels=rows).loss.backward()

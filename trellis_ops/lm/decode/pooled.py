@@ -52,6 +52,9 @@ def fused_pooled(model: Model, weights: str, x: Tensor, layers: Sequence[Pools],
             kernels.block(x.shape[0], x, *where, *states[index], packed.weights, packed.vectors)
         finally:
             increment_version(states[index])
+        if narrow != torch.float32 and "tail" in pools:
+            # The modules of such a model keep its inputs rounded.
+            sequences.store(pools["tail"], pools["tail"].index_select(0, sequences.slots).to(narrow))
     return x.to(narrow)
 
 

@@ -27,11 +27,13 @@ class LoadedModel(Protocol):
 
     Attributes:
         config: the resolved configuration.
-        digest: `weights_digest` of what was loaded.
     """
 
     config: TrellisConfig
-    digest: str
+
+    @property
+    def digest(self) -> str:
+        """`weights_digest` of what was loaded."""
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +75,7 @@ class Identities:
             self._known.pop(model, None)
 
     def _read(self, model: StatefulModel) -> str:
-        version = tuple(_versions(model.parameters()))
+        version = tuple(versions(model.parameters()))
         with self._lock:
             known = self._known.get(model)
             if known is None or known.version != version:
@@ -88,7 +90,8 @@ def weights_digest(config: TrellisConfig, weights: Mapping[str, Tensor]) -> str:
     return content_digest(settings, weights)
 
 
-def _versions(weights: Iterator[Tensor]) -> Iterator[tuple[int, int]]:
+def versions(weights: Iterator[Tensor]) -> Iterator[tuple[int, int]]:
+    """Where each of the weights lies, and how often torch has counted a change of it."""
     for each in weights:
         yield each.data_ptr(), 0 if each.is_inference() else each._version
 

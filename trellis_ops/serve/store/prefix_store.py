@@ -61,9 +61,13 @@ class Request:
     public_until: int = 0
     save_at: tuple[int, ...] = ()
 
-    def lookup(self, model: StatefulModel | LoadedModel, tokens: Tensor) -> Lookup:
-        """What is stored of the prompt `tokens [T]`, int64, for `model`; counts one hit or one miss."""
-        return self.store._lookup(self, model, tokens)
+    def lookup(self, model: StatefulModel | LoadedModel, tokens: Tensor, above: int = 0) -> Lookup:
+        """What is stored of the prompt `tokens [T]`, int64, for `model`; counts one hit or one miss.
+
+        Of a prompt whose first `above` tokens need not be found, only longer prefixes are looked for; where none can be
+        longer, nothing is asked or counted.
+        """
+        return self.store._lookup(self, model, tokens, above)
 
 
 @dataclass(frozen=True)
@@ -188,22 +192,24 @@ class PrefixStore:
         """Read the weights of `model` again at its next lookup; only needed after a change through `parameter.data`."""
         self._identities.forget(model)
 
-    def _lookup(self, request: Request, model: StatefulModel | LoadedModel, tokens: Tensor) -> Lookup:
+    def _lookup(self, request: Request, model: StatefulModel | LoadedModel, tokens: Tensor, above: int) -> Lookup:
         segment = segment_of(model.config.chunk)
         last = (len(tokens) - 1) // segment * segment
         if last <= 0:
             self._counting.miss("short", len(tokens))
             return Lookup(self, request.tenant)
         own, read_only = self._chains(request, self._identities.of(model), segment, tokens[:last])
-        found, reason = self._tiers.find([*own, *read_only], last)
+        asked = above < last
+        found, reason = self._tiers.find([*own, *read_only], last, above) if asked else (None, "")
         length = 0 if found is None else found.entry.tokens
-        if found is None:
-            self._counting.miss(reason, len(tokens))
-        else:
+        if found is not None:
             self._counting.hit(found.tier, len(tokens), length)
             self._used(found.entry, request.tenant)
+        elif asked:
+            self._counting.miss(reason, len(tokens))
         junction = self._junctions.shared(own[-1].keys) * segment
-        wanted = self._placement.wanted(length, last, segment, junction, [request.public_until, *request.save_at])
+        declared = [request.public_until, *request.save_at]
+        wanted = self._placement.wanted(max(length, above), last, segment, junction, declared)
         return Lookup(self, request.tenant, own, length, {} if found is None else found.tensors, wanted)
 
     def _chains(self, request: Request, identity: str, segment: int, tokens: Tensor) -> tuple[list[Chain], list[Chain]]:

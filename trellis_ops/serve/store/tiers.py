@@ -58,17 +58,18 @@ class Tiers:
         self._counting = counting
         self._met: set[tuple[str, str]] = set()
 
-    def find(self, chains: Sequence[Chain], longest: int) -> tuple[Found | None, str]:
+    def find(self, chains: Sequence[Chain], longest: int, above: int = 0) -> tuple[Found | None, str]:
         """The longest prefix that one of `chains` names and a tier has, and why there is none.
 
         Args:
             chains: of the owners whose states may be found.
             longest: tokens of the longest prefix that the chains name; no tier is asked once it is found.
+            above: tokens of a prefix that the caller has; only longer ones are looked for.
         """
         best: Found | None = None
         reason = UNKNOWN
         for place, tier in enumerate(self._tiers):
-            found, fault = self._find_in(tier, chains, 0 if best is None else best.entry.tokens)
+            found, fault = self._find_in(tier, chains, above if best is None else best.entry.tokens)
             reason = fault or reason
             if found is not None:
                 best, sealed = found

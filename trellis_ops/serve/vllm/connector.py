@@ -21,11 +21,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from codegen.errors import SizeError
+from codegen.errors import ServingError, SizeError
 from codegen.scalars import whole_number
 from trellis_ops.serve.store.prefix_store import Lookup
 from trellis_ops.serve.vllm.store_options import StoreOptions
-from trellis_ops.serve.vllm.stored import StoredModel, model_of
+from trellis_ops.serve.vllm.stored import StoredModel, chosen, model_of
 
 if TYPE_CHECKING:
     from vllm.forward_context import ForwardContext
@@ -72,6 +72,25 @@ class Save:
 
 
 @dataclass
+class Asked:
+    """What the store said of the prompt of a request.
+
+    Attributes:
+        request: whose prompt.
+        digest: of the weights then; what others have made is not theirs.
+        lookup: without its tensors once they went into the cache, or were not needed.
+    """
+
+    request: Request
+    digest: str
+    lookup: Lookup
+
+    def stop_next(self, after: int) -> None:
+        """Let the scheduler end a step at the next length above `after` whose state the store wants."""
+        self.request.shared_prefix_boundary = next((each for each in self.lookup.wanted if each > after), 0)
+
+
+@dataclass
 class StepStates(KVConnectorMetadata):
     """What the worker moves in one step."""
 
@@ -86,56 +105,68 @@ class TrellisStateConnector(KVConnectorBase_V1, SupportsHMA):
         store: where states are kept, in the scheduler's half.
 
     Raises:
-        What `StoreOptions.opened` raises.
+        ServingError: another connector has this one within it. And what `StoreOptions.opened` raises.
     """
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        if not chosen(vllm_config):
+            reason = "the store is chosen by its own name, not within another connector"
+            name = vllm_config.kv_transfer_config.kv_connector
+            raise ServingError(engine="vLLM", name="kv_connector", value=name, reason=reason)
         self._moved: set[str] = set()
         if role is not KVConnectorRole.SCHEDULER:
             return
         self._options = StoreOptions.of(vllm_config.kv_transfer_config.kv_connector_extra_config)
         self.store = self._options.opened()
         self._block = vllm_config.cache_config.block_size
-        self._lookups: dict[str, Lookup] = {}
+        self._asked: dict[str, Asked] = {}
         self._step = StepStates()
+        self._has_warned = False
 
     # In the scheduler.
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens the store has beyond those in vLLM's own cache; they are loaded between two steps."""
-        lookup = self._lookup(request)
-        beyond = 0 if lookup is None else max(lookup.found - num_computed_tokens, 0)
+        asked = self._ask(request, num_computed_tokens)
+        if asked is None:
+            return 0, False
+        asked.stop_next(max(asked.lookup.found, num_computed_tokens))
+        beyond = max(asked.lookup.found - num_computed_tokens, 0)
         return beyond, beyond > 0
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """Load the state of a prompt into the block that vLLM has allocated for it."""
-        if num_external_tokens == 0:
+        asked, model = self._asked.get(request.request_id), self._model()
+        if asked is None or model is None:
             return
-        lookup, model = self._lookups[request.request_id], self._model()
-        assert model is not None
-        (slots,) = blocks.get_block_ids()
-        slot = slots[lookup.found // self._block - 1]
-        self._step.loads.append(Load(model, request.request_id, slot, dict(lookup.tensors)))
+        lookup = asked.lookup
+        if num_external_tokens > 0:
+            (slots,) = blocks.get_block_ids()
+            slot = slots[lookup.found // self._block - 1]
+            self._step.loads.append(Load(model, request.request_id, slot, dict(lookup.tensors)))
         # A request that begins again, because it was preempted, computes what it had loaded.
-        self._lookups[request.request_id] = replace(lookup, found=0, tensors={})
+        asked.lookup = replace(lookup, found=0, tensors={})
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> StepStates:
         """What the worker moves in this step: the loads, and the states at the ends of blocks that the store wants."""
         step, self._step = self._step, StepStates()
         offered, model = scheduler_output.kv_connector_block_state, self._model()
         for name, states in ({} if offered is None else offered.boundary_state_offloads).items():
-            lookup = self._lookups.get(name)
+            asked = self._asked.get(name)
+            if model is None or asked is None or asked.digest != model.digest:
+                continue
             for _, slot, tokens in states:
-                if model is not None and lookup is not None and tokens in lookup.wanted:
-                    step.saves.append(Save(model, lookup, slot, tokens))
+                if tokens in asked.lookup.wanted:
+                    step.saves.append(Save(model, asked.lookup, slot, tokens))
+                    asked.stop_next(tokens)
         return step
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Forget a request; its blocks are free at once, as states are copied in the step that makes them."""
-        self._lookups.pop(request.request_id, None)
+        self._asked.pop(request.request_id, None)
         return False, None
 
     def reset_cache(self) -> bool:
@@ -145,16 +176,30 @@ class TrellisStateConnector(KVConnectorBase_V1, SupportsHMA):
             model.changed()
         return model is not None
 
-    def _lookup(self, request: Request) -> Lookup | None:
-        name, model = request.request_id, self._model()
-        tenant = request.cache_salt or self._options.tenant
-        tokens = request.prompt_token_ids
-        if model is None or not model.digest or not tenant or tokens is None:
+    def _ask(self, request: Request, computed: int) -> Asked | None:
+        model, name = self._model(), request.request_id
+        digest = "" if model is None else model.digest
+        tenant, tokens = request.cache_salt or self._options.tenant, request.prompt_token_ids
+        if model is None or not digest or not tenant or tokens is None:
             return None
-        if name not in self._lookups:
-            asked = self.store.tenant(tenant, _public_until(request))
-            self._lookups[name] = asked.lookup(model, torch.tensor(tokens, dtype=torch.int64))
-        return self._lookups[name]
+        known = self._asked.get(name)
+        if known is None or known.digest != digest:
+            of_tenant = self.store.tenant(tenant, self._public_until(request))
+            found = of_tenant.lookup(model, torch.tensor(tokens, dtype=torch.int64), above=computed)
+            known = self._asked[name] = Asked(request, digest, found)
+        return known
+
+    def _public_until(self, request: Request) -> int:
+        """How many tokens of a prompt hold nothing private, as `kv_transfer_params` say; 0 by default."""
+        given = (request.kv_transfer_params or {}).get("public_until", 0)
+        try:
+            return whole_number("public_until", given, least=0)
+        except (TypeError, SizeError) as error:
+            # A client wrote it, and the engine serves others.
+            if not self._has_warned:
+                _log.warning("a request shares nothing, and others like it do not either: %s", error)
+            self._has_warned = True
+            return 0
 
     # In the worker.
 
@@ -187,14 +232,3 @@ class TrellisStateConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _model(self) -> StoredModel | None:
         return model_of(self._vllm_config)
-
-
-def _public_until(request: Request) -> int:
-    """How many tokens of a prompt hold nothing private, as `kv_transfer_params` of the request say; 0 by default."""
-    given = (request.kv_transfer_params or {}).get("public_until", 0)
-    try:
-        return whole_number("public_until", given, least=0)
-    except (TypeError, SizeError) as error:
-        # A client wrote it, and the engine serves others.
-        _log.warning("request %s shares nothing: %s", request.request_id, error)
-        return 0

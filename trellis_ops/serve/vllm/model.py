@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode.applies import Parts
+from trellis_ops.lm.decode.decoder import forget
 from trellis_ops.lm.decode.pooled import fused_pooled
 from trellis_ops.lm.sequences import Rows
 from trellis_ops.serve.vllm.block import ServedBlock, served_shapes
@@ -64,7 +64,7 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         )
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self._states = len(served_shapes(own))
-        self._stored = StoredModel(config, vllm_config.model_config.dtype, cast("list[ServedBlock]", list(self.blocks)))
+        self._stored = StoredModel(config, vllm_config.model_config.dtype, self)
         self._keeps = chosen(vllm_config)
         if self._keeps:
             enter(vllm_config, self._stored)
@@ -105,6 +105,8 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
 
     def _decoded(self, x: Tensor) -> Tensor | None:
         """What the blocks make of a step in which every sequence decodes, by kernels; None where modules compute it."""
+        if x.device.type != "cpu":
+            return None
         blocks = [block for block in self.blocks if isinstance(block, ServedBlock)]
         step, *others = (block.pool.step() for block in blocks)
         if step is None or not isinstance(step.sequences.layout, Rows) or any(each is not step for each in others):
@@ -117,6 +119,8 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Take the weights of a checkpoint by name, and say which were taken."""
         loaded: set[str] = AutoWeightsLoader(self).load_weights(weights, mapper=_NAMES)
+        # vLLM loads weights again through `data`, which counts as no change of them.
+        forget(self)
         if self._keeps:
             self._stored.loaded(self._of_reference_model())
         return loaded

@@ -42,12 +42,15 @@ class StoreOptions:
         """Those of a mapping.
 
         Raises:
-            ServingError: an option that is not known, no `key_file`, no place, or Redis without a quota.
+            ServingError: an option that is not known or no text where one belongs, no `key_file`, no place, or Redis
+                without a quota.
         """
         known = [each.name for each in fields(cls)]
         for name, value in given.items():
             if name not in known:
                 raise _refusal(name, value, f"the options of the store are {', '.join(known)}")
+            if name in _TEXTS and not isinstance(value, str | None):
+                raise _refusal(name, value, "it must be a text")
         if not given.get("key_file"):
             raise _refusal("key_file", None, "without a key no state is found again; name a file of 32 random bytes")
         options = cls(**given)
@@ -72,6 +75,9 @@ class StoreOptions:
         if self.redis is not None and self.quota_bytes is not None:
             tiers.append(_redis(self.redis, self.quota_bytes))
         return PrefixStore(regular_file.read_bytes(Path(self.key_file)), tiers, tokenizer=self.tokenizer)
+
+
+_TEXTS = ("key_file", "tenant", "tokenizer", "folder", "redis")
 
 
 def _redis(url: str, quota_bytes: int) -> Tier:
