@@ -16,7 +16,7 @@ from trellis_ops.serve.store import Disk, Memory, PrefixStore
 from trellis_ops.serve.vllm.store_options import StoreOptions
 
 _KEY = bytes(range(32))
-_FIELDS = ("rule", "phi", "link", "step_size", "decode", "num_slots", "width", "model_type", "architectures")
+_FIELDS = ("rule", "phi", "link", "step_size", "decode", "num_slots", "width")
 
 
 @functools.cache
