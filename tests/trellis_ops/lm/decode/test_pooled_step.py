@@ -44,7 +44,7 @@ class Layers:
     def put(self, state: TrellisState, slots: Tensor = SLOTS) -> None:
         for pools, layer in zip(self.pools, state.layers, strict=True):
             for name, tensor in layer.tensors().items():
-                pools[name][slots] = tensor
+                pools[name][slots] = tensor.float()
 
 
 def layers_like(state: TrellisState) -> Layers:
@@ -89,6 +89,20 @@ def test_rows_and_states_are_those_of_contiguous_states(config: dict[str, Any]):
         for name, tensor in layer.tensors().items():
             assert torch.equal(pools[name][SLOTS], tensor), name
         assert memory.isnan().sum() == memory.numel() - 3 * (memory.shape[1] - BESIDE), "other slots are left alone"
+
+
+def test_a_model_of_bfloat16_keeps_a_rounded_tail_in_pools_too():
+    blocks, state, x = moved(model_of(CHUNKED).to(torch.bfloat16))
+    layers, positions, x = layers_like(state), torch.tensor([6, 6, 6]), x.to(torch.bfloat16)
+    layers.put(state)
+    for _ in range(3):
+        given = fused_pooled(blocks, "float32", x.clone(), layers.pools, rows_at(positions))
+        right = fused_blocks(blocks, "float32", x.clone(), state)
+        assert given is not None and right is not None and torch.equal(given, right)
+        state.advance(1, blocks.config.chunk)
+        positions, x = positions + 1, right
+    for layer, pools in zip(state.layers, layers.pools, strict=True):
+        assert torch.equal(pools["tail"][SLOTS], layer.tensors()["tail"].float())
 
 
 @pytest.mark.parametrize("config", [CHUNKED, EXACT], ids=["chunked", "exact"])
