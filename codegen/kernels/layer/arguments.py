@@ -25,7 +25,11 @@ OWN_AXES = ("width", "vocabulary", "keys", "tail", "heads", "packed", "packed_ve
 CAPACITY = "capacity"
 """The first axis of a pool."""
 
+CHUNK_START = "G_"
+"""What the name of a memory as it was at the chunk's start begins with, in the place of `S_`."""
+
 _MEMORIES = {"k": ("heads", "slots", "dim_k"), "v": ("heads", "slots", "dim_v")}
+_STREAM = "x"
 
 
 def kernel_arguments(spec: Spec) -> tuple[Argument, ...]:
@@ -36,6 +40,11 @@ def kernel_arguments(spec: Spec) -> tuple[Argument, ...]:
     slot of each sequence, which no other has, and `positions` may be tokens since the start of the sequence.
     """
     return tuple(_of_logits(spec) if spec.problem.operator == LOGITS_STEP else _of_block(spec))
+
+
+def state_names(spec: Spec) -> tuple[str, ...]:
+    """The states of a block in the order of its arguments: all that it moves but the residual stream."""
+    return tuple(each.name for each in _of_block(spec) if each.access == IN_PLACE and each.name != _STREAM)
 
 
 def length(axis: str, spec: Spec) -> int | None:
@@ -66,7 +75,7 @@ def _packed(spec: Spec) -> Iterator[Argument]:
 def _of_block(spec: Spec) -> Iterator[Argument]:
     assert spec.problem.layer is not None
     rows = CAPACITY if spec.problem.layer.pooled else "sequences"
-    yield Argument("x", ("sequences", "width"), FLOAT, IN_PLACE)
+    yield Argument(_STREAM, ("sequences", "width"), FLOAT, IN_PLACE)
     if spec.problem.chunk > 1:
         yield Argument("positions", ("sequences",), INT64, READ)
     if spec.problem.layer.pooled:
@@ -75,12 +84,12 @@ def _of_block(spec: Spec) -> Iterator[Argument]:
         yield Argument(f"S_{name}", (rows, *axes), FLOAT, IN_PLACE)
     if spec.problem.chunk > 1:
         for name, axes in _MEMORIES.items():
-            yield Argument(f"G_{name}", (rows, *axes), FLOAT, IN_PLACE)
+            yield Argument(f"{CHUNK_START}{name}", (rows, *axes), FLOAT, IN_PLACE)
     yield Argument("tail", (rows, "tail", "keys"), FLOAT, IN_PLACE)
     yield from _packed(spec)
 
 
 def _of_logits(spec: Spec) -> Iterator[Argument]:
-    yield Argument("x", ("sequences", "width"), FLOAT, READ)
+    yield Argument(_STREAM, ("sequences", "width"), FLOAT, READ)
     yield from _packed(spec)
     yield Argument("logits", ("sequences", "vocabulary"), FLOAT, WRITTEN)

@@ -22,11 +22,12 @@ from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode import applies
 from trellis_ops.lm.decode.applies import Parts
 from trellis_ops.lm.decode.packing import Packed, pack_block, pack_logits
-from trellis_ops.lm.decode.specs import block_spec, logits_spec
+from trellis_ops.lm.decode.specs import block_spec, block_states, logits_spec
 from trellis_ops.lm.decode.watch import Watch, watch
 from trellis_ops.lm.state import LayerState, Place, TrellisState
 
 _MOST_POSITIONS = 4096
+_TAIL = "tail"
 
 increment_version = torch._C._increment_version
 
@@ -58,6 +59,7 @@ class Decoder:
         config: of the model.
         asked: the type that was asked for.
         weights: the type that they are packed in.
+        states: the tensors of a layer's state in the order of its kernel.
         places: where the states of each layer lay when they were last compared, so that they are not compared again.
         pools: the same of layers whose states lie in pools, by the number of the layer.
         kernels: by the number of rows, whether their states lie in pools, the threads that torch may use, and what is
@@ -71,6 +73,7 @@ class Decoder:
     config: TrellisConfig
     asked: str
     weights: str
+    states: tuple[str, ...]
     places: list[tuple[int, ...]] = field(default_factory=list)
     pools: dict[int, Hashable] = field(default_factory=dict)
     kernels: dict[Hashable, Kernels | None] = field(default_factory=dict)
@@ -100,7 +103,6 @@ class Decoder:
         The kernel compares types, shapes, strides and devices itself, before it writes.
         """
         tensors, packed = self.tensors_of(state), self.blocks[index]
-        tail = tensors[-1]
         try:
             if not self.lie_apart(index, tensors):
                 return False
@@ -111,8 +113,8 @@ class Decoder:
             increment_version(tensors)
             raise
         increment_version(tensors)
-        if tail is not state.tail:
-            put_back(state.tail, tail)
+        if state.tail.dtype != torch.float32:
+            put_back(state.tail, tensors[self.states.index(_TAIL)])
         return True
 
     def where(self, state: TrellisState, batch: int) -> tuple[Tensor, ...]:
@@ -122,8 +124,7 @@ class Decoder:
 
     def tensors_of(self, state: LayerState) -> tuple[Tensor, ...]:
         """The state of a layer as its kernel takes it; the tail has the type of the weights, and there float32."""
-        starts, tail = state.starts(), state.tail.float()
-        return (state.S_k, state.S_v, tail) if starts is None else (state.S_k, state.S_v, *starts, tail)
+        return tuple([state.tail.float() if name == _TAIL else getattr(state, name) for name in self.states])
 
     def logits_of(self, kernel: Kernel, x: Tensor) -> Tensor:
         """Logits `[B, vocabulary]` of the last block's rows."""
@@ -242,7 +243,8 @@ def _packed(parts: Parts, asked: str) -> Decoder:
     if parts.output is not None:
         norm, embedding = parts.output
         last = pack_logits(norm, embedding.weight, logits_spec(config, 1, weights))
-    return Decoder(watched, parts.blocks, blocks, last, config, asked, weights, [()] * len(blocks))
+    states = block_states(config)
+    return Decoder(watched, parts.blocks, blocks, last, config, asked, weights, states, [()] * len(blocks))
 
 
 def _positions(place: Place, batch: int) -> Tensor:

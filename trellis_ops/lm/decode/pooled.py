@@ -15,9 +15,6 @@ from trellis_ops.lm.sequences import Pooled, Rows
 Pools = Mapping[str, Tensor]
 """The tensors of a layer's state by name, `[capacity, ...]`, as `TokenMixer.pooled` takes them."""
 
-_STATES = ("S_k", "S_v", "start_k", "start_v", "tail")
-"""The states of a layer in the order of its kernel; those that it does not have are left out."""
-
 
 def fused_pooled(model: Model, weights: str, x: Tensor, layers: Sequence[Pools], sequences: Pooled) -> Tensor | None:
     """What the last block makes of one token of each sequence; None, and nothing was written, without kernels.
@@ -77,11 +74,11 @@ def _states(decoder: Decoder, index: int, pools: Pools) -> tuple[Tensor, ...]:
 
     What was found of a layer is kept with where its pools lie, so that each is looked at once.
     """
-    tensors = tuple([pools[name] for name in _STATES if name in pools])
+    tensors = tuple([pools[name] for name in decoder.states if name in pools])
     places = tuple([(each.data_ptr(), each.shape, each.stride()) for each in tensors])
     if decoder.pools.get(index) != places:
         shapes = cast(Block, decoder.modules[index]).mixer.state_shapes(1)
-        if len(tensors) != len(shapes) or len({len(each) for each in tensors}) > 1:
+        if pools.keys() != shapes.keys() or len({len(each) for each in tensors}) > 1:
             return ()
         if not all(_is_pool(each, shapes[name]) for name, each in pools.items()) or not _lie_apart(tensors):
             return ()

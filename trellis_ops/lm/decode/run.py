@@ -118,7 +118,9 @@ def _is_plain(embedding: nn.Embedding) -> bool:
     return type(embedding) is nn.Embedding and embedding.max_norm is None and not own
 
 
-def _is_taken(tensor: Tensor) -> bool:
+def _is_taken(tensor: Tensor | None) -> bool:
     """Whether every kernel takes it, so that none refuses it when another has moved its layer."""
+    if tensor is None or type(tensor) is not Tensor:
+        return False
     lies_well = tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0
-    return type(tensor) is Tensor and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and lies_well
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and lies_well

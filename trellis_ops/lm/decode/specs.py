@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from codegen.layer import Layer
+from codegen.kernels.layer.arguments import CHUNK_START, state_names
+from codegen.layer import WEIGHTS, Layer
 from codegen.rule import Rule
 from codegen.spec import BLOCK_STEP, LOGITS_STEP, Problem, Spec
 from trellis_ops.lm.config import TrellisConfig
@@ -27,6 +28,11 @@ def block_spec(config: TrellisConfig, batch: int, weights: str, *, pooled: bool 
     )
     rule = Rule(config.phi, link=config.link, out=config.out, phi_eps=config.phi_eps, step_size=config.step_size)
     return Spec(rule, problem)
+
+
+def block_states(config: TrellisConfig) -> tuple[str, ...]:
+    """The tensors of a layer's state in the order of its kernel, as `trellis_ops.lm.state.LayerState` calls them."""
+    return tuple(name.replace(CHUNK_START, "start_") for name in state_names(block_spec(config, 1, WEIGHTS[0])))
 
 
 def logits_spec(config: TrellisConfig, batch: int, weights: str) -> Spec:

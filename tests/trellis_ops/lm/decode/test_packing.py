@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from codegen.kernels.layer.layout import PANEL, layout_of
-from tests.trellis_ops.lm.decode.models import EXACT, model_of
+from tests.trellis_ops.lm.decode.models import CHUNKED, EXACT, model_of
 from trellis_ops.lm.decode.packing import pack_block, pack_logits, quantized
-from trellis_ops.lm.decode.specs import block_spec, logits_spec
+from trellis_ops.lm.decode.specs import block_spec, block_states, logits_spec
 
 
 def test_every_weight_is_where_the_layout_says():
@@ -51,3 +52,11 @@ def test_the_scales_of_an_embedding_follow_its_norm():
     place = layout_of(spec).vectors["embedding_scales"]
     scales = packed.vectors[place.first : place.first + 256]
     torch.testing.assert_close(scales, model.embedding.weight.abs().amax(1) / 127)
+
+
+@pytest.mark.parametrize("config", [CHUNKED, EXACT], ids=["chunked", "exact"])
+def test_a_kernel_takes_the_states_that_a_layer_has(config):
+    """The order is the kernel's, and its tests find one that is not; the names are those of the layer."""
+    model = model_of(config)
+    assert set(block_states(model.config)) == set(model.blocks[0].mixer.state_shapes(1))
+    assert set(block_states(model.config)) == set(model.first_state(1).layers[0].tensors())

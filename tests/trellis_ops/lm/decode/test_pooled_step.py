@@ -173,6 +173,10 @@ def without_a_state(pools: dict[str, Tensor]) -> None:
     del pools["start_v"]
 
 
+def with_a_state_too_many(pools: dict[str, Tensor]) -> None:
+    pools["velocity"] = pools["S_k"].clone()
+
+
 def of_another_type(pools: dict[str, Tensor]) -> None:
     pools["S_k"] = pools["S_k"].double()
 
@@ -191,7 +195,10 @@ def of_more_slots(pools: dict[str, Tensor]) -> None:
     pools["tail"] = torch.zeros(CAPACITY + 1, *pools["tail"].shape[1:])
 
 
-@pytest.mark.parametrize("fault", [without_a_state, of_another_type, with_gaps, in_the_place_of_another, of_more_slots])
+FAULTS = (without_a_state, with_a_state_too_many, of_another_type, with_gaps, in_the_place_of_another, of_more_slots)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_pools_that_no_kernel_takes_are_left_as_they_are(fault: Any):
     blocks, state, x = moved(model_of(CHUNKED))
     layers = layers_like(state)
