@@ -143,17 +143,25 @@ def test_a_forked_child_may_be_the_first_to_call():
 
 
 @linux
-def test_a_child_forked_while_another_thread_compiles_does_not_wait_for_it():
+def test_a_fork_waits_while_another_thread_compiles_but_not_for_ever():
     run("""
-    from codegen.kernels import build as builder
-    held, done = threading.Event(), threading.Event()
-    def hold():
-        with builder._building:
+    from codegen.interruption import unforked
+    unforked._LONGEST_WAIT_SECONDS = 2.0
+    held, done, forked = threading.Event(), threading.Event(), []
+    def hold(seconds):
+        with unforked.unforked():
             held.set()
-            done.wait()
-    threading.Thread(target=hold, daemon=True).start()
+            done.wait(seconds)
+            forked.append(False)
+    first = threading.Thread(target=hold, args=(0.5,))
+    first.start()
     held.wait()
-    assert in_a_child(check) == 0
+    assert in_a_child(lambda: check() if forked else 1 / 0) == 0
+    first.join()
+    forked.clear(), held.clear()
+    threading.Thread(target=hold, args=(None,), daemon=True).start()
+    held.wait()
+    assert in_a_child(lambda: 1 / 0 if forked else check()) == 0
     done.set()
     """)
 

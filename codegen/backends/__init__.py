@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from codegen.device import Device
+from codegen.interruption.whole_imports import whole_imports
 from codegen.render import Source
 from codegen.schedules.registry import kind_of
 from codegen.schedules.schedule import Schedule
@@ -89,4 +91,10 @@ def backend(name: str) -> Backend:
     Raises:
         UnknownBackendError: no such backend.
     """
-    return cast(Backend, importlib.import_module(kind_of(name).compiler))
+    return _imported(kind_of(name).compiler)
+
+
+@functools.cache
+def _imported(module: str) -> Backend:
+    with whole_imports():
+        return cast(Backend, importlib.import_module(module))

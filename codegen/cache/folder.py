@@ -8,6 +8,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from codegen.interruption.whole_imports import whole_imports
+
 VARIABLE = "TRELLIS_OPS_CACHE"
 KEY_VARIABLE = "TRELLIS_OPS_CACHE_KEY_FILE"
 """Names the key of kernels that several users share, who may then write to one cache."""
@@ -22,7 +24,8 @@ def cache_folder() -> Path:
     configured = os.environ.get(VARIABLE)
     if configured:
         return Path(configured)
-    import platformdirs
+    with whole_imports():
+        import platformdirs
 
     try:
         found = platformdirs.user_cache_dir("trellis-ops")

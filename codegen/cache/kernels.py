@@ -36,6 +36,7 @@ from codegen.cache.key import FaultyKeyError, cache_key
 from codegen.cache.ownership import make_own, make_private, read_own, read_regular, why_exposed, write_own
 from codegen.cache.process_folder import process_folder
 from codegen.errors import SizeError
+from codegen.interruption.whole_imports import whole_imports
 
 VARIABLE = "TRELLIS_OPS_CACHE_MEGABYTES"
 DEFAULT_MEGABYTES = 256.0
@@ -189,7 +190,8 @@ def _locked_file(path: Path) -> IO[bytes]:
         OSError, NotImplementedError: it cannot be made or locked.
     """
     try:
-        import fcntl
+        with whole_imports():
+            import fcntl
     except ImportError as error:
         raise NotImplementedError("this system has no locks of files") from error
     until = time.monotonic() + _PATIENCE_SECONDS

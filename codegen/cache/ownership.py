@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codegen.interruption.whole_imports import whole_imports
+
 if TYPE_CHECKING:
     import grp
     import pwd
@@ -223,7 +225,8 @@ def _name_of_group(number: int) -> str:
 
 
 def _account(number: int) -> pwd.struct_passwd | None:
-    import pwd
+    with whole_imports():
+        import pwd
 
     try:
         return pwd.getpwuid(number)
@@ -232,7 +235,8 @@ def _account(number: int) -> pwd.struct_passwd | None:
 
 
 def _group(number: int) -> grp.struct_group | None:
-    import grp
+    with whole_imports():
+        import grp
 
     try:
         return grp.getgrgid(number)

@@ -1,1 +1,1 @@
-"""What Ctrl-C must not stop half-way: imports, and what else is done whole."""
+"""What neither Ctrl-C nor a fork may come between: imports, compiles, and what else is done whole."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
-import threading
 from dataclasses import replace
 
 from codegen.backends import backend
 from codegen.device import Device
+from codegen.interruption.unforked import unforked
 from codegen.kernels.declared import kernels_of, launches_for
 from codegen.kernels.operator import CompiledOperator
 from codegen.render import template_digest
@@ -16,19 +15,6 @@ from codegen.schedules.legality import require_legal
 from codegen.schedules.registry import kind_of
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Problem, Spec
-
-# Neither compiler is made for several threads at once, and a kernel is wanted once. A child that is forked while
-# another thread compiles has no such thread to wait for.
-_building = threading.RLock()
-
-
-def _build_anew() -> None:
-    global _building
-    _building = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows, which has no fork.
-    os.register_at_fork(after_in_child=_build_anew)
 
 
 def build(spec: Spec, schedule: Schedule, device: Device) -> CompiledOperator:
@@ -51,7 +37,8 @@ def build_legal(spec: Spec, schedule: Schedule, device: Device) -> CompiledOpera
         TemplateError, CompileError, BackendUnavailableError: as their names say.
     """
     heads = 1 if spec.problem.layer is None else spec.problem.heads
-    with _building:
+    # Neither compiler is made for several threads at once, and a kernel is wanted once.
+    with unforked():
         return _build(replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=heads)), schedule, device)
 
 

@@ -62,6 +62,29 @@ assert failed == [], failed
 steps[38].check()
 """
 
+FIRST_IMPORT = """
+import importlib.abc
+looking = threading.Event()
+
+class Slow(importlib.abc.MetaPathFinder):
+    # Finds nothing, late; whoever asks holds the lock of the module until then.
+    def find_spec(self, name, path, target=None):
+        if name == MODULE:
+            looking.set()
+            time.sleep(0.5)
+        return None
+
+sys.meta_path.insert(0, Slow())
+thread = threading.Thread(target=compile_one_after_another)
+stop.set()
+thread.start()
+assert looking.wait(60), "nobody imported it"
+result = in_a_child(steps[3].check)
+thread.join()
+assert result == 0, result
+assert failed == [], failed
+"""
+
 CALLS = """
 steps[3].check()
 def call():
@@ -94,6 +117,11 @@ steps[3].check()
 
 def test_children_forked_in_the_middle_of_a_first_compile(tmp_path):
     run(CHILDREN + FIRST_COMPILE.replace("SEED", "1"), tmp_path)
+
+
+@pytest.mark.parametrize("module", ["codegen.backends.tvm.compile", "tvm_ffi", "tvm", "jinja2"])
+def test_a_child_forked_while_another_thread_looks_for_a_module(module, tmp_path):
+    run(CHILDREN + FIRST_IMPORT.replace("MODULE", repr(module)), tmp_path)
 
 
 def test_children_forked_in_the_middle_of_calls(tmp_path):

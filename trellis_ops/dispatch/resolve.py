@@ -18,6 +18,7 @@ import torch
 from codegen.backends import backend
 from codegen.device import Device, cpu, cuda_device, gpu_names
 from codegen.errors import BackendUnavailableError, ImplementationError, ScheduleFieldError, TrellisError
+from codegen.interruption.whole_imports import whole_imports
 from codegen.kernels.build import build_legal, operator_digest
 from codegen.kernels.operator import CompiledOperator
 from codegen.schedules.legality import require_legal, why_illegal
@@ -62,7 +63,8 @@ class Resolution:
 @functools.cache
 def store() -> Store:
     """The tuning database of this process."""
-    return default_store()
+    with whole_imports():
+        return default_store()
 
 
 def device_of(device: torch.device) -> Device:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from codegen.errors import TrellisError, WorkloadError
+from codegen.interruption.whole_imports import whole_imports
 from codegen.rule_text import rule_text
 from codegen.spec import Spec, bucket
 from trellis_ops import regular_file
@@ -68,7 +69,8 @@ def _fields_of(spec: Spec) -> dict[str, Any]:
 
 
 def _add(path: Path, section: str, entry: dict[str, Any]) -> None:
-    import filelock  # 10 to 20 ms that calls must not pay
+    with whole_imports():
+        import filelock  # 10 to 20 ms that calls must not pay
 
     with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_SECONDS):
         content = _content(path)
