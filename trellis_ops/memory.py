@@ -133,7 +133,7 @@ def memory_attention(
             outer_gradient=outer_gradient,
             implementation=implementation,
         )
-    given = autocast.lower_of_rule(given, [each.is_input for each in made.taken])
+    given = autocast.lower_of_rule(given, made.is_input)
     settings = (made.text, arguments.numbers_of_call(1.0, chunk_size)[1], outer_gradient)
     every = (*given, *initial, cu_seqlens)
     if is_plain(every):
@@ -217,7 +217,7 @@ def memory_step(
             gradient_state=_pair("chunk_state", starts) if starts else None,
             implementation=implementation,
         )
-    given = autocast.lower_of_rule(given, [each.is_input for each in made.taken])
+    given = autocast.lower_of_rule(given, made.is_input)
     every = (*given, *moved, *starts)
     if is_plain(every):
         return family.run_step(given, moved, starts, made.text, implementation)

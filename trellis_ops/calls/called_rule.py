@@ -34,6 +34,8 @@ class Called(NamedTuple):
     Attributes:
         text: of `codegen.rules.rule_text`, with the layout of the step size that was given.
         taken: the tensors in the order of the record.
+        names: theirs.
+        is_input: of each in that order, whether it has the type of q.
         states: how many it carries.
         target_is_k: whether the target is k itself.
         maps: phi, link, out and phi_eps where `trellis_attention` computes it; None elsewhere.
@@ -41,6 +43,8 @@ class Called(NamedTuple):
 
     text: str
     taken: tuple[Taken, ...]
+    names: tuple[str, ...]
+    is_input: tuple[bool, ...]
     states: int
     target_is_k: bool
     maps: tuple[str, str, str, float] | None
@@ -76,7 +80,8 @@ def _made(rule: Rule, step_rank: int) -> Called:
         rule = replace(rule, step_size="token" if step_rank > 1 else "head")
     taken = tuple(Taken(each.name, each.per == HEAD, each.is_input, each.optional) for each in tensors(rule))
     maps = (rule.phi, rule.link, rule.out, rule.phi_eps) if rule.is_trellis else None
-    return Called(rule_text(rule), taken, len(states(rule)), rule.link == SOLVE, maps)
+    names, is_input = tuple(each.name for each in taken), tuple(each.is_input for each in taken)
+    return Called(rule_text(rule), taken, names, is_input, len(states(rule)), rule.link == SOLVE, maps)
 
 
 def in_order(rule: Called, named: Mapping[str, Tensor | None]) -> list[Tensor]:
@@ -90,25 +95,22 @@ def in_order(rule: Called, named: Mapping[str, Tensor | None]) -> list[Tensor]:
         RuleTensorError: one is missing, or given and not taken.
         TypeError: one is no tensor.
     """
-    names = {each.name for each in rule.taken}
-    for name, x in named.items():
-        if x is None:
-            continue
+    given = {name: x for name, x in named.items() if x is not None}
+    for name, x in given.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is {x!r}, but must be a torch.Tensor")
-        if name not in names:
+        if name not in rule.names:
             raise RuleTensorError(name=name, problem="is given, and not taken", taken=_listed(rule))
         if name == "target" and rule.target_is_k:
             raise RuleTensorError(name=name, problem='is given, and is k where link="solve"', taken=_listed(rule))
-    return [_one_of(each, named, rule) for each in rule.taken]
+    # Most calls give all that is taken, and a call for each token would pay for more than a look.
+    return [given[each.name] if each.name in given else _instead(each, given, rule) for each in rule.taken]
 
 
-def _one_of(each: Taken, named: Mapping[str, Tensor | None], rule: Called) -> Tensor:
-    x, q = named[each.name], named["q"]
-    if x is not None:
-        return x
-    if each.name == "target" and rule.target_is_k and named["k"] is not None:
-        return named["k"]
+def _instead(each: Taken, given: Mapping[str, Tensor], rule: Called) -> Tensor:
+    if each.name == "target" and rule.target_is_k and "k" in given:
+        return given["k"]
+    q = given.get("q")
     if not each.optional or q is None:
         raise RuleTensorError(name=each.name, problem="is missing", taken=_listed(rule))
     shape = q.shape[-2:-1] if each.per_head else q.shape[:-1]

@@ -18,10 +18,7 @@ def lower(tokens: tuple[Tensor, ...], gates: tuple[Tensor, ...]) -> Sequence[Ten
     What is float64, or no tensor of floating point, is left for the checks of arguments.
     """
     first = tokens[0]
-    # To ask for one type of device takes half a microsecond more; "any" leaves out some types, but not these two.
-    if not isinstance(first, Tensor) or ((first.is_cpu or first.is_cuda) and not torch._C._is_any_autocast_enabled()):
-        return tokens + gates
-    if not _is_on(first.device.type):
+    if not _lowers(first):
         return tokens + gates
     low = torch.get_autocast_dtype(first.device.type)
     return [*(_cast(x, low) for x in tokens), *(_cast(x, torch.float32) for x in gates)]
@@ -29,11 +26,20 @@ def lower(tokens: tuple[Tensor, ...], gates: tuple[Tensor, ...]) -> Sequence[Ten
 
 def lower_of_rule(given: Sequence[Tensor], is_input: Sequence[bool]) -> list[Tensor]:
     """As `lower`, of tensors in the order of a rule's record, where `is_input` says which have the type of q."""
+    if not _lowers(given[0]):
+        return list(given)
     inputs = tuple(x for x, its in zip(given, is_input, strict=True) if its)
     gates = tuple(x for x, its in zip(given, is_input, strict=True) if not its)
     found = list(lower(inputs, gates))
     first, second = iter(found[: len(inputs)]), iter(found[len(inputs) :])
     return [next(first) if its else next(second) for its in is_input]
+
+
+def _lowers(first: Tensor) -> bool:
+    # To ask for one type of device takes half a microsecond more; "any" leaves out some types, but not these two.
+    if not isinstance(first, Tensor) or ((first.is_cpu or first.is_cuda) and not torch._C._is_any_autocast_enabled()):
+        return False
+    return _is_on(first.device.type)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

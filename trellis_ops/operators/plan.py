@@ -34,8 +34,8 @@ class Plan:
         chunk_tokens: how many tokens lie between the starts of two chunks of `sequences`.
         needs: what the call and its reverse pass allocate, if that is much; None if it is little.
         heads: B x H, the programs of a decode step.
-        state_bytes: of S_k and of S_v, contiguous and float32.
-        input_bytes: of q, k, v, target, log_decay and step_size, contiguous, as `quick_step.remember` has seen them.
+        state_bytes: of S_k and of S_v, or of all that `family.quick_step` has seen of a rule, contiguous and float32.
+        input_bytes: of q, k, v, target, log_decay and step_size, or all of a rule, contiguous, as a step has seen them.
         most_input_bytes: the largest of them.
     """
 
@@ -45,7 +45,7 @@ class Plan:
     chunk_tokens: int
     needs: Needs | None
     heads: int
-    state_bytes: tuple[int, int]
+    state_bytes: tuple[int, ...]
     input_bytes: tuple[int, ...] = ()
     most_input_bytes: int = 0
 

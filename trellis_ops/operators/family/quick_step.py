@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ def step(found: Plan, given: Sequence[Tensor], state: Sequence[Tensor], starts: 
         RuntimeError: the kernel has begun.
     """
     assert found.operator is not None
-    if not all(x.is_contiguous() for x in (*state, *starts)) or not overlap.are_apart([*state, *starts], [*given]):
+    held = [*state, *starts]
+    if not all([x.is_contiguous() for x in held]) or not _lie_apart(found, given, held):
         return None
     _, _, v, *_ = given
     y = v.new_empty(v.shape)
@@ -56,17 +58,36 @@ def step(found: Plan, given: Sequence[Tensor], state: Sequence[Tensor], starts: 
     return y
 
 
-def remember(key: Hashable | None, found: Plan, refused: bool) -> None:
+def _lie_apart(found: Plan, given: Sequence[Tensor], held: Sequence[Tensor]) -> bool:
+    """Whether no state, all of which are contiguous, may meet another one or an input that the kernel takes."""
+    begins = [x.data_ptr() for x in held]
+    spans = sorted(zip(begins, found.state_bytes, strict=True))
+    end = spans[0][0]
+    for begin, size in spans:
+        if begin < end:
+            return False
+        end = begin + size
+    # Mostly no input lies near the states, which one comparison of each shows.
+    least = spans[0][0] - found.most_input_bytes
+    if not any([least < x.data_ptr() < end for x in given]):
+        return True
+    return overlap.are_apart([*held], [*given])
+
+
+def remember(key: Hashable | None, found: Plan, refused: bool, given: Sequence[Tensor], held: Sequence[Tensor]) -> None:
     """Let calls with this key go straight to the kernel, once one of them has gone the long way without an error.
 
     Args:
         key: its key.
         found: what it ran.
         refused: whether it was refused the short way; then all calls with its key go the long way from now on.
+        given, held: what it read, and its states with those of the chunk's start; a kernel takes no other sizes.
     """
     operator = found.operator
     if key is None or operator is None or found.checks_values or found.needs is not None:
         return
     if not operator.checks_arguments or len(operator.kernels) != 1:
         return
-    keep_quick(key, found, refused)
+    sizes = tuple(x.nbytes for x in given)
+    states = tuple(x.nbytes for x in held)
+    keep_quick(key, replace(found, state_bytes=states, input_bytes=sizes, most_input_bytes=max(sizes)), refused)
