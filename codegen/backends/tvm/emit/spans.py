@@ -163,6 +163,7 @@ def sum_of_rows(
     """
 
     def of_vectors(first: Expr, vectors: int) -> None:
+        """Emits the sums of `vectors` vectors of slots from `first` on."""
         sums = registers(tile.width, vectors)
 
         def every_vector(statement: Callable[[Buffer, Expr, Expr], None]) -> None:

@@ -65,9 +65,11 @@ def _substitute_back(tile: Tile, met: Buffer, dX: Buffer, given: Buffer, row_of:
     """dX_i <- dX_i + sum over t > i of met[t, i] given_t, given_i = row_of(i, dX_i), row after row from the last."""
 
     def columns(offset: Expr, block: int) -> None:
+        """Emits the system at `block` columns from `offset` on, groups of rows from the last."""
         group = min(tile.tokens, max(1, tile.accumulators * tile.width // block))
 
         def rows(first: Expr, count: int) -> None:
+            """Emits `count` rows from `first` on, each of which needs the later ones."""
             end = first + count
             later: Term = (
                 lambda end: tile.tokens - end,

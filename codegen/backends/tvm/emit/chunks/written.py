@@ -80,9 +80,11 @@ def _substitute(
     """
 
     def columns(offset: Expr, block: int) -> None:
+        """Emits the system at `block` columns from `offset` on, groups of rows in order."""
         group = min(tile.tokens, max(1, tile.accumulators * tile.width // block))
 
         def rows(first: Expr, count: int) -> None:
+            """Emits `count` rows from `first` on, each of which needs the earlier ones."""
             before: Term = (lambda end: end - count, lambda t, i: met[t, i], lambda i, d: X[i, d])
             sums = sums_of(first, count, offset, block, (*known, before))
             for r, x in enumerate(sums):
