@@ -53,6 +53,9 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
         "test_packed_sequences_of_which_one_is_empty": ("probe", "transposed"),
         "test_several_segments": ("probe", "transposed"),
     },
+    "tests/codegen/backends/tvm/test_stale_chunks.py": {
+        "test_packed_sequences_with_states": ("chunk_start", "hebbian", "window_longer_than_a_tile"),
+    },
     "tests/codegen/backends/tvm_cuda/test_compiled.py": {
         "test_defaults_fit_a_multiprocessor_and_do_not_spill": (
             "memory_readout-bfloat16",

@@ -81,6 +81,7 @@ LAUNCHES: dict[str, tuple[Launch, ...]] = {
     "recurrent": (Launch("memory_step"),),
     "recurrence": (Launch("recurrence"),),
     "split_one_pass": (Launch("memory_update", memory="only"), Launch("memory_readout", CHUNKS, memory="only")),
+    "stale_chunks": (Launch("stale_chunks"),),
     "chunks": (Launch("memory_chunks"),),
     "chunks_backward": (Launch("memory_chunks"), _reverse("memory_chunks_backward")),
     "recurrence_backward": (Launch("recurrence"), _reverse("recurrence_backward")),

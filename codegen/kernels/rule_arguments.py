@@ -18,7 +18,10 @@ WALKS = ("recurrence", "recurrence_backward")
 CHUNKS = ("memory_chunks", "memory_chunks_backward")
 """Kernels for rules that `codegen.recurrence.forms` has a form for, the tokens of a tile at once."""
 
-KERNELS = (*WALKS, *CHUNKS)
+STALE = "stale_chunks"
+"""The kernel for rules that `codegen.recurrence.forms.why_no_stale_form` lets pass, the tokens of a tile at once."""
+
+KERNELS = (*WALKS, *CHUNKS, STALE)
 """All that take what a record says."""
 
 KEPT, WALKED = "kept_", "walk_"

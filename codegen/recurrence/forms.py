@@ -78,3 +78,38 @@ def why_no_split_form(rule: Rule, chunk: int) -> str | None:
     if rule.window > 1 or rule.view != "identity" or rule.step_size == "reader_writer" or rule.loss.takes_gain:
         return "the form has no window, view, second step size or gain"
     return None
+
+
+def stale_chunk(rule: Rule, chunk: int) -> int:
+    """The chunk that the kernel of `why_no_stale_form` takes: that of the call, or a longer one if it decides nothing.
+
+    Args:
+        rule: any.
+        chunk: C, tokens between two states that z is taken at, and that a readout at the start of the chunk reads.
+    """
+    starts = rule.step_size == "reader_writer" or rule.read == "chunk_start"
+    return chunk if starts else split_chunk(rule, chunk)
+
+
+def why_no_stale_form(rule: Rule, chunk: int) -> str | None:
+    """Why a stale state, that of the chunk's start, does not give all tokens of a tile at once; None if it does.
+
+    With z at the start of the chunk, what its tokens write is known at once, whatever the loss. What a write weighs in
+    a later state follows by recurrences over numbers, for momentum, a window and a reader-writer step alike.
+
+    Args:
+        rule: any.
+        chunk: C, tokens between two states that z is taken at.
+    """
+    if stale_chunk(rule, chunk) == 1:
+        return "with a chunk of 1 token there is nothing to compute at once"
+    if rule.passes == 2:
+        return "it has two memories; the form is that of one"
+    if rule.decay not in ("scalar", "none"):
+        return f"a write weighs one number in a later state: the form has no decay={rule.decay!r}"
+    for field in ("erase", "normaliser", "transposed"):
+        if getattr(rule, field) != CHOICES[field][0]:
+            return f"the form has no {field}={getattr(rule, field)!r}"
+    if rule.view != "identity":
+        return "the form has no view: states are sums of what was written"
+    return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from codegen.device import Device
 from codegen.errors import IllegalScheduleError
-from codegen.recurrence.forms import why_no_chunk_form, why_no_split_form
+from codegen.recurrence.forms import why_no_chunk_form, why_no_split_form, why_no_stale_form
 from codegen.schedules.known_bad import why_known_bad
 from codegen.schedules.schedule import (
     CHUNK_FORMS,
     FEWEST_TOKENS_PER_STATE,
     ONE_PASS,
+    STALE,
     Schedule,
     why_no_whole_tiles,
 )
@@ -39,10 +40,10 @@ def why_illegal(spec: Spec, schedule: Schedule, device: Device) -> str | None:
         reason = why_no_whole_tiles(spec.rule, problem.chunk, schedule.tile)
         if reason is not None:
             return reason
-    if schedule.variant == ONE_PASS:
-        reason = why_no_split_form(spec.rule, problem.chunk)
+    for variant, why_not in ((ONE_PASS, why_no_split_form), (STALE, why_no_stale_form)):
+        reason = why_not(spec.rule, problem.chunk) if schedule.variant == variant else None
         if reason is not None:
-            return f"variant {ONE_PASS!r} does not compute this rule: {reason}"
+            return f"variant {variant!r} does not compute this rule: {reason}"
     reason = why_known_bad(schedule.backend, schedule.settings(), device)
     if reason is not None:
         return reason

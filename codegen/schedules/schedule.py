@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 
 from codegen.device import Device
 from codegen.limits.extent import Extent
-from codegen.recurrence.forms import split_chunk
+from codegen.recurrence.forms import split_chunk, stale_chunk
 from codegen.rule import Rule
 from codegen.spec import FAMILY_OPERATORS, Spec
 
@@ -29,7 +29,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "memory_readout_transposed": ("readout",),
     "trellis_step": ("recurrent",),
     "trellis_step_chunked": ("recurrent",),
-    "memory_attention": ("recurrence", "chunks", "split_one_pass"),
+    "memory_attention": ("recurrence", "chunks", "split_one_pass", "stale_chunks"),
     "memory_step": ("recurrence",),
     "memory_step_chunked": ("recurrence",),
     "memory_pool": (POOL,),
@@ -45,6 +45,7 @@ recurrent: token by token, exact; with one token it is the decode step.
 recurrence: any rule token by token, with z at the start of the chunk; with one token it is the decode step.
 chunks: rules that are linear in their state, the tokens of a tile at once, exact for any of its lengths.
 split_one_pass: rules whose write takes z at the chunk's start, by the two kernels of `split` for one memory.
+stale_chunks: likewise by one kernel, the tokens of a tile at once, also with momentum, a window or a second step size.
 pool: any rule token by token, each row on its slot of a pool, which may begin and end inside a chunk.
 block: a block for one token of each sequence, its weights read once; logits: likewise the map to logits.
 """
@@ -68,6 +69,9 @@ FEWEST_TOKENS_PER_STATE = 16
 ONE_PASS = "split_one_pass"
 """The variant of rules that `codegen.recurrence.forms.why_no_split_form` lets pass."""
 
+STALE = "stale_chunks"
+"""The variant of rules that `codegen.recurrence.forms.why_no_stale_form` lets pass."""
+
 CHUNK_FORMS = ("chunks", "chunks_backward")
 """Variants of rules that `codegen.recurrence.forms` has a form for."""
 
@@ -86,6 +90,14 @@ def why_no_whole_tiles(rule: Rule, chunk: int, tile: int) -> str | None:
     if rule.read == "chunk_start" and chunk % tile:
         return f"a readout at the start of a chunk has whole tiles: {tile} tokens do not divide a chunk of {chunk}"
     return None
+
+
+def kernel_chunk(variant: str, spec: Spec) -> int:
+    """The chunk that the kernels of a variant take: C, but where the rule leaves it free."""
+    rule, chunk = spec.rule, spec.problem.chunk
+    if variant == ONE_PASS:
+        return split_chunk(rule, chunk)
+    return stale_chunk(rule, chunk) if variant == STALE else chunk
 
 
 @dataclass(frozen=True)
@@ -214,8 +226,7 @@ class Schedule(ABC):
 
     def chunk_of(self, spec: Spec) -> int:
         """The chunk that its kernels take: C, but where the rule leaves it free."""
-        chunk = spec.problem.chunk
-        return split_chunk(spec.rule, chunk) if self.variant == ONE_PASS else chunk
+        return kernel_chunk(self.variant, spec)
 
     @abstractmethod
     def segment_tiles(self, spec: Spec, tokens: int | None = None) -> int:

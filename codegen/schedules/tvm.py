@@ -7,16 +7,17 @@ from typing import ClassVar, Self
 
 from codegen.device import Device
 from codegen.limits.extent import MOST_SEGMENTS, Extent
-from codegen.recurrence.forms import split_chunk, why_no_chunk_form, why_no_split_form
+from codegen.recurrence.forms import why_no_chunk_form, why_no_stale_form
 from codegen.schedules import tvm_cuda, tvm_layer
 from codegen.schedules.cuda_block import block_of
 from codegen.schedules.schedule import (
     BACKWARD_VARIANTS,
     CHUNK_FORMS,
     FEWEST_TOKENS_PER_STATE,
-    ONE_PASS,
     POOL,
+    STALE,
     VARIANTS,
+    kernel_chunk,
     why_no_whole_tiles,
 )
 from codegen.schedules.tvm_fields import FEWEST_ACCUMULATORS, VECTORS_PER_ROW, WITHOUT_TILE, TvmFields
@@ -75,8 +76,7 @@ class TvmSchedule(TvmFields):
         if variant == "backward":
             return cls._default_backward(spec.problem.chunk, width, _most_without_spills(device), threads)
         if variant not in _SPANNING:
-            chunk = split_chunk(spec.rule, spec.problem.chunk) if variant == ONE_PASS else spec.problem.chunk
-            tile = max(width, min(tile, next_power_of_two(chunk)))
+            tile = max(width, min(tile, next_power_of_two(kernel_chunk(variant, spec))))
         return cls(variant, tile, width, min(_DEFAULT_ACCUMULATORS, _most_without_spills(device)), threads)
 
     @classmethod
@@ -158,7 +158,7 @@ class TvmSchedule(TvmFields):
             return tvm_layer.template_variables(self)
         if spec.problem.direction != "forward":
             return {"segment": self.segment_tokens(spec)}
-        return {}
+        return {"chunk": self.chunk_of(spec)}
 
     @property
     def tile(self) -> int:
@@ -194,8 +194,9 @@ def _default_variant(spec: Spec, device: Device) -> str:
     problem = spec.problem
     reverse = problem.direction != "forward"
     if problem.operator == "memory_attention" and problem.tokens > _FEWEST_IN_TILES:
-        if not reverse and problem.chunk >= _DEFAULT_TILE and not why_no_split_form(spec.rule, problem.chunk):
-            return "chunks" if not why_no_chunk_form(spec.rule, problem.chunk) else ONE_PASS
+        whole = problem.chunk >= _DEFAULT_TILE  # A tile that chunks leave half empty is no faster than a walk.
+        if whole and not reverse and not why_no_stale_form(spec.rule, problem.chunk):
+            return STALE if why_no_chunk_form(spec.rule, problem.chunk) else "chunks"
         variants = CHUNK_FORMS if not why_no_chunk_form(spec.rule, problem.chunk, problem.direction) else _WALKS
         return variants[reverse]
     if reverse and problem.operator in BACKWARD_VARIANTS:

@@ -49,7 +49,7 @@ class TvmFields(Schedule):
     }
     own_variants: ClassVar[tuple[str, ...]] = (
         *("fused", "pair", "split", "recurrent", "update", "readout", "backward"),
-        *("recurrence", "chunks", "split_one_pass", "recurrence_backward", "chunks_backward"),
+        *("recurrence", "chunks", "split_one_pass", "stale_chunks", "recurrence_backward", "chunks_backward"),
     )
     templates: ClassVar[tuple[str, ...]] = ("tvm", "tvm_cuda")
     writers: ClassVar[tuple[str, ...]] = tuple(

@@ -82,6 +82,22 @@ DELTA = Spec(
 )
 
 
+TITANS = Spec(
+    Rule("identity", passes=1, step_size="token", momentum=True),
+    replace(PLAIN.problem, operator="memory_attention", chunk=16),
+)
+# Tiles of longer chunks, pairs that a window carries, a probe, a map of the readout; every size is padded.
+WINDOW = Spec(
+    replace(TITANS.rule, phi="ln_silu", out="ln_silu", window=4, probe="own", read="before"),
+    replace(PADDED.problem, operator="memory_attention", chunk=20),
+)
+READER = Spec(
+    Rule("layer_norm_gain", passes=1, decay="none", step_size="reader_writer"),
+    replace(PLAIN.problem, operator="memory_attention", chunk=64),
+)
+TVM_STALE = replace(TVM_CHUNKS, variant="stale_chunks")
+
+
 TVM_CUDA = TvmSchedule("split", tile_tokens=64, vector_width=4, accumulators=16, threads=256)
 TVM_CUDA_TILED = TvmSchedule("split", tile_tokens=8, vector_width=4, accumulators=8, threads=64)
 TENSOR_CORES = {"variant": "update", "dot_precision": "tf32x3"}
@@ -146,6 +162,9 @@ GOLDEN = [
     ),
     Golden("block_step", layer(PLAIN, "block_step", replace(LAYER, pooled=True)), BLOCK, "x86-64-v4", "pooled"),
     Golden("logits_step", layer(PLAIN, "logits_step", LAYER), replace(BLOCK, variant="logits"), "x86-64-v4"),
+    Golden("stale_chunks", TITANS, TVM_STALE, "x86-64-v4"),
+    Golden("stale_chunks", WINDOW, replace(TVM_STALE, tile_tokens=8, vector_width=8), "x86-64-v4", "padded"),
+    Golden("stale_chunks", READER, TVM_STALE, "x86-64-v4", "reader_writer"),
     Golden("memory_chunks", LINEAR, TVM_CHUNKS, "x86-64-v4"),
     Golden("memory_chunks", DELTA, replace(TVM_CHUNKS, tile_tokens=8, vector_width=8), "x86-64-v4", "padded"),
     Golden(

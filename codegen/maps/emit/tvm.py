@@ -34,13 +34,14 @@ def apply(of: str) -> str:
 
 
 def codes(of: str) -> str:
-    """A function codes_of(walk, Z, A, U): U <- u of Z and A; overwrites Z."""
+    """A function codes_of(walk, Z, A, U): U <- u of Z and A; overwrites Z. A gain [features] stands before U."""
     made = program({"u": write(of).u}, RESERVED, early=True)
     parts = sweeps(made)
     rows, setup = _kept_in(made, parts, ["Z[m, t]", "U[m, t]"])
-    places = Places({"z": "Z[m, t]", "a": "A[m, t]"}, width="M", eps="PHI_EPS")
+    places = Places({"z": "Z[m, t]", "a": "A[m, t]", "g": "gain[m]"}, width="M", eps="PHI_EPS")
     body = Function(made, places, parts, rows.__getitem__, lambda p: [store("U[m, t]", p.text(made.outputs["u"]))])
-    return written("codes_of(walk, Z, A, U)", says(of), [*setup, *body.lines()])
+    inputs = "Z, A, gain" if find(of).takes_gain else "Z, A"
+    return written(f"codes_of(walk, {inputs}, U)", says(of), [*setup, *body.lines()])
 
 
 def replaces_z(made: Program, parts: Sequence[Sweep]) -> bool:

@@ -10,7 +10,21 @@ from codegen.maps.expression import Expr
 
 RESERVED = (
     *("T", "M", "D_K", "D_V", "WIDTH", "TILE", "C", "Z", "A", "U", "X", "Y", "b", "m", "t", "l", "g", "walk", "add"),
-    *("features", "stats", "kept", "first", "dz", "dtarget", "scaled", "eps", "zeros", "real", "exp", "sigmoid"),
+    *(
+        "gain",
+        "features",
+        "stats",
+        "kept",
+        "first",
+        "dz",
+        "dtarget",
+        "scaled",
+        "eps",
+        "zeros",
+        "real",
+        "exp",
+        "sigmoid",
+    ),
 )
 
 

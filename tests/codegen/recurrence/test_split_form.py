@@ -5,16 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
+from codegen.device import cpu
+from codegen.schedules.tvm import TvmSchedule
 from tests.support.cases.split import NOT_COMPUTED, check_split, each_case, reason
+
+WIDTH = cpu().vector_bits // 32
+SCHEDULE = TvmSchedule("split_one_pass", WIDTH, WIDTH, accumulators=8, threads=2)
 
 
 @each_case
 def test_the_kernels_of_one_memory_compute_a_rule_of_one_pass(phi, chunk):
-    check_split(phi, chunk, "tvm", "chunks" if phi == "hebbian" else "split_one_pass")
+    check_split(phi, chunk, SCHEDULE)
 
 
 def test_bfloat16():
-    check_split("huber", 16, "tvm", "split_one_pass", torch.bfloat16)
+    check_split("huber", 16, SCHEDULE, torch.bfloat16)
 
 
 @pytest.mark.parametrize("fields", NOT_COMPUTED, ids=str)

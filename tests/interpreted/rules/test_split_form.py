@@ -7,4 +7,4 @@ from tests.support.cases.split import check_split, each_case
 
 @each_case
 def test_the_kernels_of_one_memory_compute_a_rule_of_one_pass(phi, chunk):
-    check_split(phi, chunk, "triton", "split_one_pass")
+    check_split(phi, chunk, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -9,16 +10,20 @@ import torch
 
 from codegen.recurrence.forms import why_no_split_form
 from codegen.rule import Rule
+from codegen.schedules.schedule import Schedule
 from tests.support.relative_error import relative_error
-from trellis_ops import explain, family_reference, memory_attention
+from trellis_ops import explain, family_reference, memory_attention, with_schedule
 
 RULE = Rule(passes=1, step_size="token", phi_eps=1e-2)
 CASES = [("huber", 16), ("hebbian", 1), ("ln_silu", 20), ("identity", 64), ("softmax", 100)]
 each_case = pytest.mark.parametrize(("phi", "chunk"), CASES)
 
 
-def check_split(phi: str, chunk: int, implementation: str, variant: str, dtype: torch.dtype = torch.float32) -> None:
-    """Odd sizes, packed sequences of which one is empty, carried states; against the oracle."""
+def check_split(phi: str, chunk: int, schedule: Schedule | None, dtype: torch.dtype = torch.float32) -> None:
+    """Odd sizes, packed sequences of which one is empty, carried states; against the oracle.
+
+    Without a schedule it is the default of Triton, which has to be of this form.
+    """
     rule, heads, dim_k, dim_v = replace(RULE, phi=phi), 2, 24, 20
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 70, heads, d, generator=draw) for d in (dim_k, dim_k, dim_v))
@@ -27,11 +32,17 @@ def check_split(phi: str, chunk: int, implementation: str, variant: str, dtype: 
     tokens = [x.to(dtype) for x in (q, k, v)]
     state = torch.randn(3, heads, dim_v, dim_k, generator=draw)
     call = {"rule": rule, "chunk_size": chunk, "cu_seqlens": torch.tensor([0, 33, 33, 70])}
-    schedule = explain(memory_attention, *tokens, None, *gates, **call, implementation=implementation).schedule
-    assert schedule is not None and f"variant={variant}," in schedule
-    y, (found,) = memory_attention(
-        *tokens, None, *gates, **call, implementation=implementation, initial_state=(state,), output_final_state=True
-    )
+    implementation = "triton" if schedule is None else schedule.backend
+    with contextlib.nullcontext() if schedule is None else with_schedule(schedule):
+        used = explain(memory_attention, *tokens, None, *gates, **call, implementation=implementation).schedule
+        assert used is not None and "variant=split_one_pass," in used
+        y, (found,) = memory_attention(
+            *(*tokens, None, *gates),
+            **call,
+            implementation=implementation,
+            initial_state=(state,),
+            output_final_state=True,
+        )
     named = dict(zip(("q", "k", "v", "log_decay", "step_size"), (*tokens, *gates), strict=True))
     right, finals = family_reference.memory_attention(
         rule, named, {"S": state}, chunk_size=chunk, cu_seqlens=call["cu_seqlens"]

@@ -73,8 +73,8 @@ KERNELS = {
         Kernel("gla", 1, "chunks"),
         Kernel("gsa", 1, "chunks"),
         Kernel("gated_deltanet", 1, "chunks"),
-        Kernel("yaad", 16, "split_one_pass"),
-        Kernel("titans", 4, "recurrence"),
+        Kernel("yaad", 16, "stale_chunks"),
+        Kernel("titans", 16, "stale_chunks"),
         Kernel("infini", 4, "recurrence"),
     )
 }

@@ -19,7 +19,7 @@ from codegen.kernels.sequences import Sequences
 from codegen.rule import Rule
 from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Problem, Spec
-from tests.codegen.backends.tvm.test_chunks import schedule
+from tests.codegen.backends.tvm.test_chunks import WIDTH, schedule
 from tests.codegen.backends.tvm.test_chunks_backward import LONG, SCHEDULE
 from tests.codegen.backends.tvm.test_recurrence import case, compiled
 from tests.support.cases.recurrence import Run
@@ -97,6 +97,15 @@ def test_states_and_their_gradients(name):
 
 def test_tiles_of_two_passes():
     made = of_size(RULES["gsa"], "memory_attention", how=schedule(RULES["gsa"]))
+    check_tokens(made)
+    check_states(made, TOKENS)
+
+
+def test_tiles_of_stale_chunks():
+    made = of_size(
+        *(Rule("identity", passes=1, momentum=True, window=3), "memory_attention", SIZE),
+        TvmSchedule("stale_chunks", WIDTH, WIDTH, 8, threads=2),
+    )
     check_tokens(made)
     check_states(made, TOKENS)
 

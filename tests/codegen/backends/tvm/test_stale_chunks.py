@@ -1,0 +1,174 @@
+"""The tokens of a tile at once where z is taken at the start of the chunk, against the oracle in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from codegen.device import cpu
+from codegen.kernels.build import build
+from codegen.recurrence.forms import why_no_stale_form
+from codegen.rule import Rule
+from codegen.rules import NAMED
+from codegen.schedules.legality import why_illegal
+from codegen.schedules.tvm import TvmSchedule
+from codegen.spec import Problem, Spec
+from tests.support.linear_rules import Named, flat, sequences_of, spec_of
+from tests.trellis_ops.family.cases import Case, inputs
+from tests.trellis_ops.family.runs import cut
+from trellis_ops import family_reference
+
+WIDTH = cpu().vector_bits // 32
+TITANS, TTT = NAMED["titans"].rule, NAMED["ttt_linear"].rule
+Results = tuple[torch.Tensor, Named]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A rule with C, and the tokens of a tile in vectors."""
+
+    rule: Rule
+    chunk: int
+    vectors: int = 1
+
+    @property
+    def schedule(self) -> TvmSchedule:
+        """The tiles; on two threads, each of which runs several programs on the same scratch."""
+        return TvmSchedule("stale_chunks", self.vectors * WIDTH, WIDTH, accumulators=8, threads=2)
+
+
+FORMS = {
+    "titans": Form(TITANS, 20),
+    "a_chunk_in_a_tile": Form(replace(TITANS, phi="softmax", out="ln_silu", decay_first=True, phi_eps=1e-2), 64, 4),
+    "momentum_and_window": Form(replace(TITANS, phi="huber", window=4, read="before", probe="own"), 20),
+    "window_longer_than_a_tile": Form(replace(NAMED["omeganet"].rule, window=WIDTH + 4), 5),
+    "reader_of_tiles": Form(replace(TTT, read="before"), 40),
+    "reader": Form(TTT, 16),
+    "chunk_start": Form(replace(TITANS, phi="ln_silu", phi_eps=1e-2, read="chunk_start", decay="none"), 40),
+    "hebbian": Form(replace(TITANS, phi="hebbian"), 1),
+}
+
+
+def drawn(form: Form, dtype: torch.dtype = torch.float32, sequences: int = 2, **sizes: int) -> tuple[Named, Named]:
+    """What a call is given and its states; keys of length one, so that no rule diverges."""
+    case = Case(form.rule, form.chunk, **{"tokens": 53, "heads": 3, "dim_k": 24, "dim_v": 20} | sizes)
+    given, first = inputs(case, torch.float32, sequences)
+    given["k"] = normalize(given["k"], dim=-1)
+    rows = ("q", "k", "v", "probe")
+    return {name: x.to(dtype) if name in rows else x for name, x in given.items()}, first
+
+
+def found(form: Form, given: Named, first: Named, offsets: torch.Tensor | None = None) -> Results:
+    """y and the final states, of outputs that held NaN."""
+    operator = build(spec_of(form.rule, given, form.chunk), form.schedule, cpu())
+    final = {name: x.clone() for name, x in first.items()}
+    y = torch.full_like(given["v"].flatten(0, 1), float("nan"))
+    operator.forward(flat(form.rule, given) | final | {"y": y}, sequences_of(given, offsets))
+    return y.view_as(given["v"]), final
+
+
+def require_close(
+    form: Form, given: Named, first: Named, offsets: torch.Tensor | None = None, bound: float = 1e-5
+) -> Results:
+    y, final = found(form, given, first, offsets)
+    exact, last = family_reference.memory_attention(form.rule, given, first, chunk_size=form.chunk, cu_seqlens=offsets)
+    for x, right in ((y, exact), *((final[name], last[name]) for name in last)):
+        assert (x.double() - right).norm() <= bound * right.norm()
+    return y, final
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_packed_sequences_with_states(name: str) -> None:
+    """One is empty, one has one token, and others end inside a chunk and inside a tile."""
+    form, offsets = FORMS[name], torch.tensor([0, 17, 17, 18, 53])
+    require_close(form, *drawn(form, batch=1, sequences=4), offsets)
+
+
+@pytest.mark.parametrize(("dim_k", "dim_v"), [(100, 1)])
+def test_one_slot_and_widths_that_fill_no_vector(dim_k: int, dim_v: int) -> None:
+    form = FORMS["momentum_and_window"]
+    require_close(form, *drawn(form, dim_k=dim_k, dim_v=dim_v))
+
+
+def test_bfloat16() -> None:
+    form = FORMS["titans"]
+    require_close(form, *drawn(form, torch.bfloat16), bound=2e-2)
+
+
+def test_strong_gates_forget_exactly() -> None:
+    form = FORMS["titans"]
+    given, first = drawn(form)
+    gates = given["log_decay"]
+    draw = torch.randint(0, 4, gates.shape, generator=torch.Generator().manual_seed(0))
+    gates.copy_(torch.tensor([-1e-3, -5.0, -80.0, -torch.inf])[draw])
+    require_close(form, given, first)
+
+
+@pytest.mark.parametrize("cuts", [(20, 40), (7, 30)], ids=["between_chunks", "inside_chunks"])
+def test_states_are_carried_to_another_call(cuts: tuple[int, int]) -> None:
+    """A call begins a chunk: pieces of whole chunks are the whole, and others what the oracle makes of them."""
+    form = FORMS["momentum_and_window"]
+    given, first = drawn(form)
+    y, state = [], first
+    for begin, end in zip((0, *cuts), (*cuts, 53), strict=True):
+        part, state = require_close(form, cut(form.rule, given, begin, end), state)
+        y.append(part)
+    whole, final = found(form, given, first)
+    if cuts == (20, 40):
+        torch.testing.assert_close(torch.cat(y, dim=1), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(state, final, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["momentum_and_window", "reader_of_tiles"])
+def test_a_head_that_is_not_finite_stays_alone(name: str) -> None:
+    form = FORMS[name]
+    given, first = drawn(form)
+    clean, last = found(form, given, first)
+    for each, (token, head) in {"v": (3, 0), "k": (9, 0), "step_size": (25, 1)}.items():
+        given[each][0, token, head] = torch.nan
+    first["S"][0, 1, 0, 0] = torch.inf
+    y, final = found(form, given, first)
+    assert not y[0, 40:, :2].isfinite().any() and not final["S"][0, :2].isfinite().all()
+    assert torch.equal(y[0, :, 2:], clean[0, :, 2:]) and torch.equal(y[1], clean[1])
+    for state, before in last.items():
+        assert torch.equal(final[state][0, 2:], before[0, 2:]) and torch.equal(final[state][1], before[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "chunk", "variant"),
+    [
+        *(("titans", chunk, "stale_chunks") for chunk in (16, 64)),
+        *((name, 16, "stale_chunks") for name in ("yaad", "moneta", "omeganet", "ttt_linear", "deltanet", "comba")),
+        *(("linear", 16, "chunks"), ("in_place_ttt", 64, "chunks"), ("titans", 8, "recurrence")),
+        *((name, 16, "recurrence") for name in ("gla", "kda", "rwkv7", "oja", "infini", "lattice", "memora", "gsa")),
+    ],
+)
+def test_what_serves_a_rule(name: str, chunk: int, variant: str) -> None:
+    spec = Spec(NAMED[name].rule, Problem("memory_attention", heads=1, chunk=chunk))
+    own = TvmSchedule.default(spec, cpu())
+    assert (own.variant == variant) or (variant == "recurrence" and own.variant == "chunks")
+    legal = why_illegal(spec, replace(FORMS["titans"].schedule, tile_tokens=WIDTH), cpu()) is None
+    assert legal is (why_no_stale_form(spec.rule, chunk) is None)
+    assert legal or variant != "stale_chunks"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"decay": decay} for decay in ("slot", "channel")),
+        *({name: True} for name in ("erase", "transposed")),
+        *({"normaliser": "read", "momentum": False}, {"view": "softmax"}, {"passes": 2}),
+    ],
+    ids=str,
+)
+def test_a_rule_that_needs_more_is_not_computed_so(fields: dict[str, object]) -> None:
+    assert why_no_stale_form(TITANS, 16) is None
+    assert why_no_stale_form(replace(TITANS, **fields), 16)
+
+
+def test_a_chunk_of_one_token_is_not_computed_so() -> None:
+    assert why_no_stale_form(TITANS, 1) and why_no_stale_form(TTT, 1)
+    assert why_no_stale_form(replace(TITANS, phi="hebbian"), 1) is None
