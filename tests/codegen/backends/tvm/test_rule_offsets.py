@@ -103,7 +103,7 @@ def test_tiles_of_two_passes():
 
 def test_tiles_of_stale_chunks():
     made = of_size(
-        *(Rule("identity", passes=1, momentum=True, window=3), "memory_attention", SIZE),
+        *(Rule("identity", passes=1, window=3), "memory_attention", SIZE),
         TvmSchedule("stale_chunks", WIDTH, WIDTH, 8, threads=2),
     )
     check_tokens(made)
