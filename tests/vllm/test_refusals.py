@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.vllm.engines import engine, made, prompts, served
+from tests.vllm.engines import alone, engine, made, prompts, served
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "pipeline parallel": ({"pipeline_parallel_size": 2}, "(?i)pipeline.parallel"),
@@ -17,6 +17,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         "speculative_config='ngram'",
     ),
     "states of another type": ({"mamba_ssm_cache_dtype": "bfloat16"}, "mamba_ssm_cache_dtype='bfloat16'"),
+    "a cache of another type": ({"mamba_cache_dtype": "bfloat16"}, "mamba_cache_dtype='bfloat16'"),
     "adapters": ({"enable_lora": True}, "enable_lora"),
     "quantization": ({"quantization": "fp8"}, "quantization"),
 }
@@ -37,6 +38,7 @@ def test_exact_decoding_of_chunks_is_refused_with_the_reason(tmp_path: Path):
 
 
 def test_exact_decoding_is_served_where_chunks_change_nothing(tmp_path: Path):
-    made(tmp_path, rule="gla", decode="exact")
-    with engine(tmp_path) as llm:
-        assert len(served(llm, prompts((3,)), 2)[0]) == 2
+    model = made(tmp_path, rule="gla", decode="exact")
+    given = prompts((3, 40))
+    with engine(tmp_path, max_num_batched_tokens=13) as llm:
+        assert served(llm, given, 4) == [alone(model, each, 4) for each in given]

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
-from tests.vllm.engines import engine, greedy, made, prompts
+from tests.vllm.engines import Prompt, engine, greedy, made, prompts
+from trellis_ops.lm.model import TrellisLM
+
+
+def check_sampled(model: TrellisLM, prompt: Prompt, tokens: list[int], said: Any) -> None:
+    """Every token of a sample was drawn from what the model alone gives after those before it."""
+    with torch.no_grad():
+        logits, _ = model(torch.tensor([prompt + tokens]), return_state=False)
+    right = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    for token, of_model, of_engine in zip(tokens, right, said, strict=True):
+        assert of_engine[token].logprob == pytest.approx(float(of_model[token]), abs=1e-4)
 
 
 def test_samples_log_probabilities_and_structured_output(tmp_path: Path):
@@ -21,8 +32,11 @@ def test_samples_log_probabilities_and_structured_output(tmp_path: Path):
         logits, _ = model(torch.tensor([prompt]), return_state=False)
     expected = logits[0].log_softmax(-1)
     with engine(tmp_path, max_num_batched_tokens=13) as llm:
-        sampled = llm.generate([given], SamplingParams(n=4, temperature=1.0, max_tokens=12, seed=None), use_tqdm=False)
-        assert len({tuple(each.token_ids) for each in sampled[0].outputs}) > 1
+        drawn = SamplingParams(n=4, temperature=1.0, max_tokens=12, ignore_eos=True, logprobs=0)
+        (output,) = llm.generate([given], drawn, use_tqdm=False)
+        assert len({tuple(each.token_ids) for each in output.outputs}) > 1
+        for each in output.outputs:
+            check_sampled(model, prompt, list(each.token_ids), each.logprobs)
         asked = greedy(1)
         asked.logprobs, asked.prompt_logprobs = 3, 0
         (output,) = llm.generate([given], asked, use_tqdm=False)

@@ -180,6 +180,22 @@ def test_what_two_tenants_share_ends_a_step(tmp_path: Path, folder: Path) -> Non
             assert counts(llm).tokens_found == found
 
 
+def test_what_an_operator_registered_is_found_by_every_tenant(tmp_path: Path, folder: Path) -> None:
+    """In a process without vLLM; the server of another tier does not answer."""
+    model = made(tmp_path / "model")
+    (system,), tails = prompts((2 * SEGMENT + 5,)), prompts((20, 30), seed=2)
+    more = {"registered_tokens": 2 * SEGMENT, "memory_bytes": 2**26, "redis": "redis://127.0.0.1:1"}
+    chosen = options(folder, **more, quota_bytes=2**26)
+    store = PrefixStore((folder / "key").read_bytes(), [Disk(folder / "states", 2**30)])
+    assert store.register(model, torch.tensor(system)) == 2 * SEGMENT
+    with engine(tmp_path / "model", **chosen) as llm:
+        for salt, tail in zip(("bob", "carol"), tails, strict=True):
+            assert tokens_of(answers(llm, [system + tail], salt=salt)) == [alone(model, system + tail, 8)]
+        assert counts(llm).hits == {"disk": 1, "memory": 1}
+        assert counts(llm).tokens_found == 2 * 2 * SEGMENT
+        assert set(counts(llm).faults) == {("redis", "unreachable")}
+
+
 def test_a_request_without_a_tenant_has_no_store(tmp_path: Path, folder: Path) -> None:
     made(tmp_path / "model")
     (prompt,) = prompts((150,))
@@ -225,6 +241,8 @@ def test_preempted_and_aborted_requests(tmp_path: Path, folder: Path) -> None:
         ({"extra": {"tenant": 7}}, "must be a text"),
         ({"extra": {"folder": None}}, "no place"),
         ({"extra": {"redis": "redis://127.0.0.1:1"}}, "quota_bytes"),
+        ({"tensor_parallel_size": 2}, "serve on one rank"),
+        ({"distributed_executor_backend": "mp"}, "must share a process"),
     ],
     ids=json.dumps,
 )

@@ -107,9 +107,11 @@ class PrefixStore:
         tiers: where states are, the fastest first. What is found in a slower one is copied to those before it.
         tokenizer: names the tokenizer, where models of one vocabulary have several.
         placement: which states are kept.
+        registered_tokens: of the longest prefix that another process registers in a tier and that is found here too.
 
     Raises:
-        TypeError, SizeError: a key that is none or too short. ValueError: no tier, or two of one name.
+        TypeError, SizeError: a key that is none or too short, `registered_tokens` below 0. ValueError: no tier, or two
+            of one name.
 
     Example:
         >>> store = PrefixStore(secrets.token_bytes(32), [Memory(max_bytes=2**30)])
@@ -117,7 +119,12 @@ class PrefixStore:
     """
 
     def __init__(
-        self, key: bytes, tiers: Sequence[Tier], tokenizer: str = "", placement: Placement | None = None
+        self,
+        key: bytes,
+        tiers: Sequence[Tier],
+        tokenizer: str = "",
+        placement: Placement | None = None,
+        registered_tokens: int = 0,
     ) -> None:
         self._secrets = Secrets.of(key)
         self._placement = placement or Placement()
@@ -125,7 +132,7 @@ class PrefixStore:
         self._tiers = Tiers(tiers, self._secrets, self._counting)
         self._identities = Identities(tokenizer)
         self._junctions = Junctions()
-        self._registered = 0
+        self._registered = whole_number("registered_tokens", registered_tokens, least=0)
         self._tenants: OrderedDict[Entry, set[str]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -154,7 +161,8 @@ class PrefixStore:
     def register(self, model: TrellisLM, tokens: Tensor) -> int:
         """Store a prefix that every tenant may find, such as a system prompt, and keep it in every tier.
 
-        Every process registers what it serves, when it starts; a state that a tier has is loaded, not computed again.
+        A state that a tier has is loaded, not computed again. A process that registers nothing finds what others have
+        registered if `registered_tokens` says how long it is.
 
         Args:
             model: reads the prefix.

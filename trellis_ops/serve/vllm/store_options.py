@@ -26,6 +26,7 @@ class StoreOptions:
         folder_bytes: most bytes there.
         redis: URL of a server; None for none.
         quota_bytes: most bytes of a tenant in each tier; None for no bound but that of the tier, which Redis needs.
+        registered_tokens: of the longest prefix that `PrefixStore.register` has put into a tier for everybody.
     """
 
     key_file: str
@@ -36,6 +37,7 @@ class StoreOptions:
     folder_bytes: int = 2**30
     redis: str | None = None
     quota_bytes: int | None = None
+    registered_tokens: int = 0
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> StoreOptions:
@@ -74,7 +76,8 @@ class StoreOptions:
             tiers.append(Disk(self.folder, self.folder_bytes, self.quota_bytes))
         if self.redis is not None and self.quota_bytes is not None:
             tiers.append(_redis(self.redis, self.quota_bytes))
-        return PrefixStore(regular_file.read_bytes(Path(self.key_file)), tiers, tokenizer=self.tokenizer)
+        key = regular_file.read_bytes(Path(self.key_file))
+        return PrefixStore(key, tiers, tokenizer=self.tokenizer, registered_tokens=self.registered_tokens)
 
 
 _TEXTS = ("key_file", "tenant", "tokenizer", "folder", "redis")

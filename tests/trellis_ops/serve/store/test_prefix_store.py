@@ -130,6 +130,16 @@ def test_what_an_operator_registered_is_found_by_everybody_and_stays(tmp_path):
     assert again.counts().hits == {"disk": 1}
 
 
+def test_what_another_process_registered_is_found_up_to_the_length_that_is_named(tmp_path):
+    model, disk = make_model(), Disk(tmp_path, ROOM)
+    store_of(disk).register(model, TOKENS[0])
+    for named, found in ((0, 0), (3 * SEGMENT - 1, 0), (3 * SEGMENT, 3 * SEGMENT), (PROMPT, 3 * SEGMENT)):
+        store = store_of(disk, registered_tokens=named)
+        assert store.tenant("alice").lookup(model, TOKENS[0]).found == found
+    with pytest.raises(SizeError, match="registered_tokens"):
+        store_of(disk, registered_tokens=-1)
+
+
 def state_bytes(model):
     memory = Memory(ROOM)
     model.generate(TOKENS[:1], 0, prefix_store=store_of(memory).tenant("alice"))
