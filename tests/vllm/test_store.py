@@ -19,6 +19,7 @@ from tests.vllm.engines import Prompt, alone, engine, finished, greedy, made, ma
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.serve.store import Disk, PrefixStore, StoreCounts
 from trellis_ops.serve.vllm import states
+from trellis_ops.serve.vllm.store_metrics import METRIC
 from trellis_ops.serve.vllm.stored import CONNECTOR
 
 SEGMENT = 64
@@ -135,9 +136,16 @@ def test_a_damaged_state_is_a_miss(tmp_path: Path, folder: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
-    with stored(tmp_path / "model", folder) as llm:
+    with stored(tmp_path / "model", folder, disable_log_stats=False) as llm:
         assert tokens_of(answers(llm, [prompt])) == [alone(model, prompt, 8)]
-        assert counts(llm).tokens_found == 0 and counts(llm).faults
+        assert counts(llm).faults == {("disk", "damaged"): 1}
+        # A new request, of which vLLM's own cache has nothing.
+        scheduler(llm).kv_cache_manager.reset_prefix_cache()
+        assert tokens_of(answers(llm, [prompt])) == [alone(model, prompt, 8)]
+        found = [each for each in llm.get_metrics() if each.name == METRIC]
+        shown = {("misses", "damaged"): 1, ("faults", "disk, damaged"): 1, ("saves", "disk"): 1, ("hits", "disk"): 1}
+        shown |= {("tokens", ""): 2 * 150, ("tokens_found", ""): 2 * SEGMENT}
+        assert {(each.labels["what"], each.labels["of"]): each.value for each in found} == shown
 
 
 def test_weights_that_are_loaded_again_find_nothing(tmp_path: Path, folder: Path) -> None:
@@ -183,7 +191,7 @@ def test_what_two_tenants_share_ends_a_step(tmp_path: Path, folder: Path) -> Non
 def test_what_an_operator_registered_is_found_by_every_tenant(tmp_path: Path, folder: Path) -> None:
     """In a process without vLLM; the server of another tier does not answer."""
     model = made(tmp_path / "model")
-    (system,), tails = prompts((2 * SEGMENT + 5,)), prompts((20, 30), seed=2)
+    (system,), tails = prompts((2 * SEGMENT + 5,)), prompts((20, 70), seed=2)
     more = {"registered_tokens": 2 * SEGMENT, "memory_bytes": 2**26, "redis": "redis://127.0.0.1:1"}
     chosen = options(folder, **more, quota_bytes=2**26)
     store = PrefixStore((folder / "key").read_bytes(), [Disk(folder / "states", 2**30)])

@@ -8,6 +8,7 @@ found is handed over as it is.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from codegen.errors import ServingError, SizeError
 from codegen.scalars import whole_number
 from trellis_ops.serve.store.prefix_store import Lookup
+from trellis_ops.serve.vllm.store_metrics import StoreMetrics, StoreStats, named
 from trellis_ops.serve.vllm.store_options import StoreOptions
 from trellis_ops.serve.vllm.stored import StoredModel, chosen, model_of
 
@@ -123,6 +125,7 @@ class TrellisStateConnector(KVConnectorBase_V1, SupportsHMA):
         self._asked: dict[str, Asked] = {}
         self._step = StepStates()
         self._has_warned = False
+        self._told: dict[str, int] = {}
 
     # In the scheduler.
 
@@ -175,6 +178,29 @@ class TrellisStateConnector(KVConnectorBase_V1, SupportsHMA):
         if model is not None:
             model.changed()
         return model is not None
+
+    def get_kv_connector_stats(self) -> StoreStats | None:
+        """What the store has counted since the last call; vLLM logs it, and adds it to its metrics."""
+        if self._role is not KVConnectorRole.SCHEDULER:
+            return None
+        before, self._told = self._told, named(self.store.counts())
+        return StoreStats(dict(Counter(self._told) - Counter(before)))
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> StoreStats:
+        """What `get_kv_connector_stats` has counted, in the process that logs it."""
+        return StoreStats(data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> StoreMetrics:
+        """The counter of the store among the metrics of vLLM."""
+        return StoreMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def _ask(self, request: Request, computed: int) -> Asked | None:
         model, name = self._model(), request.request_id
