@@ -25,7 +25,7 @@ class StoreStats(KVConnectorStats):
 
     def reset(self) -> None:
         """Forget all counts."""
-        self.data = {}
+        self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         """These counts and those of `other` together."""
