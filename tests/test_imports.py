@@ -41,6 +41,7 @@ ORDER = {
         "kernels.text",
         "render",
         "backends.tvm.emit",
+        "backends.tvm_cuda.emit",
         "backends.tvm.layer",
         "backends",
         "kernels.sequences",

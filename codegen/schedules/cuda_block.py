@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from codegen.device import Device
 from codegen.schedules.tvm_fields import TvmFields
 from codegen.spec import Problem
 
@@ -33,6 +34,8 @@ _ACROSS = 16  # Half a warp: a row of a state is read in whole sectors, and has 
 _LANES_OF_A_TOKEN = 32
 _ROWS_OF_SUMS = 4  # No map has more sums over its axis.
 _FLOAT_BYTES = 4
+_MMA_ROWS_OF_A_LANE = 2
+_MOST_THREADS_OF_TWO = 256  # Two blocks of more would leave a thread too few registers.
 
 Shape = tuple[int, ...]
 
@@ -51,17 +54,21 @@ class Block:
     """What one kernel's block is made of.
 
     Attributes:
+        threads: of the block.
         buffers: of the shared memory, in the order in which they lie.
         floats: how many numbers they are.
         unit: matrices are padded with zeros to multiples of so many rows and columns.
+        sums: rows and columns of a product that a thread sums at once.
         lanes: threads that share a token where its map is applied.
         across: threads that share a row of a state in the token-by-token kernel.
         resident: whether that kernel keeps both states in registers.
     """
 
+    threads: int
     buffers: tuple[Buffer, ...]
     floats: int
     unit: int
+    sums: Shape
     lanes: int
     across: int
     resident: bool
@@ -70,6 +77,10 @@ class Block:
     def shared_bytes(self) -> int:
         """The size of the shared memory."""
         return self.floats * _FLOAT_BYTES
+
+    def blocks(self, device: Device) -> int:
+        """How many blocks a multiprocessor should hold at least."""
+        return 1 if self.threads > _MOST_THREADS_OF_TWO or 2 * self.shared_bytes > device.shared_bytes else 2
 
 
 def block_of(kernel: str, problem: Problem, schedule: TvmFields) -> Block:
@@ -81,12 +92,20 @@ def block_of(kernel: str, problem: Problem, schedule: TvmFields) -> Block:
     buffers = tuple(_placed(shapes))
     floats = buffers[-1].offset + _words(math.prod(buffers[-1].shape))
     resident = resident_numbers(problem, threads) <= MOST_RESIDENT
-    return Block(buffers, floats, WIDTH if step else unit_of(schedule), lanes, _ACROSS, resident)
+    unit = WIDTH if step else unit_of(schedule)
+    return Block(threads, buffers, floats, unit, sums_of(schedule), lanes, _ACROSS, resident)
 
 
 def unit_of(schedule: TvmFields) -> int:
     """Of how many rows and columns matrices are padded to multiples: a warp's block of tensor cores, or four."""
     return WIDTH if schedule.dot_precision == "ieee" else max(MMA_ROWS, columns_of_a_warp(schedule))
+
+
+def sums_of(schedule: TvmFields) -> Shape:
+    """Rows and columns of a product that a thread sums at once."""
+    if schedule.dot_precision == "ieee":
+        return schedule.accumulators // WIDTH, WIDTH
+    return _MMA_ROWS_OF_A_LANE, schedule.accumulators // _MMA_ROWS_OF_A_LANE
 
 
 def columns_of_a_warp(schedule: TvmFields) -> int:

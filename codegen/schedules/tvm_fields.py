@@ -59,7 +59,11 @@ class TvmFields(Schedule):
     )
     emitters: ClassVar[tuple[Path, ...]] = (
         *(Path(__file__), Path(__file__).with_name("cuda_block.py")),
-        *sorted((Path(__file__).parents[1] / "backends" / "tvm" / "emit").rglob("*.py")),
+        *(
+            path
+            for folder in ("tvm", "tvm_cuda")
+            for path in sorted((Path(__file__).parents[1] / "backends" / folder / "emit").rglob("*.py"))
+        ),
     )
     checks_arguments: ClassVar[bool] = True
     skips_unwanted: ClassVar[bool] = True

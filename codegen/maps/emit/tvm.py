@@ -8,7 +8,7 @@ the program.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from codegen.maps.derive import value_of
 from codegen.maps.emit.sweeps import Sweep, sweeps
@@ -78,11 +78,16 @@ def _mapped(applied: Iterable[str]) -> list[str]:
 
 def imports(text: str, *more: str) -> str:
     """The lines that import what a text, such as that of `functions`, uses, and some names more."""
+    return imported("codegen.backends.tvm.emit", _PROVIDED, text, more)
+
+
+def imported(package: str, provided: Mapping[str, Sequence[str]], text: str, more: Sequence[str]) -> str:
+    """The lines that import names of a package which a text uses, and those of `more`; `provided` has its modules."""
     lines = []
-    for module, names in _PROVIDED.items():
+    for module, names in provided.items():
         used_names = [name for name in names if name in more or re.search(rf"(?<![.\w]){name}\b", text)]
         if used_names:
-            lines.append(f"from codegen.backends.tvm.emit.{module} import {', '.join(used_names)}\n")
+            lines.append(f"from {package}.{module} import {', '.join(used_names)}\n")
     return "".join(lines)
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from codegen.maps.derive import value_of
+from codegen.maps.emit import tvm
 from codegen.maps.emit.sweeps import Sweep, early_scalars, is_long, sweeps
-from codegen.maps.emit.tvm import imports, replaces_z
+from codegen.maps.emit.tvm import replaces_z
 from codegen.maps.emit.tvm_names import identifier, reads_eps, says, write
 from codegen.maps.emit.tvm_places import FUNCTIONS, RESERVED, Places, selected
 from codegen.maps.emit.tvm_sweeps import statements, store
@@ -51,18 +52,18 @@ def codes(of: str) -> str:
 
 
 def functions_of(phi: str | None, applied: Iterable[str]) -> str:
-    """What generated code calls for these maps, and the function that it calls."""
-    texts = [apply(of) for of in applied if of != "identity"] + ([codes(phi)] if phi is not None else [])
-    body = "\n\n".join(texts)
-    return "".join(f"{each}\n\n" for each in (*([_SUMS] if "_lanes(" in body else []), body))
+    """What generated code calls for these maps."""
+    texts = [apply(of) for of in dict.fromkeys(applied) if of != "identity"]
+    return "".join(f"{each}\n\n" for each in (*texts, *([codes(phi)] if phi is not None else [])))
 
 
-_SUMS = '''def combine_lanes(x, sums, which, row, combine):
-    """Emits x <- what the lanes of a row have written, combined."""
-    T.buffer_store(x, sums[which, row * LANES], [0])
-    with T.serial(LANES - 1) as lane:
-        T.buffer_store(x, combine(x[0], sums[which, row * LANES + 1 + lane]), [0])
-'''
+def imports(text: str, *more: str) -> str:
+    """The lines that import what a text, such as that of `functions_of`, uses, and some names more."""
+    return tvm.imports(text) + tvm.imported("codegen.backends.tvm_cuda.emit", _PROVIDED, text, more)
+
+
+_PROVIDED = {"threads": ("combine_lanes", "register", "sync", "view"), "tile": ("Tile",)}
+"""What `imports` finds in codegen.backends.tvm_cuda.emit, by its modules."""
 
 
 def _function(head: str, says_what: str, made: Program, places: Places) -> str:
@@ -121,7 +122,7 @@ def _sweep(number: int, part: Sweep, places: Places, place: str) -> list[str]:
     lines += ["sync()", "with T.If(row < count), T.Then():"]
     for i, each in enumerate(part.reductions):
         combine = "T.max" if each.value.op == "max" else "lambda x, y: x + y"
-        lines.append(f"    combine_lanes({each.name}, sums, {first + i}, row, {combine})")
+        lines.append(f"    combine_lanes({each.name}, sums, {first + i}, row, LANES, {combine})")
         if each.value.op == "mean":
             lines.append(f"    {store(f'{each.name}[0]', f'{each.name}[0] * T.float32(1 / {places.width})')}")
     return lines + [f"    {store(f'{each.name}[0]', places.text(each.value))}" for each in part.scalars]
