@@ -27,6 +27,7 @@ from codegen.errors import (
     UnknownMapError,
     UnknownStageError,
 )
+from codegen.kernels import exact_update
 from codegen.kernels.declared import is_of_a_backward, kernels_of
 from codegen.kernels.rule_arguments import CHUNKS
 from codegen.layer import Layer, layer_of_key
@@ -216,8 +217,8 @@ def _spec(options: argparse.Namespace) -> Spec:
     rule = _rule(options)
     dim = Problem().dim_k if options.dim is None else options.dim
     dim_v = dim if options.dim_v is None else options.dim_v
-    operator = options.operator or _operator_of(options.kernel)
-    usual_chunk = 1 if operator in FAMILY_OPERATORS else Problem().chunk
+    operator = options.operator or _operator_of(options.kernel, rule)
+    usual_chunk = 1 if operator in FAMILY_OPERATORS or options.kernel == exact_update.KERNEL else Problem().chunk
     problem = Problem(
         operator=operator,
         batch=1,
@@ -261,8 +262,10 @@ def _schedule(options: argparse.Namespace, spec: Spec, device: Device) -> Schedu
     return schedule
 
 
-def _operator_of(kernel: str) -> str:
-    """The kernel's own operator, if attention is not the only one that launches it."""
+def _operator_of(kernel: str, rule: Rule) -> str:
+    """The kernel's own operator, if attention is not the only one that launches it; TRELLIS' for its rules."""
+    if kernel == exact_update.KERNEL and rule.is_trellis:
+        return "trellis_attention"
     for operator in _OPERATORS:
         kinds = itertools.product(backends(), DIRECTIONS)
         variants = {(variant, name) for name, way in kinds for variant in variants_of(operator, name, way)}

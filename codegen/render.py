@@ -24,7 +24,7 @@ from codegen.cache.process_folder import process_folder
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError, printable
 from codegen.interruption.whole_imports import whole_imports
-from codegen.kernels import rule_arguments, signatures, text
+from codegen.kernels import exact_update, rule_arguments, signatures, text
 from codegen.kernels.layer import arguments as layer_arguments
 from codegen.kernels.layer import text as layer_text
 from codegen.kernels.layer.layout import layout_of
@@ -39,7 +39,13 @@ from codegen.spec import Spec, next_power_of_two
 if TYPE_CHECKING:
     import jinja2
 
-KERNELS = (*signatures.KERNELS, *rule_arguments.KERNELS, pool_arguments.KERNEL, *layer_arguments.KERNELS)
+KERNELS = (
+    *signatures.KERNELS,
+    *rule_arguments.KERNELS,
+    exact_update.KERNEL,
+    pool_arguments.KERNEL,
+    *layer_arguments.KERNELS,
+)
 """Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""
 
 PACKAGE = Path(__file__).resolve().parent
@@ -100,6 +106,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
                 READOUT_EPS=READOUT_EPS,
                 derived=importlib.import_module(f"codegen.maps.emit.{folder}"),
                 **_of_recurrence(kernel, spec, folder),
+                **({"apart": schedule.chunk_of(spec)} if kernel == exact_update.KERNEL else {}),
                 **({"layout": layout_of(spec)} if kernel in layer_arguments.KERNELS else {}),
                 **schedule.template_variables(kernel, spec, device),
                 **_arguments(kernel, spec, schedule, device),
@@ -119,6 +126,8 @@ def _arguments(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> d
         return pool_text.of_kernel(spec, schedule, device)
     if kernel in layer_arguments.KERNELS:
         return layer_text.of_kernel(spec)
+    if kernel == exact_update.KERNEL:
+        return text.of_kernel(exact_update.counterpart(spec), spec, schedule, device)
     return text.of_kernel(kernel, spec, schedule, device)
 
 
@@ -163,6 +172,7 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
     if pooled or set(kernels) & set(rule_arguments.KERNELS):
         files += [PACKAGE / "kernels" / "rule_arguments.py", *_written_for(kind, RECURRENCE)]
     files += sorted(POOL.glob("*.py")) if pooled else []
+    files += [PACKAGE / "kernels" / "exact_update.py"] if exact_update.KERNEL in kernels else []
     if set(kernels) & set(layer_arguments.KERNELS):
         files += [path for folder in LAYER for path in sorted(folder.glob("*.py"))]
     content = b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)

@@ -36,6 +36,7 @@ ORDER = {
         "recurrence.emit",
         "kernels.signatures",
         "kernels.launches",
+        "kernels.exact_update",
         "kernels.pool",
         "kernels.declared",
         "kernels.text",

@@ -15,6 +15,8 @@ ALL = ("",)
 
 THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
     "tests/codegen/backends/triton/test_compiled.py": {
+        "test_every_kernel_compiles_for_sm_90": ("trellis_attention-substitution",),
+        "test_forward_substitution_with_the_paper_s_sizes_spills_nothing": ("gfx942", "sm_80"),
         "test_the_backwards_compile_for_sm_90": ("backward-sizes1-settings1-backward_first_order",),
     },
     "tests/codegen/backends/tvm/test_backward.py": {
@@ -128,6 +130,10 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
             "64-32-bfloat16-split",
             "64-32-float32-split",
         ),
+    },
+    "tests/interpreted/test_substitution.py": {
+        "test_longer_tiles_and_several_stored_states": ("64",),
+        "test_tiles_and_a_shorter_one": ("identity",),
     },
     "tests/stress/test_interruptions.py": {
         "test_compiles_are_interrupted": ("2",),

@@ -1,8 +1,8 @@
-"""The arguments and the launches of every kernel, those whose states lie in a pool and those of layers included."""
+"""The arguments and the launches of every kernel, whatever module declares it."""
 
 from __future__ import annotations
 
-from codegen.kernels import launches, signatures
+from codegen.kernels import exact_update, launches, signatures
 from codegen.kernels.arguments import Argument
 from codegen.kernels.launches import Launch
 from codegen.kernels.layer import arguments as layer
@@ -19,6 +19,8 @@ def kernel_arguments(kernel: str, spec: Spec, schedule: Schedule) -> tuple[Argum
     """
     if kernel in layer.KERNELS:
         return layer.kernel_arguments(spec)
+    if kernel == exact_update.KERNEL:
+        return exact_update.kernel_arguments(spec, schedule)
     return pool.kernel_arguments(spec) if kernel == pool.KERNEL else signatures.kernel_arguments(kernel, spec, schedule)
 
 
@@ -35,6 +37,9 @@ def launches_of(variant: str, backend: str) -> tuple[Launch, ...]:
     Raises:
         UnknownBackendError: no such backend.
     """
+    exact = exact_update.VARIANTS.get(variant)
+    if exact is not None:
+        return exact
     own = pool.VARIANTS.get(variant) or layer.VARIANTS.get(variant)
     return launches.launches_of(variant, backend) if own is None else (Launch(own),)
 
@@ -55,4 +60,4 @@ def is_of_a_backward(kernel: str) -> bool:
     Raises:
         UnknownKernelError: no variant launches it.
     """
-    return kernel not in (pool.KERNEL, *layer.KERNELS) and launches.is_of_a_backward(kernel)
+    return kernel not in (pool.KERNEL, exact_update.KERNEL, *layer.KERNELS) and launches.is_of_a_backward(kernel)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from codegen.device import Device
 from codegen.errors import IllegalScheduleError
-from codegen.recurrence.forms import why_no_chunk_form, why_no_split_form, why_no_stale_form
+from codegen.recurrence.forms import WHOLE_CHUNK, why_no_chunk_form, why_no_split_form, why_no_stale_form
+from codegen.recurrence.of_rule import write_inputs
+from codegen.rule import Rule
 from codegen.schedules.known_bad import why_known_bad
 from codegen.schedules.schedule import (
     CHUNK_FORMS,
     FEWEST_TOKENS_PER_STATE,
     ONE_PASS,
     STALE,
+    SUBSTITUTIONS,
     Schedule,
     why_no_whole_tiles,
 )
@@ -44,6 +47,10 @@ def why_illegal(spec: Spec, schedule: Schedule, device: Device) -> str | None:
         reason = why_not(spec.rule, problem.chunk) if schedule.variant == variant else None
         if reason is not None:
             return f"variant {variant!r} does not compute this rule: {reason}"
+    if schedule.variant in SUBSTITUTIONS:
+        reason = _why_no_substitution(spec.rule, problem.chunk, schedule.variant)
+        if reason is not None:
+            return f"variant {schedule.variant!r} does not compute this rule: {reason}"
     reason = why_known_bad(schedule.backend, schedule.settings(), device)
     if reason is not None:
         return reason
@@ -69,3 +76,12 @@ def _why_illegal_segment(spec: Spec, schedule: Schedule) -> str | None:
     if spacing > 1 and tokens > _MOST_TOKENS_PER_STATE:
         return f"checkpoint_spacing {spacing} would compute the states of {tokens} tokens again, to save little memory"
     return None
+
+
+def _why_no_substitution(rule: Rule, chunk: int, variant: str) -> str | None:
+    """The variants make exact what `split` and `split_one_pass` compute with z at the start of a chunk."""
+    if chunk > 1:
+        return f"it has z at each token, not at the start of a chunk of {chunk} tokens"
+    if "z" not in write_inputs(rule.phi):
+        return f"what phi={rule.phi!r} writes does not depend on z, so that there is nothing to substitute"
+    return None if variant == "substitution" else why_no_split_form(rule, WHOLE_CHUNK)

@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 
 from codegen.device import Device
 from codegen.limits.extent import Extent
-from codegen.recurrence.forms import split_chunk, stale_chunk
+from codegen.recurrence.forms import WHOLE_CHUNK, split_chunk, stale_chunk
 from codegen.rule import Rule
 from codegen.spec import FAMILY_OPERATORS, Spec
 
@@ -23,13 +23,13 @@ POOL = "pool"
 """The variant whose states lie in a pool."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "trellis_attention": ("fused", "pair", "split", "recurrent"),
+    "trellis_attention": ("fused", "pair", "split", "substitution", "recurrent"),
     "memory_update": ("update",),
     "memory_readout": ("readout",),
     "memory_readout_transposed": ("readout",),
     "trellis_step": ("recurrent",),
     "trellis_step_chunked": ("recurrent",),
-    "memory_attention": ("recurrence", "chunks", "split_one_pass", "stale_chunks"),
+    "memory_attention": ("recurrence", "chunks", "split_one_pass", "stale_chunks", "substitution_one_pass"),
     "memory_step": ("recurrence",),
     "memory_step_chunked": ("recurrence",),
     "memory_pool": (POOL,),
@@ -41,11 +41,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 fused: both memories and both readouts in one program per sequence and head, states resident.
 pair: keys and values in programs of their own, the values a segment of the sequence behind; for few heads.
 split: an update kernel per memory that stores chunk-start states and codes, then a readout kernel parallel over chunks.
+substitution: exact by the kernels of `split`: z of each token of a tile by forward substitution.
 recurrent: token by token, exact; with one token it is the decode step.
 recurrence: any rule token by token, with z at the start of the chunk; with one token it is the decode step.
 chunks: rules that are linear in their state, the tokens of a tile at once, exact for any of its lengths.
 split_one_pass: rules whose write takes z at the chunk's start, by the two kernels of `split` for one memory.
 stale_chunks: likewise by one kernel, the tokens of a tile at once, also with momentum, a window or a second step size.
+substitution_one_pass: rules of one pass whose write takes z at each token, by those of `substitution` for one memory.
 pool: any rule token by token, each row on its slot of a pool, which may begin and end inside a chunk.
 block: a block for one token of each sequence, its weights read once; logits: likewise the map to logits.
 """
@@ -72,10 +74,13 @@ ONE_PASS = "split_one_pass"
 STALE = "stale_chunks"
 """The variant of rules that `codegen.recurrence.forms.why_no_stale_form` lets pass."""
 
+SUBSTITUTIONS = ("substitution", "substitution_one_pass")
+"""Variants with z at each token, by forward substitution; their states are those of longer chunks."""
+
 CHUNK_FORMS = ("chunks", "chunks_backward")
 """Variants of rules that `codegen.recurrence.forms` has a form for."""
 
-PARALLEL_OVER_CHUNKS = ("split", "split_one_pass", "readout", "backward_split", "backward_chunks")
+PARALLEL_OVER_CHUNKS = ("split", "split_one_pass", *SUBSTITUTIONS, "readout", "backward_split", "backward_chunks")
 """Variants with a kernel that has a program for each chunk of each head."""
 
 
@@ -93,8 +98,10 @@ def why_no_whole_tiles(rule: Rule, chunk: int, tile: int) -> str | None:
 
 
 def kernel_chunk(variant: str, spec: Spec) -> int:
-    """The chunk that the kernels of a variant take: C, but where the rule leaves it free."""
+    """The chunk that the kernels of a variant take: C, but where the rule or the variant leaves it free."""
     rule, chunk = spec.rule, spec.problem.chunk
+    if variant in SUBSTITUTIONS:
+        return WHOLE_CHUNK
     if variant == ONE_PASS:
         return split_chunk(rule, chunk)
     return stale_chunk(rule, chunk) if variant == STALE else chunk
@@ -220,12 +227,12 @@ class Schedule(ABC):
 
     def segment_tokens(self, spec: Spec) -> int:
         """How many tokens lie between two states that are kept: of as many chunks, or as many of any rule."""
-        if self.variant == ONE_PASS:
+        if self.variant in (ONE_PASS, *SUBSTITUTIONS):
             return self.chunk_of(spec)
         return self.segment if spec.problem.operator in FAMILY_OPERATORS else self.segment * spec.problem.chunk
 
     def chunk_of(self, spec: Spec) -> int:
-        """The chunk that its kernels take: C, but where the rule leaves it free."""
+        """The chunk that its kernels take: C, but where the rule or the variant leaves it free."""
         return kernel_chunk(self.variant, spec)
 
     @abstractmethod

@@ -15,6 +15,7 @@ from codegen.schedules.schedule import (
     FEWEST_TOKENS_PER_STATE,
     ONE_PASS,
     POOL,
+    SUBSTITUTIONS,
     VARIANTS,
     TileLoop,
     why_no_whole_tiles,
@@ -40,7 +41,7 @@ class TritonSchedule(TritonFields):
     compiler: ClassVar[str] = "codegen.backends.triton.compile"
     first_for: ClassVar[tuple[str, ...]] = ("cuda", "hip")
     shown_for: ClassVar[str] = "sm_90"
-    own_variants: ClassVar[tuple[str, ...]] = (*TritonFields.own_variants, POOL)
+    own_variants: ClassVar[tuple[str, ...]] = (*TritonFields.own_variants, POOL, *SUBSTITUTIONS)
 
     @classmethod
     def default(cls, spec: Spec, device: Device) -> Self:
@@ -122,7 +123,7 @@ class TritonSchedule(TritonFields):
         has_tma = device.kind == "cuda" and int(device.arch.removeprefix("sm_")) >= _FIRST_WITH_TMA
         if device.kind != "cpu" and not has_tma:
             return f"{device.arch} copies no tiles by tensor descriptors, sm_{_FIRST_WITH_TMA} and later do"
-        if self.variant in (*_WITHOUT_TILE, *CHUNK_FORMS) or problem.direction != "forward":
+        if self.variant in (*_WITHOUT_TILE, *CHUNK_FORMS, *SUBSTITUTIONS) or problem.direction != "forward":
             return "only the chunked kernels of a forward have tensor descriptors: loads must be 'pointers'"
         rows, chunk = self.tile_rows, problem.chunk
         if self.variant == "readout" and rows >= chunk:

@@ -96,6 +96,11 @@ READER = Spec(
     replace(PLAIN.problem, operator="memory_attention", chunk=64),
 )
 TVM_STALE = replace(TVM_CHUNKS, variant="stale_chunks")
+EXACT = replace(PLAIN, problem=replace(PLAIN.problem, chunk=1, dtype="bfloat16"))
+ONE_PASS = Spec(
+    Rule("huber", passes=1, decay_first=True, step_size="token"),
+    replace(PADDED.problem, operator="memory_attention", chunk=1, slots=PADDED.problem.dim_v),
+)
 
 
 TVM_CUDA = TvmSchedule("split", tile_tokens=64, vector_width=4, accumulators=16, threads=256)
@@ -239,6 +244,11 @@ GOLDEN = [
     *triton("trellis_fused", "trellis_attention", "fused"),
     *triton("trellis_update", "trellis_attention", "split"),
     *triton("memory_update", "memory_update", "update"),
+    Golden("exact_update", EXACT, replace(TRITON_TILED, variant="substitution", dot_precision="bf16"), "sm_90"),
+    Golden(
+        *("exact_update", ONE_PASS, replace(TRITON_TILED, variant="substitution_one_pass", tile_rows=32)),
+        *("sm_90", "one_pass"),
+    ),
     *triton("memory_readout", "trellis_attention", "split"),
     *triton("memory_step", "trellis_step", "recurrent", "trellis_step_chunked"),
     Golden("trellis_fused", PLAIN, TRITON_DESCRIBED, "sm_90", "described"),

@@ -13,6 +13,7 @@ import pytest
 
 from codegen import __main__ as command_line
 from codegen.device import named
+from codegen.kernels import exact_update
 from codegen.kernels.rule_arguments import CHUNKS
 from codegen.render import KERNELS, TEMPLATES, render
 from codegen.rule import Rule
@@ -57,6 +58,8 @@ def test_the_header_s_command_prints_the_same_again(capsys, kernel, folder):
     options = "--dim-k 24 --dim-v 24 --slots 20 --chunk 20 --dtype bfloat16 --phi l2_silu --step-size token"
     if kernel in CHUNKS:
         options = "--dim-k 24 --dim-v 40 --chunk 1 --dtype bfloat16 --rule gated_deltanet"
+    if kernel == exact_update.KERNEL:
+        options += " --chunk 1 --set dot_precision=bf16"
     backend, _, _ = folder.partition("_")
     text = show(capsys, f"{kernel} --backend {backend} --device {ARCHITECTURES[folder]} {options}")
     (path,) = (TEMPLATES / folder).rglob(f"{kernel}.py.j2")

@@ -8,11 +8,10 @@ from dataclasses import replace
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 from trellis_ops.specs.workload import NamedSpec
-from tuner.errors import NoScheduleError
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
 from tuner.offline.gpu_check import specs
-from tuner.space.legal import changes, legal_schedules
+from tuner.space.legal import first_of_variants
 from tuner.workers.compile_queue import Job
 from tuner.workers.worker import Candidate
 from tuning_db import Outcome
@@ -47,20 +46,8 @@ def kernels_to_check(run: GpuRun, listed: tuple[NamedSpec, ...] | None = None) -
     return [
         (named, schedule)
         for named in (specs() if listed is None else listed)
-        for schedule in first_of_variants(named.spec, run)
+        for schedule in first_of_variants(named.spec, run.backend, run.device)
     ]
-
-
-def first_of_variants(spec: Spec, run: GpuRun) -> list[Schedule]:
-    """The default, and of each other variant what differs least from it with the smallest tile, soonest compiled."""
-    try:
-        first, *others = legal_schedules(spec, run.backend, run.device)
-    except NoScheduleError:
-        return []
-    nearest: dict[str, Schedule] = {first.variant: first}
-    for each in sorted(others, key=lambda each: (each.tile, changes(each, first))):
-        nearest.setdefault(each.variant, each)
-    return list(nearest.values())
 
 
 def _candidate(run: GpuRun, spec: Spec, schedule: Schedule) -> Candidate:

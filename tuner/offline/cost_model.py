@@ -11,10 +11,11 @@ and once times are known `tuner/search/guesses.py` says whether it was worth any
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from codegen.backends import Resources
 from codegen.device import THREADS_PER_WARP, Device
+from codegen.kernels.exact_update import KERNEL
 from codegen.kernels.rule_arguments import CHUNKS, WALKS
 from codegen.schedules.schedule import Schedule, TileLoop
 from codegen.spec import Spec
@@ -33,6 +34,9 @@ _LOAD_CYCLES = 600.0
 _DESCRIPTORS = 4
 _DESCRIPTOR_CODE_BYTES = 2048
 _SPILL_CYCLES = 8.0
+_FOR_EACH_TOKEN = {KERNEL: 0.25}
+"""The share of code that runs for each token of a tile, for tiles of any length, in the assembly of sm_90."""
+
 _BY_TOKEN = ("memory_step", *WALKS)
 """Kernels that go token by token."""
 
@@ -80,7 +84,8 @@ def predicted_seconds(
     rates, loop = RATES.get(device.arch), schedule.tile_loop()
     if rates is None or loop is None or any(needs.code_bytes is None for _, needs in kernels):
         return None
-    walks = [walk_of(name, spec, loop) for name, _ in kernels]
+    walked = replace(spec, problem=replace(spec.problem, chunk=schedule.chunk_of(spec)))
+    walks = [walk_of(name, walked, loop) for name, _ in kernels]
     steps = sum(walk.programs * walk.tiles for walk in walks)
     cost = cost_of(spec)
     seconds = 0.0
@@ -89,9 +94,16 @@ def predicted_seconds(
         flops = cost.flops * share / (walk.programs * walk.tiles)
         numbers = _numbers_of_thread(name, spec, loop, device)
         held = occupancy(needs, schedule, device) or 0.0
-        at_work = _seconds_of(needs, walk, flops, numbers, held, loop, device, rates)
+        at_work = _seconds_of(_run_for_a_tile(name, needs, loop), walk, flops, numbers, held, loop, device, rates)
         seconds += max(at_work, cost.bytes / len(kernels) / rates.bandwidth)
     return seconds
+
+
+def _run_for_a_tile(kernel: str, needs: Resources, loop: TileLoop) -> Resources:
+    """What a kernel needs, with the code that runs for each token of a tile so many times."""
+    assert needs.code_bytes is not None
+    runs = 1 + _FOR_EACH_TOKEN.get(kernel, 0.0) * (loop.tokens - 1)
+    return replace(needs, code_bytes=round(runs * needs.code_bytes))
 
 
 def _numbers_of_thread(kernel: str, spec: Spec, loop: TileLoop, device: Device) -> float:
@@ -101,7 +113,7 @@ def _numbers_of_thread(kernel: str, spec: Spec, loop: TileLoop, device: Device) 
 
 
 def walk_of(kernel: str, spec: Spec, loop: TileLoop) -> Walk:
-    """The launch of a kernel of `spec`."""
+    """The launch of a kernel of `spec`, whose chunk is the one that it takes."""
     problem = spec.problem
     heads = problem.batch * problem.heads
     if kernel in _BY_TOKEN:
@@ -114,7 +126,7 @@ def walk_of(kernel: str, spec: Spec, loop: TileLoop) -> Walk:
     segments = -(-problem.tokens // segment)
     if kernel.endswith(("_readout", "_reading", "_writing")):
         return Walk(heads * segments, tiles)
-    if kernel in ("trellis_update", "states_backward"):
+    if kernel in ("trellis_update", "states_backward") or (kernel == KERNEL and spec.rule.passes == 2):
         return Walk(2 * heads, segments * tiles)
     again = 2 if kernel.endswith("_backward") and tiles > 1 else 1
     return Walk(heads, again * segments * tiles)

@@ -33,7 +33,7 @@ from tuner.errors import NoScheduleError
 from tuner.offline.family_specs import family_specs
 from tuner.offline.occupancy import occupancy
 from tuner.offline.offline import examine, why_pruned
-from tuner.space.legal import legal_schedules
+from tuner.space.legal import first_of_variants, legal_schedules
 from tuner.workload import DEFAULT_FILE
 from tuning_db import Store
 
@@ -41,7 +41,7 @@ DEVICES = ("sm_80", "sm_90", "gfx942")
 """What is compiled for unless asked otherwise."""
 
 SAMPLE = 4
-"""Schedules of each spec and device beside the default."""
+"""Schedules of each spec and device beside the default, and as many other variants at most."""
 
 _BY_TVM = ("update", "readout", "readout_transposed", "prefill", "prefill-f32", "decode")
 
@@ -186,6 +186,8 @@ def _of_device(device: Device, sample: int, store: Store) -> Iterator[Job]:
             continue  # No schedule is legal for it there, and none would be run.
         tuned = device.arch == TUNED_FOR and named in answered
         yield Job(named.name, named.spec, first, device, DEFAULT if tuned else OTHER)
+        for schedule in first_of_variants(named.spec, first.backend, device)[1 : 1 + sample]:
+            yield Job(named.name, named.spec, schedule, device, SAMPLED)
         for schedule in random.Random(0).sample(others, min(sample, len(others))):
             yield Job(named.name, named.spec, schedule, device, SAMPLED)
     yield from _shipped(device, store)

@@ -40,3 +40,15 @@ def legal_schedules(spec: Spec, backend: str, device: Device) -> tuple[Schedule,
         reason = why_illegal(spec, first, device) or f"the default {first.key()} is not among the choices"
         raise NoScheduleError(backend=backend, spec=spec.key(), device=device.key(), reason=reason)
     return tuple(sorted(legal, key=lambda schedule: schedule != first))
+
+
+def first_of_variants(spec: Spec, backend: str, device: Device) -> list[Schedule]:
+    """The default, and of each other variant what differs least from it with the smallest tile, soonest compiled."""
+    try:
+        first, *others = legal_schedules(spec, backend, device)
+    except NoScheduleError:
+        return []
+    nearest: dict[str, Schedule] = {first.variant: first}
+    for each in sorted(others, key=lambda each: (each.tile, changes(each, first))):
+        nearest.setdefault(each.variant, each)
+    return list(nearest.values())

@@ -9,7 +9,7 @@ import pytest
 
 from codegen.device import NAMED, Device, cpu
 from codegen.errors import UnknownKernelError
-from codegen.kernels import rule_arguments
+from codegen.kernels import exact_update, rule_arguments
 from codegen.kernels.arguments import AXES, IN_PLACE, READ, WRITTEN
 from codegen.kernels.build import parts
 from codegen.kernels.declared import kernel_arguments, launches_of, operator_arguments
@@ -45,8 +45,9 @@ def named(case: tuple[Spec, str, str]) -> str:
 
 def test_every_operator_and_every_kernel_is_declared_and_launched():
     assert set(OPERATORS) == set(NAMES_OF_OPERATORS)
-    launched = {launch.kernel for launches in LAUNCHES.values() for launch in launches}
-    assert launched | {"trellis_update"} == {*KERNELS, *rule_arguments.KERNELS}
+    exact = exact_update.VARIANTS
+    launched = {launch.kernel for launches in (*LAUNCHES.values(), *exact.values()) for launch in launches}
+    assert launched | {"trellis_update"} == {*KERNELS, *rule_arguments.KERNELS, exact_update.KERNEL}
     used = {name for groups in (*KERNELS.values(), *OPERATORS.values()) for group in groups for name in group.names}
     assert used == set(TENSORS)
     assert {axis for axes, _ in TENSORS.values() for axis in axes.split()} <= set(AXES)

@@ -59,6 +59,7 @@ def test_what_costs_more_is_guessed_to_take_longer():
 def test_how_kernels_are_launched():
     assert walk_of("trellis_fused", SPEC, FUSED.tile_loop()) == Walk(128, 64 * 4)
     assert walk_of("trellis_update", SPEC, FUSED.tile_loop()) == Walk(256, 64 * 4)
+    assert walk_of("exact_update", SPEC, FUSED.tile_loop()) == Walk(256, 64 * 4)
     assert walk_of("memory_readout", SPEC, FUSED.tile_loop()) == Walk(128 * 64, 4)
     assert walk_of("memory_step", changed(tokens=1, chunk=1), FUSED.tile_loop()) == Walk(128, 1)
     assert walk_of("keys_backward", SPEC, FUSED.tile_loop()) == Walk(128, 2 * 64 * 4)

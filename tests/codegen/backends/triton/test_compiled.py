@@ -64,9 +64,11 @@ def test_nan_passes_the_floor_of_a_norm():
 @pytest.mark.parametrize(("operator", "variant"), PARTS)
 def test_every_kernel_compiles_for_sm_90(operator, variant):
     spec, schedule, device = spec_of(operator), schedule_of(variant), named("sm_90")
-    if variant in ("split_one_pass", "chunks"):
-        rule, chunk = (rule_named("kda"), 1) if variant == "chunks" else (Rule("huber", passes=1), 16)
-        spec = Spec(rule, dataclasses.replace(spec.problem, slots=spec.problem.dim_v, chunk=chunk))
+    if variant in ("split_one_pass", "substitution_one_pass", "chunks"):
+        rule = rule_named("kda") if variant == "chunks" else Rule("huber", passes=1)
+        spec = Spec(rule, dataclasses.replace(spec.problem, slots=spec.problem.dim_v))
+    if variant in ("substitution", "substitution_one_pass", "chunks"):
+        spec = dataclasses.replace(spec, problem=dataclasses.replace(spec.problem, chunk=1))
     for source, part in sources(spec, schedule, device):
         stages = backend("triton").inspect(source, part, schedule, device)
         assert f".entry {source.kernel}(" in stages["ptx"]
@@ -166,6 +168,15 @@ def test_the_default_schedule_of_the_paper_s_sizes_in_float16_spills_nothing():
     """Those of the other types are among what gpu-check compiles."""
     spec, device = Spec(Rule(), Problem(dtype="float16")), named("sm_90")
     schedule = default("triton", spec, device)
+    for source, part in sources(spec, schedule, device):
+        assert backend("triton").resources(source, part, schedule, device).spill_bytes == 0
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
+def test_forward_substitution_with_the_paper_s_sizes_spills_nothing(arch):
+    """No default has it, so that gpu-check takes any of its schedules; these are the numbers of docs/gpu.md."""
+    spec, device = Spec(Rule(), Problem(chunk=1, dtype="bfloat16")), named(arch)
+    schedule = TritonSchedule("substitution", 16, num_warps=4, num_stages=1, dot_precision="bf16")
     for source, part in sources(spec, schedule, device):
         assert backend("triton").resources(source, part, schedule, device).spill_bytes == 0
 
