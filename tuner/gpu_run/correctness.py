@@ -8,10 +8,11 @@ from dataclasses import replace
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 from trellis_ops.specs.workload import NamedSpec
+from tuner.errors import NoScheduleError
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
 from tuner.offline.gpu_check import specs
-from tuner.space.legal import first_of_variants
+from tuner.space.legal import first_of_variants, legal_schedules
 from tuner.workers.compile_queue import Job
 from tuner.workers.worker import Candidate
 from tuning_db import Outcome
@@ -46,8 +47,15 @@ def kernels_to_check(run: GpuRun, listed: tuple[NamedSpec, ...] | None = None) -
     return [
         (named, schedule)
         for named in (specs() if listed is None else listed)
-        for schedule in first_of_variants(named.spec, run.backend, run.device)
+        for schedule in _first_of_variants(named.spec, run)
     ]
+
+
+def _first_of_variants(spec: Spec, run: GpuRun) -> list[Schedule]:
+    try:
+        return first_of_variants(legal_schedules(spec, run.backend, run.device))
+    except NoScheduleError:
+        return []
 
 
 def _candidate(run: GpuRun, spec: Spec, schedule: Schedule) -> Candidate:

@@ -186,7 +186,7 @@ def _of_device(device: Device, sample: int, store: Store) -> Iterator[Job]:
             continue  # No schedule is legal for it there, and none would be run.
         tuned = device.arch == TUNED_FOR and named in answered
         yield Job(named.name, named.spec, first, device, DEFAULT if tuned else OTHER)
-        for schedule in first_of_variants(named.spec, first.backend, device)[1 : 1 + sample]:
+        for schedule in first_of_variants((first, *others))[1 : 1 + sample]:
             yield Job(named.name, named.spec, schedule, device, SAMPLED)
         for schedule in random.Random(0).sample(others, min(sample, len(others))):
             yield Job(named.name, named.spec, schedule, device, SAMPLED)

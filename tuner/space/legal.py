@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from codegen.device import Device
 from codegen.schedules.legality import why_illegal
@@ -42,12 +42,13 @@ def legal_schedules(spec: Spec, backend: str, device: Device) -> tuple[Schedule,
     return tuple(sorted(legal, key=lambda schedule: schedule != first))
 
 
-def first_of_variants(spec: Spec, backend: str, device: Device) -> list[Schedule]:
-    """The default, and of each other variant what differs least from it with the smallest tile, soonest compiled."""
-    try:
-        first, *others = legal_schedules(spec, backend, device)
-    except NoScheduleError:
-        return []
+def first_of_variants(legal: Sequence[Schedule]) -> list[Schedule]:
+    """The default, and of each other variant what differs least from it with the smallest tile, soonest compiled.
+
+    Args:
+        legal: what `legal_schedules` gives.
+    """
+    first, *others = legal
     nearest: dict[str, Schedule] = {first.variant: first}
     for each in sorted(others, key=lambda each: (each.tile, changes(each, first))):
         nearest.setdefault(each.variant, each)

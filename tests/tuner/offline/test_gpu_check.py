@@ -137,7 +137,8 @@ def replace_record(record: Record, **changes) -> Record:
 def test_every_device_has_its_own_schedules(store):
     for arch, precision in (("sm_80", "tf32x3"), ("gfx942", "ieee")):
         chosen = [job.schedule for job in jobs([arch], 2, store) if job.name == "prefill-f32"]
-        assert len(chosen) == 3
+        assert len(chosen) == 4
+        assert [each.variant for each in chosen[:2]] == ["split", "fused"], "and two of any kind"
         if arch == "gfx942":
             assert {schedule.dot_precision for schedule in chosen} <= {"ieee", "bf16x3"}
         else:

@@ -8,6 +8,7 @@ one loop, over tokens; forward substitution has one over tiles, and in it one ov
 
 from __future__ import annotations
 
+import argparse
 import re
 
 from codegen.backends import backend
@@ -47,8 +48,10 @@ def per_token(kernel: str, assembly: str, tile: int) -> tuple[float, float]:
     return counts[0], counts[1]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """One row for each kernel that goes over the tokens."""
+    name = "python -m tests.benchmarks.studies.kernels.instructions_of_a_token"
+    argparse.ArgumentParser(prog=name, description=__doc__).parse_args(arguments)
     print("| kernel | warps | registers | spilled bytes | instructions of a token | barriers of a token |")
     print("|---|---|---|---|---|---|")
     walk = default("triton", SPEC, DEVICE)
