@@ -55,7 +55,11 @@ class Retention:
         return self._of_owner.get(owner, 0)
 
     def add(self, entry: Entry, size: int) -> list[Entry] | None:
-        """Count a state of `size` bytes as used now; those that must go for it, or None if it finds no room."""
+        """Count a state of `size` bytes as used now; those that must go for it, or None if it finds no room.
+
+        What holds no byte, as a file that was cut to nothing, counts as one byte until it is found to be damaged.
+        """
+        size = max(size, 1)
         before = self._kept.get(entry.key)
         self.remove(entry.key)
         quota = self.max_bytes if entry.owner.pinned else self.quota_bytes

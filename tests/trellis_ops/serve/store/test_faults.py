@@ -112,6 +112,21 @@ def test_a_state_in_the_place_of_another_is_a_miss(tmp_path, warned):
     assert warned() == ["disk, damaged"]
 
 
+def test_states_that_were_cut_to_nothing_are_misses_for_a_process_that_starts(tmp_path, warned):
+    """As a machine leaves files that it had not written to the end when it lost its power."""
+    model, store = filled(Disk(tmp_path, ROOM))
+    other = some_tokens(1, PROMPT, seed=9)
+    model.generate(other, 0, prefix_store=store.tenant("alice"))
+    for path in state_files(tmp_path):
+        os.truncate(path, 0)
+    store = store_of(Disk(tmp_path, ROOM))
+    for tokens in (TOKENS, other, TOKENS):
+        check_same(model, tokens, store.tenant("alice"))
+    assert warned() == ["disk, damaged"]
+    assert store.counts().faults == {("disk", "damaged"): 2}
+    assert len([path for path in state_files(tmp_path) if path.stat().st_size]) == 2
+
+
 WRITER = """
 import sys
 from tests.trellis_ops.serve.store.stores import ROOM, entry
@@ -244,8 +259,8 @@ def test_a_pipe_in_the_place_of_a_state_is_not_waited_for(tmp_path, warned):
     (path,) = state_files(tmp_path)
     path.unlink()
     os.mkfifo(path)
-    for _ in range(2):
-        check_same(model, TOKENS, store.tenant("alice"))
+    for each in (store, store, store_of(Disk(tmp_path, ROOM))):
+        check_same(model, TOKENS, each.tenant("alice"))
     assert "disk, unreadable" in warned()
 
 

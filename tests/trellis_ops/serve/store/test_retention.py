@@ -76,6 +76,16 @@ def test_a_state_that_is_saved_again_counts_once():
     assert (retention.total, len(retention)) == (0, 0)
 
 
+def test_what_holds_nothing_is_counted_and_forgotten():
+    retention = Retention(30)
+    for number in (1, 2):
+        assert retention.add(entry(number), 0) == []
+    for number in (1, 2):
+        retention.use(entry(number).key)
+        retention.remove(entry(number).key)
+    assert (retention.total, len(retention)) == (0, 0)
+
+
 ADDED = st.tuples(st.integers(0, 9), st.sampled_from([ALICE, BOB, OPERATOR]), st.integers(1, 12), st.integers(1, 999))
 
 
