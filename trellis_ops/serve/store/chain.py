@@ -72,7 +72,8 @@ class Secrets:
         return Owner(label, self._name(f"{kind}\0{name}"), kind == REGISTERED, kind != TENANT)
 
     def _name(self, text: str) -> str:
-        return hmac.digest(self.naming, text.encode(), "sha256").hex()[:_NAME_DIGITS]
+        # A client may have sent half a character, which JSON allows; it must not stop an engine that serves others.
+        return hmac.digest(self.naming, text.encode("utf-8", "surrogatepass"), "sha256").hex()[:_NAME_DIGITS]
 
 
 _USES = ("naming", "chaining", "sealing")

@@ -54,6 +54,7 @@ def test_a_chain_that_grows_is_that_of_the_whole():
         {"model": "another"},
         {"name": "bob"},
         {"name": "alice\0"},
+        {"name": "alice\ud800"},
         {"kind": SHARED},
         {"kind": REGISTERED},
         {"segment": 2 * SEGMENT},
