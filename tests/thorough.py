@@ -56,7 +56,9 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
         "test_several_segments": ("probe", "transposed"),
     },
     "tests/codegen/backends/tvm/test_stale_chunks.py": {
-        "test_packed_sequences_with_states": ("chunk_start", "hebbian", "window_longer_than_a_tile"),
+        "test_packed_sequences_with_states": (
+            *("chunk_start", "hebbian", "slots_at_the_chunk_start", "window_longer_than_a_tile"),
+        ),
     },
     "tests/codegen/backends/tvm_cuda/test_compiled.py": {
         "test_defaults_fit_a_multiprocessor_and_do_not_spill": (

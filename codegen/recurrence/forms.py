@@ -105,8 +105,8 @@ def why_no_stale_form(rule: Rule, chunk: int) -> str | None:
         return "with a chunk of 1 token there is nothing to compute at once"
     if rule.passes == 2:
         return "it has two memories; the form is that of one"
-    if rule.decay not in ("scalar", "none"):
-        return f"a write weighs one number in a later state: the form has no decay={rule.decay!r}"
+    if rule.decay in ("slot", "channel") and (rule.momentum or rule.window > 1):
+        return f"with momentum or a window a write weighs one number in a later state, not with decay={rule.decay!r}"
     for field in ("erase", "normaliser", "transposed"):
         if getattr(rule, field) != CHOICES[field][0]:
             return f"the form has no {field}={getattr(rule, field)!r}"

@@ -38,6 +38,8 @@ _DEFAULT_ACCUMULATORS = 16
 _FEWEST_IN_TILES = 2 * _DEFAULT_TILE
 # Where chunks are shorter than FEWEST_TOKENS_PER_STATE, tiles span chunks, which costs less the more of them.
 _TOKENS_PER_STATE = 64
+# Of a state that the first-level cache holds beside all else.
+_NEAR_NUMBERS = 8192
 # Of any rule: the states of a segment's tokens are held at once, and should stay in the second-level cache.
 _TOKENS_OF_SEGMENT = 32
 
@@ -77,6 +79,8 @@ class TvmSchedule(TvmFields):
             return cls._default_backward(spec.problem.chunk, width, _most_without_spills(device), threads)
         if variant not in _SPANNING:
             tile = max(width, min(tile, next_power_of_two(kernel_chunk(variant, spec))))
+        if variant == STALE and spec.rule.decay in ("slot", "channel"):
+            tile = width
         return cls(variant, tile, width, min(_DEFAULT_ACCUMULATORS, _most_without_spills(device)), threads)
 
     @classmethod
@@ -105,7 +109,7 @@ class TvmSchedule(TvmFields):
         if self.variant == "chunks_backward" and self.checkpoint_spacing % self.tile_tokens:
             return f"checkpoint_spacing {self.checkpoint_spacing} is no multiple of tile_tokens {self.tile_tokens}"
         if (
-            self.variant in CHUNK_FORMS
+            self.variant in (*CHUNK_FORMS, STALE)
             and spec.rule.decay in ("slot", "channel")
             and self.tile_tokens > self.vector_width
         ):
@@ -196,7 +200,11 @@ def _default_variant(spec: Spec, device: Device) -> str:
     if problem.operator == "memory_attention" and problem.tokens > _FEWEST_IN_TILES:
         whole = problem.chunk >= _DEFAULT_TILE  # A tile that chunks leave half empty is no faster than a walk.
         if whole and not reverse and not why_no_stale_form(spec.rule, problem.chunk):
-            return STALE if why_no_chunk_form(spec.rule, problem.chunk) else "chunks"
+            if not why_no_chunk_form(spec.rule, problem.chunk):
+                return "chunks"
+            # Gates of each row or column cost tiles as much as a walk saves by them while its state is near.
+            near = spec.rule.decay in ("slot", "channel") and problem.dim_k * problem.dim_v <= _NEAR_NUMBERS
+            return "recurrence" if near else STALE
         variants = CHUNK_FORMS if not why_no_chunk_form(spec.rule, problem.chunk, problem.direction) else _WALKS
         return variants[reverse]
     if reverse and problem.operator in BACKWARD_VARIANTS:

@@ -95,6 +95,10 @@ READER = Spec(
     Rule("layer_norm_gain", passes=1, decay="none", step_size="reader_writer"),
     replace(PLAIN.problem, operator="memory_attention", chunk=64),
 )
+STALE_SLOTS = Spec(
+    Rule("layer_norm_gain", passes=1, decay="slot", decay_first=True),
+    replace(PADDED.problem, operator="memory_attention", chunk=20),
+)
 TVM_STALE = replace(TVM_CHUNKS, variant="stale_chunks")
 EXACT = replace(PLAIN, problem=replace(PLAIN.problem, chunk=1, dtype="bfloat16"))
 ONE_PASS = Spec(
@@ -170,6 +174,7 @@ GOLDEN = [
     Golden("stale_chunks", TITANS, TVM_STALE, "x86-64-v4"),
     Golden("stale_chunks", WINDOW, replace(TVM_STALE, tile_tokens=8, vector_width=8), "x86-64-v4", "padded"),
     Golden("stale_chunks", READER, TVM_STALE, "x86-64-v4", "reader_writer"),
+    Golden("stale_chunks", STALE_SLOTS, replace(TVM_STALE, tile_tokens=8, vector_width=8), "x86-64-v4", "slots"),
     Golden("memory_chunks", LINEAR, TVM_CHUNKS, "x86-64-v4"),
     Golden("memory_chunks", DELTA, replace(TVM_CHUNKS, tile_tokens=8, vector_width=8), "x86-64-v4", "padded"),
     Golden(

@@ -22,6 +22,11 @@ def load(tile: Tile, to: Buffer, tensor: Buffer, first: Expr, valid: Expr, h: Ex
         each_feature(tile.width, features, lambda d: T.buffer_store(to, T.float32(0), [valid + t, d]))
 
 
+def load_of_head(tile: Tile, to: Buffer, tensor: Buffer, h: Expr) -> None:
+    """to <- the row of a head, of a tensor [heads, features]."""
+    each_feature(tile.width, extent(tensor, 1), lambda m: T.buffer_store(to, tensor[h, m], [m]))
+
+
 def store(tile: Tile, tensor: Buffer, rows: Buffer, first: Expr, valid: Expr, h: Expr) -> None:
     """The tile's rows of a tensor <- rows[t, :], in the tensor's type."""
     cast = narrowed if tile.dtype == "bfloat16" else T.cast

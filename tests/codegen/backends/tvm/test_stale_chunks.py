@@ -48,6 +48,14 @@ FORMS = {
     "reader_of_tiles": Form(replace(TTT, read="before"), 40),
     "reader": Form(TTT, 16),
     "chunk_start": Form(replace(TITANS, phi="ln_silu", phi_eps=1e-2, read="chunk_start", decay="none"), 40),
+    "channels": Form(replace(TITANS, phi="huber", decay="channel", decay_first=True, momentum=False), 20),
+    "slots": Form(replace(TTT, decay="slot", step_size="token", read="before", probe="own"), 40),
+    "slots_at_the_chunk_start": Form(
+        replace(
+            TITANS, phi="softmax", phi_eps=1e-2, decay="slot", decay_first=True, momentum=False, read="chunk_start"
+        ),
+        16,
+    ),
     "hebbian": Form(replace(TITANS, phi="hebbian"), 1),
 }
 
@@ -98,8 +106,9 @@ def test_bfloat16() -> None:
     require_close(form, *drawn(form, torch.bfloat16), bound=2e-2)
 
 
-def test_strong_gates_forget_exactly() -> None:
-    form = FORMS["titans"]
+@pytest.mark.parametrize("name", ["titans", "channels", "slots"])
+def test_strong_gates_forget_exactly(name: str) -> None:
+    form = FORMS[name]
     given, first = drawn(form)
     gates = given["log_decay"]
     draw = torch.randint(0, 4, gates.shape, generator=torch.Generator().manual_seed(0))
@@ -122,7 +131,7 @@ def test_states_are_carried_to_another_call(cuts: tuple[int, int]) -> None:
         torch.testing.assert_close(state, final, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["momentum_and_window", "reader_of_tiles"])
+@pytest.mark.parametrize("name", ["momentum_and_window", "reader_of_tiles", "channels"])
 def test_a_head_that_is_not_finite_stays_alone(name: str) -> None:
     form = FORMS[name]
     given, first = drawn(form)
@@ -143,7 +152,10 @@ def test_a_head_that_is_not_finite_stays_alone(name: str) -> None:
         *(("titans", chunk, "stale_chunks") for chunk in (16, 64)),
         *((name, 16, "stale_chunks") for name in ("yaad", "moneta", "omeganet", "ttt_linear", "deltanet", "comba")),
         *(("linear", 16, "chunks"), ("in_place_ttt", 64, "chunks"), ("titans", 8, "recurrence")),
-        *((name, 16, "recurrence") for name in ("gla", "kda", "rwkv7", "oja", "infini", "lattice", "memora", "gsa")),
+        *(
+            (name, 16, "recurrence")
+            for name in ("gla", "kda", "gdn2", "rwkv7", "oja", "infini", "lattice", "memora", "gsa")
+        ),
     ],
 )
 def test_what_serves_a_rule(name: str, chunk: int, variant: str) -> None:
@@ -155,10 +167,18 @@ def test_what_serves_a_rule(name: str, chunk: int, variant: str) -> None:
     assert legal or variant != "stale_chunks"
 
 
+def test_wide_states_with_gates_of_columns_are_computed_so() -> None:
+    spec = Spec(NAMED["kda"].rule, Problem("memory_attention", dim_k=128, dim_v=128, slots=128, chunk=64))
+    own = TvmSchedule.default(spec, cpu())
+    assert own.variant == "stale_chunks" and why_illegal(spec, own, cpu()) is None
+    reason = why_illegal(spec, replace(own, tile_tokens=2 * own.vector_width), cpu())
+    assert reason is not None and "a tile of gates of each slot or column is one vector" in reason
+
+
 @pytest.mark.parametrize(
     "fields",
     [
-        *({"decay": decay} for decay in ("slot", "channel")),
+        *({"decay": decay} for decay in ("slot", "channel")),  # With momentum.
         *({name: True} for name in ("erase", "transposed")),
         *({"normaliser": "read", "momentum": False}, {"view": "softmax"}, {"passes": 2}),
     ],

@@ -23,6 +23,11 @@ def scale_rows(tile: Tile, rows: Buffer, factor: Callable[[Expr], Expr]) -> None
     each(tile, rows, lambda t, i: rows[t, i] * factor(t))
 
 
+def scale_entries(tile: Tile, rows: Buffer, factors: Buffer) -> None:
+    """Rows <- factors o rows."""
+    each(tile, rows, lambda t, i: factors[t, i] * rows[t, i])
+
+
 def copy(tile: Tile, to: Buffer, rows: Buffer) -> None:
     """to <- rows."""
     each(tile, to, lambda t, i: rows[t, i])

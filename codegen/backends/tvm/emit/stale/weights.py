@@ -58,11 +58,6 @@ def load(tile: Tile, to: Buffer, tensor: Buffer, first: Expr, valid: Expr, h: Ex
         T.buffer_store(to, tensor[h] if len(tensor.shape) == 1 else tensor[first + t, h], [t])
 
 
-def load_row(tile: Tile, to: Buffer, tensor: Buffer, h: Expr) -> None:
-    """to <- the row of a head, of a tensor [heads, features]."""
-    each_feature(tile.width, extent(tensor, 1), lambda m: T.buffer_store(to, tensor[h, m], [m]))
-
-
 def load_gates(tile: Tile, beta: Buffer, log_decay: Buffer, first: Expr, valid: Expr, h: Expr) -> None:
     """beta[t] <- exp(log_decay) of the tile's tokens; 1 past its end."""
     load(tile, beta, log_decay, first, valid, h)
