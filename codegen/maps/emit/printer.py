@@ -23,6 +23,7 @@ class Printer:
         number: how a constant is written.
         width, eps: texts of the two symbols.
         minus: what makes a product negative.
+        scalars_last: whether a row's terms are added up before the numbers that all of it shares.
     """
 
     functions: Mapping[str, Callable[..., str]]
@@ -31,6 +32,7 @@ class Printer:
     width: str = "WIDTH"
     eps: str = "eps"
     minus: str = "-"
+    scalars_last: bool = False
 
     def __call__(self, x: Expr) -> str:
         """The text of x, a value of a program; reductions are for the emitter to write."""
@@ -62,8 +64,12 @@ class Printer:
         return self.number(float(number))
 
     def _sum(self, x: Expr) -> str:
-        """Positive terms first, constants last."""
-        first, *rest = sorted(x.args, key=lambda term: (coefficient(term)[0] < 0, term in (WIDTH, eps)))
+        """Positive terms first, constants last; a row that has no positive term but scalars begins with these."""
+        is_negative = {term: coefficient(term)[0] < 0 for term in x.args}
+        rows_first = self.scalars_last and any(term.row and not is_negative[term] for term in x.args)
+        first, *rest = sorted(
+            x.args, key=lambda term: (rows_first and not term.row, is_negative[term], term in (WIDTH, eps))
+        )
         text = self._text(first, _ADD)
         for term in rest:
             number, positive = coefficient(term)
@@ -76,6 +82,8 @@ class Printer:
             return f"{self.minus}{self._text(rest, _MUL)}", _ADD
         # What a constant begins with, Triton's interpreter takes for a constant.
         factors = sorted(x.args, key=lambda factor: factor in (WIDTH, eps))
+        if eps in factors:
+            factors = _around_eps(factors)
         return " * ".join(self._text(factor, _MUL) for factor in factors), _MUL
 
     def _power(self, x: Expr) -> tuple[str, int]:
@@ -91,6 +99,15 @@ class Printer:
         if exponent == Fraction(-1, 2):
             return self.functions["rsqrt"](self._text(base, 0)), _MUL
         return self.functions["power"](self._text(base, 0), self._number(exponent)), _LEAF
+
+
+def _around_eps(factors: list[Expr]) -> list[Expr]:
+    """The factors with eps inside of a square, which may overflow without it: 1 / sqrt(var + eps) reaches eps^-1/2."""
+    square = next((x for x in factors if x.op == "pow" and x.number == 2), None)
+    if square is None:
+        return factors
+    rest = [x for x in factors if x is not square and x is not eps]
+    return [*square.args, eps, *square.args, *rest]
 
 
 def _repeated(factor: str, count: int) -> str:

@@ -116,7 +116,8 @@ def code(phi: str, axis: Axis) -> str:
         says = f"u, the gradient at z of the loss {of.name} over the slots."
     else:
         says = f"u = J^T (phi(z) - target), phi = {of.name} over the slots, J its Jacobian at z."
-    return _function("code(z, target)", says, made, axis, "PHI_EPS", _TARGET)
+    # push_code begins with the same terms: added up in another order, no row of them is held in registers until then.
+    return _function("code(z, target)", says, made, axis, "PHI_EPS", _TARGET, scalars_last=True)
 
 
 def readout(name: str, of: str, axis: Axis) -> str:
@@ -170,10 +171,15 @@ def _function(
     eps: str,
     renamed: Mapping[str, str] | None = None,
     like: str = "z",
+    scalars_last: bool = False,
 ) -> str:
     """The text of a function; a result that is one number gets the shape of the row called `like`."""
     names = renamed or {}
-    printer = Printer(_FUNCTIONS, lambda x: names.get(str(x.value), str(x.value)), _number, axis["name"], eps)
+
+    def leaf(x: Expr) -> str:
+        return names.get(str(x.value), str(x.value))
+
+    printer = Printer(_FUNCTIONS, leaf, _number, axis["name"], eps, scalars_last=scalars_last)
     padded = axis["size"] != axis["pad"]
     masked = masked_names(made, ("z", "a", "g", "ct")) if padded else frozenset()
     lines = [_line(each, printer, axis, each.name in masked, like) for each in made.definitions]

@@ -250,3 +250,16 @@ def test_a_kernel_for_amd_that_was_compiled_without_tensors_takes_no_long_ones()
         specialised = "S" in HIPBackend.get_tensor_specialization(tensor, align=True)
         assert specialised is triton_backend.are_short((4, tensor), 2**31 - 1)
     assert not triton_backend.are_short((short, long[1:]), 2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "most"), [("trellis_fused", 104), ("keys_readout", 0), ("values_backward", 712), ("keys_backward", 600)]
+)
+def test_training_of_many_slots_spills_no_more_than_it_did(kernel, most):
+    """Twice the slots of what registers hold; the order of the terms of a map decides some of it."""
+    spec, device = Spec(Rule(), Problem(slots=128, dtype="bfloat16", direction="backward")), NAMED["sm_90"]
+    schedule = default("triton", spec, device)
+    part = dict(parts(spec, schedule))[kernel]
+    needs = backend("triton").resources(render(kernel, part, schedule, device), part, schedule, device)
+    assert needs.registers <= 255
+    assert needs.spill_bytes <= most
