@@ -70,7 +70,9 @@ def check_store(vllm_config: VllmConfig, config: TrellisConfig) -> None:
         reason = "a store has the states of whole models; leave out the store, or serve on one rank"
         raise _refusal("tensor_parallel_size", parallel.tensor_parallel_size, reason)
     if parallel.distributed_executor_backend not in (None, "uni"):
-        reason = 'the scheduler and the model must share a process; use "uni"'
+        reason = (
+            'the scheduler and the model must share a process; use "uni", and on a CPU VLLM_ENABLE_V1_MULTIPROCESSING=0'
+        )
         raise _refusal("distributed_executor_backend", parallel.distributed_executor_backend, reason)
     if not cache.enable_prefix_caching:
         reason = "a store keeps the states at the ends of blocks; use --enable-prefix-caching"

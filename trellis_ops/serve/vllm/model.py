@@ -22,7 +22,7 @@ from trellis_ops.lm.decode.decoder import forget
 from trellis_ops.lm.decode.pooled import fused_pooled
 from trellis_ops.lm.sequences import Rows
 from trellis_ops.serve.vllm.block import ServedBlock, served_shapes
-from trellis_ops.serve.vllm.configuration import check_engine, check_model
+from trellis_ops.serve.vllm.configuration import check_engine, check_model, check_store
 from trellis_ops.serve.vllm.parallel import of_one_rank
 from trellis_ops.serve.vllm.pool import STATE_DTYPE
 from trellis_ops.serve.vllm.stored import StoredModel, chosen, enter
@@ -67,6 +67,8 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         self._stored = StoredModel(config, vllm_config.model_config.dtype, self)
         self._keeps = chosen(vllm_config)
         if self._keeps:
+            # Again: a platform may have chosen another process for the model since.
+            check_store(vllm_config, config)
             enter(vllm_config, self._stored)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
