@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from codegen.device import THREADS_PER_WARP, Device
 from codegen.limits.extent import Extent
 from codegen.recurrence.forms import split_chunk, why_no_chunk_form, why_no_split_form
+from codegen.rule import Rule
 from codegen.schedules.precision import dot_precisions, usual_precision, why_too_few_bits
 from codegen.schedules.schedule import (
     BACKWARD_VARIANTS,
@@ -41,7 +42,7 @@ class TritonSchedule(TritonFields):
     compiler: ClassVar[str] = "codegen.backends.triton.compile"
     first_for: ClassVar[tuple[str, ...]] = ("cuda", "hip")
     shown_for: ClassVar[str] = "sm_90"
-    own_variants: ClassVar[tuple[str, ...]] = (*TritonFields.own_variants, POOL, *SUBSTITUTIONS)
+    own_variants: ClassVar[tuple[str, ...]] = (*TritonFields.own_variants, "chunks_backward", POOL, *SUBSTITUTIONS)
 
     @classmethod
     def default(cls, spec: Spec, device: Device) -> Self:
@@ -105,6 +106,10 @@ class TritonSchedule(TritonFields):
             return f"variant 'backward_chunks' takes whole chunks: tile_rows must hold {chunk} tokens"
         if self.variant == "backward_chunks" and self.checkpoint_spacing != 1:
             return "variant 'backward_chunks' reads the first state of every chunk: checkpoint_spacing must be 1"
+        if self.variant == "chunks_backward":
+            reason = self._why_no_reverse_of_tiles(spec.rule)
+            if reason is not None:
+                return reason
         if self.variant in _WITHOUT_TILE and self.tile_rows != 16:
             return f"variant {self.variant!r} has no tile: tile_rows must be 16"
         if self.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):
@@ -117,6 +122,13 @@ class TritonSchedule(TritonFields):
             return self._why_illegal_precision(spec, device)
         if self.dot_precision != "ieee":
             return f"variant {self.variant!r} has no dots: dot_precision must be 'ieee'"
+        return None
+
+    def _why_no_reverse_of_tiles(self, rule: Rule) -> str | None:
+        if rule.decay == "channel" or rule.erase or rule.read != "after":
+            return "variant 'chunks_backward' has decay='scalar' or 'none', no erase, and read='after' on Triton"
+        if self.checkpoint_spacing != self.tile_rows:
+            return f"it reads the first state of every tile: checkpoint_spacing must be {self.tile_rows}"
         return None
 
     def _why_illegal_descriptors(self, problem: Problem, device: Device) -> str | None:

@@ -222,6 +222,14 @@ GOLDEN = [
     Golden("memory_chunks", GATED_DELTA, replace(TRITON, variant="chunks", tile_rows=16), "sm_90"),
     Golden("memory_chunks", DELTA, replace(TRITON_TILED, variant="chunks", tile_rows=32), "sm_90", "padded"),
     Golden("memory_chunks", SLOTS, replace(TRITON_TILED, variant="chunks"), "sm_90", "two_passes"),
+    Golden(
+        *("memory_chunks_backward", backward(GATED_DELTA, "backward")),
+        *(replace(TRITON, variant="chunks_backward", tile_rows=16, checkpoint_spacing=16), "sm_90"),
+    ),
+    Golden(
+        *("memory_chunks_backward", backward(LINEAR, "backward")),
+        *(replace(TRITON, variant="chunks_backward", tile_rows=16, checkpoint_spacing=16), "sm_90", "linear"),
+    ),
     Golden("recurrence", GATED_DELTA, TRITON_RECURRENCE, "sm_90"),
     Golden(
         *("recurrence_backward", backward(GATED_DELTA, "backward")),

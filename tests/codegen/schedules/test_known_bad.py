@@ -27,6 +27,12 @@ def test_what_was_found_to_be_right_stays_legal(change):
     assert why_illegal(SPEC, replace(REPORTED, **change), NAMED["sm_90"]) is None
 
 
+def test_every_variant_with_products_is_concerned():
+    walks = {"recurrent", "recurrence", "recurrence_backward", "pool"}
+    (entry,) = known_bad()
+    assert set(entry.settings["variant"]) == set(TritonSchedule.own_variants) - walks
+
+
 def test_other_devices_are_not_concerned():
     assert why_illegal(SPEC, REPORTED, NAMED["sm_80"]) is None
     assert why_illegal(SPEC, replace(REPORTED, dot_precision="ieee"), NAMED["gfx942"]) is None

@@ -33,7 +33,7 @@ PARTS = [
     for variant in variants_of(operator, "triton")
     if (operator, variant) != ("trellis_attention", "recurrent")
 ]
-BACKWARDS = ("backward", "backward_split", "backward_chunks", "recurrence_backward")
+BACKWARDS = ("backward", "backward_split", "backward_chunks", "recurrence_backward", "chunks_backward")
 
 
 def spec_of(operator: str, **sizes: object) -> Spec:
@@ -176,7 +176,15 @@ def test_the_default_schedule_of_the_paper_s_sizes_in_float16_spills_nothing():
 def test_forward_substitution_with_the_paper_s_sizes_spills_nothing(arch):
     """No default has it, so that gpu-check takes any of its schedules; these are the numbers of docs/gpu.md."""
     spec, device = Spec(Rule(), Problem(chunk=1, dtype="bfloat16")), named(arch)
-    schedule = TritonSchedule("substitution", 16, num_warps=4, num_stages=1, dot_precision="bf16")
+    schedule = TritonSchedule("substitution", 16, 4, 1, "bf16", ptxas="blackwell" if arch == "sm_90" else "standard")
+    for source, part in sources(spec, schedule, device):
+        assert backend("triton").resources(source, part, schedule, device).spill_bytes == 0
+
+
+def test_the_backward_of_tiles_with_the_paper_s_sizes_spills_nothing():
+    problem = Problem("memory_attention", chunk=1, dtype="bfloat16", direction="backward")
+    spec, device = Spec(rule_named("gated_deltanet"), problem), named("sm_90")
+    schedule = TritonSchedule("chunks_backward", 16, 8, 1, "bf16", checkpoint_spacing=16)
     for source, part in sources(spec, schedule, device):
         assert backend("triton").resources(source, part, schedule, device).spill_bytes == 0
 
