@@ -14,7 +14,7 @@ import pytest
 from codegen import __main__ as command_line
 from codegen.device import named
 from codegen.kernels import exact_update
-from codegen.kernels.rule_arguments import CHUNKS
+from codegen.kernels.rule_arguments import CHUNKS, STALE
 from codegen.render import KERNELS, TEMPLATES, render
 from codegen.rule import Rule
 from codegen.schedules.registry import default
@@ -58,6 +58,8 @@ def test_the_header_s_command_prints_the_same_again(capsys, kernel, folder):
     options = "--dim-k 24 --dim-v 24 --slots 20 --chunk 20 --dtype bfloat16 --phi l2_silu --step-size token"
     if kernel in CHUNKS:
         options = "--dim-k 24 --dim-v 40 --chunk 1 --dtype bfloat16 --rule gated_deltanet"
+    if kernel == STALE:
+        options = "--dim-k 24 --dim-v 40 --chunk 16 --dtype bfloat16 --rule yaad"
     options += " --chunk 1" if kernel == exact_update.KERNEL else ""
     if folder == "triton" and kernel in (exact_update.KERNEL, "memory_chunks_backward"):
         options += " --set dot_precision=bf16"  # The default is a walk, which has no products.
