@@ -151,17 +151,15 @@ def test_a_head_that_is_not_finite_stays_alone(name: str) -> None:
     [
         *(("titans", chunk, "stale_chunks") for chunk in (16, 64)),
         *((name, 16, "stale_chunks") for name in ("yaad", "moneta", "omeganet", "ttt_linear", "deltanet", "comba")),
+        *((name, 16, "chunks") for name in ("gla", "gsa")),
         *(("linear", 16, "chunks"), ("in_place_ttt", 64, "chunks"), ("titans", 8, "recurrence")),
-        *(
-            (name, 16, "recurrence")
-            for name in ("gla", "kda", "gdn2", "rwkv7", "oja", "infini", "lattice", "memora", "gsa")
-        ),
+        *((name, 16, "recurrence") for name in ("kda", "gdn2", "rwkv7", "oja", "infini", "lattice", "memora")),
     ],
 )
 def test_what_serves_a_rule(name: str, chunk: int, variant: str) -> None:
     spec = Spec(NAMED[name].rule, Problem("memory_attention", heads=1, chunk=chunk))
     own = TvmSchedule.default(spec, cpu())
-    assert (own.variant == variant) or (variant == "recurrence" and own.variant == "chunks")
+    assert own.variant == variant
     legal = why_illegal(spec, replace(FORMS["titans"].schedule, tile_tokens=WIDTH), cpu()) is None
     assert legal is (why_no_stale_form(spec.rule, chunk) is None)
     assert legal or variant != "stale_chunks"
