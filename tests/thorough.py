@@ -58,7 +58,10 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "tests/codegen/backends/tvm/test_stale_chunks.py": {
         "test_packed_sequences_with_states": (
-            *("chunk_start", "hebbian", "slots_at_the_chunk_start", "window_longer_than_a_tile"),
+            "chunk_start",
+            "hebbian",
+            "slots_at_the_chunk_start",
+            "window_longer_than_a_tile",
         ),
     },
     "tests/codegen/backends/tvm_cuda/test_compiled.py": {
