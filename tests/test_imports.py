@@ -51,6 +51,7 @@ ORDER = {
         "kernels.build",
         "kernels",
         "tables",
+        "show",
         "",
         "__main__",
     ),
