@@ -12,5 +12,6 @@ from codegen.interruption.uninterrupted import uninterrupted
 @contextmanager
 def whole_imports() -> Iterator[None]:
     """Within it this thread imports: Ctrl-C is answered at the end, and a fork by any other thread waits."""
-    with uninterrupted(), unforked():
+    # In this order, so that Ctrl-C is answered while another thread's compile is waited for.
+    with unforked(), uninterrupted():
         yield

@@ -64,6 +64,13 @@ def why_no_split_form(rule: Rule, chunk: int) -> str | None:
         rule: any.
         chunk: C, tokens between two states that z is taken at.
     """
+    if rule.decay_first and chunk > 1 and "z" in write_inputs(rule.phi):
+        return "with decay_first z is beta S w, and the form takes S w at the start of a chunk of several tokens"
+    return why_not_one_memory(rule, chunk)
+
+
+def why_not_one_memory(rule: Rule, chunk: int) -> str | None:
+    """As `why_no_split_form`, wherever z is taken."""
     if split_chunk(rule, chunk) == 1:
         return "with a chunk of 1 token there is nothing to compute at once"
     if rule.passes == 2:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from codegen.device import Device
 from codegen.errors import IllegalScheduleError
-from codegen.recurrence.forms import WHOLE_CHUNK, why_no_chunk_form, why_no_split_form, why_no_stale_form
+from codegen.recurrence.forms import (
+    WHOLE_CHUNK,
+    why_no_chunk_form,
+    why_no_split_form,
+    why_no_stale_form,
+    why_not_one_memory,
+)
 from codegen.recurrence.of_rule import write_inputs
 from codegen.rule import Rule
 from codegen.schedules.known_bad import why_known_bad
@@ -84,4 +90,4 @@ def _why_no_substitution(rule: Rule, chunk: int, variant: str) -> str | None:
         return f"it has z at each token, not at the start of a chunk of {chunk} tokens"
     if "z" not in write_inputs(rule.phi):
         return f"what phi={rule.phi!r} writes does not depend on z, so that there is nothing to substitute"
-    return None if variant == "substitution" else why_no_split_form(rule, WHOLE_CHUNK)
+    return None if variant == "substitution" else why_not_one_memory(rule, WHOLE_CHUNK)

@@ -23,7 +23,9 @@ from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.backends.tvm.executable import compiler, executable
 from codegen.cache.kernels import entry, kernels_folder
 from codegen.device import cpu
+from codegen.interruption.unforked import unforked
 from codegen.interruption.uninterrupted import uninterrupted
+from codegen.interruption.whole_imports import whole_imports
 from codegen.kernels.build import build
 from codegen.render import Source, render
 from codegen.schedules.registry import default
@@ -120,6 +122,27 @@ def test_ctrl_c_is_answered_at_the_end():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with uninterrupted():
         done.append("no Ctrl-C, no interruption")
+
+
+def test_ctrl_c_is_answered_while_another_thread_compiles():
+    held, done = threading.Event(), threading.Event()
+
+    def compiles():
+        with unforked():
+            held.set()
+            done.wait(60)
+
+    thread, timer = threading.Thread(target=compiles), threading.Timer(0.2, press)
+    thread.start()
+    held.wait()
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), whole_imports():
+            pass
+        assert thread.is_alive()
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_an_error_is_not_hidden_by_ctrl_c():

@@ -29,3 +29,7 @@ def test_a_rule_that_needs_more_is_not_computed_so(fields):
 
 def test_one_token_alone_is_not_computed_so():
     assert reason({"phi": "huber"}, chunk=1) and not reason({"phi": "hebbian"}, chunk=1)
+
+
+def test_a_decay_before_the_write_is_computed_so_where_u_needs_no_z():
+    assert not reason({"phi": "hebbian", "decay_first": True})

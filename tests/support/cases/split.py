@@ -66,6 +66,7 @@ NOT_COMPUTED = [
     {"transposed": True},
     {"view": "softmax"},
     {"phi": "layer_norm_gain"},
+    {"phi": "huber", "decay_first": True},
 ]
 
 

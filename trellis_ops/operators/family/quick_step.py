@@ -88,6 +88,7 @@ def remember(key: Hashable | None, found: Plan, refused: bool, given: Sequence[T
         return
     if not operator.checks_arguments or len(operator.kernels) != 1:
         return
-    sizes = tuple(x.nbytes for x in given)
+    # A kernel takes gates as float32, whatever those were that a first call had made so.
+    sizes = tuple(x.numel() * max(4, x.element_size()) for x in given)
     states = tuple(x.nbytes for x in held)
     keep_quick(key, replace(found, state_bytes=states, input_bytes=sizes, most_input_bytes=max(sizes)), refused)
