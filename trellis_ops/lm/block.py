@@ -5,6 +5,8 @@ Source: arXiv 2512.23852, figure 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.mixer import TrellisMixer
 from trellis_ops.lm.rules.mixer import RuleMixer
-from trellis_ops.lm.sequences import Layout
+from trellis_ops.lm.sequences import Layout, Pooled
 from trellis_ops.lm.state import AnyLayerState
 from trellis_ops.lm.token_mixer import AnyMixer
 
@@ -69,6 +71,10 @@ class Block(nn.Module):
     def step(self, x: Tensor, state: AnyLayerState, begins: bool | Tensor) -> Tensor:
         """`[B, width]` to the same, moving `state` in place; `begins` as `TrellisState.begins` gives it."""
         return self._feed_forward(x + self.mixer.step(self.mixer_norm(x), state, begins))
+
+    def pooled(self, x: Tensor, pools: Mapping[str, Tensor], sequences: Pooled) -> Tensor:
+        """The next tokens of sequences whose states lie in pools, as `TokenMixer.pooled` has them."""
+        return self._feed_forward(x + self.mixer.pooled(self.mixer_norm(x), pools, sequences))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.mlp(self.mlp_norm(x))

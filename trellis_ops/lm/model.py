@@ -24,6 +24,7 @@ from trellis_ops.lm.block import Block, draw_maps
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode import applies
 from trellis_ops.lm.decode.applies import Parts
+from trellis_ops.lm.decode.captured import CapturedSteps
 from trellis_ops.lm.decode.decoder import fused_step
 from trellis_ops.lm.decode.explanation import explain_step
 from trellis_ops.lm.decode.packing import known_weights
@@ -43,6 +44,9 @@ class TrellisLM(GeneratingModel):
         config: sizes, rule and options. "auto" settings are resolved here, for torch's default device: make the model
             under `with torch.device("cuda")` to take the recommendation of the GPU. `self.config` is the resolved one.
 
+    Attributes:
+        decode_graph: whether `generate` replays a CUDA graph of a step for every token, see `captured_steps`.
+
     Example:
         >>> model = TrellisLM(TrellisConfig.preset("tiny"))
         >>> prompt = torch.tensor([list(b"Slots")])
@@ -50,6 +54,8 @@ class TrellisLM(GeneratingModel):
         >>> model.generate(prompt, 3, temperature=0).shape
         torch.Size([1, 8])
     """
+
+    decode_graph = False
 
     def __init__(self, config: TrellisConfig) -> None:
         super().__init__()
@@ -143,6 +149,8 @@ class TrellisLM(GeneratingModel):
         return logits
 
     def _steps(self, state: TrellisState) -> Callable[[Tensor], Tensor]:
+        if self.decode_graph:
+            return self.captured_steps(state).step
         steps = super()._steps(state)
         if type(self).step is not TrellisLM.step or "step" in vars(self):
             return steps
@@ -172,6 +180,15 @@ class TrellisLM(GeneratingModel):
     def explain_step(self, batch: int = 1) -> str:
         """What a step of `batch` rows runs, in words: kernels of whole blocks with their schedules, or why modules."""
         return explain_step(self, self._decode_weights, batch)
+
+    def captured_steps(self, state: TrellisState) -> CapturedSteps:
+        """Steps of the rows of `state`, which is left as it is, by one CUDA graph; see docs/decoding.md.
+
+        Raises:
+            ValueError: the model is on no CUDA device. And what `forward` raises of a state.
+        """
+        self._kind.check(state, self._blocks(), self.embedding.weight)
+        return CapturedSteps(self, self._blocks(), state, self._kind.period)
 
     def first_state(self, batch: int) -> TrellisState:
         """The state before the first token of `batch` sequences."""

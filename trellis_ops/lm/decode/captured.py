@@ -1,0 +1,127 @@
+"""Decode steps on a GPU that are captured once, as one CUDA graph, and replayed for every token.
+
+Python takes longer to launch the kernels of a step than a GPU to run them. A graph launches all of them at once; what
+changes from token to token, the tokens, positions and states, lies in memory that it reads and writes in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from codegen.errors import ShapeError
+from trellis_ops.lm.block import Block
+from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.sequences import Pooled, Rows
+from trellis_ops.lm.state import TrellisState
+
+Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+"""From a function of no arguments, which it may call first, to one that does the same in the same memory."""
+
+
+class Model(Protocol):
+    """What of a model a step goes through."""
+
+    config: TrellisConfig
+    embedding: nn.Embedding
+    norm: nn.RMSNorm
+
+
+class CapturedSteps:
+    """Decode steps of a model for the rows of a state, by a graph that is captured here.
+
+    The graph reads the model's weights where they lie: a model that is moved or cast, or whose modules are replaced,
+    needs another one. The state that is given is left as it was.
+
+    Args:
+        model: on a CUDA device; any rule.
+        blocks: its blocks.
+        state: where the rows stand.
+        period: tokens of a chunk, 1 where none are kept.
+        capture: makes the graph.
+
+    Raises:
+        ValueError: a model that is not on a CUDA device.
+    """
+
+    def __init__(
+        self, model: Model, blocks: list[Block], state: TrellisState, period: int, capture: Capture | None = None
+    ) -> None:
+        weight = model.embedding.weight
+        if capture is None and not is_captured_on(weight.device):
+            raise ValueError(f"the model is on {weight.device}, but a CUDA graph needs a CUDA device; use step there")
+        self._model, self._blocks, self._state, self._period = model, blocks, state.clone(), period
+        self._tokens = torch.zeros(state.batch, dtype=torch.int64, device=weight.device)
+        # A position of 0 would begin a sequence, whatever it has read; chunks begin at the multiples of C.
+        positions = (state.positions + period).to(weight.device, torch.int32)
+        rows = Rows(state.batch, 1, 0, 1)
+        self._sequences = Pooled(torch.arange(state.batch, device=weight.device), positions, None, rows)
+        self._pools = [
+            {name: pool for name, pool in layer.tensors().items() if pool.numel()} for layer in self._state.layers
+        ]
+        # What is captured is not run, but compiling its kernels is a run before it.
+        kept = [tensor.clone() for tensor in self._moved()]
+        self._replay = (capture or cuda_graph)(self._run)
+        for tensor, before in zip(self._moved(), kept, strict=True):
+            tensor.copy_(before)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits `[B, vocab_size]` after one more token `[B]`, int64; as `TrellisLM.step`.
+
+        Raises:
+            ShapeError: tokens of another shape.
+        """
+        if tokens.shape != self._tokens.shape:
+            rows = self._tokens.shape[0]
+            raise ShapeError(name="tokens", shape=list(tokens.shape), expected=f"[{rows}], the rows that are captured")
+        self._tokens.copy_(tokens)
+        logits = self._replay().clone()
+        self._state.advance(1, self._period)
+        return logits
+
+    def state(self) -> TrellisState:
+        """A copy of the state after the tokens so far."""
+        return self._state.clone()
+
+    @torch.no_grad()
+    def _run(self) -> Tensor:
+        x = self._model.embedding(self._tokens)[:, None]
+        for block, pools in zip(self._blocks, self._pools, strict=True):
+            x = block.pooled(x, pools, self._sequences)
+        self._sequences.positions.add_(1)
+        logits: Tensor = nn.functional.linear(self._model.norm(x[:, 0]), self._model.embedding.weight)
+        return logits
+
+    def _moved(self) -> list[Tensor]:
+        return [self._sequences.positions, *(pool for pools in self._pools for pool in pools.values())]
+
+
+def is_captured_on(device: torch.device) -> bool:
+    """Whether a device has CUDA graphs."""
+    return device.type == "cuda"
+
+
+def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A CUDA graph of `run`, which is called once before, so that its kernels are compiled; its result is one tensor.
+
+    Raises:
+        RuntimeError: `run` does what no graph can hold, such as waiting for the device.
+    """
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return found
+
+    return replay
