@@ -56,7 +56,9 @@ class Served:
         for name, x in self.given.items():
             rows = [x[n, begins[n] : begins[n] + count] for n, count in turn.items()] if name not in per_head else [x]
             beside = [torch.full_like(x[0, :1], torch.nan)] * skipped if name not in per_head else []
-            parts[name] = torch.cat([*rows, *beside])
+            # Autocast would join no rows of float16.
+            with torch.autocast("cpu", enabled=False):
+                parts[name] = torch.cat([*rows, *beside])
         pools = {
             "state_indices": torch.tensor([*(self.slots[n] for n in turn), *[-1] * skipped], dtype=torch.int32),
             "positions": torch.tensor([*begins.values(), *[7] * skipped]),

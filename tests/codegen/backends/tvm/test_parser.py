@@ -77,7 +77,6 @@ def test_kernels_are_what_tvm_alone_makes_of_their_sources(
     schedule = dataclasses.replace(default("tvm", spec, device), **changes)
     for kernel, part in parts(spec, schedule):
         source = render(kernel, part, schedule, device)
-        assert device.kind == "cpu" or "@T.inline" in source.text
         quick = module_of(source, backend("tvm").name).Module
         copy = tmp_path / f"{source.path.stem}_by_tvm_alone.py"
         copy.write_text(source.text)
