@@ -10,7 +10,7 @@ from codegen.device import Device
 from codegen.errors import IllegalScheduleError, KernelOfBackendError, RuleError, TrellisError, UnknownKernelError
 from codegen.kernels import exact_update
 from codegen.kernels.declared import is_of_a_backward, kernels_of
-from codegen.kernels.rule_arguments import CHUNKS
+from codegen.kernels.rule_arguments import CHUNKS, STALE
 from codegen.rule import Rule
 from codegen.rule_text import rule_of_text
 from codegen.rules import rule_named
@@ -36,7 +36,7 @@ def spec_of(options: argparse.Namespace) -> Spec:
         operator=operator,
         batch=1,
         # The default for few tokens is a walk, whose settings need not suit tiles.
-        tokens=Problem().tokens if options.kernel in CHUNKS else 1,
+        tokens=Problem().tokens if options.kernel in (*CHUNKS, STALE) else 1,
         heads=options.heads if operator in LAYER_OPERATORS else 1,
         dim_k=dim if options.dim_k is None else options.dim_k,
         dim_v=dim_v,

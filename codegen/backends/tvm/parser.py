@@ -9,67 +9,24 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import sys
 from collections.abc import Callable
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 _CODE = "_trellis_code"
-_DEFINITION = "_trellis_definition"
 
 
 @functools.cache
 def quicken_parser() -> None:
-    """Replace how an inlined function finds the parser at work and its own text, and how expressions are evaluated.
+    """Replace how expressions are evaluated.
 
-    - TVM asks inspect.getouterframes for the parser, which looks up the source lines of every frame of the stack; the
-      frames alone say as much.
-    - It parses the text of an inlined function again for each call, which only one that defines functions needs.
-    - It compiles and evaluates an expression of Python part by part. Python does the whole at once, but for what means
-      something else in TVMScript, which is left to TVM.
+    TVM compiles and evaluates an expression of Python part by part. Python does the whole at once, but for what means
+    something else in TVMScript, which is left to TVM.
     """
     from tvm.script.parser.core.evaluator import ExprEvaluator
-    from tvm.script.parser.core.parser import ScriptMacro
 
-    # Unwrapped, as an interruption may have come between the three.
-    find, definition, evaluate = ScriptMacro._find_parser_def, ScriptMacro.get_macro_def, ExprEvaluator.eval
-    ScriptMacro._find_parser_def = functools.update_wrapper(_find_parser, inspect.unwrap(find))
-    ScriptMacro.get_macro_def = _read_once(inspect.unwrap(definition))
-    ExprEvaluator.eval = staticmethod(_at_once(inspect.unwrap(evaluate)))
-
-
-def _find_parser(macro: Any) -> Any:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        parser = frame.f_globals.get(macro.parser_object_name)
-        if parser is not None:
-            return parser
-        frame = frame.f_back
-    raise RuntimeError(f"{macro.parser_object_name} not available")
-
-
-def _read_once(theirs: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    @functools.wraps(theirs)
-    def definition(macro: Any) -> Any:
-        if hasattr(macro, _DEFINITION):
-            return getattr(macro, _DEFINITION)
-        found = theirs(macro)
-        # TVM takes the decorators off functions that it meets inside.
-        if not _defines_functions(found.body):
-            setattr(macro, _DEFINITION, found)
-        return found
-
-    return definition
-
-
-def _defines_functions(statements: list[Any]) -> bool:
-    from tvm.script.parser.core import doc
-
-    return any(
-        isinstance(each, doc.FunctionDef)
-        or _defines_functions([*getattr(each, "body", ()), *getattr(each, "orelse", ())])
-        for each in statements
-    )
+    # Unwrapped, so that it is replaced once in a process.
+    ExprEvaluator.eval = staticmethod(_at_once(inspect.unwrap(ExprEvaluator.eval)))
 
 
 def _at_once(theirs: Callable[..., Any]) -> Callable[..., Any]:

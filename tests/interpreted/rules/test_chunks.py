@@ -15,7 +15,7 @@ from codegen.rules import NAMED
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Problem, Spec
-from tests.support.cases.recurrence import Build, Run, check_attention
+from tests.support.cases.recurrence import Build, Run, Strong, check_attention
 from tests.support.linear_rules import RULES
 from tests.trellis_ops.family.cases import Case, Named
 
@@ -57,16 +57,6 @@ def test_a_readout_at_the_start_of_the_chunk():
 @pytest.mark.parametrize("name", ["kda", "gsa"])
 def test_bfloat16(name):
     check_attention(triton(), Run(small(name), dtype="bfloat16"))
-
-
-class Strong(Run):
-    """Gates of every strength, of which some forget all."""
-
-    def inputs(self) -> tuple[Named, Named]:
-        given, initial = super().inputs()
-        choice = torch.randint(0, 4, given["log_decay"].shape, generator=torch.Generator().manual_seed(0))
-        given["log_decay"] = torch.tensor([-1e-3, -5.0, -80.0, -torch.inf], dtype=torch.float64)[choice]
-        return given, initial
 
 
 @pytest.mark.parametrize(

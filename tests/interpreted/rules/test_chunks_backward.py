@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from codegen.device import cpu
 from codegen.kernels.build import build
@@ -13,9 +12,9 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Spec
-from tests.support.cases.recurrence import Build, Run, check_attention
+from tests.support.cases.recurrence import Build, Run, Strong, check_attention
 from tests.support.linear_rules import RULES
-from tests.trellis_ops.family.cases import Case, Named
+from tests.trellis_ops.family.cases import Case
 
 SCHEDULE = TritonSchedule("chunks_backward", 16, 4, 1, "tf32x3", checkpoint_spacing=16)
 SERVED = ("linear", "fixed", "deltanet", "gated_deltanet", "comba")
@@ -54,16 +53,6 @@ def test_a_longer_tile():
 
 def test_bfloat16():
     check_attention(triton(), Run(small("gated_deltanet"), direction="backward", dtype="bfloat16"))
-
-
-class Strong(Run):
-    """Gates of every strength, of which some forget all."""
-
-    def inputs(self) -> tuple[Named, Named]:
-        given, initial = super().inputs()
-        choice = torch.randint(0, 4, given["log_decay"].shape, generator=torch.Generator().manual_seed(0))
-        given["log_decay"] = torch.tensor([-1e-3, -5.0, -80.0, -torch.inf], dtype=torch.float64)[choice]
-        return given, initial
 
 
 @pytest.mark.parametrize("name", ["linear", "comba", "gated_deltanet"])

@@ -73,6 +73,16 @@ class Run:
         return tuple({name: x.float().double() for name, x in each.items()} for each in (rounded, initial))
 
 
+class Strong(Run):
+    """Gates of every strength, of which some forget all."""
+
+    def inputs(self) -> tuple[Named, Named]:
+        given, initial = super().inputs()
+        choice = torch.randint(0, 4, given["log_decay"].shape, generator=torch.Generator().manual_seed(0))
+        given["log_decay"] = torch.tensor([-1e-3, -5.0, -80.0, -torch.inf], dtype=torch.float64)[choice]
+        return given, initial
+
+
 def check_attention(build: Build, run: Run) -> None:
     """Outputs and final states, and of a direction with a backward all gradients."""
     given, initial = run.inputs()

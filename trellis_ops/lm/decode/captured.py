@@ -12,14 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from codegen.errors import ShapeError
+from codegen.errors import DtypeError, ShapeError
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.sequences import Pooled, Rows
 from trellis_ops.lm.state import TrellisState
-
-Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""From a function of no arguments, which it may call first, to one that does the same in the same memory."""
 
 
 class Model(Protocol):
@@ -41,30 +38,26 @@ class CapturedSteps:
         blocks: its blocks.
         state: where the rows stand.
         period: tokens of a chunk, 1 where none are kept.
-        capture: makes the graph.
 
     Raises:
         ValueError: a model that is not on a CUDA device.
     """
 
-    def __init__(
-        self, model: Model, blocks: list[Block], state: TrellisState, period: int, capture: Capture | None = None
-    ) -> None:
-        weight = model.embedding.weight
-        if capture is None and not is_captured_on(weight.device):
-            raise ValueError(f"the model is on {weight.device}, but a CUDA graph needs a CUDA device; use step there")
+    @torch.no_grad()
+    def __init__(self, model: Model, blocks: list[Block], state: TrellisState, period: int) -> None:
+        device = model.embedding.weight.device
         self._model, self._blocks, self._state, self._period = model, blocks, state.clone(), period
-        self._tokens = torch.zeros(state.batch, dtype=torch.int64, device=weight.device)
+        self._tokens = torch.zeros(state.batch, dtype=torch.int64, device=device)
         # A position of 0 would begin a sequence, whatever it has read; chunks begin at the multiples of C.
-        positions = (state.positions + period).to(weight.device, torch.int32)
+        positions = (state.positions + period).to(device, torch.int32)
         rows = Rows(state.batch, 1, 0, 1)
-        self._sequences = Pooled(torch.arange(state.batch, device=weight.device), positions, None, rows)
+        self._sequences = Pooled(torch.arange(state.batch, device=device), positions, None, rows)
         self._pools = [
             {name: pool for name, pool in layer.tensors().items() if pool.numel()} for layer in self._state.layers
         ]
         # What is captured is not run, but compiling its kernels is a run before it.
         kept = [tensor.clone() for tensor in self._moved()]
-        self._replay = (capture or cuda_graph)(self._run)
+        self._replay = cuda_graph(self._run, device)
         for tensor, before in zip(self._moved(), kept, strict=True):
             tensor.copy_(before)
 
@@ -73,11 +66,13 @@ class CapturedSteps:
         """Logits `[B, vocab_size]` after one more token `[B]`, int64; as `TrellisLM.step`.
 
         Raises:
-            ShapeError: tokens of another shape.
+            ShapeError, DtypeError: tokens of another shape or type.
         """
         if tokens.shape != self._tokens.shape:
             rows = self._tokens.shape[0]
             raise ShapeError(name="tokens", shape=list(tokens.shape), expected=f"[{rows}], the rows that are captured")
+        if tokens.dtype != torch.int64:
+            raise DtypeError(name="tokens", dtype=tokens.dtype, expected="torch.int64")
         self._tokens.copy_(tokens)
         logits = self._replay().clone()
         self._state.advance(1, self._period)
@@ -100,25 +95,24 @@ class CapturedSteps:
         return [self._sequences.positions, *(pool for pools in self._pools for pool in pools.values())]
 
 
-def is_captured_on(device: torch.device) -> bool:
-    """Whether a device has CUDA graphs."""
-    return device.type == "cuda"
-
-
-def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def cuda_graph(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """A CUDA graph of `run`, which is called once before, so that its kernels are compiled; its result is one tensor.
 
     Raises:
+        ValueError: another device than one of CUDA.
         RuntimeError: `run` does what no graph can hold, such as waiting for the device.
     """
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
+    if device.type != "cuda":
+        raise ValueError(f"the model is on {device}, but a CUDA graph needs a CUDA device; use step there")
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = run()
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            found = run()
 
     def replay() -> Tensor:
         graph.replay()

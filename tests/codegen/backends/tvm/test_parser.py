@@ -1,4 +1,4 @@
-"""The methods of TVM's that are replaced exist, and kernels parse with the replacements as they do without."""
+"""The method of TVM's that is replaced exists, and kernels parse with the replacement as they do without."""
 
 from __future__ import annotations
 
@@ -21,34 +21,12 @@ from codegen.schedules.registry import default
 from tests.support.cases.kernels import Case
 
 
-def test_the_methods_are_tvm_s_and_are_used():
+def test_the_method_is_tvm_s_and_is_used():
     compiler()
-    from tvm.script.parser.core import evaluator, parser
-    from tvm.tirx.script.parser import entry
+    from tvm.script.parser.core import evaluator
 
-    assert parser.ScriptMacro._find_parser_def is tvm_parser._find_parser
-    source = inspect.getsource(parser)
-    assert "def _find_parser_def(self)" in source
-    assert "self._find_parser_def()" in source
-    assert isinstance(parser.ScriptMacro.parser_object_name, str)
-    for replaced in (parser.ScriptMacro.get_macro_def, evaluator.ExprEvaluator.eval):
-        assert inspect.unwrap(replaced) is not replaced
-    assert "self.get_macro_def()" in inspect.getsource(entry)
+    assert inspect.unwrap(evaluator.ExprEvaluator.eval) is not evaluator.ExprEvaluator.eval
     assert "ExprEvaluator.eval(" in inspect.getsource(evaluator.eval_expr)
-
-
-def test_the_parser_at_work_is_found_in_the_frames():
-    compiler()
-    from tvm.script.parser.core.parser import ScriptMacro
-
-    class Macro:
-        parser_object_name = "PARSER_OF_THIS_TEST"
-
-    with pytest.raises(RuntimeError, match="PARSER_OF_THIS_TEST not available"):
-        ScriptMacro._find_parser_def(Macro())
-    namespace = {"find": ScriptMacro._find_parser_def, "macro": Macro(), "PARSER_OF_THIS_TEST": "parser"}
-    exec("def inner():\n    return find(macro)\ndef outer():\n    return inner()", namespace)
-    assert namespace["outer"]() == "parser"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +48,6 @@ def test_kernels_are_what_tvm_alone_makes_of_their_sources(
     compiler()
     from tvm.ir import assert_structural_equal
     from tvm.script.parser.core.evaluator import ExprEvaluator
-    from tvm.script.parser.core.parser import ScriptMacro
 
     spec = Case(operator, chunk, dtype="bfloat16", rule=Rule("softmax", out="l2_silu", step_size="token")).spec
     spec = dataclasses.replace(spec, problem=dataclasses.replace(spec.problem, direction=direction))
@@ -82,8 +59,6 @@ def test_kernels_are_what_tvm_alone_makes_of_their_sources(
         copy.write_text(source.text)
         with monkeypatch.context() as patch:
             patch.setattr(ExprEvaluator, "eval", staticmethod(inspect.unwrap(ExprEvaluator.eval)))
-            for name in ("get_macro_def", "_find_parser_def"):
-                patch.setattr(ScriptMacro, name, inspect.unwrap(getattr(ScriptMacro, name)))
             alone = module_of(dataclasses.replace(source, path=copy), backend("tvm").name).Module
         assert_structural_equal(quick, alone, map_free_vars=True)
         assert quick.script() == alone.script()

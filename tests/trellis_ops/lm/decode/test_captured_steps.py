@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from codegen.errors import ShapeError, StateError
+from codegen.errors import DtypeError, ShapeError, StateError
 from tests.support.relative_error import relative_error
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode import captured
-from trellis_ops.lm.decode.captured import CapturedSteps
 from trellis_ops.lm.model import TrellisLM
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -31,7 +30,7 @@ def eager(monkeypatch):
     monkeypatch.setenv("TRELLIS_OPS_IMPLEMENTATION", "eager")
 
 
-def called_itself(run):
+def called_itself(run, device):
     """In the place of `cuda_graph`: the run before the capture, and then the function itself."""
     run()
     return run
@@ -45,11 +44,12 @@ def model_of(**options):
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_rows_at_different_places_of_their_chunks_without_a_gpu(name):
+def test_rows_at_different_places_of_their_chunks_without_a_gpu(name, monkeypatch):
+    monkeypatch.setattr(captured, "cuda_graph", called_itself)
     model = model_of(**MODELS[name])
     _, state = model(PROMPTS, attention_mask=MASK)
     before = state.clone()
-    steps = CapturedSteps(model, list(model.blocks), state, model._kind.period, called_itself)
+    steps = model.captured_steps(state)
     for index in range(11):
         tokens = torch.tensor([index, 15 - index, (3 * index) % 16])
         found, expected = steps.step(tokens), model.step(tokens, state)
@@ -65,11 +65,12 @@ def test_rows_at_different_places_of_their_chunks_without_a_gpu(name):
 
 
 @torch.no_grad()
-def test_the_state_that_is_given_stays_and_compiling_moves_nothing_without_a_gpu():
+def test_the_state_that_is_given_stays_and_compiling_moves_nothing_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(captured, "cuda_graph", called_itself)
     model = model_of(chunk_size=4)
     _, state = model(PROMPTS)
     before = state.clone()
-    steps = CapturedSteps(model, list(model.blocks), state, model._kind.period, called_itself)
+    steps = model.captured_steps(state)
     for found in (steps.state(), state):
         for one, other in zip(found.layers, before.layers, strict=True):
             assert all(torch.equal(tensor, other.tensors()[key]) for key, tensor in one.tensors().items())
@@ -81,26 +82,28 @@ def test_the_state_that_is_given_stays_and_compiling_moves_nothing_without_a_gpu
 def test_generate_replays_a_graph_where_it_is_told_to_without_a_gpu(monkeypatch):
     captures = []
 
-    def capture(run):
+    def capture(run, device):
         captures.append(run)
-        return called_itself(run)
+        return called_itself(run, device)
 
     model = model_of(chunk_size=4)
     expected = model.generate(PROMPTS, 9, temperature=0)
     monkeypatch.setattr(captured, "cuda_graph", capture)
-    monkeypatch.setattr(captured, "is_captured_on", lambda device: True)
     model.decode_graph = True
     assert torch.equal(model.generate(PROMPTS, 9, temperature=0), expected)
     assert len(captures) == 1
 
 
-def test_a_model_on_a_cpu_tokens_of_other_rows_and_other_states_are_refused():
+def test_a_model_on_a_cpu_tokens_of_other_rows_and_other_states_are_refused(monkeypatch):
     model = model_of(chunk_size=4)
     state = model.first_state(2)
     with pytest.raises(ValueError, match="the model is on cpu, but a CUDA graph needs a CUDA device"):
         model.captured_steps(state)
     with pytest.raises(StateError):
         model.captured_steps(model_of(chunk_size=4, rule="titans").first_state(2))
-    steps = CapturedSteps(model, list(model.blocks), state, model._kind.period, called_itself)
+    monkeypatch.setattr(captured, "cuda_graph", called_itself)
+    steps = model.captured_steps(state)
+    with pytest.raises(DtypeError):
+        steps.step(torch.tensor([1.0, 2.0]))
     with pytest.raises(ShapeError, match=r"\[2\], the rows that are captured"):
         steps.step(torch.tensor([1, 2, 3]))
