@@ -8,7 +8,6 @@ from typing import Any
 
 from codegen.backends.source_module import module_of
 from codegen.backends.tvm import runtime as tvm_runtime
-from codegen.backends.tvm.parser import quicken_parser
 from codegen.device import Device, cpu
 from codegen.errors import BackendUnavailableError, CompileError
 from codegen.interruption.uninterrupted import uninterrupted
@@ -75,7 +74,6 @@ def compiler_or_fault() -> tuple[Any, str]:
     """The package tvm, or what keeps it from being imported: half an import later it would be something else."""
     try:
         found = tvm_runtime.compiler()
-        quicken_parser()
     except Exception as error:
         said = f"{type(error).__name__}: {error}".replace("\n", " ")
         return None, f"the package tvm, which compiles, cannot be imported ({said}); install apache-tvm again"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import fcntl
 import gc
-import inspect
 import os
 import shutil
 import signal
@@ -18,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from codegen.backends.source_module import module_of
-from codegen.backends.tvm import parser as tvm_parser
 from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.backends.tvm.executable import compiler, executable
 from codegen.cache.kernels import entry, kernels_folder
@@ -221,15 +219,6 @@ def test_a_kernel_that_is_interrupted_while_it_is_kept_leaves_nothing(cache):
     assert list(kernels_folder().iterdir()) == []
     assert [path.name for path in cache.iterdir()] == ["cache"]
     assert place.store(lambda path: path.write_bytes(b"whole") and None) == place.find()
-
-
-def test_a_parser_that_was_made_faster_is_not_made_so_twice():
-    compiler()
-    from tvm.script.parser.core.evaluator import ExprEvaluator
-
-    tvm_parser.quicken_parser.cache_clear()
-    tvm_parser.quicken_parser()
-    assert ExprEvaluator.eval.__wrapped__ is inspect.unwrap(ExprEvaluator.eval)
 
 
 def test_workers_are_those_of_the_last_number_that_was_not_interrupted(monkeypatch):

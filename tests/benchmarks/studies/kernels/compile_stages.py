@@ -23,7 +23,6 @@ from typing import Any
 from codegen.backends.source_module import module_of
 from codegen.backends.tvm import compile as tvm
 from codegen.backends.tvm import runtime as tvm_runtime
-from codegen.backends.tvm.parser import quicken_parser
 from codegen.device import cpu
 from codegen.kernels.build import parts
 from codegen.render import render
@@ -53,7 +52,6 @@ class Clock:
 
 def compiled(kernel: str, part: Spec, schedule: Schedule) -> dict[str, float]:
     """The seconds of each stage of one kernel; TVM's passes and the way to LLVM are one call, and told apart."""
-    quicken_parser()
     clock, inside = Clock(), Clock()
     with clock.of("template"):
         source = render(kernel, part, schedule, cpu())
