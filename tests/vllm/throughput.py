@@ -2,8 +2,10 @@
 
     OMP_NUM_THREADS=1 TVM_NUM_THREADS=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 .venv-vllm/bin/python -m tests.vllm.throughput
 
-Prints the median over rounds of the time of `generate` divided by that of vLLM, above 1 where vLLM is faster. Both run
-on one thread of this process, and times are those of its processor, so that a busy machine changes them little.
+Prints the median over rounds of the time of `generate` divided by that of vLLM, above 1 where vLLM is faster, and the
+limit of this ratio in the same run: the time of `generate` divided by the sum of its own and vLLM's for a model that
+computes nothing, which is vLLM's work for its steps and requests. All run on one thread of this process, and times are
+those of its processor, so that a busy machine changes them little.
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from vllm import LLM
 
 from tests.vllm.engines import engine, made, prompts, served
 
@@ -36,27 +41,60 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.model:
         for requests in options.requests:
-            ratios, rate = _measure(name, requests, options)
+            rounds = _measure(name, requests, options)
+            ratio = statistics.median(each.generate / each.vllm for each in rounds)
+            limit = statistics.median(each.generate / (each.generate + each.empty) for each in rounds)
+            rate = requests * options.tokens / statistics.median(each.vllm for each in rounds)
             print(
-                f"{name}, {requests} requests: {statistics.median(ratios):.2f}x generate, {rate:.0f} tokens/s",
+                f"{name}, {requests} requests: {ratio:.2f}x generate, limit {limit:.2f}x, share {ratio / limit:.0%}, "
+                f"{rate:.0f} tokens/s",
                 flush=True,
             )
 
 
-def _measure(name: str, requests: int, options: argparse.Namespace) -> tuple[list[float], float]:
+@dataclass(frozen=True)
+class _Round:
+    """Seconds of the processor for the same tokens: of `generate`, of vLLM, and of vLLM with an empty model."""
+
+    generate: float
+    vllm: float
+    empty: float
+
+
+def _measure(name: str, requests: int, options: argparse.Namespace) -> list[_Round]:
     given = prompts((options.prompt,) * requests)
     with tempfile.TemporaryDirectory() as folder:
         model = made(Path(folder), **MODELS[name])
         memory = {"kv_cache_memory_bytes": 1 << 30, "max_num_seqs": 32, "max_num_batched_tokens": 2048}
         with engine(Path(folder), **memory) as llm:
             rows = torch.tensor(given)
-            both = (
-                lambda: model.generate(rows, options.tokens, temperature=0),
-                lambda: served(llm, given, options.tokens),
-            )
-            times = [[_seconds(each) for each in both] for _ in range(options.rounds + 1)][1:]
-    rate = requests * options.tokens / statistics.median(vllm for _, vllm in times)
-    return [alone / vllm for alone, vllm in times], rate
+            return [
+                _Round(
+                    _seconds(lambda: model.generate(rows, options.tokens, temperature=0)),
+                    _seconds(lambda: served(llm, given, options.tokens)),
+                    _seconds_of_empty_model(llm, lambda: served(llm, given, options.tokens)),
+                )
+                for _ in range(options.rounds + 1)
+            ][1:]
+
+
+def _seconds_of_empty_model(llm: LLM, run: Callable[[], object]) -> float:
+    """The time of `run` while the model of the engine computes nothing and gives the same logits to every token."""
+    llm.apply_model(_empty)
+    try:
+        return _seconds(run)
+    finally:
+        llm.apply_model(_restore)
+
+
+def _empty(model: Any) -> None:
+    width, vocabulary = model.norm.weight.numel(), model.logits_processor.vocab_size
+    model.forward = lambda input_ids, *_, **__: torch.zeros(len(input_ids), width)
+    model.compute_logits = lambda hidden: torch.zeros(len(hidden), vocabulary)
+
+
+def _restore(model: Any) -> None:
+    del model.forward, model.compute_logits
 
 
 def _seconds(run: Callable[[], object]) -> float:

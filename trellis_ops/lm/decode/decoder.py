@@ -21,6 +21,7 @@ from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode import applies
 from trellis_ops.lm.decode.applies import Parts
+from trellis_ops.lm.decode.held_pools import HeldPools
 from trellis_ops.lm.decode.packing import Packed, pack_block, pack_logits
 from trellis_ops.lm.decode.specs import block_spec, block_states, logits_spec
 from trellis_ops.lm.decode.watch import Watch, watch
@@ -61,7 +62,7 @@ class Decoder:
         weights: the type that they are packed in.
         states: the tensors of a layer's state in the order of its kernel.
         places: where the states of each layer lay when they were last compared, so that they are not compared again.
-        pools: the same of layers whose states lie in pools, by the number of the layer.
+        pools: those of layers whose states lie in pools, by the number of the layer, as kernels take them.
         kernels: by the number of rows, whether their states lie in pools, the threads that torch may use, and what is
             forced.
     """
@@ -75,7 +76,7 @@ class Decoder:
     weights: str
     states: tuple[str, ...]
     places: list[tuple[int, ...]] = field(default_factory=list)
-    pools: dict[int, Hashable] = field(default_factory=dict)
+    pools: dict[int, HeldPools] = field(default_factory=dict)
     kernels: dict[Hashable, Kernels | None] = field(default_factory=dict)
 
     def nbytes(self) -> int:

@@ -93,12 +93,12 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
             x = inputs_embeds
             for block in self.blocks:
                 x = block(x)
-        normed: Tensor = self.norm(x)
-        return normed
+        return x
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Logits of the next tokens, on the ranks that sample."""
-        logits: Tensor | None = self.logits_processor(self.lm_head, hidden_states)
+        # The norm is left to here, as logits are asked of few tokens.
+        logits: Tensor | None = self.logits_processor(self.lm_head, self.norm(hidden_states))
         return logits
 
     def step_parts(self) -> Parts:
