@@ -78,7 +78,7 @@ def _left_as_it_is(index: int) -> Any:
             assert found is not None
 
             def block(*arguments: Any) -> None:
-                state = arguments[BEFORE + index]
+                state = torch.from_dlpack(arguments[BEFORE + index])
                 kept = state.clone()
                 found.block(*arguments)
                 state.copy_(kept)
