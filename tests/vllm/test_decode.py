@@ -37,6 +37,24 @@ def test_slots_fresh_rows_and_every_state_show(tmp_path: Path, monkeypatch: pyte
         assert {name: served(llm, of_name) for name, of_name in given.items()} == wanted
 
 
+def test_a_vocabulary_that_vllm_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its embedding has rows past the vocabulary, of which no kernel makes a logit."""
+    model = made(tmp_path, vocab_size=261)
+    given, shapes = prompts((17, 3)), set()
+
+    def seen(*arguments: Any) -> Tensor | None:
+        logits = pooled.fused_logits(*arguments)
+        assert logits is not None
+        shapes.add(tuple(logits.shape))
+        return logits
+
+    with engine(tmp_path) as llm:
+        monkeypatch.setattr("trellis_ops.serve.vllm.model.fused_logits", seen)
+        assert served(llm, given) == [alone(model, each) for each in given]
+        (rows,) = llm.apply_model(lambda served: served.embedding.weight.shape[0])
+    assert rows > 261 and shapes == {(2, 261)}
+
+
 def _kernels_of(llm: Any, given: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[int]], int]:
     """The tokens after prompts, and how many steps ran kernels of blocks."""
     steps = []

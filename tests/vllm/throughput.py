@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor, nn
 from vllm import LLM
 
 from tests.vllm.engines import engine, made, prompts, served
+from trellis_ops.lm.model import TrellisLM
 
 MODELS = {
     "tiny": {"width": 128, "heads": 4, "num_slots": 32, "chunk_size": 16},
@@ -43,7 +44,7 @@ def main() -> None:
         for requests in options.requests:
             rounds = _measure(name, requests, options)
             ratio = statistics.median(each.generate / each.vllm for each in rounds)
-            limit = statistics.median(each.generate / (each.generate + each.empty) for each in rounds)
+            limit = statistics.median(each.generate / each.limit for each in rounds)
             rate = requests * options.tokens / statistics.median(each.vllm for each in rounds)
             print(
                 f"{name}, {requests} requests: {ratio:.2f}x generate, limit {limit:.2f}x, share {ratio / limit:.0%}, "
@@ -54,11 +55,11 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class _Round:
-    """Seconds of the processor for the same tokens: of `generate`, of vLLM, and of vLLM with an empty model."""
+    """Seconds of the processor for the same tokens: of `generate`, of vLLM, and of vLLM with the work of `generate`."""
 
     generate: float
     vllm: float
-    empty: float
+    limit: float
 
 
 def _measure(name: str, requests: int, options: argparse.Namespace) -> list[_Round]:
@@ -72,29 +73,48 @@ def _measure(name: str, requests: int, options: argparse.Namespace) -> list[_Rou
                 _Round(
                     _seconds(lambda: model.generate(rows, options.tokens, temperature=0)),
                     _seconds(lambda: served(llm, given, options.tokens)),
-                    _seconds_of_empty_model(llm, lambda: served(llm, given, options.tokens)),
+                    _limit(llm, _Steps(model, rows), lambda: served(llm, given, options.tokens)),
                 )
                 for _ in range(options.rounds + 1)
             ][1:]
 
 
-def _seconds_of_empty_model(llm: LLM, run: Callable[[], object]) -> float:
-    """The time of `run` while the model of the engine computes nothing and gives the same logits to every token."""
-    llm.apply_model(_empty)
+class _Steps:
+    """What `generate` computes of a batch of rows, in the place of the engine's model."""
+
+    def __init__(self, model: TrellisLM, rows: Tensor) -> None:
+        self._model, self._rows = model, rows
+        self._logits, self._step = torch.empty(0), lambda tokens: tokens
+
+    def forward(self, input_ids: Tensor, *_: object, **__: object) -> Tensor:
+        """Nothing that is read; a step of all prompts, or of one token of each."""
+        if len(input_ids) == self._rows.numel():
+            logits, state = self._model(self._rows, logits_to_keep=1)
+            self._logits, self._step = logits[:, 0], self._model._steps(state)
+        else:
+            self._logits = self._step(input_ids.long())
+        return input_ids.new_empty(len(input_ids), 1, dtype=torch.float32)
+
+    def compute_logits(self, _: Tensor) -> Tensor:
+        """The logits of the last step."""
+        return self._logits
+
+    def enter(self, served: nn.Module) -> None:
+        """Stand for a model of the engine."""
+        served.forward, served.compute_logits = self.forward, self.compute_logits  # type: ignore[method-assign]
+
+
+def _leave(served: nn.Module) -> None:
+    del served.forward, served.compute_logits
+
+
+def _limit(llm: LLM, steps: _Steps, run: Callable[[], object]) -> float:
+    """The time of `run` in an engine that computes what `generate` computes."""
+    llm.apply_model(steps.enter)
     try:
         return _seconds(run)
     finally:
-        llm.apply_model(_restore)
-
-
-def _empty(model: Any) -> None:
-    width, vocabulary = model.norm.weight.numel(), model.logits_processor.vocab_size
-    model.forward = lambda input_ids, *_, **__: torch.zeros(len(input_ids), width)
-    model.compute_logits = lambda hidden: torch.zeros(len(hidden), vocabulary)
-
-
-def _restore(model: Any) -> None:
-    del model.forward, model.compute_logits
+        llm.apply_model(_leave)
 
 
 def _seconds(run: Callable[[], object]) -> float:

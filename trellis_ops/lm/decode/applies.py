@@ -48,13 +48,14 @@ class Parts:
     Attributes:
         config: resolved.
         blocks: `Block`s.
-        output: the last norm, and the embedding whose weight makes the logits; None where kernels make no logits.
+        output: the last norm, and the embedding the first rows of whose weight make the logits; None where kernels make
+            no logits.
         holders: the modules that hold these.
     """
 
     config: TrellisConfig
     blocks: nn.ModuleList
-    output: tuple[nn.RMSNorm, nn.Embedding] | None
+    output: tuple[nn.RMSNorm, nn.Module] | None
     holders: tuple[nn.Module, ...]
 
     def modules(self) -> Iterator[nn.Module]:

@@ -243,7 +243,8 @@ def _packed(parts: Parts, asked: str) -> Decoder:
     last = None
     if parts.output is not None:
         norm, embedding = parts.output
-        last = pack_logits(norm, embedding.weight, logits_spec(config, 1, weights))
+        rows = cast(Tensor, embedding.weight)[: config.vocab_size]
+        last = pack_logits(norm, rows, logits_spec(config, 1, weights))
     states = block_states(config)
     return Decoder(watched, parts.blocks, blocks, last, config, asked, weights, states, [()] * len(blocks))
 

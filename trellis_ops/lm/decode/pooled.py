@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from codegen.backends import Kernel
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.decode.decoder import Decoder, Kernels, Model, increment_version, ready
 from trellis_ops.lm.decode.held_pools import HeldPools, Pools, hold
@@ -18,7 +19,7 @@ def fused_pooled(model: Model, weights: str, x: Tensor, layers: Sequence[Pools],
     """What the last block makes of one token of each sequence; None, and nothing was written, without kernels.
 
     Args:
-        model: whose step it is; its `step_parts` have no output.
+        model: whose step it is.
         weights: the type to pack its weights in, see `trellis_ops.lm.decode.decoder.fused_step`.
         x: the embeddings of the tokens, `[N, width]`; overwritten where they are float32.
         layers: the pools of each layer, whose slots of these sequences move in place.
@@ -51,6 +52,21 @@ def fused_pooled(model: Model, weights: str, x: Tensor, layers: Sequence[Pools],
             # The modules of such a model keep its inputs rounded.
             sequences.store(pools["tail"], pools["tail"].index_select(0, sequences.slots).to(narrow))
     return x.to(narrow)
+
+
+def fused_logits(model: Model, weights: str, x: Tensor) -> Tensor | None:
+    """Logits `[N, vocabulary]` of what `fused_pooled` gave, `[N, width]`, float32; None without a kernel.
+
+    Its `step_parts` have an output.
+
+    Raises:
+        TrellisError: a kernel does not compile.
+    """
+    found = ready(model, weights, x, pooled=True) if x.dtype == torch.float32 else None
+    if found is None or found[1].logits is None:
+        return None
+    decoder, kernels = found
+    return decoder.logits_of(cast(Kernel, kernels.logits), x.contiguous())
 
 
 def _is_one_token(sequences: Pooled) -> bool:

@@ -40,6 +40,10 @@ class ServedBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # The pool has the states.
         """`[tokens, width]` to the same; moves the states of the sequences of this step."""
+        return self.feed_forward(self.remember(x))
+
+    def remember(self, x: Tensor) -> Tensor:
+        """The half of the block that moves states: x + Memory(RMSNorm(x)), `[tokens, width]` to the same."""
         step = self.pool.step()
         if step is None:
             # The engine measures the memory that a step takes, before it has a cache.
@@ -47,7 +51,11 @@ class ServedBlock(Block):
             mixed = self._mixed(self.mixer_norm(x), one_sequence(len(x), x.device), states)
         else:
             mixed = self._mixed(self.mixer_norm(x), step, self.pool.states())
-        return self._feed_forward(x + mixed)
+        return x + mixed
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The other half, which has no state: x + SwiGLU(RMSNorm(x)), `[..., width]` to the same."""
+        return self._feed_forward(x)
 
     def _mixed(self, x: Tensor, step: StepMetadata, states: Mapping[str, Tensor]) -> Tensor:
         sequences = step.sequences

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode.applies import Parts
 from trellis_ops.lm.decode.decoder import forget
-from trellis_ops.lm.decode.pooled import fused_pooled
+from trellis_ops.lm.decode.pooled import fused_logits, fused_pooled
 from trellis_ops.lm.sequences import Rows
 from trellis_ops.serve.vllm.block import ServedBlock, served_shapes
 from trellis_ops.serve.vllm.configuration import check_engine, check_model, check_store
@@ -64,6 +65,9 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         )
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self._states = len(served_shapes(own))
+        # Several ranks share the embedding.
+        self._makes_logits = self.lm_head is self.embedding and get_tensor_model_parallel_world_size() == 1
+        self._is_whole = True
         self._stored = StoredModel(config, vllm_config.model_config.dtype, self)
         self._keeps = chosen(vllm_config)
         if self._keeps:
@@ -89,21 +93,32 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
             assert input_ids is not None
             inputs_embeds = self.embed_input_ids(input_ids)
         x = self._decoded(inputs_embeds)
-        if x is None:
-            x = inputs_embeds
-            for block in self.blocks:
-                x = block(x)
-        return x
+        self._is_whole = x is not None
+        return self._remembered(inputs_embeds) if x is None else x
+
+    def _remembered(self, x: Tensor) -> Tensor:
+        """What the blocks make of tokens, but for the feed-forward half of the last one."""
+        *others, last = (block for block in self.blocks if isinstance(block, ServedBlock))
+        for block in others:
+            x = block(x)
+        return last.remember(x)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Logits of the next tokens, on the ranks that sample."""
-        # The norm is left to here, as logits are asked of few tokens.
-        logits: Tensor | None = self.logits_processor(self.lm_head, self.norm(hidden_states))
+        if self._is_whole:
+            logits = fused_logits(self, _WEIGHTS, hidden_states) if self._makes_logits else None
+            return self._logits(hidden_states) if logits is None else logits
+        # What has no state is left to here, as logits are asked of few tokens of a prompt.
+        return self._logits(cast(ServedBlock, self.blocks[-1]).feed_forward(hidden_states))
+
+    def _logits(self, x: Tensor) -> Tensor | None:
+        logits: Tensor | None = self.logits_processor(self.lm_head, self.norm(x))
         return logits
 
     def step_parts(self) -> Parts:
-        """What a token of every sequence goes through, for the kernels that stand for it: the blocks."""
-        return Parts(self._own, self.blocks, None, (self, self.blocks))
+        """What a token of every sequence goes through, for the kernels that stand for it."""
+        output = (self.norm, self.embedding) if self._makes_logits else None
+        return Parts(self._own, self.blocks, output, (self, self.blocks))
 
     def _decoded(self, x: Tensor) -> Tensor | None:
         """What the blocks make of a step in which every sequence decodes, by kernels; None where modules compute it."""
