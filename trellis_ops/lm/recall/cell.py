@@ -45,6 +45,7 @@ class Cell:
         pairs: numbers of pairs, in training and in measuring.
         text: digest of the text of the other task.
         steps, batch, learning_rate: of the training.
+        carry: whether a window of the text goes on from the state of the one before it, or from the first state.
 
     Raises:
         SizeError: a number outside its range. TypeError: a value of another type. UnknownMapError, ValueError: an
@@ -74,6 +75,7 @@ class Cell:
     dim_k: int = 0
     dim_v: int = 0
     mlp: int = 0
+    carry: bool = True
 
     def __post_init__(self) -> None:
         _check_types(self)

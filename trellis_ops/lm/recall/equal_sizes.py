@@ -14,7 +14,7 @@ from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.recall.cell import Cell
 from trellis_ops.lm.rules.mixer import rule_state_shapes
-from trellis_ops.lm.rules.named import rule_inputs
+from trellis_ops.lm.rules.named import forgets, rule_inputs
 from trellis_ops.lm.undrawn import undrawn
 
 _CLOSE = 0.04
@@ -30,7 +30,8 @@ def of_equal_cost(reference: Cell, rule: str) -> Cell:
     """The cell of a rule whose model costs what that of a cell of TRELLIS does.
 
     A rule of two passes has other slots; one of one pass other D_k and D_v, near each other; C is that of the rule's
-    layer; the width of the SwiGLU makes up for the parameters.
+    layer; the width of the SwiGLU makes up for the parameters. Windows of a text are apart where the memory does not
+    forget, as they are in the sources.
 
     Args:
         reference: a cell of TRELLIS, of either task.
@@ -41,7 +42,8 @@ def of_equal_cost(reference: Cell, rule: str) -> Cell:
         SizeError: no sizes that are allowed give as few parameters.
     """
     sized = _sized(replace(reference, seed=0, task="recall", text="", pairs=()), rule)
-    return replace(reference, rule=rule, **{name: getattr(sized, name) for name in _SIZES})
+    carry = reference.carry and (reference.task != "text" or forgets(rule))
+    return replace(reference, rule=rule, carry=carry, **{name: getattr(sized, name) for name in _SIZES})
 
 
 _SIZES = ("slots", "chunk", "dim_k", "dim_v", "mlp")

@@ -109,6 +109,7 @@ def _learn_text(cell: Cell, data: Sequence[Path]) -> Result:
         steps=cell.steps,
         batch=cell.batch,
         length=_TEXT_LENGTH,
+        carry=cell.carry,
         learning_rate=cell.learning_rate,
         warmup=min(_WARMUP, cell.steps),
         precision="float32",

@@ -17,10 +17,14 @@ Tensors = dict[str, Tensor]
 
 FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
     "unit": as_is,
+    "unit_centred": lambda x: x - x.mean(-1, keepdim=True),
     "silu": F.silu,
     "positive": elu_plus_one,
 }
-"""Maps of q and k after the convolutions; "unit" is then divided by the length."""
+"""Maps of q and k after the convolutions."""
+
+UNIT_FEATURES = ("unit", "unit_centred")
+"""Those in `FEATURES` that are then divided by the length."""
 
 
 def nothing(made: Tensors) -> Tensors:

@@ -15,7 +15,7 @@ from codegen.recurrence.tensors import HEAD, states, tensors
 from codegen.rule import Rule
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.rules.generic import is_linear_in_v, sources
-from trellis_ops.lm.rules.inputs import FEATURES, RuleInputs, Tensors
+from trellis_ops.lm.rules.inputs import FEATURES, UNIT_FEATURES, RuleInputs, Tensors
 from trellis_ops.lm.rules.named import rule_inputs
 from trellis_ops.lm.rules.source import Projection
 from trellis_ops.lm.sequences import Layout, Packed, Pooled
@@ -169,7 +169,7 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         v = self._heads(self.to_v(x))
         features = FEATURES[self.inputs.features]
         q, k = features(q), features(k)
-        if self.config.normalize_qkv and self.inputs.features == "unit":
+        if self.config.normalize_qkv and self.inputs.features in UNIT_FEATURES:
             q, k = self._unit(q), self._unit(k)
         if self.config.normalize_qkv and not is_linear_in_v(self.rule):
             v = self._unit(v)

@@ -43,6 +43,12 @@ _SCALAR = {"dt": Source(F.softplus, _draw_time_steps), "rate": _RATE}
 _CHANNEL = {"dt": Source(F.softplus, _draw_time_steps, ("dim_k",), rank=RANK), "rate": _RATE}
 _BETA = Source(F.sigmoid)
 
+_OF_ROWS_OF_SUM_ONE = "unit_centred"
+"""Features for a view whose rows sum to 1: all of them answer the mean of a key's entries, whatever they hold.
+
+Memora's source takes that off again by the layer norm of what is read (arXiv 2504.13173); RMSNorm does not.
+"""
+
 _NAMED: dict[str, RuleInputs] = {
     "linear": RuleInputs(_WITHOUT_Z, _SCALAR, made_by.mamba2, ("log_decay", "step_size")),
     "gla": RuleInputs(_WITHOUT_Z, {"log_decay": _slower(16.0, "dim_k", RANK)}),
@@ -126,7 +132,7 @@ _NAMED: dict[str, RuleInputs] = {
     "infini": RuleInputs(makes=("step_size",), features="positive"),
     "mesanet": RuleInputs(_WITHOUT_Z, {**_SCALAR, "step_size": _BETA}, made_by.decayed, ("log_decay",)),
     "lattice": RuleInputs(first_state=True),
-    "memora": RuleInputs(),
+    "memora": RuleInputs(features=_OF_ROWS_OF_SUM_ONE),
     "in_place_ttt": RuleInputs(first_state=True),
 }
 
@@ -142,8 +148,21 @@ def rule_inputs(rule: str | Rule) -> RuleInputs:
     record = rule_named(rule)
     chunk = _STALE if record.step_size == "reader_writer" else 1
     features = "positive" if record.normaliser != "none" else "unit"
+    if record.view == "softmax":
+        features = _OF_ROWS_OF_SUM_ONE
     first = record.view_gradient or record.phi == "layer_norm_gain"
     if not record.erase:
         return RuleInputs(chunk, features=features, first_state=first)
     sources = {"erase_key": Source(unit, axes=("dim_k",), is_input=True), "eta": Source(F.sigmoid)}
     return RuleInputs(chunk, sources, made_by.erased, ("erase_a", "erase_b"), features, first)
+
+
+def forgets(rule: str | Rule) -> bool:
+    """Whether what a memory holds fades, so that one state serves a text of any length.
+
+    Without a decay it does not; nor with ABC's, which makes a mean of all tokens of a running sum of them.
+
+    Raises:
+        UnknownRuleError, RuleError: a rule that there is not.
+    """
+    return rule_named(rule).decay != "none" and not rule_inputs(rule).prepared

@@ -15,6 +15,7 @@ from trellis_ops.lm.recall import grids
 from trellis_ops.lm.recall.cell import Cell, Result
 from trellis_ops.lm.recall.cli import main
 from trellis_ops.lm.recall.equal_sizes import of_equal_cost
+from trellis_ops.lm.recall.learning import learn
 from trellis_ops.lm.recall.ledger import Ledger
 from trellis_ops.lm.recall.report.rules_page import rules_table
 
@@ -40,6 +41,17 @@ def test_the_sizes_are_those_of_every_seed_and_task() -> None:
     other = of_equal_cost(Cell(), "titans")
     assert (one.dim_k, one.dim_v, one.chunk, one.mlp) == (other.dim_k, other.dim_v, other.chunk, other.mlp)
     assert (one.seed, one.task, one.text, one.batch) == (3, "text", "a text", 8)
+
+
+def test_windows_of_a_text_are_apart_where_the_memory_does_not_forget(tmp_path: Path) -> None:
+    text = replace(grids.OF_RULES, task="text", text="a text", pairs=())
+    apart = {name for name in NAMED if not of_equal_cost(text, name).carry}
+    assert apart == {"abc", "deltanet", "ttt_linear", "infini", "lattice", "in_place_ttt"}
+    assert all(of_equal_cost(grids.OF_RULES, name).carry for name in NAMED)
+    (tmp_path / "text.txt").write_bytes(TEXT)
+    cell = Cell(task="text", text="a text", pairs=(), rule="titans", heads=1, dim=8, batch=2, steps=2)
+    joined, separate = (learn(replace(cell, carry=carry), [tmp_path]) for carry in (True, False))
+    assert joined.bits_per_byte != separate.bits_per_byte
 
 
 def test_a_study_of_rules_is_one_table_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,5 +88,5 @@ def test_a_row_has_what_there_is() -> None:
     found = Result(cell, {4: 0.5}, parameters=1234, state_bytes=5678, decode_us=9.0)
     text = Result(replace(cell, task="text"), bits_per_byte=2.5)
     row = rules_table([lost, found, text]).splitlines()[-1]
-    learned, costs = "0.25 ± 0.35 | 2.500", "1,234 | 5,678 | 9"
+    learned, costs = "0.25 ± 0.35 | 2.500 | carried", "1,234 | 5,678 | 9"
     assert row == f"| gated_deltanet | D = 32, 32, C = 1 | {learned} | {costs} | 2, 1 (1 of 3 diverged) |"

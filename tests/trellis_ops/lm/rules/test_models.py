@@ -160,6 +160,18 @@ def test_a_first_state_is_a_parameter_where_it_is_asked_for_or_needed() -> None:
         assert bool(state.memories["S"].any()) == bool(mixer.first)
 
 
+@pytest.mark.parametrize("rule", ["memora", RECORDS["view"]], ids=["memora", "view"])
+def test_what_rows_of_sum_one_cannot_tell_apart_is_taken_off_keys_and_queries(rule: str | Rule) -> None:
+    model, found = make_model(rule), {}
+    mixer = model.blocks[0].get_submodule("mixer")
+    attend = mixer._attend
+    mixer._attend = lambda made, *rest, **options: (found.update(made), attend(made, *rest, **options))[1]
+    whole(model, some_tokens())
+    for name in ("q", "k"):
+        assert found[name].mean(-1).abs().max() < 1e-12
+        assert_close(found[name].norm(dim=-1), torch.ones_like(found[name][..., 0]), 1e-4)
+
+
 def test_exact_decoding_keeps_no_starts() -> None:
     model, tokens = make_model("yaad", decode="exact"), some_tokens()
     recurrent = TrellisLM(replace(model.config, chunk_size=1)).double()

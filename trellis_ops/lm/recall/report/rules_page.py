@@ -55,12 +55,12 @@ def write_rules_page(results: Sequence[Result], cells: int, path: Path, command:
 def rules_table(results: Sequence[Result]) -> str:
     """One line for each rule and sizes: accuracy by pairs, bits per byte, and what it costs, with spread over seeds."""
     pairs = sorted({count for each in results for count in each.accuracy})
-    head = ["rule", "sizes", *(f"{count} pairs" for count in pairs), "bits per byte"]
+    head = ["rule", "sizes", *(f"{count} pairs" for count in pairs), "bits per byte", "windows"]
     rows = []
     for (rule, sizes), group in tables.grouped(results, lambda each: (each.cell.rule, sizes_of(each.cell))).items():
         shares = [[each.accuracy[count] for each in group if count in each.accuracy] for count in pairs]
         bits = [each.bits_per_byte for each in group if each.bits_per_byte is not None]
-        learned = [*(tables.spread(each, 2) for each in shares), tables.spread(bits, 3)]
+        learned = [*(tables.spread(each, 2) for each in shares), tables.spread(bits, 3), _windows(group)]
         rows.append([rule, sizes, *learned, *_cost(group), tables.seeds(group)])
     return tables.markdown([*head, "parameters", "state bytes", "us per token", "seeds"], rows)
 
@@ -71,6 +71,11 @@ def sizes_of(cell: Cell) -> str:
     dim_k, dim_v = config.key_width // config.heads, config.value_width // config.heads
     slots = f"M = {config.slots}, " if config.record.passes == 2 else ""
     return f"{slots}D = {dim_k}, {dim_v}, C = {config.chunk}"
+
+
+def _windows(group: Sequence[Result]) -> str:
+    """How the text was read."""
+    return ", ".join(sorted({"carried" if each.cell.carry else "apart" for each in group if each.cell.task == "text"}))
 
 
 def _cost(group: Sequence[Result]) -> list[str]:
