@@ -47,7 +47,7 @@ class TritonFields(Schedule):
         *("recurrence", "chunks", "split_one_pass", "recurrence_backward"),
     )
     templates: ClassVar[tuple[str, ...]] = ("triton",)
-    writers: ClassVar[tuple[str, ...]] = ("triton", "triton_statements")
+    writers: ClassVar[tuple[str, ...]] = ("triton", "triton_centring", "triton_statements")
     emitters: ClassVar[tuple[Path, ...]] = (Path(__file__),)
     checks_arguments: ClassVar[bool] = False
     skips_unwanted: ClassVar[bool] = False

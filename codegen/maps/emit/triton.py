@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from codegen.maps.derive import pullback_of, value_of, write_of
+from codegen.maps.derive import TARGET, pullback_of, value_of, write_of
 from codegen.maps.emit.masks import masked_names
 from codegen.maps.emit.printer import Printer
+from codegen.maps.emit.triton_centring import centring_program
 from codegen.maps.expression import Expr
 from codegen.maps.folding import folded
 from codegen.maps.lowering import Definition, Program, program
@@ -108,10 +109,15 @@ def _readout_text(name: str) -> str:
     return readout("map", name, _ANY_AXIS) + pull("map", name, _ANY_AXIS)
 
 
-def code(phi: str, axis: Axis) -> str:
-    """`code(z, target)`: u, the code of one write."""
+def code(phi: str, axis: Axis, target_once: bool = False) -> str:
+    """`code(z, target)`: u, the code of one write.
+
+    With `target_once` the target less its mean is one row where u takes both: for kernels that hold much else and do
+    not compute `push_code`, which has both.
+    """
     of = find(phi)
-    made = program({"u": write_of(of.expression, of.is_loss).u}, _NAMES)
+    u = write_of(of.expression, of.is_loss).u
+    made = centring_program("u", u, TARGET, _NAMES) if target_once else program({"u": u}, _NAMES)
     if of.is_loss:
         says = f"u, the gradient at z of the loss {of.name} over the slots."
     else:
