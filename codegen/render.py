@@ -25,6 +25,8 @@ from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError, printable
 from codegen.interruption.whole_imports import whole_imports
 from codegen.kernels import exact_update, rule_arguments, signatures, text
+from codegen.kernels.between import arguments as between_arguments
+from codegen.kernels.between import text as between_text
 from codegen.kernels.layer import arguments as layer_arguments
 from codegen.kernels.layer import text as layer_text
 from codegen.kernels.layer.layout import layout_of
@@ -45,6 +47,7 @@ KERNELS = (
     exact_update.KERNEL,
     pool_arguments.KERNEL,
     *layer_arguments.KERNELS,
+    *between_arguments.KERNELS,
 )
 """Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""
 
@@ -53,6 +56,7 @@ TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 MAPS = Path(__file__).resolve().parent / "maps"
 RECURRENCE = Path(__file__).resolve().parent / "recurrence"
 POOL = Path(__file__).resolve().parent / "kernels" / "pool"
+BETWEEN = (PACKAGE / "kernels" / "layer", PACKAGE / "kernels" / "between")
 LAYER = (PACKAGE / "kernels" / "layer", PACKAGE / "backends" / "tvm" / "layer")
 
 _EAGER = "pytorch"
@@ -108,6 +112,7 @@ def render(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> Sourc
                 **_of_recurrence(kernel, spec, folder),
                 **({"apart": schedule.chunk_of(spec)} if kernel == exact_update.KERNEL else {}),
                 **({"layout": layout_of(spec)} if kernel in layer_arguments.KERNELS else {}),
+                **(between_text.variables(spec) if kernel in between_arguments.KERNELS else {}),
                 **schedule.template_variables(kernel, spec, device),
                 **_arguments(kernel, spec, schedule, device),
             )
@@ -126,6 +131,8 @@ def _arguments(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> d
         return pool_text.of_kernel(spec, schedule, device)
     if kernel in layer_arguments.KERNELS:
         return layer_text.of_kernel(spec)
+    if kernel in between_arguments.KERNELS:
+        return between_text.of_kernel(spec)
     if kernel == exact_update.KERNEL:
         return text.of_kernel(exact_update.counterpart(spec), spec, schedule, device)
     return text.of_kernel(kernel, spec, schedule, device)
@@ -173,15 +180,16 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
         files += [PACKAGE / "kernels" / "rule_arguments.py", *_written_for(kind, RECURRENCE)]
     files += sorted(POOL.glob("*.py")) if pooled else []
     files += [PACKAGE / "kernels" / "exact_update.py"] if exact_update.KERNEL in kernels else []
-    if set(kernels) & set(layer_arguments.KERNELS):
-        files += [path for folder in LAYER for path in sorted(folder.glob("*.py"))]
+    for own, declared_in in ((layer_arguments.KERNELS, LAYER), (between_arguments.KERNELS, BETWEEN)):
+        if set(kernels) & set(own):
+            files += [path for each in declared_in for path in sorted(each.glob("*.py"))]
     content = b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _template(folder: str, kernel: str) -> str | None:
-    """The template of a kernel, in a folder of templates or in its folder backward/."""
-    names = (f"{folder}/{part}{kernel}.py.j2" for part in ("", "backward/"))
+    """The template of a kernel, in a folder of templates or in one of its folders backward/ and between/."""
+    names = (f"{folder}/{part}{kernel}.py.j2" for part in ("", "backward/", "between/"))
     return next((name for name in names if (TEMPLATES / name).is_file()), None)
 
 

@@ -34,8 +34,15 @@ FAMILY_OPERATORS = ("memory_attention", "memory_step", CHUNKED_STEP, POOL_OPERAT
 A rule of one pass has as many slots as D_v. `memory_pool` moves states in a pool by the next tokens of each row.
 """
 
-BLOCK_STEP, LOGITS_STEP = LAYER_OPERATORS = ("block_step", "logits_step")
+BLOCK_STEP, LOGITS_STEP = _WHOLE = ("block_step", "logits_step")
 """A decode step of a whole block of TRELLIS, in place, and of what makes logits of the last one: a norm and a map."""
+
+NORM_STEP, MIXER_STEP, SWIGLU_STEP = BETWEEN_OPERATORS = ("norm_step", "mixer_step", "swiglu_step")
+"""What stands between the matrix products of a block in a decode step whose products are torch's: a norm, all of the
+token mixer from its projections to its output map, the product in a SwiGLU."""
+
+LAYER_OPERATORS = (*_WHOLE, *BETWEEN_OPERATORS)
+"""The operators of a block's decode step, and of parts of it, whose problems have a layer."""
 
 _ALL_OPERATORS = (*OPERATORS, *FAMILY_OPERATORS, *LAYER_OPERATORS)
 

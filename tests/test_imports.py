@@ -32,6 +32,7 @@ ORDER = {
         "limits.countable",
         "kernels.arguments",
         "kernels.layer",
+        "kernels.between",
         "kernels.rule_arguments",
         "recurrence.emit",
         "kernels.signatures",

@@ -7,8 +7,8 @@ import math
 from dataclasses import replace
 
 from codegen.kernels.arguments import BYTES_OF, FLOAT, IN_PLACE, INPUT, READ, Argument
+from codegen.kernels.between import arguments as between
 from codegen.kernels.declared import kernel_arguments, launches_for, operator_arguments
-from codegen.kernels.layer import arguments as layer
 from codegen.kernels.pool.arguments import CAPACITY, FIRST_HEADS, is_of_pool
 from codegen.kernels.signatures import MOVES_STATES, dtype_of
 from codegen.limits.extent import Extent
@@ -30,7 +30,7 @@ def length(axis: str, spec: Spec, schedule: Schedule | None, extent: Extent) -> 
         schedule: of the operator; None for the eager implementation, which has no scratch memory.
         extent: how far the call reaches.
     """
-    of_layer = layer.length(axis, spec)
+    of_layer = between.length(axis, spec)
     if of_layer is not None:
         return of_layer
     if axis in ("slots", "dim_k", "dim_v"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from codegen.kernels import exact_update, launches, signatures
 from codegen.kernels.arguments import Argument
+from codegen.kernels.between import arguments as between
 from codegen.kernels.launches import Launch
 from codegen.kernels.layer import arguments as layer
 from codegen.kernels.pool import arguments as pool
@@ -19,6 +20,8 @@ def kernel_arguments(kernel: str, spec: Spec, schedule: Schedule) -> tuple[Argum
     """
     if kernel in layer.KERNELS:
         return layer.kernel_arguments(spec)
+    if kernel in between.KERNELS:
+        return between.kernel_arguments(spec)
     if kernel == exact_update.KERNEL:
         return exact_update.kernel_arguments(spec, schedule)
     return pool.kernel_arguments(spec) if kernel == pool.KERNEL else signatures.kernel_arguments(kernel, spec, schedule)
@@ -26,6 +29,8 @@ def kernel_arguments(kernel: str, spec: Spec, schedule: Schedule) -> tuple[Argum
 
 def operator_arguments(spec: Spec) -> tuple[Argument, ...]:
     """What the operator of `spec` takes and gives, however it is compiled."""
+    if spec.problem.operator in between.KERNELS:
+        return between.kernel_arguments(spec)
     if spec.problem.layer is not None:
         return layer.kernel_arguments(spec)
     return pool.operator_arguments(spec) if pool.is_of_pool(spec) else signatures.operator_arguments(spec)
@@ -40,7 +45,7 @@ def launches_of(variant: str, backend: str) -> tuple[Launch, ...]:
     exact = exact_update.VARIANTS.get(variant)
     if exact is not None:
         return exact
-    own = pool.VARIANTS.get(variant) or layer.VARIANTS.get(variant)
+    own = pool.VARIANTS.get(variant) or layer.VARIANTS.get(variant) or between.VARIANTS.get(variant)
     return launches.launches_of(variant, backend) if own is None else (Launch(own),)
 
 
@@ -60,4 +65,5 @@ def is_of_a_backward(kernel: str) -> bool:
     Raises:
         UnknownKernelError: no variant launches it.
     """
-    return kernel not in (pool.KERNEL, exact_update.KERNEL, *layer.KERNELS) and launches.is_of_a_backward(kernel)
+    forward = (pool.KERNEL, exact_update.KERNEL, *layer.KERNELS, *between.KERNELS)
+    return kernel not in forward and launches.is_of_a_backward(kernel)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from codegen.backends import Kernel
 from codegen.device import Device
 from codegen.kernels.arguments import Argument
+from codegen.kernels.between import arguments as between
 from codegen.kernels.buffers import length
 from codegen.kernels.declared import kernel_arguments, launches_for, operator_arguments
 from codegen.kernels.launches import CHUNKS, GRADIENTS, MEMORIES, Launch
@@ -130,7 +131,8 @@ class CompiledOperator:
             buffers |= pool.layout(self.spec, tensors)
         # The first tensor of every operator has a row for each token of each head.
         rows = tensors[self.arguments[0].name]
-        programs = sequences.count * rows.shape[1]
+        shared = self.spec.problem.operator in between.KERNELS
+        programs = sequences.count * (between.programs_of_row(self.spec) if shared else rows.shape[1])
         grids = {CHUNKS: programs * sequences.most_chunks, MEMORIES: 2 * programs}
         for step in self.steps:
             launch = step.launch

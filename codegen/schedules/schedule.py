@@ -35,6 +35,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "memory_pool": (POOL,),
     "block_step": ("block",),
     "logits_step": ("logits",),
+    "norm_step": ("norm",),
+    "mixer_step": ("mixer",),
+    "swiglu_step": ("swiglu",),
 }
 """Variants of each operator.
 
@@ -50,6 +53,7 @@ stale_chunks: likewise by one kernel, the tokens of a tile at once, also with mo
 substitution_one_pass: rules of one pass whose write takes z at each token, by those of `substitution` for one memory.
 pool: any rule token by token, each row on its slot of a pool, which may begin and end inside a chunk.
 block: a block for one token of each sequence, its weights read once; logits: likewise the map to logits.
+norm, mixer, swiglu: what stands between the products of a block, for one token of each sequence.
 """
 
 BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {

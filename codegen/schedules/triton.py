@@ -9,6 +9,7 @@ from codegen.device import THREADS_PER_WARP, Device
 from codegen.limits.extent import Extent
 from codegen.recurrence.forms import split_chunk, why_no_chunk_form, why_no_split_form
 from codegen.rule import Rule
+from codegen.schedules import triton_between
 from codegen.schedules.precision import dot_precisions, usual_precision, why_too_few_bits
 from codegen.schedules.schedule import (
     BACKWARD_VARIANTS,
@@ -21,6 +22,7 @@ from codegen.schedules.schedule import (
     TileLoop,
     why_no_whole_tiles,
 )
+from codegen.schedules.triton_between import OF_BETWEEN
 from codegen.schedules.triton_fields import TritonFields
 from codegen.spec import FAMILY_OPERATORS, Problem, Spec, next_power_of_two
 
@@ -29,7 +31,7 @@ _BYTES_OF_INPUTS = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FIRST_WITH_TMA = 90
 _DESCRIPTOR_ALIGNMENT = 16
 _LONGEST_WHOLE_CHUNK = 64
-_WITHOUT_TILE = ("recurrent", "recurrence", "recurrence_backward", POOL)
+_WITHOUT_TILE = ("recurrent", "recurrence", "recurrence_backward", POOL, *OF_BETWEEN)
 _TOKENS_OF_SEGMENT = 16
 _DEFAULT_TILE = 16
 _WARPS_AND_STAGES = {"sm_90": (4, 3), "gfx942": (4, 2)}
@@ -42,12 +44,17 @@ class TritonSchedule(TritonFields):
     compiler: ClassVar[str] = "codegen.backends.triton.compile"
     first_for: ClassVar[tuple[str, ...]] = ("cuda", "hip")
     shown_for: ClassVar[str] = "sm_90"
-    own_variants: ClassVar[tuple[str, ...]] = (*TritonFields.own_variants, "chunks_backward", POOL, *SUBSTITUTIONS)
+    own_variants: ClassVar[tuple[str, ...]] = (
+        *TritonFields.own_variants,
+        *("chunks_backward", POOL, *SUBSTITUTIONS, *OF_BETWEEN),
+    )
 
     @classmethod
     def default(cls, spec: Spec, device: Device) -> Self:
         """For bfloat16 on sm_90 what won on an H200; else what spills least, or nearly so."""
         problem = spec.problem
+        if problem.layer is not None:
+            return triton_between.default(cls, spec, device)
         precision = usual_precision(problem.dtype, device)
         large = max(problem.slots, problem.dim_k, problem.dim_v) > 64
         variant = _default_variant(spec)
@@ -94,11 +101,15 @@ class TritonSchedule(TritonFields):
 
     def why_illegal(self, spec: Spec, device: Device) -> str | None:
         """By the chunk, the variant, the assembler, the loads and the precision."""
+        if self.variant in OF_BETWEEN:
+            reason = triton_between.why_illegal(self, spec.problem)
+            if reason is not None:
+                return reason
         chunk = self.chunk_of(spec)
         of_chunks = spec.problem.operator not in FAMILY_OPERATORS
         if spec.problem.direction != "forward" and of_chunks and chunk > _LONGEST_BACKWARD_CHUNK:
             return f"the backward kernel takes chunks of at most {_LONGEST_BACKWARD_CHUNK} tokens, not {chunk}"
-        if device.kind == "cpu" and self.num_stages > 1:
+        if device.kind == "cpu" and self.num_stages > 1 and self.variant not in OF_BETWEEN:
             return "the interpreter has no software pipeline: num_stages must be 1"
         if self.variant not in CHUNK_FORMS and self.tile_rows > max(16, next_power_of_two(chunk)):
             return f"tile_rows {self.tile_rows} exceeds the chunk of {chunk} tokens"

@@ -163,6 +163,17 @@ def layer(spec: Spec, operator: str, sizes: Layer) -> Spec:
     return replace(spec, problem=replace(spec.problem, operator=operator, heads=3, layer=sizes, dtype="float32"))
 
 
+def between(spec: Spec, operator: str, sizes: Layer) -> Spec:
+    """The same of a layer whose products are torch's, in bfloat16."""
+    of_layer = layer(spec, operator, sizes)
+    return replace(of_layer, problem=replace(of_layer.problem, dtype="bfloat16"))
+
+
+BETWEEN = TritonSchedule("norm", tile_rows=16, num_warps=4, num_stages=1, dot_precision="ieee")
+MIXER = replace(BETWEEN, variant="mixer", num_warps=8, num_stages=2)
+PADDED_STREAM = replace(PADDED_LAYER, weights="float32")
+
+
 GOLDEN = [
     Golden("block_step", layer(PLAIN, "block_step", LAYER), BLOCK, "x86-64-v4"),
     Golden(
@@ -171,6 +182,14 @@ GOLDEN = [
     ),
     Golden("block_step", layer(PLAIN, "block_step", replace(LAYER, pooled=True)), BLOCK, "x86-64-v4", "pooled"),
     Golden("logits_step", layer(PLAIN, "logits_step", LAYER), replace(BLOCK, variant="logits"), "x86-64-v4"),
+    Golden("norm_step", layer(PLAIN, "norm_step", LAYER), BETWEEN, "sm_90"),
+    Golden("mixer_step", between(PLAIN, "mixer_step", LAYER), MIXER, "sm_90"),
+    Golden(
+        "mixer_step",
+        between(replace(PADDED, problem=replace(PADDED.problem, chunk=1)), "mixer_step", PADDED_STREAM),
+        *(replace(MIXER, num_stages=1), "sm_90", "padded"),
+    ),
+    Golden("swiglu_step", layer(PLAIN, "swiglu_step", LAYER), replace(BETWEEN, variant="swiglu"), "sm_90"),
     Golden("stale_chunks", TITANS, TVM_STALE, "x86-64-v4"),
     Golden("stale_chunks", WINDOW, replace(TVM_STALE, tile_tokens=8, vector_width=8), "x86-64-v4", "padded"),
     Golden("stale_chunks", READER, TVM_STALE, "x86-64-v4", "reader_writer"),

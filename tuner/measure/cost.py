@@ -8,12 +8,17 @@ out those of z. Of any other rule `tuner.measure.rule_cost` counts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from codegen.kernels.arguments import IN_PLACE, INPUT, Argument
+from codegen.kernels.between import arguments as between
+from codegen.kernels.buffers import length
 from codegen.kernels.layer.arguments import BYTES_OF
 from codegen.kernels.layer.layout import layout_of
 from codegen.kernels.signatures import MOVES_STATES
-from codegen.spec import BLOCK_STEP, FAMILY_OPERATORS, Problem, Spec
+from codegen.limits.extent import Extent
+from codegen.spec import BLOCK_STEP, FAMILY_OPERATORS, MIXER_STEP, Problem, Spec
 from tuner.measure import rule_cost
 from tuner.measure.rule_cost import state_bytes
 
@@ -39,6 +44,8 @@ def cost_of(spec: Spec) -> Cost:
     problem = spec.problem
     if problem.operator in FAMILY_OPERATORS:
         return Cost(rule_cost.flops_of(spec), rule_cost.bytes_of(spec))
+    if problem.operator in between.KERNELS:
+        return _between_products(spec)
     if problem.layer is not None:
         return _of_layer(spec)
     rows = problem.batch * problem.tokens * problem.heads
@@ -63,6 +70,26 @@ def _of_layer(spec: Spec) -> Cost:
         flops += problem.batch * problem.heads * one_row
         moved += state_bytes(spec) * (3 if problem.chunk > 1 else 2)
     return Cost(flops, moved)
+
+
+def _between_products(spec: Spec) -> Cost:
+    """Every argument moves once, a state twice; of operations those of the memories and of the gates' maps count."""
+    problem, arguments = spec.problem, between.kernel_arguments(spec)
+    moved = sum(_argument_bytes(each, spec) * (2 if each.access == IN_PLACE else 1) for each in arguments)
+    if problem.operator != MIXER_STEP:
+        return Cost(0, moved)
+    assert problem.layer is not None
+    gates = between.length("gates", spec)
+    assert gates is not None
+    one_row = problem.heads * sum(6 * problem.slots * dim for dim in (problem.dim_k, problem.dim_v))
+    return Cost(problem.batch * (one_row + 2 * gates * problem.layer.width), moved)
+
+
+def _argument_bytes(argument: Argument, spec: Spec) -> int:
+    problem = spec.problem
+    extent = Extent(problem.batch, problem.heads, problem.batch, 0, 0)
+    wide = BYTES_OF[problem.dtype if argument.type == INPUT else argument.type]
+    return math.prod(length(axis, spec, None, extent) for axis in argument.axes) * wide
 
 
 def _flops_per_row(problem: Problem) -> int:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from codegen.device import Device
+from codegen.kernels.between.arguments import counterpart
 from codegen.kernels.layer.layout import layout_of
 from codegen.kernels.signatures import TENSORS
-from codegen.spec import BLOCK_STEP, FAMILY_OPERATORS, Spec
+from codegen.spec import BLOCK_STEP, FAMILY_OPERATORS, MIXER_STEP, Spec
 from tuner.verify import rule_adversarial as of_rules
 from tuner.verify.inputs import Inputs, make_inputs
 
@@ -118,7 +119,7 @@ RULE_CASES = (
 
 def _gates_of_layer(spec: Spec, tensors: Tensors) -> None:
     """Of three heads one forgets all that was, and one nothing at all."""
-    bias = layout_of(spec).vectors["decay_bias"]
+    bias = layout_of(counterpart(spec)).vectors["decay_bias"]
     gates = tensors["vectors"][bias.first : bias.first + bias.length]
     place = torch.arange(len(gates)) % 3
     gates[place == 0] = -120.0
@@ -131,13 +132,15 @@ BLOCK_CASES = (
     Case("huge values", _scaled(HUGE)),
     Case("tiny values", _scaled(TINY)),
 )
-"""Of a block's decode step; the map to logits has no state that could be any of these."""
+"""Of a block's decode step, or its token mixer's; what has no memories has no state that could be any of these."""
+
+_WITH_MEMORIES = (BLOCK_STEP, MIXER_STEP)
 
 
 def cases_of(spec: Spec) -> tuple[Case, ...]:
     """The cases that a spec is checked on."""
     if spec.problem.layer is not None:
-        return BLOCK_CASES if spec.problem.operator == BLOCK_STEP else ()
+        return BLOCK_CASES if spec.problem.operator in _WITH_MEMORIES else ()
     return RULE_CASES if spec.problem.operator in FAMILY_OPERATORS else CASES
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from codegen.device import Device
 from codegen.kernels.arguments import INPUT, INT, READ, WRITTEN, Argument
+from codegen.kernels.between import arguments as between_arguments
 from codegen.kernels.declared import operator_arguments
 from codegen.kernels.layer import arguments as layer_arguments
 from codegen.kernels.sequences import Sequences
@@ -76,7 +77,8 @@ def sizes_of(spec: Spec, lengths: tuple[int, ...], sequences: Sequences, heads: 
     widths["window"] = spec.rule.window - 1
     widths |= sizes_of_pool(lengths, heads)
     widths |= {"tokens": sum(lengths), "sequences": len(lengths), "chunks": sequences.chunks}
-    of_layer = {axis: layer_arguments.length(axis, spec) for axis in layer_arguments.OWN_AXES}
+    own = (*layer_arguments.OWN_AXES, *between_arguments.OWN_AXES)
+    of_layer = {axis: between_arguments.length(axis, spec) for axis in own}
     return widths | {axis: size for axis, size in of_layer.items() if size is not None}
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from codegen.kernels.arguments import Argument
+from codegen.kernels.between.arguments import counterpart
 from codegen.kernels.layer.arguments import INT64, WEIGHTS
 from codegen.kernels.layer.layout import layout_of
 from codegen.spec import Spec
@@ -24,11 +25,15 @@ _AROUND_ONE = (1.0, 0.1)
 
 _EPS = 1e-6
 
+_OF_STREAM = ("x", "normed", "projected", "gate_and_up")
+"""The residual stream, and what linear maps make of it."""
+
 
 def drawn_for_layer(argument: Argument, spec: Spec, shape: list[int], generator: torch.Generator) -> Tensor:
     """The numbers of an argument of one of `codegen.spec.LAYER_OPERATORS`.
 
-    Linear maps come from N(0, 1 / inputs), the residual stream from N(0, 1), states from N(0, 1 / D).
+    Linear maps come from N(0, 1 / inputs), the residual stream and what they make of it from N(0, 1), states from
+    N(0, 1 / D).
     """
     if argument.name == WEIGHTS:
         return _weights(spec, generator)
@@ -39,7 +44,7 @@ def drawn_for_layer(argument: Argument, spec: Spec, shape: list[int], generator:
         positions[::_EVERY] = 0
         return positions
     normal = torch.randn(shape, generator=generator, device=generator.device)
-    return normal if argument.name == "x" else normal * shape[-1] ** -0.5
+    return normal if argument.name in _OF_STREAM else normal * shape[-1] ** -0.5
 
 
 def _weights(spec: Spec, generator: torch.Generator) -> Tensor:
@@ -54,7 +59,7 @@ def _weights(spec: Spec, generator: torch.Generator) -> Tensor:
 
 
 def _vectors(spec: Spec, generator: torch.Generator) -> Tensor:
-    layout, parts = layout_of(spec), []
+    layout, parts = layout_of(counterpart(spec)), []
     columns = {f"{name}_scales": matrix.columns for name, matrix in layout.matrices.items()}
     for name, vector in layout.vectors.items():
         normal = torch.randn(vector.length, generator=generator, device=generator.device)

@@ -1,7 +1,7 @@
-"""A decode step of a whole block, and of the map to logits, in plain PyTorch from the equations of the model.
+"""A decode step of a whole block, of its parts between products, and of the map to logits, in plain PyTorch.
 
-Source: arXiv 2512.23852, figure 1. Of the packed layout it takes where things lie, and the memories are those of
-`trellis_ops.reference`; it shares no other expression with the kernels.
+Source: the equations of the model, arXiv 2512.23852, figure 1. Of the packed layout it takes where things lie, and the
+memories are those of `trellis_ops.reference`; it shares no other expression with the kernels.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from codegen.kernels.between.arguments import counterpart
 from codegen.kernels.layer.layout import PANEL, layout_of
-from codegen.spec import LOGITS_STEP, Spec
+from codegen.spec import LOGITS_STEP, MIXER_STEP, NORM_STEP, SWIGLU_STEP, Spec
 from trellis_ops import reference
 
 Named = dict[str, Tensor]
@@ -20,8 +21,17 @@ Named = dict[str, Tensor]
 
 def step(spec: Spec, tensors: Mapping[str, Tensor]) -> Named:
     """What the kernel of `spec` writes, by name, in float64."""
-    matrices, vectors = matrices_of(spec, tensors), vectors_of(spec, tensors)
-    if spec.problem.operator == LOGITS_STEP:
+    operator = spec.problem.operator
+    if operator == SWIGLU_STEP:
+        return {"hidden": _gated(*tensors["gate_and_up"].double().chunk(2, -1))}
+    vectors = vectors_of(spec, tensors)
+    if operator == NORM_STEP:
+        return {"normed": _normed(tensors["x"].double(), vectors["norm"], vectors["eps"])}
+    if operator == MIXER_STEP:
+        mixed, written = _between_products(spec, tensors, vectors)
+        return {"mixed": mixed} | written
+    matrices = matrices_of(spec, tensors)
+    if operator == LOGITS_STEP:
         x = _normed(tensors["x"].double(), vectors["norm"], vectors["eps"])
         return {"logits": x @ _of(spec, matrices["embedding"], "embedding").T}
     return _block(spec, tensors, matrices, vectors)
@@ -34,22 +44,45 @@ def _block(spec: Spec, tensors: Mapping[str, Tensor], matrices: Named, vectors: 
     normed = _normed(x, vectors["mlp_norm"], eps)
     pairs = (normed @ matrices["gate_up"].T).view(len(x), -1, 2, PANEL)
     gate, up = (pairs[:, :, each].flatten(1) for each in (0, 1))
-    hidden = gate / (1 + torch.exp(-gate)) * up
+    hidden = _gated(gate, up)
     down = _of(spec, matrices["down"], "down")
     return {"x": x + hidden[:, : down.shape[1]] @ down.T} | written
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    """What a SwiGLU multiplies before its last map."""
+    return gate / (1 + torch.exp(-gate)) * up
 
 
 def _mixer(
     spec: Spec, tensors: Mapping[str, Tensor], matrices: Named, vectors: Named, x: Tensor
 ) -> tuple[Tensor, Named]:
     """What the gated memories of all heads give, `[B, H D_v]`, and the states and the tail after the token."""
-    projections, heads = layout_of(spec).matrices["projections"], spec.problem.heads
-    made = x @ matrices["projections"].T
-    starts_at = {name: projections.start(name) for name in projections.parts}
-    part = {name: made[:, start : start + projections.parts[name]] for name, start in starts_at.items()}
-    window = torch.cat([tensors["tail"].double(), part["qk"][:, None]], 1)
+    projections = layout_of(spec).matrices["projections"]
+    return _memories(spec, tensors, vectors, _parted(spec, x @ matrices["projections"].T, list(projections.parts)))
+
+
+def _between_products(spec: Spec, tensors: Mapping[str, Tensor], vectors: Named) -> tuple[Tensor, Named]:
+    """The same from what the projections made of the normed rows, and the maps of the gates."""
+    names = list(layout_of(counterpart(spec)).matrices["projections"].parts)
+    part = _parted(spec, tensors["projected"].double(), names[: names.index("decay")])
+    gates = torch.split(tensors["normed"].double() @ tensors["gates"].double().T, spec.problem.heads, -1)
+    part |= dict(zip(("decay", "step_size"), gates, strict=False))
+    return _memories(spec, tensors, vectors, part)
+
+
+def _parted(spec: Spec, made: Tensor, names: list[str]) -> Named:
+    """The projections of these names in a row of them."""
+    projections = layout_of(counterpart(spec)).matrices["projections"]
+    return {name: made[:, projections.start(name) :][:, : projections.parts[name]] for name in names}
+
+
+def _memories(spec: Spec, tensors: Mapping[str, Tensor], vectors: Named, part: Named) -> tuple[Tensor, Named]:
+    heads, rows_before = spec.problem.heads, tensors["tail"].double()
+    count = len(rows_before)
+    window = torch.cat([rows_before, part["qk"][:, None]], 1)
     rows = {name: (window * vectors[f"taps_{name}"].view(window.shape[1:])).sum(1) for name in ("q", "k")}
-    tokens = {name: row.reshape(len(x), heads, -1) for name, row in {**rows, "v": part["v"]}.items()}
+    tokens = {name: row.reshape(count, heads, -1) for name, row in {**rows, "v": part["v"]}.items()}
     assert spec.problem.layer is not None
     if spec.problem.layer.unit:
         lengths = {name: row.square().sum(-1, keepdim=True).sqrt() for name, row in tokens.items()}
@@ -64,7 +97,7 @@ def _mixer(
         q=tokens["q"],
         k=tokens["k"],
         v=tokens["v"],
-        target=part["target"].reshape(len(x), heads, -1),
+        target=part["target"].reshape(count, heads, -1),
         log_decay=log_decay,
         step_size=step_size,
         state=state,
@@ -107,7 +140,7 @@ def matrices_of(spec: Spec, tensors: Mapping[str, Tensor]) -> Named:
 
 def vectors_of(spec: Spec, tensors: Mapping[str, Tensor]) -> Named:
     """The packed numbers that are no matrix, by name."""
-    places = layout_of(spec).vectors.items()
+    places = layout_of(counterpart(spec)).vectors.items()
     return {name: tensors["vectors"][each.first : each.first + each.length].double() for name, each in places}
 
 

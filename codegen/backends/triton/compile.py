@@ -33,7 +33,7 @@ from codegen.spec import Spec
 name = "triton"
 
 _PTXAS_VARIABLE = "TRITON_PTXAS_PATH"
-_POINTER_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32"}
+_POINTER_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32", "int64": "*i64"}
 _ALIGNMENT = 16
 # For AMD what is compiled without tensors takes each of them for one of at most so many bytes, and offsets for 32 bits.
 _SHORT_BYTES = 2**31 - 1 if torch.version.hip else None
@@ -42,17 +42,18 @@ _STAGES = {"cuda": ("ttir", "ttgir", "llir", "ptx"), "hip": ("ttir", "ttgir", "l
 
 @dataclass(frozen=True)
 class InterpretedKernel:
-    """A kernel that Triton's interpreter runs, one program after the other."""
+    """A kernel that Triton's interpreter runs, one program after the other; see `CompiledKernel`."""
 
     source: Source
     function: Any
     described: tuple[int, ...]
+    told_heads: bool
 
     def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
         """Run `programs` programs."""
         if self.described:
             arguments = triton_descriptors.aligned(arguments, self.described)
-        self.function[(programs,)](*arguments, _heads(arguments))
+        self.function[(programs,)](*arguments, *_heads(arguments, self.told_heads))
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class CompiledKernel:
         compiled: `function` for the tensor types `types`, aligned to 16 bytes, on GPU number `gpu`.
         num_warps: warps per program.
         described: places of the arguments that it reads through tensor descriptors.
+        told_heads: whether the number of heads is its last argument; it is a constant of the kernels of layers.
     """
 
     source: Source
@@ -74,6 +76,7 @@ class CompiledKernel:
     gpu: int
     num_warps: int
     described: tuple[int, ...]
+    told_heads: bool
 
     def __call__(self, programs: int, *arguments: torch.Tensor | int) -> None:
         """Launch `programs` programs on the current stream of the tensors' GPU."""
@@ -81,12 +84,13 @@ class CompiledKernel:
             triton_descriptors.provide_memory()
             arguments = triton_descriptors.aligned(arguments, self.described)
         if self._fits(arguments):
-            self.compiled[(programs, 1, 1)](*arguments, _heads(arguments))
+            self.compiled[(programs, 1, 1)](*arguments, *_heads(arguments, self.told_heads))
             return
         first = arguments[0]
         assert isinstance(first, torch.Tensor)
         with torch.cuda.device(first.device):
-            self.function[(programs,)](*arguments, _heads(arguments), num_warps=self.num_warps)
+            heads = _heads(arguments, self.told_heads)
+            self.function[(programs,)](*arguments, *heads, num_warps=self.num_warps)
 
     def _fits(self, arguments: tuple[torch.Tensor | int, ...]) -> bool:
         if torch.cuda.current_device() != self.gpu:
@@ -159,21 +163,23 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> I
     function = getattr(module_of(source, name), source.kernel)
     arguments = kernel_arguments(source.kernel, spec, schedule)
     described = triton_descriptors.described(source, arguments)
+    told_heads = _is_told_heads(spec)
     if _interprets():
-        return InterpretedKernel(source, function, described)
+        return InterpretedKernel(source, function, described, told_heads)
     types = [
         getattr(torch, dtype_of(argument, spec, schedule)) if argument.is_tensor else None for argument in arguments
     ]
     num_warps = _num_warps(schedule)
     try:
         with _assembled_by(schedule):
-            compiled = function.warmup(*(dtype or 1 for dtype in (*types, None)), grid=(1,), num_warps=num_warps)
+            given = (dtype or 1 for dtype in (*types, *([None] if told_heads else [])))
+            compiled = function.warmup(*given, grid=(1,), num_warps=num_warps)
         # Loading it now shows here, not in the first call, that it needs more shared memory than there is.
         compiled._init_handles()
     except Exception as error:
         raise CompileError(backend=name, path=source.path, reason=_reason(error)) from error
     gpu = torch.cuda.current_device()
-    return CompiledKernel(source, function, compiled, tuple(types), gpu, num_warps, described)
+    return CompiledKernel(source, function, compiled, tuple(types), gpu, num_warps, described, told_heads)
 
 
 def inspect(source: Source, spec: Spec, schedule: Schedule, device: Device) -> dict[str, str]:
@@ -288,7 +294,11 @@ def _signature(kernel: str, spec: Spec, schedule: Schedule) -> dict[str, str]:
             types[f"{argument.name}_ptr"] = _POINTER_TYPES[dtype_of(argument, spec, schedule)]
         else:
             types[argument.name] = "i32"
-    return types | {"H": "i32"}
+    return types | ({"H": "i32"} if _is_told_heads(spec) else {})
+
+
+def _is_told_heads(spec: Spec) -> bool:
+    return spec.problem.layer is None
 
 
 def _num_warps(schedule: Schedule) -> int:
@@ -296,11 +306,12 @@ def _num_warps(schedule: Schedule) -> int:
     return schedule.num_warps
 
 
-def _heads(arguments: tuple[torch.Tensor | int, ...]) -> int:
-    # The first argument of every kernel is a tensor [B*T, H, .].
+def _heads(arguments: tuple[torch.Tensor | int, ...], told: bool) -> tuple[int, ...]:
+    """The number of heads, for a kernel that is told it."""
+    # The first argument of such a kernel is a tensor [B*T, H, .].
     first = arguments[0]
     assert isinstance(first, torch.Tensor)
-    return first.shape[1]
+    return (first.shape[1],) if told else ()
 
 
 def _cuobjdump(compiled: Any, option: str) -> str:

@@ -15,14 +15,16 @@ from codegen.device import NAMED, Device, cpu, named
 from codegen.errors import BackendUnavailableError, CompileError
 from codegen.kernels.build import build, parts
 from codegen.kernels.declared import kernels_of
+from codegen.layer import Layer
 from codegen.render import TEMPLATES, Source, render
 from codegen.rule import Rule
 from codegen.rules import rule_named
+from codegen.schedules import triton_between
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default, variants_of
 from codegen.schedules.schedule import VARIANTS
 from codegen.schedules.triton import TritonSchedule
-from codegen.spec import Problem, Spec
+from codegen.spec import BETWEEN_OPERATORS, Problem, Spec
 
 pytest.importorskip("triton")
 
@@ -37,11 +39,13 @@ BACKWARDS = ("backward", "backward_split", "backward_chunks", "recurrence_backwa
 
 
 def spec_of(operator: str, **sizes: object) -> Spec:
-    return Spec(Rule(), dataclasses.replace(SMALL, operator=operator, **sizes))
+    layer = Layer(width=40, hidden=1500) if operator in BETWEEN_OPERATORS else None
+    return Spec(Rule(), dataclasses.replace(SMALL, operator=operator, layer=layer, **sizes))
 
 
 def schedule_of(variant: str, **settings: object) -> TritonSchedule:
-    precision = "ieee" if variant in ("recurrent", "recurrence", "recurrence_backward", "pool") else "tf32"
+    walks = ("recurrent", "recurrence", "recurrence_backward", "pool")
+    precision = "ieee" if variant in (*walks, *triton_between.OF_BETWEEN) else "tf32"
     simple = TritonSchedule(variant, 16, num_warps=2, num_stages=1, dot_precision=precision)
     return dataclasses.replace(simple, **settings)
 
