@@ -13,7 +13,7 @@ import torch
 from codegen.backends.tvm_cuda.driver import CudaDriver
 from codegen.backends.tvm_cuda.kernel import Place
 from codegen.device import cpu
-from codegen.kernels.exported import load, read_manifest
+from codegen.kernels.exports.exported import load, read_manifest
 from codegen.kernels.operator import CompiledOperator
 from tests.emulators.emulated_cuda import as_cpp, library, signature
 

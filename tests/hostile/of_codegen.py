@@ -16,8 +16,8 @@ import msgspec
 from codegen import __main__ as command_line
 from codegen.backends.tvm_cuda.launch import LaunchPlan
 from codegen.device import NAMED, Device, _cpu_identity, named
-from codegen.kernels.export import _files_of_before
-from codegen.kernels.exported import MANIFEST, VERSION, Manifest, Part, described, image_of, read_manifest
+from codegen.kernels.exports.export import _files_of_before
+from codegen.kernels.exports.exported import MANIFEST, VERSION, Manifest, Part, described, image_of, read_manifest
 from codegen.maps import Map, define, define_loss, find, tanh
 from codegen.maps.emit import pytorch
 from codegen.render import render

@@ -11,7 +11,7 @@ from rich.console import Console
 from codegen.backends.tvm_cuda import nvcc
 from codegen.device import NAMED, Device
 from codegen.errors import WorkloadError
-from codegen.kernels.export import export
+from codegen.kernels.exports.export import export
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default, from_settings
 from codegen.schedules.schedule import Schedule

@@ -19,8 +19,8 @@ import torch
 
 from codegen.device import NAMED, Device
 from codegen.errors import ExportError, TrellisError
-from codegen.kernels.export import templates_digest
-from codegen.kernels.exported import MANIFEST, described, operator_of_export, read_manifest
+from codegen.kernels.exports.export import templates_digest
+from codegen.kernels.exports.exported import MANIFEST, described, operator_of_export, read_manifest
 from codegen.kernels.operator import CompiledOperator
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun

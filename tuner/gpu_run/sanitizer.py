@@ -17,7 +17,7 @@ import msgspec
 
 from codegen.device import Device
 from codegen.kernels.build import build
-from codegen.kernels.exported import operator_of_export
+from codegen.kernels.exports.exported import operator_of_export
 from codegen.kernels.operator import CompiledOperator
 from codegen.schedules.registry import from_settings
 from codegen.schedules.schedule import Value

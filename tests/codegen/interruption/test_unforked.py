@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[3]
 
 BUILT = (
     "codegen/backends/",
-    "codegen/kernels/export.py",
-    "codegen/kernels/exported.py",
+    "codegen/kernels/exports/export.py",
+    "codegen/kernels/exports/exported.py",
     "codegen/kernels/operator.py",
     "codegen/maps/",
     "codegen/recurrence/",

@@ -16,8 +16,8 @@ import torch
 
 from codegen.backends.tvm_cuda import nvcc
 from codegen.device import NAMED, Device, cpu
-from codegen.kernels.export import export
-from codegen.kernels.exported import MANIFEST, read_manifest
+from codegen.kernels.exports.export import export
+from codegen.kernels.exports.exported import MANIFEST, read_manifest
 from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.spec import Problem, Spec

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from codegen.device import NAMED, cpu
 from codegen.kernels.build import operator_digest
-from codegen.kernels.exported import MANIFEST
+from codegen.kernels.exports.exported import MANIFEST
 from codegen.schedules.schedule import Schedule
 from codegen.spec import spec_of_key
 from trellis_ops.specs.workload import NamedSpec, load_workload

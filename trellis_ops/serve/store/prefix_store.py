@@ -19,8 +19,8 @@ from trellis_ops.serve.store.counts import Counting, StoreCounts
 from trellis_ops.serve.store.entry import Entry
 from trellis_ops.serve.store.identity import Identities, LoadedModel
 from trellis_ops.serve.store.placement import Junctions, Placement
-from trellis_ops.serve.store.tier import Tier
-from trellis_ops.serve.store.tiers import Tiers
+from trellis_ops.serve.store.tiers.all_tiers import Tiers
+from trellis_ops.serve.store.tiers.tier import Tier
 
 _MOST_SHARED = 4096
 """States of more than one tenant whose tenants are counted, the latest used."""

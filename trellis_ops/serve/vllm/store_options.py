@@ -10,7 +10,7 @@ from typing import Any
 from codegen.errors import MissingPackageError, ServingError
 from trellis_ops import regular_file
 from trellis_ops.serve.store import Disk, Memory, PrefixStore
-from trellis_ops.serve.store.tier import Tier
+from trellis_ops.serve.store.tiers.tier import Tier
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ _TEXTS = ("key_file", "tenant", "tokenizer", "folder", "redis")
 
 def _redis(url: str, quota_bytes: int) -> Tier:
     try:
-        from trellis_ops.serve.store.redis_tier import Redis
+        from trellis_ops.serve.store.tiers.redis import Redis
     except ImportError as error:
         raise MissingPackageError(package=error.name or "redis", extra="serve") from error
     return Redis(url, quota_bytes)

@@ -28,8 +28,8 @@ from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.serve.store import Disk, Memory, PrefixStore, Request
 from trellis_ops.serve.store.chain import TENANT, Chain, Secrets, segment_of
-from trellis_ops.serve.store.redis_tier import Redis
-from trellis_ops.serve.store.tier import Tier
+from trellis_ops.serve.store.tiers.redis import Redis
+from trellis_ops.serve.store.tiers.tier import Tier
 
 LENGTHS = (1_024, 16_384, 100_032)
 """Tokens of the stored prefixes, whole segments."""

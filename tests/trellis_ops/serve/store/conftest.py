@@ -7,8 +7,8 @@ import pytest
 from tests.support import redis_server
 from tests.trellis_ops.serve.store.stores import ROOM
 from trellis_ops.serve.store import Disk, Memory
-from trellis_ops.serve.store.redis_tier import Redis
-from trellis_ops.serve.store.tier import Tier
+from trellis_ops.serve.store.tiers.redis import Redis
+from trellis_ops.serve.store.tiers.tier import Tier
 
 TIERS = ("memory", "disk", "redis")
 

@@ -14,7 +14,7 @@ from trellis_ops.lm.state import TrellisState
 from trellis_ops.lm.state.prefixes import stored_start
 from trellis_ops.serve.store import Memory, PrefixStore, Request
 from trellis_ops.serve.store.entry import Entry, Owner
-from trellis_ops.serve.store.tier import Tier
+from trellis_ops.serve.store.tiers.tier import Tier
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
 SEGMENT = 64

@@ -26,7 +26,7 @@ from tests.trellis_ops.lm.small_models import SMALL, make_model, some_tokens
 from tests.trellis_ops.serve.store.stores import OTHER_KEY, PROMPT, ROOM, check_same, entry, store_of
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.serve.store import Disk, Memory
-from trellis_ops.serve.store.redis_tier import Redis
+from trellis_ops.serve.store.tiers.redis import Redis
 
 LOGGER = "trellis_ops.serve.store"
 ROOT = Path(__file__).parents[4]
@@ -176,7 +176,7 @@ def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path, monkeypat
     unfinished.mkdir(parents=True)
     Disk(tmp_path, ROOM)
     assert unfinished.exists()
-    monkeypatch.setattr("trellis_ops.serve.store.disk_tier._UNFINISHED_SECONDS", -1)
+    monkeypatch.setattr("trellis_ops.serve.store.tiers.disk._UNFINISHED_SECONDS", -1)
     Disk(tmp_path, ROOM)
     assert not unfinished.exists()
 

@@ -26,8 +26,8 @@ from codegen.errors import (
     LayoutError,
     ShapeError,
 )
-from codegen.kernels.export import export
-from codegen.kernels.exported import load, read_manifest
+from codegen.kernels.exports.export import export
+from codegen.kernels.exports.exported import load, read_manifest
 from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from codegen.schedules.registry import default
@@ -40,7 +40,7 @@ from tests.support.relative_error import TOLERANCE
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")
 
 HOPPER = NAMED["sm_90"]
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 UPDATE = Case("memory_update", lengths=(47, 47), dim_v=20)
 STEP = Case("trellis_step", chunk=1, lengths=(1, 1, 1), heads=5)
 

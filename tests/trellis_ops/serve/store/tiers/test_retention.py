@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from codegen.errors import SizeError
 from tests.trellis_ops.serve.store.stores import entry
 from trellis_ops.serve.store.entry import Owner
-from trellis_ops.serve.store.retention import Retention
+from trellis_ops.serve.store.tiers.retention import Retention
 
 ALICE, BOB = Owner("a" * 32, "a" * 32), Owner("a" * 32, "b" * 32)
 OPERATOR = Owner("a" * 32, "c" * 32, pinned=True, common=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from codegen.errors import FileWriteError, StoreTierError
 from trellis_ops import regular_file
 from trellis_ops.serve.store.entry import Entry, Owner
-from trellis_ops.serve.store.retention import Retention
+from trellis_ops.serve.store.tiers.retention import Retention
 
 _NAME = re.compile(r"(?P<tokens>\d+)-(?P<key>[0-9a-f]{64})\.state")
 _LABEL = re.compile(r"[0-9a-f]{32}")

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from trellis_ops.serve.store.entry import Entry, Owner
-from trellis_ops.serve.store.retention import Retention
+from trellis_ops.serve.store.tiers.retention import Retention
 
 
 class Memory:

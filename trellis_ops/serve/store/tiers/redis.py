@@ -18,7 +18,7 @@ from trellis_ops.serve.store.entry import Entry, Owner
 _LABELS = "trellis:labels"
 
 # KEYS: order, sizes, state. ARGV: key, state, tokens, quota in bytes, seconds, whether it is pinned.
-# The order has priorities as `trellis_ops.serve.store.retention` has them; the sizes have "clock" and "total" too.
+# The order has priorities as `retention.py` has them; the sizes have "clock" and "total" too.
 _SAVE = """
 local order, sizes, key, size = KEYS[1], KEYS[2], ARGV[1], string.len(ARGV[2])
 local quota, pinned = tonumber(ARGV[4]), ARGV[6] == '1'

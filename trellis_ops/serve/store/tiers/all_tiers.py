@@ -14,7 +14,7 @@ from trellis_ops.serve.store.chain import Chain, Secrets
 from trellis_ops.serve.store.counts import Counting
 from trellis_ops.serve.store.entry import Entry
 from trellis_ops.serve.store.sealing import seal, unseal
-from trellis_ops.serve.store.tier import Tier
+from trellis_ops.serve.store.tiers.tier import Tier
 
 Result = TypeVar("Result")
 

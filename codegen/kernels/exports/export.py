@@ -14,7 +14,7 @@ from codegen.device import Device
 from codegen.errors import ExportError
 from codegen.kernels.build import parts
 from codegen.kernels.declared import kernels_of
-from codegen.kernels.exported import MANIFEST, VERSION, Manifest, Part, read_manifest
+from codegen.kernels.exports.exported import MANIFEST, VERSION, Manifest, Part, read_manifest
 from codegen.render import render, template_digest
 from codegen.schedules.legality import require_legal
 from codegen.schedules.schedule import Schedule

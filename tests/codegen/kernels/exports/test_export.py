@@ -18,8 +18,8 @@ from codegen.cache import ownership
 from codegen.device import NAMED
 from codegen.errors import BackendUnavailableError, ExportError, IllegalScheduleError
 from codegen.kernels.build import parts
-from codegen.kernels.export import export
-from codegen.kernels.exported import MANIFEST, Manifest, described, image_of, operator_of_export, read_manifest
+from codegen.kernels.exports.export import export
+from codegen.kernels.exports.exported import MANIFEST, Manifest, described, image_of, operator_of_export, read_manifest
 from codegen.rule import Rule
 from codegen.rules import NAMED as NAMED_RULES
 from codegen.schedules.cuda_block import block_of
@@ -273,7 +273,7 @@ def test_an_export_that_is_interrupted_leaves_the_one_before_whole(tmp_path, mon
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("codegen.kernels.export.write_own", interrupted)
+        patch.setattr("codegen.kernels.exports.export.write_own", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export(other, default("tvm", other, HOPPER), HOPPER, tmp_path)
     assert read_manifest(tmp_path) == before
