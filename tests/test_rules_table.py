@@ -143,6 +143,21 @@ def test_a_row_says_what_is_missing_and_what_there_is_not():
     ]
     without = RuleRow("yaad", 1, {part: None for part in PARTS if part != "peer"}, None)
     assert without.cells([])[HEADS.index("beside peer")] == NONE
+    assert list(without.remarks()) == ["fla has no reference of it"]
+
+
+def test_a_row_says_why_it_has_no_form_or_baseline_and_misses_each_that_it_has():
+    def row(name: str, **found: float | str) -> RuleRow:
+        return RuleRow(name, 1, dict.fromkeys(PARTS) | {"forward": saved("forward", FORWARD | found)}, None)
+
+    assert next(row("mesanet", form="recurrence").remarks()).startswith("token by token: ")
+    assert list(row("linear", form="recurrence").remarks()) == ["token by token is faster here than its other forms"]
+    assert list(row("gla").remarks()) == ["fla has no chunk form of it"]
+    assert "products of a chunk's momenta" in next(row("titans").remarks())
+    compiled = row("linear", compiled=3.0, careful=6.0)
+    assert [str(target) for target in compiled.targets() if target.reached is False] == [
+        "MISSED   linear, forward: 3.00x, at least 5.00x compiled"
+    ]
 
 
 def test_the_command_reads_what_was_saved_and_names_what_is_missing(tmp_path, capsys):

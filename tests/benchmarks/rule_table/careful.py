@@ -176,6 +176,14 @@ CAREFUL = {
     "gdn2": Careful("gdn2.naive:naive_chunk_gdn2", _gdn2, whole=False),
     "rwkv7": Careful("generalized_delta_rule.dplr.naive:dplr_chunkwise", _rwkv7),
 }
-"""By the name of the rule. Of the others fla has no function that computes a chunk at once, but for two: that of
-TTT-Linear always moves a bias, which the rule has only where its caller appends a 1; that of Titans divides by products
-of a chunk's momenta, and is right where they are near 1 only."""
+"""By the name of the rule."""
+
+_UNFIT = {
+    "ttt_linear": "fla's chunk form always moves a bias, which the rule has only where its caller appends a 1",
+    "titans": "fla's chunk form divides by products of a chunk's momenta, and is right where they are near 1 only",
+}
+
+
+def why_no_careful_form(name: str) -> str | None:
+    """Why a rule is compared with no chunk form; None where it is."""
+    return None if name in CAREFUL else _UNFIT.get(name, "fla has no chunk form of it")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from codegen.recurrence.forms import why_no_chunk_form, why_no_split_form
 from codegen.rules import NAMED
 from tests.benchmarks.results.targets import Target
-from tests.benchmarks.rule_table.careful import CAREFUL
+from tests.benchmarks.rule_table.careful import CAREFUL, why_no_careful_form
 from tests.benchmarks.rule_table.saved_parts import Saved
 from tests.benchmarks.rule_table.saved_recall import Recalled
 from tuner.duration import duration
@@ -26,7 +26,7 @@ _NOT_RUN = "not run"
 _SHARES = {"none": 0.6, "scalar": 0.6, "slot": 0.45, "channel": 0.45}
 """The least share of the ceiling of a chunk form, by its decay; of those with a triangular system the smaller one."""
 
-_LEAST = {"eager": 20.0, "careful": 5.0}
+_LEAST = {"eager": 20.0, "careful": 5.0, "compiled": 5.0}
 _LEAST_OF_STEP = 5.0
 _WALKS = ("recurrence", "recurrent", "eager")
 
@@ -69,8 +69,14 @@ class RuleRow:
             rule = NAMED[self.rule].rule
             reason = why_no_chunk_form(rule, self.chunk)
             split = why_no_split_form(rule, self.chunk)
-            if reason is not None and split is not None:
-                yield f"token by token: {reason}"
+            apart = reason is not None and split is not None
+            yield f"token by token: {reason}" if apart else "token by token is faster here than its other forms"
+        if "peer" not in self.parts:
+            yield "fla has no reference of it"
+        else:
+            why = why_no_careful_form(self.rule)
+            if why is not None:
+                yield why
         for part, saved in self.parts.items():
             if saved is not None and "remark" in saved.found:
                 yield str(saved.found["remark"])
@@ -92,7 +98,7 @@ class RuleRow:
         found += [
             Target(f"{self.rule}, forward", self._found("forward", name), least, True, name)
             for name, least in _LEAST.items()
-            if name == "eager" or self.rule in CAREFUL
+            if self._has_baseline(name)
         ]
         found.append(Target(f"{self.rule}, decode", self._found("decode", "eager"), _LEAST_OF_STEP, True, "eager"))
         rule = NAMED[self.rule].rule
@@ -106,6 +112,12 @@ class RuleRow:
         """A number, or a name, of a part that was measured; None without it."""
         saved = self.parts.get(part)
         return None if saved is None else saved.found.get(name)
+
+    def _has_baseline(self, name: str) -> bool:
+        """Whether there is one; where a chunk form did not compile, the remark says why."""
+        if name == "compiled":
+            return self.number("forward", name) is not None
+        return name == "eager" or self.rule in CAREFUL
 
     def _found(self, part: str, name: str) -> float | None:
         number = self.number(part, name)
