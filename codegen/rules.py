@@ -80,7 +80,8 @@ _RULES = (
         Rule(phi="hebbian", link="softmax", decay="slot"),
         "as gsa, with s = exp(s_t - lse_t) and f = exp(lse_(t-1) - lse_t), lse = logcumsumexp of the scores",
         "Attention with bounded-memory control, arXiv 2110.02488",
-        "The log-sum-exp of the scores is a preparation, and its last value is carried by the caller.",
+        "The log-sum-exp of the scores is carried by the preparation `abc_gates`, from piece to piece and for packed "
+        "sequences; the model and its pools carry it.",
     ),
     NamedRule(
         "deltanet",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from codegen.errors import SizeError
 from codegen.scalars import whole_number
+from trellis_ops.calls import checks, values
 
 UNIT_EPS = 1e-6
 """What `unit_rows` adds to the square of a length, as DeltaNet's published layers do."""
@@ -101,7 +102,9 @@ def gsa_gates(x: Tensor, normaliser: float = GSA_NORMALISER) -> tuple[Tensor, Te
     return log_decay, -torch.expm1(log_decay)
 
 
-def abc_gates(s: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def abc_gates(
+    s: Tensor, initial: Tensor | None = None, cu_seqlens: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """ABC as gates of a rule: with lse_t = log(exp(lse_(t-1)) + exp(s_t)), it writes exp(s_t - lse_t) of a token.
 
     What is kept of a slot is exp(lse_(t-1) - lse_t), which is one minus what is written, so a slot holds a mean of keys
@@ -112,22 +115,31 @@ def abc_gates(s: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor,
     Args:
         s: `[B, T, H, M]`, the logarithm of each slot's weight of a token, at most finite; -inf writes nothing.
         initial: `[B, H, M]`, lse after the tokens before these; None where there are none.
+        cu_seqlens: `[N + 1]`, offsets of N sequences packed into B = 1, of which lse then has one each, `[N, H, M]`.
 
     Returns:
         The target exp(s_t - lse_t) and log_decay lse_(t-1) - lse_t, `[B, T, H, M]`, and the last lse `[B, H, M]`, to be
         given as `initial` with the tokens that follow.
+
+    Raises:
+        SequenceError, DtypeError, DeviceMismatchError: offsets that are none.
     """
     s = s.to(_gate_type(s))
-    first = s.new_full((s.shape[0], *s.shape[2:]), -torch.inf) if initial is None else initial.to(s.dtype)
+    sequences = s.shape[0] if cu_seqlens is None else checks.offsets(cu_seqlens, s)
+    first = s.new_full((sequences, *s.shape[2:]), -torch.inf) if initial is None else initial.to(s.dtype)
     # Differences of -inf are NaN, so that nothing yet is a finite number below any other here.
     nothing = torch.finfo(s.dtype).min / 4
-    lse = _log_cumulative_sum(torch.cat([first.unsqueeze(1), s], dim=1).clamp_min(nothing))
-    before, empty = lse[:, :-1], lse[:, :-1] <= nothing / 2
+    if cu_seqlens is None:
+        lse = _log_cumulative_sum(torch.cat([first.unsqueeze(1), s], dim=1).clamp_min(nothing))
+        before, last = lse[:, :-1], lse[:, -1]
+    else:
+        values.check_offsets(cu_seqlens, s.shape[1], stall=False)
+        before, last = _packed_sums(first, s, cu_seqlens.long(), nothing)
+    empty = before <= nothing / 2
     # lse_(t-1) - lse_t, which is about -1 / t over a long sequence, would be lost in the rounding of lse.
     ahead = torch.where(empty, 0, s.clamp_min(nothing) - before)
     target = torch.where(empty, (s > nothing).to(s.dtype), torch.sigmoid(ahead))
     log_decay = torch.where(empty, 0, F.logsigmoid(-ahead))
-    last = lse[:, -1]
     return target, log_decay, torch.where(last <= nothing / 2, -torch.inf, last)
 
 
@@ -246,13 +258,36 @@ def _gate_type(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _log_cumulative_sum(x: Tensor) -> Tensor:
-    """The logarithm of the sums of exp over axis 1; the gradient of torch.logcumsumexp is NaN at -inf, and inexact."""
-    reach = 1
+def _log_cumulative_sum(x: Tensor, begins: Tensor | None = None, nothing: float = 0.0) -> Tensor:
+    """The logarithm of the sums of exp over axis 1; the gradient of torch.logcumsumexp is NaN at -inf, and inexact.
+
+    With `begins [T]` a sum at t starts at place begins[t], and what lies before it counts as `nothing`.
+    """
+    reach, places = 1, torch.arange(x.shape[1], device=x.device)
     while reach < x.shape[1]:
-        x = torch.cat([x[:, :reach], torch.logaddexp(x[:, reach:], x[:, :-reach])], dim=1)
+        behind = x[:, :-reach]
+        if begins is not None:
+            inside = places[:-reach] >= begins[reach:]
+            behind = torch.where(inside[:, None, None], behind, nothing)
+        x = torch.cat([x[:, :reach], torch.logaddexp(x[:, reach:], behind)], dim=1)
         reach *= 2
     return x
+
+
+def _packed_sums(first: Tensor, s: Tensor, offsets: Tensor, nothing: float) -> tuple[Tensor, Tensor]:
+    """lse before each token `[1, T, H, M]`, and after the last of each packed sequence `[N, H, M]`.
+
+    Each sequence is laid behind its `first [N, H, M]`, in one row of T + N places.
+    """
+    sequences, total = first.shape[0], s.shape[1]
+    numbers = torch.arange(sequences, device=s.device)
+    of_token = numbers.repeat_interleave(offsets.diff(), output_size=total)
+    starts = offsets[:-1] + numbers
+    tokens = torch.arange(total, device=s.device) + of_token + 1
+    begins = starts.new_empty(total + sequences).index_copy(0, starts, starts).index_copy(0, tokens, starts[of_token])
+    row = s.new_empty(1, total + sequences, *s.shape[2:]).index_copy(1, starts, first.unsqueeze(0))
+    lse = _log_cumulative_sum(row.index_copy(1, tokens, s).clamp_min(nothing), begins, nothing)
+    return lse[:, tokens - 1], lse[0, offsets[1:] + numbers]
 
 
 def _stretched(x: Tensor, n: int, place: int) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from codegen.errors import NumberTypeError, SizeError
+from codegen.errors import NumberTypeError, SequenceError, SizeError
 from codegen.rules import rule_named
 from trellis_ops import preparations
 from trellis_ops.eager import recurrence
@@ -120,6 +121,39 @@ def test_a_piece_of_no_tokens_before_any_token_changes_nothing_of_abc():
     *_, empty = preparations.abc_gates(s[:, :0])
     for with_it, without in zip(preparations.abc_gates(s, empty), preparations.abc_gates(s), strict=True):
         close(with_it, without)
+
+
+def test_packed_sequences_have_the_gates_of_abc_that_each_has_alone():
+    offsets = [0, 3, 3, 4, 9, 9]
+    s, initial = (3 * drawn(1, 9, H, M)).requires_grad_(), drawn(5, H, M, seed=1).requires_grad_()
+    with torch.no_grad():
+        s[0, 4, 0, 0] = initial[3, 1, 1] = initial[1, 0, 0] = -torch.inf
+    for first in (initial, None):
+        found = preparations.abc_gates(s, first, torch.tensor(offsets, dtype=torch.int32))
+        alone = [
+            preparations.abc_gates(s[:, begin:end], None if first is None else first[row : row + 1])
+            for row, (begin, end) in enumerate(pairwise(offsets))
+        ]
+        parts = zip(*alone, strict=True)
+        wanted = [torch.cat(part, dim=axis) for part, axis in zip(parts, (1, 1, 0), strict=True)]
+        given = [s] if first is None else [s, first]
+        weights = [drawn(*x.shape, seed=2 + place) for place, x in enumerate(wanted)]
+        gradients = []
+        for group in (found, wanted):
+            for one, other in zip(group, wanted, strict=True):
+                assert one.shape == other.shape and torch.equal(one.isinf(), other.isinf())
+                close(one.where(one.isfinite(), 0), other.where(other.isfinite(), 0))
+            finite = [(x.where(x.isfinite(), 0) * weight).sum() for x, weight in zip(group, weights, strict=True)]
+            gradients.append(torch.autograd.grad(sum(finite), given))
+        for one, other in zip(*gradients, strict=True):
+            close(one, other)
+
+
+def test_offsets_that_are_none_are_refused_by_the_gates_of_abc():
+    with pytest.raises(SequenceError, match="does not end at T = 9"):
+        preparations.abc_gates(drawn(1, 9, H, M), cu_seqlens=torch.tensor([0, 3, 8]))
+    with pytest.raises(SequenceError, match="with a batch"):
+        preparations.abc_gates(drawn(2, 9, H, M), cu_seqlens=torch.tensor([0, 9]))
 
 
 def test_the_gates_of_abc_and_their_gradients_are_finite_for_any_weights():

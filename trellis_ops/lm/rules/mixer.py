@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -17,8 +16,9 @@ from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.rules.generic import is_linear_in_v, sources
 from trellis_ops.lm.rules.inputs import FEATURES, UNIT_FEATURES, RuleInputs, Tensors
 from trellis_ops.lm.rules.named import rule_inputs
+from trellis_ops.lm.rules.preparations import OFFSETS
 from trellis_ops.lm.rules.source import Projection
-from trellis_ops.lm.sequences import Layout, Packed, Pooled
+from trellis_ops.lm.sequences import Layout, Pooled
 from trellis_ops.lm.sequences.parts import Index, Steps
 from trellis_ops.lm.state.layer_state import RuleLayerState, state_dtype, wide
 from trellis_ops.lm.token_mixer import TokenMixer, keep_start, put_rows, started
@@ -181,19 +181,9 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         return {name: each.to(v.dtype) if name in inputs else each for name, each in made.items()}
 
     def _prepared(self, made: Tensors, layout: Layout | None) -> Tensors:
-        """What the preparation makes; where it carries something from token to token, of each packed sequence alone."""
-        if not isinstance(layout, Packed) or not self.inputs.prepared:
-            return self.inputs.make(made)
-        of_heads = {name for name, each in self.made.items() if cast("Projection", each).source.per == HEAD}
-        found: list[Tensors] = []
-        for row, (first, end) in enumerate(itertools.pairwise(layout.offsets.tolist())):
-            carried = {name: made[name][row : row + 1] for name in self.inputs.prepared}
-            tokens = {
-                name: x if name in of_heads else x[:, first:end] for name, x in made.items() if name not in carried
-            }
-            found.append(self.inputs.make({**tokens, **carried}))
-        axes = {name: 0 if name in self.inputs.prepared else 1 for name in found[0]}
-        return {name: torch.cat([each[name] for each in found], axis) for name, axis in axes.items()}
+        """What the preparation makes; one that carries something from token to token is told of packed sequences."""
+        packed = None if layout is None else layout.cu_seqlens
+        return self.inputs.make(made if packed is None or not self.inputs.prepared else {**made, OFFSETS: packed})
 
     def _offsets(self, layout: Layout) -> Tensor | None:
         """Of packed sequences, in tokens of the rule."""

@@ -32,9 +32,12 @@ def gsa(made: Tensors) -> Tensors:
 
 def abc(made: Tensors) -> Tensors:
     """Gates of running sums of exp(scores), whose logarithm goes on (arXiv 2110.02488)."""
-    target, log_decay, lse = public.abc_gates(made["scores"], made["lse"])
+    target, log_decay, lse = public.abc_gates(made["scores"], made["lse"], made.get(OFFSETS))
     return {"target": target, "log_decay": log_decay, "lse": lse}
 
+
+OFFSETS = "cu_seqlens"
+"""What packed sequences have beside the tensors, for preparations that carry something from token to token."""
 
 SUBSTEPS = 2
 """Delta steps of DeltaProduct for each token."""
