@@ -13,7 +13,7 @@ shorten_spinning()
 require_own("codegen", "tuning_db")
 
 from trellis_ops.dispatch.forced_schedule import with_schedule
-from trellis_ops.dispatch.resolve import Selection, selection
+from trellis_ops.dispatch.selection import Selection, selection
 from trellis_ops.explanation import Explanation, explain
 from trellis_ops.memory import chunk_start, memory_attention, memory_states, memory_step
 from trellis_ops.operators.agreement import agree_across_ranks

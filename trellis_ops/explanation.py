@@ -11,7 +11,7 @@ from codegen.spec import Spec
 from trellis_ops import memory, ops
 from trellis_ops.calls import arguments, family_arguments
 from trellis_ops.calls.arguments import Request
-from trellis_ops.dispatch import ranks, resolve
+from trellis_ops.dispatch import ranks, served
 from trellis_ops.dispatch.resolve import Resolution
 from trellis_ops.operators import registered
 from trellis_ops.operators.family import rule_of
@@ -75,7 +75,7 @@ def explain(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         raise ValueError("explain knows no call on a pool; leave out what concerns the pool, state_indices first")
     given = {name: value for name, value in given.items() if name not in _OF_POOLS.get(operator.__name__, ())}
     request = _REQUESTS[operator.__name__](given)
-    return explanation_of(request.spec, resolve.as_served(ranks.expected_of(request, implementation), request.spec))
+    return explanation_of(request.spec, served.as_served(ranks.expected_of(request, implementation), request.spec))
 
 
 def explanation_of(spec: Spec, found: Resolution) -> Explanation:

@@ -26,7 +26,7 @@ from tests.fuzz.rounds import write_script
 from tests.fuzz.rules.drawn import KINDS as OF_RULES
 from tests.fuzz.tensors import make
 from trellis_ops import explain, trellis_step
-from trellis_ops.dispatch import resolve
+from trellis_ops.dispatch import served
 
 SEED = 2512
 KERNELS = draw_kernels(SEED, (*KINDS, *OF_RULES))
@@ -190,13 +190,13 @@ def test_a_schedule_that_was_drawn_is_the_one_that_runs():
 @pytest.mark.parametrize("kind", OF_RULES, ids=":".join)
 def test_a_schedule_of_a_rule_that_was_drawn_is_the_one_that_runs(kind, monkeypatch):
     kernel = draw_kernel(random.Random(3), kind, "tvm", own_choice=False)
-    built, build = [], resolve.build_legal
+    built, build = [], served.build_legal
 
     def noted(spec, schedule, device):
         built.append(schedule)
         return build(spec, schedule, device)
 
-    monkeypatch.setattr(resolve, "build_legal", noted)
+    monkeypatch.setattr(served, "build_legal", noted)
     direction = kernel.spec.problem.direction
     with chosen(kernel):
         checks.check(Case(kernel, lengths=(1,), wanted=() if direction == "forward" else ("q",)))

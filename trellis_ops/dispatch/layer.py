@@ -11,7 +11,8 @@ from codegen.device import cpu
 from codegen.schedules.registry import first_choice
 from codegen.spec import Spec, of_rows
 from trellis_ops.calls.arguments import Request
-from trellis_ops.dispatch.resolve import Resolution, forced_implementation, operator_of, resolve
+from trellis_ops.dispatch.resolve import Resolution, forced_implementation, resolve
+from trellis_ops.dispatch.served import operator_of
 from trellis_ops.specs import recorded
 
 

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from codegen.backends import backend
-from codegen.device import Device, cpu, cuda_device, gpu_names
-from codegen.errors import BackendUnavailableError, ImplementationError, ScheduleFieldError, TrellisError
+from codegen.device import Device, cpu, cuda_device
+from codegen.errors import ImplementationError, ScheduleFieldError
 from codegen.interruption.whole_imports import whole_imports
-from codegen.kernels.build import build_legal, operator_digest
-from codegen.kernels.operator import CompiledOperator
+from codegen.kernels.build import operator_digest
 from codegen.schedules.legality import require_legal, why_illegal
 from codegen.schedules.registry import backends, default, first_choice, from_settings
 from codegen.schedules.schedule import Schedule
@@ -122,7 +121,7 @@ def usual(request: Request, implementation: str | None) -> Resolution:
     if reason is not None:
         broken = None if forced else backend(name).why_broken()
         if broken is not None:
-            _say_eager(broken)
+            say_eager(broken)
         return _eager(refused, reason, device)
     schedule = _default(name, spec, device)
     illegal = why_illegal(spec, schedule, device)
@@ -226,87 +225,7 @@ def _eager(forced: str | None, reason: str, device: Device) -> Resolution:
     return Resolution("eager", device, notes=(reason,))
 
 
-# What winners did when they were to be compiled, by spec, schedule and device.
-_FAILED: dict[tuple[str, str, str], str] = {}
-
-
-def operator_of(resolution: Resolution, spec: Spec) -> CompiledOperator | None:
-    """The compiled operator of a resolution; None where eager is the answer, or the only thing left.
-
-    Raises:
-        ImplementationError: the compiler that was forced cannot be loaded.
-        TrellisError: a default or forced kernel that does not compile.
-    """
-    if resolution.schedule is None:
-        return None
-    try:
-        return build_legal(spec, resolution.schedule, resolution.device)
-    except BackendUnavailableError as error:
-        # Found out only now: kernels that are kept on the disk need no compiler.
-        if resolution.is_forced:
-            raise ImplementationError(name=resolution.implementation, reason=str(error.reason)) from error
-        _say_eager(str(error.reason))
-        return None
-    except TrellisError as error:
-        if resolution.match is None or resolution.default is None:
-            raise
-        _FAILED[_attempt(resolution, spec)] = str(error)
-        warnings.warn(
-            f"the winner in {resolution.match.path} does not compile, the default is used: {error}", stacklevel=2
-        )
-        return build_legal(spec, resolution.default, resolution.device)
-
-
 @functools.cache
-def _say_eager(reason: str) -> None:
+def say_eager(reason: str) -> None:
+    """Warn once for each reason for which plain PyTorch computes where kernels would be the first choice."""
     warnings.warn(f"plain PyTorch computes in place of kernels: {reason}", stacklevel=2)
-
-
-def as_served(resolution: Resolution, spec: Spec) -> Resolution:
-    """`resolution`, or what `operator_of` took in its place when its winner did not compile in this process."""
-    if resolution.match is None or resolution.schedule is None:
-        return resolution
-    error = _FAILED.get(_attempt(resolution, spec))
-    if error is None:
-        return resolution
-    note = f"the {resolution.origin} in {resolution.match.path} is not used: it does not compile here: {error}"
-    notes = (*resolution.notes, note)
-    return replace(resolution, schedule=resolution.default, origin="default schedule", match=None, notes=notes)
-
-
-def forget() -> None:
-    """Read the tuning database anew, and try again what did not compile."""
-    store.cache_clear()
-    _FAILED.clear()
-
-
-def _attempt(resolution: Resolution, spec: Spec) -> tuple[str, str, str]:
-    assert resolution.schedule is not None
-    return spec.key(), resolution.schedule.key(), resolution.device.key()
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What import found.
-
-    Attributes:
-        devices: keys of the devices here, the CPU first.
-        records: how many winners are known for each.
-        database: folders of the tuning database, the user's first.
-    """
-
-    devices: tuple[str, ...]
-    records: dict[str, int]
-    database: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = [f"{device}: {self.records[device]} tuned kernels" for device in self.devices]
-        return "\n".join([*lines, *(f"database: {folder}" for folder in self.database)])
-
-
-def selection() -> Selection:
-    """What import found for the devices here, without starting a GPU."""
-    devices = (cpu().key(), *gpu_names())
-    records = {device: len(store().records(device)) for device in devices}
-    layers = (store().user, store().shipped)
-    return Selection(devices, records, tuple(str(layer.folder) for layer in layers if layer is not None))

@@ -15,7 +15,7 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
 from trellis_ops.calls import values
 from trellis_ops.calls.arguments import Request
-from trellis_ops.dispatch import forced_schedule, launch, memory_room, ranks, resolve
+from trellis_ops.dispatch import forced_schedule, launch, memory_room, ranks, resolve, served
 from trellis_ops.dispatch.memory_room import Needs
 from trellis_ops.dispatch.reach import reach_of
 from trellis_ops.operators import transforms
@@ -116,7 +116,7 @@ def _resolve(request: Request, implementation: str | None, tensors: tuple[Tensor
     if reach.needs is not None:
         # What is too large is refused before anything is compiled for it.
         memory_room.require(reach.needs, tensors, reverse=reverse)
-    operator = resolve.operator_of(resolution, request.spec)
+    operator = served.operator_of(resolution, request.spec)
     schedule = None if operator is None else operator.schedule
     if operator is not None:
         recorded.record(request.spec, resolution.device.kind)
@@ -133,7 +133,7 @@ def forget() -> None:
     """Drop every plan and what was read of the tuning database: after tuning, or after changing the environment."""
     _PLANS.clear()
     QUICK_PLANS.clear()
-    resolve.forget()
+    served.forget()
 
 
 def keep_quick(key: Hashable, found: Plan, refused: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from codegen.scalars import whole_number
 from codegen.spec import Spec
 from trellis_ops.calls.arguments import Request
-from trellis_ops.dispatch import layer, ranks, resolve
+from trellis_ops.dispatch import layer, ranks, resolve, served
 from trellis_ops.explanation import Explanation, explanation_of
 from trellis_ops.specs.workload import load_workload
 
@@ -155,8 +155,8 @@ def _made_ready(request: Request) -> Iterator[tuple[Spec, Explanation]]:
     """Compile what serves a request; a backward without kernels runs the forward's, and its reverse in PyTorch."""
     of_layer = request.spec.problem.layer is not None
     resolution = layer.resolved(request.spec) if of_layer else ranks.resolution_of(request, None)
-    operator = resolve.operator_of(resolution, request.spec)
-    yield request.spec, explanation_of(request.spec, resolve.as_served(resolution, request.spec))
+    operator = served.operator_of(resolution, request.spec)
+    yield request.spec, explanation_of(request.spec, served.as_served(resolution, request.spec))
     if operator is None and request.spec.problem.direction != "forward":
         forward = replace(request.spec, problem=replace(request.spec.problem, direction="forward"))
         yield from _made_ready(replace(request, spec=forward))
