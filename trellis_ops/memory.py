@@ -1,4 +1,4 @@
-"""Attention over a bounded memory of any rule: `memory_attention`, `memory_step`, and the states that they move.
+"""Attention over a bounded memory of any rule: `memory_attention` and `memory_step`.
 
 docs/rules.md has the general equation, the rules that have a name, and a rule of one's own.
 """
@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from codegen.errors import GradientError
-from codegen.recurrence.of_rule import used_chunk_states
-from codegen.recurrence.tensors import state_behind, states
 from codegen.rule import Rule
-from codegen.rules import rule_named
 from trellis_ops import ops
 from trellis_ops.calls import arguments
 from trellis_ops.calls.called_rule import Called, called, in_order
+from trellis_ops.calls.checks import tensors_in
+from trellis_ops.memory_states import AnyStates
 from trellis_ops.operators import autocast, family, transforms
 from trellis_ops.operators.plan import is_plain, wants_gradient
 from trellis_ops.pool import calls as pooled
 
-AnyStates = tuple[Tensor, ...]
-"""The states of a rule in the order of its record, see `memory_states`."""
+_NAMES = (
+    *("q", "k", "v", "target", "log_decay", "step_size", "reader_step", "probe"),
+    *("momentum", "window_weight", "gain", "regulariser"),
+)
 
 
 def memory_attention(
@@ -107,19 +107,15 @@ def memory_attention(
         torch.Size([1, 32, 2, 16])
     """
     arguments.flag("output_final_state", output_final_state)
-    named = {
-        **{"q": q, "k": k, "v": v, "target": target, "log_decay": log_decay, "step_size": step_size},
-        **{"reader_step": reader_step, "probe": probe, "momentum": momentum, "window_weight": window_weight},
-        **{"gain": gain, "regulariser": regulariser},
-    }
-    made, given = called_with(rule, erase, named)
+    tensors = (q, k, v, target, log_decay, step_size, reader_step, probe, momentum, window_weight, gain, regulariser)
+    made, given = called_with(rule, erase, dict(zip(_NAMES, tensors, strict=True)))
     if state_indices is not None:
         pooled.refuse_final_states(output_final_state)
         pools = pooled.Pools(initial_state, chunk_state, first_state, state_indices, positions)
         rest: dict[str, Any] = {"chunk_size": chunk_size, "implementation": implementation}
         return pooled.call("memory_attention", made, given, pools, cu_seqlens=cu_seqlens, **rest), None
     pooled.refuse_without_indices(positions=positions, chunk_state=chunk_state, first_state=first_state)
-    initial = [] if initial_state is None else _tuple("initial_state", initial_state)
+    initial = [] if initial_state is None else tensors_in("initial_state", initial_state)
     if initial_state is not None and not initial:
         raise TypeError(f"initial_state is empty, but must be a tuple of {made.states} tensors, or None for zeros")
     if made.maps is not None:
@@ -133,18 +129,32 @@ def memory_attention(
             outer_gradient=outer_gradient,
             implementation=implementation,
         )
+    chunk = arguments.numbers_of_call(1.0, chunk_size)[1]
+    found = _attention(made, given, initial, cu_seqlens, (made.text, chunk, outer_gradient), implementation)
+    return found[0], tuple(found[1 : 1 + made.states]) if output_final_state else None
+
+
+def _attention(
+    made: Called,
+    given: list[Tensor],
+    initial: list[Tensor],
+    cu_seqlens: Tensor | None,
+    settings: tuple[str, int, str],
+    implementation: str | None,
+) -> Sequence[Tensor]:
+    """y and the final states of a rule that `trellis_attention` does not compute; settings are text, C and gradient."""
     given = autocast.lower_of_rule(given, made.is_input)
-    settings = (made.text, arguments.numbers_of_call(1.0, chunk_size)[1], outer_gradient)
     every = (*given, *initial, cu_seqlens)
     if is_plain(every):
-        found = family.run_attention(given, initial, cu_seqlens, *settings, False, implementation)
-    elif transforms.differentiates("memory_attention", every, implementation):
+        return family.run_attention(given, initial, cu_seqlens, *settings, False, implementation)
+    if transforms.differentiates("memory_attention", every, implementation):
         family.check_attention(given, initial, cu_seqlens, *settings)
-        with autocast.off(q.device):
-            found = family.eager_attention(given, initial, cu_seqlens, *settings)
-    else:
-        found = family.attention(given, initial, cu_seqlens, *settings, wants_gradient(every), implementation)
-    return found[0], tuple(found[1 : 1 + made.states]) if output_final_state else None
+        with autocast.off(given[0].device):
+            return family.eager_attention(given, initial, cu_seqlens, *settings)
+    found: Sequence[Tensor] = family.attention(
+        given, initial, cu_seqlens, *settings, wants_gradient(every), implementation
+    )
+    return found
 
 
 def memory_step(
@@ -191,12 +201,8 @@ def memory_step(
         OverlapError: a state shares memory with another tensor.
         As `memory_attention` otherwise.
     """
-    named = {
-        **{"q": q, "k": k, "v": v, "target": target, "log_decay": log_decay, "step_size": step_size},
-        **{"reader_step": reader_step, "probe": probe, "momentum": momentum, "window_weight": window_weight},
-        **{"gain": gain, "regulariser": regulariser},
-    }
-    made, given = called_with(rule, erase, named)
+    tensors = (q, k, v, target, log_decay, step_size, reader_step, probe, momentum, window_weight, gain, regulariser)
+    made, given = called_with(rule, erase, dict(zip(_NAMES, tensors, strict=True)))
     if state_indices is not None:
         pools = pooled.Pools(state, chunk_state, first_state, state_indices, positions)
         rest: dict[str, Any] = {"chunk_size": chunk_size, "implementation": implementation}
@@ -206,8 +212,8 @@ def memory_step(
         pooled.refuse_without_indices(
             positions=positions, first_state=first_state, chunk_size=None if chunk_size == 1 else chunk_size
         )
-    moved = _tuple("state", state)
-    starts = [] if chunk_state is None else _tuple("chunk_state", chunk_state)
+    moved = tensors_in("state", state)
+    starts = [] if chunk_state is None else tensors_in("chunk_state", chunk_state)
     if made.maps is not None:
         return ops.trellis_step(
             *_six(given),
@@ -228,67 +234,6 @@ def memory_step(
     return y
 
 
-def memory_states(
-    rule: str | Rule,
-    *,
-    batch: int,
-    heads: int,
-    dim_k: int,
-    dim_v: int,
-    slots: int | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> AnyStates:
-    """The states of a rule before any token: zeros.
-
-    In order, as far as the rule has them: S `[B, H, D_v, D_k]`, or S_k `[B, H, M, D_k]` and S_v `[B, H, M, D_v]`; P
-    of momentum, shaped as S; n `[B, H, D_k]` of a normaliser; the pairs of a window, window_u `[B, H, c - 1, ...]` and
-    window_w, the oldest first.
-
-    Args:
-        rule: a name or a `Rule`.
-        batch: B, or the number of packed sequences.
-        heads, dim_k, dim_v, slots: H, D_k, D_v, M; one pass has no slots.
-        device, dtype: of the states; float64 for float64 inputs.
-
-    Raises:
-        UnknownRuleError: no rule has that name.
-        TypeError: two passes without slots.
-    """
-    made = rule_named(rule)
-    if made.passes == 2 and slots is None:
-        raise TypeError(f"slots is None, but a rule of two passes such as {rule!r} has some; give an int")
-    sizes = {"dim_k": dim_k, "dim_v": dim_v, "slots": dim_v if slots is None else slots, "window": made.window - 1}
-    return tuple(
-        torch.zeros(batch, heads, *(sizes[axis] for axis in axes), dtype=dtype, device=device)
-        for axes in states(made).values()
-    )
-
-
-def chunk_start(rule: str | Rule, state: AnyStates) -> AnyStates:
-    """What `memory_step` takes as `chunk_state` in the chunk that begins now: copies of states, and sums at zero.
-
-    Raises:
-        UnknownRuleError: no rule has that name.
-        TypeError: other states than the rule's.
-    """
-    made = rule_named(rule)
-    named = dict(zip(states(made), _tuple("state", state, len(states(made))), strict=True))
-    found = []
-    for name in _start_names(made):
-        behind = state_behind(name)
-        found.append(torch.zeros_like(named[f"S{name[1:]}"]) if behind is None else named[behind].clone())
-    return tuple(found)
-
-
-def _start_names(rule: Rule) -> tuple[str, ...]:
-    return tuple(used_chunk_states(rule, True))
-
-
-# torch.compile would follow how the program of a rule is made.
-_start_names._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def called_with(
     rule: str | Rule, erase: tuple[Tensor, Tensor] | None, named: Mapping[str, Tensor | None]
 ) -> tuple[Called, list[Tensor]]:
@@ -301,20 +246,10 @@ def called_with(
     for name in ("q", "k", "v"):
         if not isinstance(named[name], Tensor):
             raise TypeError(f"{name} is {named[name]!r}, but must be a torch.Tensor")
-    erase_a, erase_b = (None, None) if erase is None else _tuple("erase", erase, 2)
+    erase_a, erase_b = (None, None) if erase is None else tensors_in("erase", erase, 2)
     step_size = named["step_size"]
     made = called(rule, step_size.ndim if isinstance(step_size, Tensor) else 0)
     return made, in_order(made, {**named, "erase_a": erase_a, "erase_b": erase_b})
-
-
-def _tuple(name: str, given: Any, count: int | None = None) -> list[Tensor]:
-    if not isinstance(given, tuple | list) or (count is not None and len(given) != count):
-        many = "tensors" if count is None else f"{count} tensors"
-        raise TypeError(f"{name} is {type(given).__name__}, but must be a tuple of {many}")
-    for place, x in enumerate(given):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}[{place}] is {x!r}, but must be a torch.Tensor")
-    return list(given)
 
 
 def _six(given: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

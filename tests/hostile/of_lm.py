@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from tests.hostile.entrance import Entrance
-from trellis_ops.lm import model_file
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.train import cli
@@ -23,6 +22,7 @@ from trellis_ops.lm.train.saving import checkpoint as checkpoints
 from trellis_ops.lm.train.saving.checkpoint import Checkpoint
 from trellis_ops.lm.train.saving.exclusive import exclusive
 from trellis_ops.lm.train.saving.resumable import check_resumable
+from trellis_ops.lm.weights import model_file
 
 TINY = TrellisConfig(vocab_size=256, layers=1, width=8, heads=1, num_slots=8, chunk_size=8)
 _FILE = "model.pt"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -103,3 +105,14 @@ def offsets(cu_seqlens: Tensor, q: Tensor) -> int:
     if cu_seqlens.device != q.device:
         raise DeviceMismatchError(name="cu_seqlens", device=cu_seqlens.device, expected=q.device)
     return int(cu_seqlens.shape[0]) - 1
+
+
+def tensors_in(name: str, given: Any, count: int | None = None) -> list[Tensor]:
+    """The tensors of a tuple or list that a call gives, `count` of them if it is said; else TypeError."""
+    if not isinstance(given, tuple | list) or (count is not None and len(given) != count):
+        many = "tensors" if count is None else f"{count} tensors"
+        raise TypeError(f"{name} is {type(given).__name__}, but must be a tuple of {many}")
+    for place, x in enumerate(given):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}[{place}] is {x!r}, but must be a torch.Tensor")
+    return list(given)

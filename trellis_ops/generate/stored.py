@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codegen.errors import FileWriteError, MissingPackageError
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 
 if TYPE_CHECKING:
     from trellis_ops.serve.store import PrefixStore

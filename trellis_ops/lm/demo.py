@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codegen.errors import SizeError, TrellisError
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.lm.config import PRESETS, TrellisConfig
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.sampling import Sampling

@@ -19,7 +19,6 @@ from codegen.errors import ShapeError
 from codegen.layer import WEIGHTS
 from codegen.scalars import whole_number
 from trellis_ops.dispatch.resolve import device_of
-from trellis_ops.lm import model_file
 from trellis_ops.lm.block import Block, draw_maps
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode import applies
@@ -33,8 +32,9 @@ from trellis_ops.lm.features import StateKind, carried, features, restored
 from trellis_ops.lm.generation import GeneratingModel, check_int64, check_prompt
 from trellis_ops.lm.state import TrellisState
 from trellis_ops.lm.state.rollback import kept_tokens, require_rollback
-from trellis_ops.lm.undrawn import undrawn
 from trellis_ops.lm.vocabulary import embedded
+from trellis_ops.lm.weights import model_file
+from trellis_ops.lm.weights.undrawn import undrawn
 
 
 class TrellisLM(GeneratingModel):

@@ -18,7 +18,7 @@ from codegen.errors import TrellisError, WorkloadError
 from codegen.interruption.whole_imports import whole_imports
 from codegen.rule_text import rule_text
 from codegen.spec import Spec, bucket
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.specs.workload import MAX_BYTES, section_of
 
 VARIABLE = "TRELLIS_OPS_RECORD_SPECS"

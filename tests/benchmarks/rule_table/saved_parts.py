@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.rule_table.parts import Found
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 
 
 @dataclass(frozen=True)

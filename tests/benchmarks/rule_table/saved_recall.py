@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.lm.recall.cell import Result
 
 

@@ -13,7 +13,6 @@ import torch
 from codegen.errors import UnknownModelError
 from tests.support.installed import ROOT
 from trellis_ops.generate import cli
-from trellis_ops.lm import model_file
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.demo import bits_per_byte
 from trellis_ops.lm.model import TrellisLM
@@ -21,6 +20,7 @@ from trellis_ops.lm.shipped import SHIPPED, export, load_shipped, models
 from trellis_ops.lm.train.options.settings import Settings
 from trellis_ops.lm.train.saving.checkpoint import Checkpoint, save
 from trellis_ops.lm.train.softmax import SoftmaxLM
+from trellis_ops.lm.weights import model_file
 
 pytestmark = pytest.mark.usefixtures("eager")
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from codegen.errors import FileWriteError
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import PretrainedError
 from trellis_ops.hf.modeling import TrellisForCausalLM
@@ -21,7 +21,7 @@ from trellis_ops.hf.tokenizer import bpe_tokenizer, byte_tokenizer
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.train.data.tokenizer import ByteTokenizer
 from trellis_ops.lm.train.saving import checkpoint
-from trellis_ops.lm.undrawn import undrawn
+from trellis_ops.lm.weights.undrawn import undrawn
 
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
 

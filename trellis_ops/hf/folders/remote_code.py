@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 
 _MODULE = "modeling_trellis"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from codegen.errors import TrellisError
 from codegen.rule import MAPS
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.lm.recall import grids
 from trellis_ops.lm.recall.cell import Cell, Result
 from trellis_ops.lm.recall.ledger import Ledger

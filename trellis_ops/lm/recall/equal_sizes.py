@@ -15,7 +15,7 @@ from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.recall.cell import Cell
 from trellis_ops.lm.rules.mixer import rule_state_shapes
 from trellis_ops.lm.rules.named import forgets, rule_inputs
-from trellis_ops.lm.undrawn import undrawn
+from trellis_ops.lm.weights.undrawn import undrawn
 
 _CLOSE = 0.04
 """Share of the state bytes by which sizes may miss, to be square and multiples of four."""

@@ -22,7 +22,8 @@ from trellis_ops.lm.sequences import Layout, Pooled
 from trellis_ops.lm.sequences.parts import Index, Steps
 from trellis_ops.lm.state.layer_state import RuleLayerState, state_dtype, wide
 from trellis_ops.lm.token_mixer import TokenMixer, keep_start, put_rows, started
-from trellis_ops.memory import chunk_start, memory_attention, memory_step
+from trellis_ops.memory import memory_attention, memory_step
+from trellis_ops.memory_states import chunk_start
 
 Shapes = dict[str, tuple[int, ...]]
 

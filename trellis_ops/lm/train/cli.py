@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from codegen.errors import TrellisError
-from trellis_ops import regular_file
 from trellis_ops.dispatch.resolve import device_of
+from trellis_ops.files import regular_file
+from trellis_ops.files.regular_file import regular_status, remove_unfinished
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.train import curve as curves
 from trellis_ops.lm.train.curve import Curve
@@ -34,7 +35,6 @@ from trellis_ops.lm.train.saving.checkpoint import Checkpoint
 from trellis_ops.lm.train.saving.exclusive import exclusive
 from trellis_ops.lm.train.saving.resumable import check_resumable
 from trellis_ops.lm.train.summary import Summary
-from trellis_ops.regular_file import regular_status, remove_unfinished
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

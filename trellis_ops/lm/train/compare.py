@@ -19,11 +19,11 @@ from pathlib import Path
 from codegen.device import cpu
 from codegen.errors import TrellisError
 from codegen.rules import NAMED
+from trellis_ops.files.regular_file import open_to_append
 from trellis_ops.lm.train.options.options import parser
 from trellis_ops.lm.train.options.ranges import MOST_THREADS, count
 from trellis_ops.lm.train.processes.workers import pool
 from trellis_ops.lm.train.summary import Summary, table
-from trellis_ops.regular_file import open_to_append
 
 MODELS: dict[str, dict[str, str]] = {
     "trellis": {},

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from codegen.errors import MissingPackageError
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.lm.train.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codegen.errors import TrellisError
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.lm.train.errors import CheckpointError
 
 if TYPE_CHECKING:

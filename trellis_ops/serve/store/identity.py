@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from codegen.rule_text import rule_text
-from trellis_ops.content_digest import content_digest
+from trellis_ops.files.content_digest import content_digest
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.state.prefixes import StatefulModel
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from codegen.errors import MissingPackageError, ServingError
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.serve.store import Disk, Memory, PrefixStore
 from trellis_ops.serve.store.tiers.tier import Tier
 

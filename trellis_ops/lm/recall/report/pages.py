@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.lm.train.errors import CheckpointError
 
 MARK = "<!-- What follows is written by a command, which keeps what stands before this line. -->"

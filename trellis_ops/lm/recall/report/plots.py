@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trellis_ops.files.regular_file import replaced
 from trellis_ops.lm.recall.cell import Result
 from trellis_ops.lm.recall.report.tables import differing, grouped, label
 from trellis_ops.lm.train.curve import require_matplotlib
-from trellis_ops.regular_file import replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.lm.train.errors import TextError
 
 SUFFIXES = (".txt", ".md", ".rst", ".py")

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from codegen.errors import FileWriteError, MissingPackageError, TrellisError
-from trellis_ops.content_digest import content_digest
+from trellis_ops.files.content_digest import content_digest
+from trellis_ops.files.regular_file import open_to_read, replaced
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.train.errors import CheckpointError
 from trellis_ops.lm.train.objective import LanguageModel, build_model
 from trellis_ops.lm.train.options.settings import Settings
-from trellis_ops.lm.undrawn import undrawn
-from trellis_ops.regular_file import open_to_read, replaced
+from trellis_ops.lm.weights.undrawn import undrawn
 
 FORMAT = 2
 """Since 2 there is a digest of the content; files of format 1 are read without one."""

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.lm.train.errors import FolderInUseError
 
 

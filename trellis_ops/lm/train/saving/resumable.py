@@ -12,7 +12,7 @@ from trellis_ops.lm.train.errors import CheckpointError
 from trellis_ops.lm.train.objective import Objective, build_model
 from trellis_ops.lm.train.options.settings import Settings
 from trellis_ops.lm.train.saving.checkpoint import Checkpoint, check_tensors, random_states
-from trellis_ops.lm.undrawn import undrawn
+from trellis_ops.lm.weights.undrawn import undrawn
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

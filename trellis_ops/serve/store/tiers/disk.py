@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codegen.errors import FileWriteError, StoreTierError
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 from trellis_ops.serve.store.entry import Entry, Owner
 from trellis_ops.serve.store.tiers.retention import Retention
 

@@ -14,8 +14,8 @@ import torch
 from codegen.errors import FileWriteError, IrregularFileError, ModelFileError
 from tests.trellis_ops.limited_files import limited_files
 from tests.trellis_ops.lm.small_models import make_model
-from trellis_ops.lm import model_file
 from trellis_ops.lm.model import TrellisLM
+from trellis_ops.lm.weights import model_file
 
 pytestmark = pytest.mark.usefixtures("eager")
 

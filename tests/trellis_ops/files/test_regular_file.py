@@ -10,7 +10,7 @@ import pytest
 
 from codegen.errors import FileWriteError, IrregularFileError
 from tests.trellis_ops.limited_files import limited_files
-from trellis_ops import regular_file
+from trellis_ops.files import regular_file
 
 
 def irregular(folder: Path) -> dict[str, Path]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from codegen.errors import FileWriteError, ModelFileError, TrellisError
-from trellis_ops.content_digest import content_digest
+from trellis_ops.files.content_digest import content_digest
+from trellis_ops.files.regular_file import open_to_read, replaced
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.regular_file import open_to_read, replaced
 
 _PARTS = {"config", "weights"}
 
