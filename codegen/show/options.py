@@ -17,6 +17,9 @@ from codegen.spec import DIRECTIONS, DTYPES, FAMILY_OPERATORS, LAYER_OPERATORS, 
 ALL_OPERATORS = (*OPERATORS, *FAMILY_OPERATORS, *LAYER_OPERATORS)
 """Those that a kernel may be a part of."""
 
+OF_ANY_RULE = "recurrence"
+"""The kernel that is shown unless one is named."""
+
 LAYER = Layer(768, 2048)
 """What stands around the memories of a layer's kernel unless it is given."""
 
@@ -28,7 +31,13 @@ def add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="print a generated kernel",
         description="Print the source of a kernel with its header, or what its compiler made of it.",
     )
-    show.add_argument("kernel", choices=KERNELS, help="template to render")
+    show.add_argument(
+        "kernel",
+        nargs="?",
+        choices=KERNELS,
+        default=OF_ANY_RULE,
+        help="template to render (default: %(default)s, which any rule has)",
+    )
     show.add_argument(
         "--backend", choices=backends(), default="triton", help="compiler to render for (default: %(default)s)"
     )

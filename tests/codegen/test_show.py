@@ -92,6 +92,10 @@ def test_a_rule_by_name_or_fields(capsys, rule, kernel):
     assert subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True).stdout == text
 
 
+def test_without_a_kernel_it_is_that_of_any_rule(capsys):
+    assert show(capsys, "--rule yaad --dim 16") == show(capsys, "recurrence --rule yaad --dim 16")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
