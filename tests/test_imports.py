@@ -72,6 +72,7 @@ ORDER = {
     ),
     "trellis_ops": (
         "own_packages",
+        "errors",
         "specs",
         "files",
         "outer_gradient",
@@ -163,6 +164,7 @@ FOR_THE_MODEL = {
     "calls.checks",
     "calls.values",
     "dispatch",
+    "errors",
     "files",
     "lm",
     "memory",

@@ -14,8 +14,8 @@ import torch
 from vllm import LLM, RequestOutput
 from vllm.config import KVTransferConfig
 
-from codegen.errors import ServingError
 from tests.vllm.engines import Prompt, alone, engine, finished, greedy, made, make_model, prompts, save
+from trellis_ops.errors import ServingError
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.serve.store import Disk, PrefixStore, StoreCounts
 from trellis_ops.serve.vllm import states

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codegen.errors import EmptyPromptError, TrellisError
+from codegen.errors import TrellisError
+from trellis_ops.errors import EmptyPromptError
 from trellis_ops.generate.prefill import read, read_to_last_piece
 from trellis_ops.generate.source import Source, read_model
 from trellis_ops.generate.stored import open_store

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from codegen.errors import MissingPackageError, ModelFileError, TrellisError, UnknownModelError
+from codegen.errors import MissingPackageError, TrellisError
+from trellis_ops.errors import ModelFileError, UnknownModelError
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.shipped import SHIPPED, load_shipped
 from trellis_ops.lm.train.data.tokenizer import ByteTokenizer, Tokenizer, from_json

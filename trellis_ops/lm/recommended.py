@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegen.errors import BudgetExceededError
+from trellis_ops.errors import BudgetExceededError
 from tuning_db import FRONT_HEADS, FrontRow, Recommendation
 
 _FLOAT_BYTES = 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from codegen.errors import TokenError
 from trellis_ops.calls import values
+from trellis_ops.errors import TokenError
 
 
 def embedded(embedding: nn.Embedding, tokens: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from codegen.errors import MaskError, TrellisError
+from codegen.errors import TrellisError
 from tests.trellis_ops.hf.small import VOCAB, alone, greedy, padded, pair, tokens
+from trellis_ops.errors import MaskError
 from trellis_ops.hf import TrellisCache
 from trellis_ops.hf.cache.names import CACHE_NAME
 

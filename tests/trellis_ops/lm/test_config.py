@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from codegen.device import Device, cpu
-from codegen.errors import BudgetExceededError, SizeError, UnknownMapError
+from codegen.errors import SizeError, UnknownMapError
+from trellis_ops.errors import BudgetExceededError
 from trellis_ops.lm.config import DEFAULT_CHUNK, DEFAULT_SLOTS, PRESETS, MissingRecommendationWarning, TrellisConfig
 from trellis_ops.lm.model import TrellisLM
 from tuning_db import FOLDER_VARIABLE, FrontRow, Recommendation, Store

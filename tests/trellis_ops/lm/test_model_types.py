@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from codegen.errors import DtypeError, TokenError
+from codegen.errors import DtypeError
 from tests.support.relative_error import assert_close
 from tests.trellis_ops.lm.small_models import SMALL, make_model, some_tokens, whole
+from trellis_ops.errors import TokenError
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.state import LayerState, TrellisState

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from codegen.errors import UnknownModelError
 from tests.support.installed import ROOT
+from trellis_ops.errors import UnknownModelError
 from trellis_ops.generate import cli
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.demo import bits_per_byte

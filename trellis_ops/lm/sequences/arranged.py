@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codegen.errors import DtypeError, MaskError, ShapeError
+from codegen.errors import DtypeError, ShapeError
 from trellis_ops.calls import checks, values
+from trellis_ops.errors import MaskError
 from trellis_ops.lm.sequences.packed import Packed
 from trellis_ops.lm.sequences.rows import Rows
 from trellis_ops.lm.state.place import Place

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from codegen.errors import UnknownModelError
+from trellis_ops.errors import UnknownModelError
 from trellis_ops.lm.model import TrellisLM
 
 SHIPPED = {"kjv-bytes": "kjv-bytes.pt"}

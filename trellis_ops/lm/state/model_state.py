@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codegen.errors import ShapeError, SizeError, StateError
+from codegen.errors import ShapeError, SizeError
 from codegen.scalars import whole_number
+from trellis_ops.errors import StateError
 from trellis_ops.lm.state.fitting import Wanted, check_layers
 from trellis_ops.lm.state.layer_state import AnyLayerState, LayerState, RuleLayerState
 from trellis_ops.lm.state.place import Place, moved, place_of, require_numbers

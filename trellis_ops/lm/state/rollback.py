@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from codegen.errors import DeviceMismatchError, DtypeError, RollbackError, ShapeError, SizeError
+from codegen.errors import DeviceMismatchError, DtypeError, ShapeError, SizeError
+from trellis_ops.errors import RollbackError
 from trellis_ops.lm.config import TrellisConfig
 
 

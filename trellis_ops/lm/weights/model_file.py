@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codegen.errors import FileWriteError, ModelFileError, TrellisError
+from codegen.errors import FileWriteError, TrellisError
+from trellis_ops.errors import ModelFileError
 from trellis_ops.files.content_digest import content_digest
 from trellis_ops.files.regular_file import open_to_read, replaced
 from trellis_ops.lm.config import TrellisConfig

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from codegen.errors import DamagedStateError
+from trellis_ops.errors import DamagedStateError
 from trellis_ops.serve.store.chain import SCHEMA, Secrets
 from trellis_ops.serve.store.entry import Entry
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from vllm.config import VllmConfig
 from vllm.model_executor.models.config import MambaModelConfig
 
-from codegen.errors import ServingError
+from trellis_ops.errors import ServingError
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.serve.store.chain import segment_of
 from trellis_ops.serve.vllm.store_options import StoreOptions

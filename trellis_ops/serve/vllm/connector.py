@@ -22,8 +22,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from codegen.errors import ServingError, SizeError
+from codegen.errors import SizeError
 from codegen.scalars import whole_number
+from trellis_ops.errors import ServingError
 from trellis_ops.serve.store.prefix_store import Lookup
 from trellis_ops.serve.vllm.store_metrics import StoreMetrics, StoreStats, named
 from trellis_ops.serve.vllm.store_options import StoreOptions

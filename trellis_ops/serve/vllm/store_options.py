@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from codegen.errors import MissingPackageError, ServingError
+from codegen.errors import MissingPackageError
+from trellis_ops.errors import ServingError
 from trellis_ops.files import regular_file
 from trellis_ops.serve.store import Disk, Memory, PrefixStore
 from trellis_ops.serve.store.tiers.tier import Tier

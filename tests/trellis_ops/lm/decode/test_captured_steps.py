@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from codegen.errors import DtypeError, ShapeError, StateError
+from codegen.errors import DtypeError, ShapeError
 from tests.support.relative_error import relative_error
+from trellis_ops.errors import StateError
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode import captured
 from trellis_ops.lm.model import TrellisLM

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from codegen.errors import RuleError, StateError, TrellisError, UnknownMapError, UnknownRuleError
+from codegen.errors import RuleError, TrellisError, UnknownMapError, UnknownRuleError
 from codegen.rule import Rule
 from codegen.rules import NAMED
 from tests.trellis_ops.lm.rules.models import SMALL, make_model, small_config, some_tokens
+from trellis_ops.errors import StateError
 from trellis_ops.lm.config import DEFAULT_CHUNK, PRESETS, TrellisConfig
 from trellis_ops.lm.model import TrellisLM
 

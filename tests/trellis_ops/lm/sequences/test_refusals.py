@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from codegen.errors import DtypeError, MaskError, SequenceError, ShapeError, SizeError
+from codegen.errors import DtypeError, SequenceError, ShapeError, SizeError
 from tests.trellis_ops.lm.sequences.models import model_of, some_tokens
+from trellis_ops.errors import MaskError
 
 pytestmark = pytest.mark.usefixtures("eager")
 

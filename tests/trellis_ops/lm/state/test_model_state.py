@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from codegen.errors import DtypeError, ShapeError, SizeError, StateError
+from codegen.errors import DtypeError, ShapeError, SizeError
 from tests.support.relative_error import assert_close
 from tests.trellis_ops.lm.rules.models import make_model as make_rule_model
 from tests.trellis_ops.lm.small_models import make_model, some_tokens, whole
+from trellis_ops.errors import StateError
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.state import TrellisState
 

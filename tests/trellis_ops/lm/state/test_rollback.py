@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codegen.errors import DtypeError, RollbackError, ShapeError, SizeError, StateError, TokenError
+from codegen.errors import DtypeError, ShapeError, SizeError
 from tests.support.relative_error import assert_close
 from tests.trellis_ops.lm.rules.models import make_model as make_rule_model
 from tests.trellis_ops.lm.sequences.models import MODELS, model_of, some_tokens
 from tests.trellis_ops.lm.small_models import make_model
 from tests.trellis_ops.lm.state.test_model_state import tensors_of
+from trellis_ops.errors import RollbackError, StateError, TokenError
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.state import TrellisState
 

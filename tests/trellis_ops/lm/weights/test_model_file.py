@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from codegen.errors import FileWriteError, IrregularFileError, ModelFileError
+from codegen.errors import FileWriteError, IrregularFileError
 from tests.trellis_ops.limited_files import limited_files
 from tests.trellis_ops.lm.small_models import make_model
+from trellis_ops.errors import ModelFileError
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.weights import model_file
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from codegen.errors import DamagedStateError
 from tests.trellis_ops.serve.store.stores import KEY, OTHER_KEY, entry
+from trellis_ops.errors import DamagedStateError
 from trellis_ops.serve.store.chain import Secrets
 from trellis_ops.serve.store.sealing import seal, unseal
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from codegen.errors import DamagedStateError, StoreTierError
+from trellis_ops.errors import DamagedStateError, StoreTierError
 from trellis_ops.serve.store.chain import Chain, Secrets
 from trellis_ops.serve.store.counts import Counting
 from trellis_ops.serve.store.entry import Entry

@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from codegen.errors import FileWriteError, StoreTierError
+from codegen.errors import FileWriteError
+from trellis_ops.errors import StoreTierError
 from trellis_ops.files import regular_file
 from trellis_ops.serve.store.entry import Entry, Owner
 from trellis_ops.serve.store.tiers.retention import Retention

@@ -11,8 +11,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from codegen.errors import StoreTierError
 from codegen.scalars import positive_number, whole_number
+from trellis_ops.errors import StoreTierError
 from trellis_ops.serve.store.entry import Entry, Owner
 
 _LABELS = "trellis:labels"
