@@ -11,6 +11,7 @@ import torch
 
 from codegen.backends import backend
 from codegen.backends.triton import compile as triton_backend
+from codegen.backends.triton import launched
 from codegen.device import NAMED, Device, cpu, named
 from codegen.errors import BackendUnavailableError, CompileError
 from codegen.kernels.build import build, parts
@@ -260,8 +261,8 @@ def test_a_kernel_for_amd_that_was_compiled_without_tensors_takes_no_long_ones()
     assert "S" in HIPBackend.get_tensor_specialization(MockTensor(torch.float32), align=True)
     for tensor in (short, long):
         specialised = "S" in HIPBackend.get_tensor_specialization(tensor, align=True)
-        assert specialised is triton_backend.are_short((4, tensor), 2**31 - 1)
-    assert not triton_backend.are_short((short, long[1:]), 2**31 - 1)
+        assert specialised is launched.are_short((4, tensor), 2**31 - 1)
+    assert not launched.are_short((short, long[1:]), 2**31 - 1)
 
 
 @pytest.mark.parametrize(
