@@ -45,7 +45,7 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
         "test_tiles_of_a_chunk_of_packed_sequences": ("64-bilevel",),
         "test_tiles_that_span_chunks_of_packed_sequences": ("2-bilevel",),
     },
-    "tests/codegen/backends/tvm/test_chunks.py": {
+    "tests/codegen/backends/tvm/rules/test_chunks.py": {
         "test_a_batch_with_initial_states": (
             "comba",
             "deltanet",
@@ -71,7 +71,7 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
             "gla-100-5",
         ),
     },
-    "tests/codegen/backends/tvm/test_chunks_backward.py": {
+    "tests/codegen/backends/tvm/rules/test_chunks_backward.py": {
         "test_all_gradients_of_a_batch": (
             "deltanet",
             "erase_post",
@@ -113,7 +113,7 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
             "2-32-64-16-bilevel",
         ),
     },
-    "tests/codegen/backends/tvm/test_recurrence.py": {
+    "tests/codegen/backends/tvm/rules/test_recurrence.py": {
         "test_exact": ("gain",),
         "test_packed_sequences_of_which_one_is_empty": (
             "gain",
@@ -133,7 +133,7 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
             "views_before",
         ),
     },
-    "tests/codegen/backends/tvm/test_stale_chunks.py": {
+    "tests/codegen/backends/tvm/rules/test_stale_chunks.py": {
         "test_packed_sequences_with_states": (
             "chunk_start",
             "hebbian",
@@ -281,7 +281,7 @@ THOROUGH: dict[str, dict[str, tuple[str, ...]]] = {
             "v-nan-titans-20-no padding",
         ),
     },
-    "tests/trellis_ops/family/test_peers.py": {
+    "tests/trellis_ops/family/peers/test_peers.py": {
         "test_a_rule_is_its_peers": ("mesanet-T500-D60-gate1.0",),
     },
     "tests/trellis_ops/lm/train/test_compare.py": {

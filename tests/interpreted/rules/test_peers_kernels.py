@@ -1,6 +1,6 @@
 """Rules beside kernels of flash-linear-attention, where it has no reference of the rule, or one of another rule.
 
-Its references are compared in tests/trellis_ops/family/test_peers.py. Of gated Oja it has none installed;
+Its references are compared in tests/trellis_ops/family/peers/test_peers.py. Of gated Oja it has none installed;
 `naive_recurrent_comba` takes z at the decayed memory, and this kernel shows that Comba does not.
 """
 

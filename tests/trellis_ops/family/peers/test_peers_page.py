@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.benchmarks.studies.errors.peers import HEADS
 from tests.support.peers.table import PEERS
 
-LINES = (Path(__file__).parents[3] / "docs/peers.md").read_text().splitlines()
+LINES = (Path(__file__).parents[4] / "docs/peers.md").read_text().splitlines()
 CELLS = [[cell.strip() for cell in line.strip("|").split("|")] for line in LINES if line.startswith("|")]
 
 

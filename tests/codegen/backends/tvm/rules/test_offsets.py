@@ -19,9 +19,9 @@ from codegen.kernels.sequences import Sequences
 from codegen.rule import Rule
 from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Problem, Spec
-from tests.codegen.backends.tvm.test_chunks import WIDTH, schedule
-from tests.codegen.backends.tvm.test_chunks_backward import LONG, SCHEDULE
-from tests.codegen.backends.tvm.test_recurrence import case, compiled
+from tests.codegen.backends.tvm.rules.test_chunks import WIDTH, schedule
+from tests.codegen.backends.tvm.rules.test_chunks_backward import LONG, SCHEDULE
+from tests.codegen.backends.tvm.rules.test_recurrence import case, compiled
 from tests.support.cases.recurrence import Run
 from tests.support.far_calls import Tensors, axes_of, behind, tensors_of, that_differ
 from tests.support.far_memory import far_in_place, untouched
