@@ -49,6 +49,7 @@ TUNED_FOR = "sm_90"
 """The architecture that defaults have been measured on; those for others were chosen by what compilers say."""
 
 DEFAULT, OTHER, SHIPPED, SAMPLED = "default", "other default", "shipped", "sample"
+_BY_STRICTNESS = (DEFAULT, SHIPPED, OTHER, SAMPLED)
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,10 @@ def specs() -> tuple[NamedSpec, ...]:
 
 
 def jobs(devices: Sequence[str], sample: int, store: Store) -> Iterator[Job]:
-    """Everything to compile, each once; the kernels of TVM for sm_90 only, those of Triton for all devices."""
+    """Everything to compile, each once in its strictest role; the kernels of TVM for sm_90 only."""
     seen = set()
-    for job in itertools.chain.from_iterable(_of_device(NAMED[name], sample, store) for name in devices):
+    found = itertools.chain.from_iterable(_of_device(NAMED[name], sample, store) for name in devices)
+    for job in sorted(found, key=lambda job: _BY_STRICTNESS.index(job.role)):
         key = (job.spec.key(), job.schedule.key(), job.device.arch)
         if key not in seen:
             seen.add(key)

@@ -128,6 +128,17 @@ def test_shipped_winners_are_compiled_unless_their_templates_are_gone(store):
     assert not [job for job in jobs(["sm_90"], 0, older) if job.role == "shipped"]
 
 
+def test_a_winner_that_is_sampled_too_is_judged_as_what_is_shipped(store, monkeypatch):
+    prefill = next(each for each in specs() if each.name == "prefill")
+    monkeypatch.setattr("tuner.offline.gpu_check.specs", lambda: (prefill,))
+    monkeypatch.setattr("tuner.offline.gpu_check.family_specs", tuple)
+    sampled = next(job.schedule for job in jobs(["sm_90"], 1, store) if job.role == SAMPLED)
+    digest = operator_digest(prefill.spec.problem, "triton")
+    record = winner_record(prefill.spec, sampled, device=HOPPER.key(), backend="triton", template_digest=digest)
+    store.ship(HOPPER.name, [record])
+    assert [job.role for job in jobs(["sm_90"], 1, store) if job.schedule == sampled] == [SHIPPED]
+
+
 def replace_record(record: Record, **changes) -> Record:
     from msgspec.structs import replace as replaced
 

@@ -266,7 +266,7 @@ def test_a_kernel_for_amd_that_was_compiled_without_tensors_takes_no_long_ones()
 
 
 @pytest.mark.parametrize(
-    ("kernel", "most"), [("trellis_fused", 104), ("keys_readout", 0), ("values_backward", 712), ("keys_backward", 600)]
+    ("kernel", "most"), [("trellis_fused", 88), ("keys_readout", 0), ("values_backward", 712), ("keys_backward", 600)]
 )
 def test_training_of_many_slots_spills_no_more_than_it_did(kernel, most):
     """Twice the slots of what registers hold; the order of the terms of a map decides some of it."""
@@ -276,3 +276,13 @@ def test_training_of_many_slots_spills_no_more_than_it_did(kernel, most):
     needs = backend("triton").resources(render(kernel, part, schedule, device), part, schedule, device)
     assert needs.registers <= 255
     assert needs.spill_bytes <= most
+
+
+def test_the_walk_back_of_gated_slots_spills_nothing():
+    """Four matrices are held at once; what a compiler moves out of the loops would take their registers."""
+    problem = Problem("memory_attention", chunk=1, dtype="bfloat16", direction="backward")
+    spec, device = Spec(rule_named("gsa"), problem), NAMED["sm_90"]
+    schedule = default("triton", spec, device)
+    part = dict(parts(spec, schedule))["recurrence_backward"]
+    source = render("recurrence_backward", part, schedule, device)
+    assert backend("triton").resources(source, part, schedule, device).spill_bytes == 0
