@@ -23,7 +23,7 @@ from trellis_ops.hf.pretrained import TrellisPreTrainedModel, gate_names
 from trellis_ops.hf.reading import read
 from trellis_ops.lm.block import Block, draw_maps
 from trellis_ops.lm.decode.applies import Parts
-from trellis_ops.lm.decode.decoder import fused_blocks
+from trellis_ops.lm.decode.decoder import forget, fused_blocks
 from trellis_ops.lm.decode.explanation import explain_step
 from trellis_ops.lm.decode.packing import known_weights
 from trellis_ops.lm.features import StateKind
@@ -171,7 +171,8 @@ class TrellisModel(TrellisPreTrainedModel):
         return explain_step(self, self._decode_weights, batch)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrellisModel:
-        """Move or cast the model; states that fitted it are looked at again."""
+        """Move or cast the model; states that fitted it are looked at again, and what was packed of it is dropped."""
+        forget(self)
         super()._apply(fn, recurse)
         self.kind = StateKind.of(self.kind.config)
         return self

@@ -24,7 +24,7 @@ from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode import applies
 from trellis_ops.lm.decode.applies import Parts
 from trellis_ops.lm.decode.captured import CapturedSteps
-from trellis_ops.lm.decode.decoder import fused_step
+from trellis_ops.lm.decode.decoder import forget, fused_step
 from trellis_ops.lm.decode.explanation import explain_step
 from trellis_ops.lm.decode.packing import known_weights
 from trellis_ops.lm.decode.run import run_of
@@ -274,7 +274,8 @@ class TrellisLM(GeneratingModel):
         return model.to(map_location)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrellisLM:
-        """Move or cast the model; states that fitted it are looked at again."""
+        """Move or cast the model; states that fitted it are looked at again, and what was packed of it is dropped."""
+        forget(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._kind = StateKind.of(self.config)
         return self

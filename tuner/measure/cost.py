@@ -18,7 +18,7 @@ from codegen.kernels.layer.arguments import BYTES_OF
 from codegen.kernels.layer.layout import layout_of
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.limits.extent import Extent
-from codegen.spec import BLOCK_STEP, FAMILY_OPERATORS, MIXER_STEP, Problem, Spec
+from codegen.spec import BLOCK_STEP, FAMILY_OPERATORS, NORM_STEP, SWIGLU_STEP, Problem, Spec
 from tuner.measure import rule_cost
 from tuner.measure.rule_cost import state_bytes
 
@@ -73,12 +73,14 @@ def _of_layer(spec: Spec) -> Cost:
 
 
 def _between_products(spec: Spec) -> Cost:
-    """Every argument moves once, a state twice; of operations those of the memories and of the gates' maps count."""
+    """Every argument moves once, a state twice; of the mixer's operations memories and the gates' maps count."""
     problem, arguments = spec.problem, between.kernel_arguments(spec)
     moved = sum(_argument_bytes(each, spec) * (2 if each.access == IN_PLACE else 1) for each in arguments)
-    if problem.operator != MIXER_STEP:
-        return Cost(0, moved)
     assert problem.layer is not None
+    if problem.operator == NORM_STEP:
+        return Cost(problem.batch * 4 * problem.layer.width, moved)
+    if problem.operator == SWIGLU_STEP:
+        return Cost(problem.batch * 2 * problem.layer.hidden, moved)
     gates = between.length("gates", spec)
     assert gates is not None
     one_row = problem.heads * sum(6 * problem.slots * dim for dim in (problem.dim_k, problem.dim_v))

@@ -36,6 +36,8 @@ def rivals(spec: Spec, where: torch.device, ready: Collection[str]) -> tuple[dic
     """
     if spec.problem.operator in MOVES_STATES:
         return _decode(spec, where), {}
+    if spec.problem.layer is not None:
+        return {}, {}  # Attention is a part of it, or none of it.
     calls = {"softmax attention (SDPA)": _softmax(spec, where)}
     left_out = {}
     for name in COMPILE_LONG:

@@ -67,7 +67,8 @@ def side_by_side(
         calls[KERNEL + of_length] = _kernel(short, device, backend, settings)
     else:
         left_out[COMPILED] = "it was not compiled in the time there was"
-    graph = device.kind != "cpu" and spec.problem.operator in MOVES_STATES
+    is_step = spec.problem.operator in MOVES_STATES or spec.problem.layer is not None
+    graph = device.kind != "cpu" and is_step
     policy = policy_for(device, None if device.kind == "cpu" or graph else "gpu-events")
     with torch.set_grad_enabled(spec.problem.direction != "forward"):
         able = _able(calls | others, device, policy, left_out)

@@ -7,7 +7,7 @@ import torch
 
 from codegen.device import cpu
 from codegen.rule import Rule
-from codegen.spec import Problem, Spec
+from codegen.spec import BETWEEN_OPERATORS, Problem, Spec
 from trellis_ops.specs.workload import load_workload
 from tuner.measure.baseline import time_eager
 from tuner.measure.ceiling import Ceiling, ceiling_of, limits
@@ -214,3 +214,14 @@ def test_a_block_costs_reading_its_weights_in_their_type():
     numbers = (wide.bytes - narrow.bytes) // 2
     assert numbers > 16 * (3 * 16 + 2 * 40)
     assert 0 < narrow.bytes - least.bytes <= numbers
+
+
+def test_what_stands_between_the_products_of_a_block_moves_each_of_its_arguments():
+    sizes = "batch=3, tokens=1, heads=2, dim=8, slots=16, chunk=4, dtype=bfloat16, layer=W16-F40-K4-unit-float32"
+    text = f"x: operator={{}}, {sizes}"
+    norm, mixer, swiglu = (cost_of(parse_spec(text.format(each)).spec) for each in BETWEEN_OPERATORS)
+    assert norm.bytes == 3 * 2 * 16 * 2 + 17 * 4
+    assert swiglu.bytes == 3 * 3 * 40 * 2
+    states = 3 * 4 * 2 * 16 * 8 * 4
+    assert 2 * states < mixer.bytes < 2.2 * states
+    assert mixer.flops == 3 * (2 * 2 * 6 * 16 * 8 + 2 * 2 * 16)

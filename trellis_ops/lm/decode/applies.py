@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,25 +69,46 @@ class Parts:
         """Every parameter that the kernels read."""
         return itertools.chain(self.blocks.parameters(), *(each.parameters() for each in self.output or ()))
 
+    @property
+    def device(self) -> torch.device:
+        """Of the first parameter."""
+        return next(self.parameters()).device
+
+    def map_types(self) -> set[torch.dtype]:
+        """The types of the linear maps of the blocks, but for those of gates."""
+        gates = {each for block in self.blocks for each in cast(Block, block).mixer.gates()}
+        maps = (each for each in self.blocks.modules() if isinstance(each, nn.Linear) and each not in gates)
+        return {each.weight.dtype for each in maps}
+
     def are_narrow(self) -> bool:
         """Whether every linear map of the blocks, but those of gates, is narrower than float32."""
-        wide = {each for block in self.blocks for each in cast(Block, block).mixer.gates()}
-        maps = (each for each in self.blocks.modules() if isinstance(each, nn.Linear) and each not in wide)
-        return all(each.weight.dtype != torch.float32 for each in maps)
+        return torch.float32 not in self.map_types()
+
+
+class Model(Protocol):
+    """A `torch.nn.Module` whose decode steps are taken."""
+
+    def step_parts(self) -> Parts:
+        """What a step goes through now."""
 
 
 def why_not_model(parts: Parts) -> str | None:
     """Why no kernel of whole blocks serves a model as it is made now, in one sentence; None if they do."""
+    reason = why_not_parts(parts, torch.device("cpu"))
+    if reason is None and (numbers := _most_numbers(parts)) > MOST_NUMBERS:
+        return f"a kernel would read {numbers:,} packed weights, and counts them in 32 bits"
+    return reason
+
+
+def why_not_parts(parts: Parts, device: torch.device) -> str | None:
+    """Why no kernel on `device` may stand for the modules of a model, in one sentence; None if they may."""
     if parts.config.rule is not None:
         return "the rule is not TRELLIS: kernels of whole blocks have its memory only"
     width = parts.config.conv_width
     if width < FEWEST_TAPS:
         return f"conv_width is {width}: the kernels have convolutions of at least {FEWEST_TAPS} tokens"
-    numbers = _most_numbers(parts)
-    if numbers > MOST_NUMBERS:
-        return f"a kernel would read {numbers:,} packed weights, and counts them in 32 bits"
-    reasons = itertools.chain(map(_why_not_module, parts.modules()), map(_why_not_parameter, parts.parameters()))
-    return next(filter(None, reasons), None)
+    of_parameters = (_why_not_parameter(each, device) for each in parts.parameters())
+    return next(filter(None, itertools.chain(map(_why_not_module, parts.modules()), of_parameters)), None)
 
 
 def _most_numbers(parts: Parts) -> int:
@@ -97,11 +118,11 @@ def _most_numbers(parts: Parts) -> int:
     return max(layout_of(spec).numbers for spec in specs)
 
 
-def why_not_call() -> str | None:
-    """Why what surrounds a call needs to see the modules at work, in one sentence; None if nothing does."""
+def why_not_call(kind: str = "cpu") -> str | None:
+    """Why what surrounds a call on a device of a kind has to see the modules at work, in one sentence; None if not."""
     if torch.compiler.is_compiling():
         return "torch.compile traces the call"
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(kind):
         return "autocast is on"
     if values.enabled():
         return f"{values.VARIABLE} asks for checks of values between the operators"
@@ -134,12 +155,12 @@ def _is_block(kind: type[nn.Module]) -> bool:
     return issubclass(kind, Block) and all(getattr(kind, name) is getattr(Block, name) for name in _OF_BLOCK)
 
 
-def _why_not_parameter(parameter: Tensor) -> str | None:
+def _why_not_parameter(parameter: Tensor, device: torch.device) -> str | None:
     if type(parameter) not in (nn.Parameter, Tensor):
         return f"a parameter is a {type(parameter).__qualname__}"
-    if parameter.device.type != "cpu" or parameter.dtype not in TYPES:
+    if parameter.device != device or parameter.dtype not in TYPES:
         found = f"{parameter.dtype} on {parameter.device}"
-        return f"a parameter is {found}: the kernels take float32 and bfloat16 on CPUs"
+        return f"a parameter is {found}: the kernels take float32 and bfloat16, all on {device}"
     if parameter.is_inference():
         return "a parameter was made under inference_mode, which does not count its changes"
     return None

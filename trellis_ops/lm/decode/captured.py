@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from codegen.errors import DtypeError, ShapeError
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.decode import between
+from trellis_ops.lm.decode.applies import Parts
 from trellis_ops.lm.sequences import Pooled, Rows
 from trellis_ops.lm.state import TrellisState
 
@@ -26,12 +28,16 @@ class Model(Protocol):
     embedding: nn.Embedding
     norm: nn.RMSNorm
 
+    def step_parts(self) -> Parts:
+        """What a step goes through now."""
+
 
 class CapturedSteps:
     """Decode steps of a model for the rows of a state, by a graph that is captured here.
 
-    The graph reads the model's weights where they lie: a model that is moved or cast, or whose modules are replaced,
-    needs another one. The state that is given is left as it was.
+    It runs the kernels of `trellis_ops.lm.decode.between` where they may stand for the modules, and else the modules.
+    The graph reads the model's weights where they lie, or copies of them: a model that has changed needs another one.
+    The state that is given is left as it was.
 
     Args:
         model: on a CUDA device; any rule.
@@ -55,6 +61,7 @@ class CapturedSteps:
         self._pools = [
             {name: pool for name, pool in layer.tensors().items() if pool.numel()} for layer in self._state.layers
         ]
+        self._moves = self._by_kernels(state.batch)
         # What is captured is not run, but compiling its kernels is a run before it.
         kept = [tensor.clone() for tensor in self._moved()]
         self._replay = cuda_graph(self._run, device)
@@ -82,14 +89,37 @@ class CapturedSteps:
         """A copy of the state after the tokens so far."""
         return self._state.clone()
 
+    def _by_kernels(self, batch: int) -> Callable[[Tensor], Tensor] | None:
+        """What makes logits of the embeddings of tokens by kernels; None where the modules have to."""
+        like = self._model.embedding.weight.detach()[:1].expand(batch, -1)
+        found = between.ready(self._model, like) if between.serve(like.device) else None
+        if found is None:
+            return None
+        weights, kernels = found
+        states = [weights.states_of(index, pools, batch) for index, pools in enumerate(self._pools)]
+        if not all(states):
+            return None
+
+        def logits_of(x: Tensor) -> Tensor:
+            where = weights.where(self._sequences.positions)
+            for index, state in enumerate(states):
+                weights.step_block(kernels, index, x, where, state)
+            return weights.logits_of(kernels, x)
+
+        return logits_of
+
     @torch.no_grad()
     def _run(self) -> Tensor:
-        x = self._model.embedding(self._tokens)[:, None]
+        x = self._model.embedding(self._tokens)
+        logits: Tensor = self._by_modules(x) if self._moves is None else self._moves(x)
+        self._sequences.positions.add_(1)
+        return logits
+
+    def _by_modules(self, x: Tensor) -> Tensor:
+        x = x[:, None]
         for block, pools in zip(self._blocks, self._pools, strict=True):
             x = block.pooled(x, pools, self._sequences)
-        self._sequences.positions.add_(1)
-        logits: Tensor = nn.functional.linear(self._model.norm(x[:, 0]), self._model.embedding.weight)
-        return logits
+        return nn.functional.linear(self._model.norm(x[:, 0]), self._model.embedding.weight)
 
     def _moved(self) -> list[Tensor]:
         return [self._sequences.positions, *(pool for pools in self._pools for pool in pools.values())]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +17,20 @@ from trellis_ops.dispatch.put_back import put_back
 from trellis_ops.dispatch.resolve import forced_implementation
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.decode import applies
-from trellis_ops.lm.decode.applies import Parts
+from trellis_ops.lm.decode import applies, between
+from trellis_ops.lm.decode.applies import Model, Parts
+from trellis_ops.lm.decode.between import lie_apart
 from trellis_ops.lm.decode.held_pools import HeldPools
 from trellis_ops.lm.decode.packing import Packed, pack_block, pack_logits
 from trellis_ops.lm.decode.specs import block_spec, block_states, logits_spec
 from trellis_ops.lm.decode.watch import Watch, watch
-from trellis_ops.lm.state import LayerState, Place, TrellisState
+from trellis_ops.lm.state import LayerState, TrellisState
+from trellis_ops.lm.state.place import positions_on
 
-_MOST_POSITIONS = 4096
+_CPU = torch.device("cpu")
 _TAIL = "tail"
 
 increment_version = torch._C._increment_version
-
-
-class Model(Protocol):
-    """A `torch.nn.Module` whose decode steps are taken."""
-
-    def step_parts(self) -> Parts:
-        """What a step goes through now."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ class Decoder:
     def where(self, state: TrellisState, batch: int) -> tuple[Tensor, ...]:
         """The positions of the rows as kernels take them; none where a state has no copies of the chunk's start."""
         first = cast(LayerState, state.layers[0])
-        return () if first.starts() is None else (_positions(state.place, batch),)
+        return () if first.starts() is None else (positions_on(state.place, batch, _CPU),)
 
     def tensors_of(self, state: LayerState) -> tuple[Tensor, ...]:
         """The state of a layer as its kernel takes it; the tail has the type of the weights, and there float32."""
@@ -139,20 +132,21 @@ class Decoder:
         places = tuple([tensor.data_ptr() for tensor in tensors])
         if self.places[index] == places:
             return True
-        spans = sorted((tensor.data_ptr(), tensor.nbytes) for tensor in tensors)
-        if any(start + size > following for (start, size), (following, _) in pairwise(spans)):
+        if not lie_apart(tensors):
             return False
         self.places[index] = places
         return True
 
 
 def fused_step(model: Model, weights: str, x: Tensor, state: TrellisState) -> Tensor | None:
-    """Logits `[B, vocabulary]` after a token, by a kernel for each block; None, and nothing was written, without them.
+    """Logits `[B, vocabulary]` after a token, by kernels of blocks; None, and nothing was written, without them.
+
+    They are those of whole blocks, or on GPUs those of `trellis_ops.lm.decode.between`.
 
     Args:
         model: whose step it is; its `step_parts` have an output.
         weights: the type to pack its weights in, one of `codegen.layer.WEIGHTS`; "float32" packs those of a model with
-            narrower ones in bfloat16.
+            narrower ones in bfloat16. On GPUs weights have the type of the modules'.
         x: the embeddings of the token of each row, `[B, width]`; overwritten where they are float32.
         state: moved in place but for its positions. A block whose state no kernel takes, such as one that is not
             contiguous, is computed by its modules.
@@ -160,6 +154,8 @@ def fused_step(model: Model, weights: str, x: Tensor, state: TrellisState) -> Te
     Raises:
         TrellisError: a kernel does not compile.
     """
+    if between.serve(x.device):
+        return between.step(model, x, state)
     found = ready(model, weights, x)
     if found is None:
         return None
@@ -170,6 +166,8 @@ def fused_step(model: Model, weights: str, x: Tensor, state: TrellisState) -> Te
 
 def fused_blocks(model: Model, weights: str, x: Tensor, state: TrellisState) -> Tensor | None:
     """What the last block makes of a token, `[B, width]` of the type of `x`; as `fused_step`, without the logits."""
+    if between.serve(x.device):
+        return between.blocks(model, x, state)
     found = ready(model, weights, x)
     return None if found is None else _through_blocks(found[0], found[1].block, x, state).to(x.dtype)
 
@@ -222,12 +220,13 @@ def _decoder_of(model: Model, weights: str) -> Decoder | None:
 def packed_bytes(model: nn.Module) -> int:
     """Bytes of what is packed of a model now; 0 before its first step."""
     known = _DECODERS.get(model)
-    return 0 if known is None else known.nbytes()
+    return between.copied_bytes(model) + (0 if known is None else known.nbytes())
 
 
 def forget(model: nn.Module) -> None:
     """Drop what is packed of a model; its next step packs it again."""
     _DECODERS.pop(model, None)
+    between.forget(model)
 
 
 def packed_type(parts: Parts, asked: str) -> str:
@@ -247,12 +246,3 @@ def _packed(parts: Parts, asked: str) -> Decoder:
         last = pack_logits(norm, rows, logits_spec(config, 1, weights))
     states = block_states(config)
     return Decoder(watched, parts.blocks, blocks, last, config, asked, weights, states, [()] * len(blocks))
-
-
-def _positions(place: Place, batch: int) -> Tensor:
-    return place if isinstance(place, Tensor) else _equal_positions(place, batch)
-
-
-@functools.lru_cache(maxsize=_MOST_POSITIONS)
-def _equal_positions(place: int, batch: int) -> Tensor:
-    return torch.full((batch,), place, dtype=torch.int64, device="cpu")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from codegen.scalars import whole_number
-from codegen.spec import next_power_of_two
+from codegen.spec import Spec, next_power_of_two
 from trellis_ops.dispatch.layer import resolved
-from trellis_ops.lm.decode import applies
-from trellis_ops.lm.decode.decoder import Model, packed_type
+from trellis_ops.lm.decode import applies, between
+from trellis_ops.lm.decode.applies import Model, Parts
+from trellis_ops.lm.decode.decoder import packed_type
 from trellis_ops.lm.decode.specs import block_spec, logits_spec
 
 
@@ -18,17 +19,26 @@ def explain_step(model: Model, weights: str, batch: int) -> str:
     """
     batch = whole_number("batch", batch)
     parts = model.step_parts()
-    reason = applies.why_not_model(parts) or applies.why_not_call()
+    device = parts.device
+    is_between = between.serve(device)
+    why_not_model = between.why_not_model if is_between else applies.why_not_model
+    reason = why_not_model(parts) or applies.why_not_call(device.type)
     if batch > applies.MOST_ROWS:
         reason = reason or f"the kernels take at most {applies.MOST_ROWS} rows, not {batch}"
     if reason is not None:
         return f"modules: {reason}"
     lines = []
-    kernels = (block_spec,) if parts.output is None else (block_spec, logits_spec)
-    for spec in (each(parts.config, next_power_of_two(batch), packed_type(parts, weights)) for each in kernels):
-        found = resolved(spec)
+    for spec in _specs(parts, weights, next_power_of_two(batch), is_between):
+        found = resolved(spec, device)
         if found.schedule is None:
             return f"modules: {'; '.join(found.notes)}"
         notes = "".join(f"; {note}" for note in found.notes)
         lines.append(f"{spec.problem.operator}: {found.schedule.key()}, {found.origin}{notes}")
     return "\n".join(lines)
+
+
+def _specs(parts: Parts, weights: str, rows: int, is_between: bool) -> list[Spec]:
+    if is_between:
+        return between.specs_of(parts.config, rows, *parts.map_types())
+    kernels = (block_spec,) if parts.output is None else (block_spec, logits_spec)
+    return [each(parts.config, rows, packed_type(parts, weights)) for each in kernels]

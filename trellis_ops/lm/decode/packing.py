@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codegen.errors import UnknownMapError
-from codegen.kernels.layer.layout import PANEL, Matrix, layout_of, padded
+from codegen.kernels.layer.layout import PANEL, Layout, Matrix, layout_of, padded
 from codegen.layer import WEIGHTS
 from codegen.spec import Spec
 from trellis_ops.lm.block import Block
@@ -61,34 +61,49 @@ def pack_block(block: Block, spec: Spec) -> Packed:
         "gate": mixer.to_gate.weight,
         "decay": mixer.to_decay.weight,
     }
-    step_size = F.softplus(mixer.step_size.float())
     if mixer.to_step_size is not None:
-        projections["step_size"], step_size = mixer.to_step_size.weight, mixer.step_size
+        projections["step_size"] = mixer.to_step_size.weight
     matrices = {
         "projections": projections,
         "out": {"out": mixer.to_out.weight},
         "gate_up": {"gate": block.mlp.gate.weight, "up": block.mlp.up.weight},
         "down": {"down": block.mlp.down.weight},
     }
-    vectors = {
+    return _packed(spec, matrices, vectors_of_block(block))
+
+
+def vectors_of_block(block: Block) -> dict[str, Tensor]:
+    """The weights of a block that are no matrix, by the names of `codegen.kernels.layer.layout`."""
+    mixer = block.mixer
+    assert isinstance(mixer, TrellisMixer)
+    return {
         "eps": _eps(mixer.config.norm_eps),
         "mixer_norm": block.mixer_norm.weight,
         "taps_q": mixer.conv_q.T,
         "taps_k": mixer.conv_k.T,
         "decay_bias": mixer.to_decay.bias,
-        "step_size": step_size,
+        "step_size": F.softplus(mixer.step_size.float()) if mixer.to_step_size is None else mixer.step_size,
         "out_norm": mixer.norm.weight,
         "mlp_norm": block.mlp_norm.weight,
     }
-    return _packed(spec, matrices, vectors)
+
+
+def vectors_of_norm(norm: torch.nn.RMSNorm) -> dict[str, Tensor]:
+    """The weight and the epsilon of a norm, likewise."""
+    assert norm.weight is not None and norm.eps is not None
+    return {"eps": _eps(norm.eps), "norm": norm.weight}
+
+
+def flat_vectors(layout: Layout, vectors: Mapping[str, Tensor]) -> Tensor:
+    """Vectors in the order of a layout, `[vector_numbers]`, float32, where its widest one is."""
+    device = max(vectors.values(), key=Tensor.numel).device
+    return torch.cat([vectors[name].flatten().float().to(device) for name in layout.vectors])
 
 
 @torch.no_grad()
 def pack_logits(norm: torch.nn.RMSNorm, embedding: Tensor, spec: Spec) -> Packed:
     """The norm before the logits, and the embedding `[vocabulary, width]` that makes them."""
-    assert norm.weight is not None and norm.eps is not None
-    vectors = {"eps": _eps(norm.eps), "norm": norm.weight}
-    return _packed(spec, {"embedding": {"embedding": embedding}}, vectors)
+    return _packed(spec, {"embedding": {"embedding": embedding}}, vectors_of_norm(norm))
 
 
 def _eps(eps: float) -> Tensor:
@@ -106,8 +121,7 @@ def _packed(spec: Spec, matrices: Mapping[str, Mapping[str, Tensor]], vectors: M
         # Inputs are then the rows of a panel, and its outputs lie side by side.
         place = weights[matrix.first : matrix.first + matrix.numbers]
         place.view(matrix.panels, matrix.columns, PANEL).copy_(panels.transpose(1, 2))
-    flat = torch.cat([own[name].flatten().float() for name in layout.vectors])
-    return Packed(weights, flat)
+    return Packed(weights, flat_vectors(layout, own))
 
 
 def quantized(weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from codegen.backends import Kernel
 from trellis_ops.lm.block import Block
-from trellis_ops.lm.decode.decoder import Decoder, Kernels, Model, increment_version, ready
+from trellis_ops.lm.decode.applies import Model
+from trellis_ops.lm.decode.decoder import Decoder, Kernels, increment_version, ready
 from trellis_ops.lm.decode.held_pools import HeldPools, Pools, hold
 from trellis_ops.lm.sequences import Pooled, Rows
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from codegen.errors import DtypeError, ShapeError
+
+_MOST_KNOWN = 4096
 
 Place = int | Tensor
 """Tokens since the start of the chunk: the int that all rows have, or `[B]` int64 on the CPU where they differ."""
@@ -21,6 +25,16 @@ def place_of(positions: Tensor) -> Place:
     positions = positions.to("cpu", copy=True)
     first = int(positions[0])
     return first if bool((positions == first).all()) else positions
+
+
+def positions_on(place: Place, batch: int, device: torch.device) -> Tensor:
+    """The positions of `batch` rows, `[batch]` int64 on a device; nobody may write to them."""
+    return place.to(device) if isinstance(place, Tensor) else _equal_positions(place, batch, device)
+
+
+@functools.lru_cache(maxsize=_MOST_KNOWN)
+def _equal_positions(place: int, batch: int, device: torch.device) -> Tensor:
+    return torch.full((batch,), place, dtype=torch.int64, device=device)
 
 
 def moved(place: Place, tokens: int | Tensor, period: int) -> Place:
