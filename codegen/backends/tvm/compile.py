@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import tempfile
@@ -18,9 +19,7 @@ from codegen.backends.source_module import module_of
 from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.backends.tvm import thread_owners
 from codegen.backends.tvm.executable import NAME, compiler, compiler_or_fault, executable
-from codegen.backends.tvm_cuda import compile as cuda
 from codegen.backends.tvm_cuda import nvcc
-from codegen.backends.tvm_cuda.kernel import CompiledCuda
 from codegen.cache.kernels import Entry, entry
 from codegen.device import Device, cpu, cpu_identity
 from codegen.errors import BackendUnavailableError, CompileError
@@ -33,6 +32,8 @@ from codegen.spec import Spec
 
 if TYPE_CHECKING:
     import torch
+
+    from codegen.backends.tvm_cuda.kernel import CompiledCuda
 
 name = NAME
 
@@ -75,6 +76,8 @@ def why_unavailable(device: Device) -> str | None:
     if importlib.util.find_spec("tvm") is None:
         return "the package apache-tvm is not installed (it comes with trellis-ops on Linux x86-64)"
     if device.kind == "cuda":
+        from codegen.backends.tvm_cuda import compile as cuda
+
         return cuda.why_unavailable(device)
     if device.kind != "cpu":
         return f"TVM has templates for CPUs and CUDA, not for {device.key()}"
@@ -102,6 +105,8 @@ def kernel(template: str, spec: Spec, schedule: Schedule, device: Device) -> Tvm
     """
     _require_available(device)
     if device.kind == "cuda":
+        from codegen.backends.tvm_cuda import compile as cuda
+
         identity = _identity(template, spec, schedule, device)
         return cuda.kernel(template, identity, lambda: render(template, spec, schedule, device), device)
     place = entry(template, _identity(template, spec, schedule, device))
@@ -126,6 +131,8 @@ def compile(source: Source, spec: Spec, schedule: Schedule, device: Device) -> T
     """
     _require_available(device)
     if device.kind == "cuda":
+        from codegen.backends.tvm_cuda import compile as cuda
+
         return cuda.compiled(source, device)
     return TvmKernel(source.kernel, executable(source, device)[source.kernel], schedule.cpu_threads)
 
@@ -207,13 +214,16 @@ def _identity(template: str, spec: Spec, schedule: Schedule, device: Device) -> 
 
 @functools.cache
 def _code_digest() -> str:
-    package = Path(__file__).resolve().parents[2]
-    files = sorted(package.rglob("*.py"))
+    package = str(Path(__file__).resolve().parents[2])
+    # A first call waits for it, and pathlib would take twice as long for the two hundred files.
+    every = (os.path.join(folder, name) for folder, _, names in os.walk(package) for name in names)
+    files = sorted(each for each in every if each.endswith(".py"))
     return hashlib.sha256(b"\0".join(_named(file, package) for file in files)).hexdigest()
 
 
-def _named(file: Path, package: Path) -> bytes:
-    return file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes()
+def _named(file: str, package: str) -> bytes:
+    with open(file, "rb") as opened:
+        return file.removeprefix(package).encode() + b"\0" + opened.read()
 
 
 def _loaded(place: Entry, template: str, schedule: Schedule) -> TvmKernel | None:
