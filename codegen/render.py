@@ -27,6 +27,8 @@ from codegen.interruption.whole_imports import whole_imports
 from codegen.kernels import exact_update, rule_arguments, signatures, text
 from codegen.kernels.between import arguments as between_arguments
 from codegen.kernels.between import text as between_text
+from codegen.kernels.glue import arguments as glue_arguments
+from codegen.kernels.glue import text as glue_text
 from codegen.kernels.layer import arguments as layer_arguments
 from codegen.kernels.layer import text as layer_text
 from codegen.kernels.layer.layout import layout_of
@@ -48,6 +50,7 @@ KERNELS = (
     pool_arguments.KERNEL,
     *layer_arguments.KERNELS,
     *between_arguments.KERNELS,
+    *glue_arguments.KERNELS,
 )
 """Every kernel; each has one template of its name in each folder of templates that has the variants it is for."""
 
@@ -58,6 +61,7 @@ RECURRENCE = Path(__file__).resolve().parent / "recurrence"
 POOL = Path(__file__).resolve().parent / "kernels" / "pool"
 BETWEEN = (PACKAGE / "kernels" / "layer", PACKAGE / "kernels" / "between")
 LAYER = (PACKAGE / "kernels" / "layer", PACKAGE / "backends" / "tvm" / "layer")
+GLUE = (PACKAGE / "kernels" / "glue", PACKAGE / "backends" / "tvm" / "glue", PACKAGE / "backends" / "tvm" / "layer")
 
 _EAGER = "pytorch"
 """The module of codegen.maps.emit that writes for no templates."""
@@ -133,6 +137,8 @@ def _arguments(kernel: str, spec: Spec, schedule: Schedule, device: Device) -> d
         return layer_text.of_kernel(spec)
     if kernel in between_arguments.KERNELS:
         return between_text.of_kernel(spec)
+    if kernel in glue_arguments.KERNELS:
+        return glue_text.of_kernel(spec)
     if kernel == exact_update.KERNEL:
         return text.of_kernel(exact_update.counterpart(spec), spec, schedule, device)
     return text.of_kernel(kernel, spec, schedule, device)
@@ -180,7 +186,11 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
         files += [PACKAGE / "kernels" / "rule_arguments.py", *_written_for(kind, RECURRENCE)]
     files += sorted(POOL.glob("*.py")) if pooled else []
     files += [PACKAGE / "kernels" / "exact_update.py"] if exact_update.KERNEL in kernels else []
-    for own, declared_in in ((layer_arguments.KERNELS, LAYER), (between_arguments.KERNELS, BETWEEN)):
+    for own, declared_in in (
+        (layer_arguments.KERNELS, LAYER),
+        (between_arguments.KERNELS, BETWEEN),
+        (glue_arguments.KERNELS, GLUE),
+    ):
         if set(kernels) & set(own):
             files += [path for each in declared_in for path in sorted(each.glob("*.py"))]
     content = b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
@@ -250,10 +260,11 @@ def show_command(kernel: str, spec: Spec, schedule: Schedule, device: Device) ->
     settings = " ".join(f"--set {name}={value}" for name, value in schedule.settings().items())
     direction = "" if problem.direction == "forward" else f" --direction {problem.direction}"
     layer = "" if problem.layer is None else f" --heads {problem.heads} --layer {problem.layer.key()}"
+    inputs = "" if problem.inputs is None else f" --inputs {problem.inputs.key()}"
     return (
         f"python -m codegen show {kernel} --backend {schedule.backend} --operator {problem.operator}{direction}"
         f" --dim-k {problem.dim_k} --dim-v {problem.dim_v} --slots {problem.slots} --chunk {problem.chunk}"
-        f" --dtype {problem.dtype}{layer} {_rule_options(spec.rule)} --device {device.arch} {settings}"
+        f" --dtype {problem.dtype}{layer}{inputs} {_rule_options(spec.rule)} --device {device.arch} {settings}"
     )
 
 

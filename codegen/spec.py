@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from codegen.errors import DtypeError, SizeError, SpecKeyError, UnknownKernelError
+from codegen.input_maps import InputMaps, input_maps_of_key
 from codegen.layer import Layer, layer_of_key
 from codegen.rule import STEP_SIZES, Rule
 from codegen.rule_text import rule_of_key
@@ -44,7 +46,14 @@ token mixer from its projections to its output map, the product in a SwiGLU."""
 LAYER_OPERATORS = (*_WHOLE, *BETWEEN_OPERATORS)
 """The operators of a block's decode step, and of parts of it, whose problems have a layer."""
 
-_ALL_OPERATORS = (*OPERATORS, *FAMILY_OPERATORS, *LAYER_OPERATORS)
+INPUT_OPERATORS = ("memory_inputs", "memory_inputs_backward")
+ROW_OPERATORS = ("swiglu_gate", "swiglu_gate_backward", "rms_norm", "rms_norm_backward", "add_rms_norm")
+"""Their rows have no heads: H is how many numbers a row has."""
+
+GLUE_OPERATORS = (*INPUT_OPERATORS, "gated_norm", "gated_norm_backward", *ROW_OPERATORS)
+"""What stands between the products of a block for many tokens, on CPUs, with reverse passes."""
+
+_ALL_OPERATORS = (*OPERATORS, *FAMILY_OPERATORS, *LAYER_OPERATORS, *GLUE_OPERATORS)
 
 DIRECTIONS = ("forward", "backward", "backward_first_order")
 """`backward` is the gradient of the forward, `backward_first_order` the one that treats z as a constant inside u; both
@@ -68,7 +77,7 @@ class Problem:
     """The sizes and types of one call.
 
     Attributes:
-        operator: one of `OPERATORS`, `FAMILY_OPERATORS` or `LAYER_OPERATORS`.
+        operator: one of `OPERATORS`, `FAMILY_OPERATORS`, `LAYER_OPERATORS` or `GLUE_OPERATORS`.
         batch: B. Packed sequences count as B = 1 with `tokens` their total.
         tokens: T; 1 for a decode step.
         heads: H.
@@ -79,6 +88,7 @@ class Problem:
         dtype: type of q, k, v, target and y; states and gates are float32.
         direction: one of `DIRECTIONS`.
         layer: what stands around the memories, for `LAYER_OPERATORS` and for no other.
+        inputs: how q, k and v come from projections, for `INPUT_OPERATORS` and for no other.
 
     Raises:
         UnknownKernelError, DtypeError, SizeError: a field outside its range; NumberTypeError: a size that is no int.
@@ -95,13 +105,13 @@ class Problem:
     dtype: str = "float32"
     direction: str = "forward"
     layer: Layer | None = None
+    inputs: InputMaps | None = None
 
     def __post_init__(self) -> None:
         if self.operator not in _ALL_OPERATORS:
             raise UnknownKernelError(name=self.operator, known=", ".join(_ALL_OPERATORS))
-        if (self.operator in LAYER_OPERATORS) != (self.layer is not None):
-            expected = "a Layer" if self.layer is None else "None"
-            raise SizeError(name=f"layer of {self.operator}", value=self.layer, expected=expected)
+        self._check_own("layer", self.operator in LAYER_OPERATORS, "a Layer")
+        self._check_own("inputs", self.operator in INPUT_OPERATORS, "InputMaps")
         if self.direction not in DIRECTIONS:
             raise UnknownKernelError(name=self.direction, known=", ".join(DIRECTIONS))
         if self.dtype not in DTYPES:
@@ -112,12 +122,17 @@ class Problem:
             if not is_symbolic(value):
                 object.__setattr__(self, name, whole_number(name, value, most))
 
+    def _check_own(self, name: str, has: bool, expected: str) -> None:
+        value = getattr(self, name)
+        if has != (value is not None):
+            raise SizeError(name=f"{name} of {self.operator}", value=value, expected=expected if has else "None")
+
     def key(self) -> str:
         """Stable text key."""
+        own = "".join(f"/{each.key()}" for each in (self.layer, self.inputs) if each is not None)
         return (
             f"{self.operator}-{self.direction}/B{self.batch}-T{self.tokens}-H{self.heads}"
-            f"/Dk{self.dim_k}-Dv{self.dim_v}-M{self.slots}-C{self.chunk}/{self.dtype}"
-            f"{'' if self.layer is None else f'/{self.layer.key()}'}"
+            f"/Dk{self.dim_k}-Dv{self.dim_v}-M{self.slots}-C{self.chunk}/{self.dtype}{own}"
         )
 
 
@@ -144,8 +159,13 @@ class Spec:
 _KEY = re.compile(
     r"(?P<operator>\w+)-(?P<direction>\w+)/B(?P<batch>\d+)-T(?P<tokens>\d+)-H(?P<heads>\d+)"
     r"/Dk(?P<dim_k>\d+)-Dv(?P<dim_v>\d+)-M(?P<slots>\d+)-C(?P<chunk>\d+)/(?P<dtype>\w+)(?:/(?P<layer>W[\w-]+))?"
+    r"(?:/(?P<inputs>K[\w-]+))?"
     r"/(?P<rule>\w+\([^()]*\))"
 )
+
+
+_OWN: dict[str, Callable[[str], object]] = {"layer": layer_of_key, "inputs": input_maps_of_key}
+"""Fields of a problem that only some operators have, each with what reads its key."""
 
 
 def spec_of_key(key: str) -> Spec:
@@ -162,8 +182,10 @@ def spec_of_key(key: str) -> Spec:
     try:
         if found is not None:
             given: dict[str, Any] = found.groupdict()
-            rule, layer = rule_of_key(given.pop("rule")), given.pop("layer")
-            given |= {} if layer is None else {"layer": layer_of_key(layer)}
+            rule = rule_of_key(given.pop("rule"))
+            for name, of_key in _OWN.items():
+                own = given.pop(name)
+                given |= {} if own is None else {name: of_key(own)}
             numbers = {name: int(value) for name, value in given.items() if isinstance(value, str) and value.isdigit()}
             spec = Spec(rule, Problem(**(given | numbers)))
             if spec.key() == key:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from codegen.kernels.arguments import BYTES_OF, FLOAT, IN_PLACE, INPUT, READ, Argument
 from codegen.kernels.between import arguments as between
 from codegen.kernels.declared import kernel_arguments, launches_for, operator_arguments
+from codegen.kernels.glue import arguments as glue
 from codegen.kernels.pool.arguments import CAPACITY, FIRST_HEADS, is_of_pool
 from codegen.kernels.signatures import MOVES_STATES, dtype_of
 from codegen.limits.extent import Extent
@@ -30,9 +31,9 @@ def length(axis: str, spec: Spec, schedule: Schedule | None, extent: Extent) -> 
         schedule: of the operator; None for the eager implementation, which has no scratch memory.
         extent: how far the call reaches.
     """
-    of_layer = between.length(axis, spec)
-    if of_layer is not None:
-        return of_layer
+    for own in (between.length(axis, spec), glue.length(axis, spec)):
+        if own is not None:
+            return own
     if axis in ("slots", "dim_k", "dim_v"):
         return int(getattr(spec.problem, axis))
     if axis in ("tokens", "heads", "sequences", "chunks"):

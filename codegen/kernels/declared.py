@@ -5,6 +5,7 @@ from __future__ import annotations
 from codegen.kernels import exact_update, launches, signatures
 from codegen.kernels.arguments import Argument
 from codegen.kernels.between import arguments as between
+from codegen.kernels.glue import arguments as glue
 from codegen.kernels.launches import Launch
 from codegen.kernels.layer import arguments as layer
 from codegen.kernels.pool import arguments as pool
@@ -22,6 +23,8 @@ def kernel_arguments(kernel: str, spec: Spec, schedule: Schedule) -> tuple[Argum
         return layer.kernel_arguments(spec)
     if kernel in between.KERNELS:
         return between.kernel_arguments(spec)
+    if kernel in glue.KERNELS:
+        return glue.kernel_arguments(spec)
     if kernel == exact_update.KERNEL:
         return exact_update.kernel_arguments(spec, schedule)
     return pool.kernel_arguments(spec) if kernel == pool.KERNEL else signatures.kernel_arguments(kernel, spec, schedule)
@@ -33,6 +36,8 @@ def operator_arguments(spec: Spec) -> tuple[Argument, ...]:
         return between.kernel_arguments(spec)
     if spec.problem.layer is not None:
         return layer.kernel_arguments(spec)
+    if glue.is_of_glue(spec):
+        return glue.operator_arguments(spec)
     return pool.operator_arguments(spec) if pool.is_of_pool(spec) else signatures.operator_arguments(spec)
 
 
@@ -45,7 +50,8 @@ def launches_of(variant: str, backend: str) -> tuple[Launch, ...]:
     exact = exact_update.VARIANTS.get(variant)
     if exact is not None:
         return exact
-    own = pool.VARIANTS.get(variant) or layer.VARIANTS.get(variant) or between.VARIANTS.get(variant)
+    named = {**pool.VARIANTS, **layer.VARIANTS, **between.VARIANTS, **glue.VARIANTS}
+    own = named.get(variant)
     return launches.launches_of(variant, backend) if own is None else (Launch(own),)
 
 
@@ -65,5 +71,5 @@ def is_of_a_backward(kernel: str) -> bool:
     Raises:
         UnknownKernelError: no variant launches it.
     """
-    forward = (pool.KERNEL, exact_update.KERNEL, *layer.KERNELS, *between.KERNELS)
-    return kernel not in forward and launches.is_of_a_backward(kernel)
+    others = (pool.KERNEL, exact_update.KERNEL, *layer.KERNELS, *between.KERNELS, *glue.KERNELS)
+    return kernel not in others and launches.is_of_a_backward(kernel)

@@ -15,7 +15,7 @@ from codegen.device import Device
 from codegen.limits.extent import Extent
 from codegen.recurrence.forms import WHOLE_CHUNK, split_chunk, stale_chunk
 from codegen.rule import Rule
-from codegen.spec import FAMILY_OPERATORS, Spec
+from codegen.spec import FAMILY_OPERATORS, GLUE_OPERATORS, Spec
 
 Value = int | str
 
@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "norm_step": ("norm",),
     "mixer_step": ("mixer",),
     "swiglu_step": ("swiglu",),
+    **{name: (name,) for name in GLUE_OPERATORS},
 }
 """Variants of each operator.
 
@@ -54,6 +55,8 @@ substitution_one_pass: rules of one pass whose write takes z at each token, by t
 pool: any rule token by token, each row on its slot of a pool, which may begin and end inside a chunk.
 block: a block for one token of each sequence, its weights read once; logits: likewise the map to logits.
 norm, mixer, swiglu: what stands between the products of a block, for one token of each sequence.
+memory_inputs, gated_norm, swiglu_gate, rms_norm, add_rms_norm, and reverse passes of them: what stands there for many
+tokens.
 """
 
 BACKWARD_VARIANTS: dict[str, tuple[str, ...]] = {

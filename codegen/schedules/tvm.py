@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from codegen.device import Device
 from codegen.limits.extent import MOST_SEGMENTS, Extent
 from codegen.recurrence.forms import why_no_chunk_form, why_no_stale_form
-from codegen.schedules import tvm_cuda, tvm_layer
+from codegen.schedules import tvm_cuda, tvm_glue, tvm_layer
 from codegen.schedules.cuda_block import block_of
 from codegen.schedules.schedule import (
     BACKWARD_VARIANTS,
@@ -22,13 +22,13 @@ from codegen.schedules.schedule import (
 )
 from codegen.schedules.tvm_fields import FEWEST_ACCUMULATORS, VECTORS_PER_ROW, WITHOUT_TILE, TvmFields
 from codegen.schedules.tvm_layer import OF_LAYERS
-from codegen.spec import Spec, next_power_of_two
+from codegen.spec import GLUE_OPERATORS, Spec, next_power_of_two
 
 _SPANNING = ("fused", "pair", "backward", *CHUNK_FORMS)
 """Variants whose tiles may span several chunks, on a CPU."""
 
 _WALKS = ("recurrence", "recurrence_backward")
-_WITHOUT_TILE = (*WITHOUT_TILE, POOL)
+_WITHOUT_TILE = (*WITHOUT_TILE, POOL, *GLUE_OPERATORS)
 
 _MOST_TASKS = 64
 """On a CPU a kernel deals its programs to no more."""
@@ -51,7 +51,7 @@ class TvmSchedule(TvmFields):
     compiler: ClassVar[str] = "codegen.backends.tvm.compile"
     first_for: ClassVar[tuple[str, ...]] = ("cpu",)
     shown_for: ClassVar[str] = "here"
-    own_variants: ClassVar[tuple[str, ...]] = (*TvmFields.own_variants, POOL, *OF_LAYERS)
+    own_variants: ClassVar[tuple[str, ...]] = (*TvmFields.own_variants, POOL, *OF_LAYERS, *GLUE_OPERATORS)
 
     @classmethod
     def default(cls, spec: Spec, device: Device) -> Self:
@@ -60,6 +60,8 @@ class TvmSchedule(TvmFields):
             return tvm_cuda.default(cls, spec, device)
         if spec.problem.layer is not None:
             return tvm_layer.default(cls, spec, device)
+        if spec.problem.operator in GLUE_OPERATORS:
+            return tvm_glue.default(cls, spec, device)
         width = min(16, max(4, device.vector_bits // 32))
         variant = _default_variant(spec, device)
         if variant == "chunks" and why_no_whole_tiles(spec.rule, spec.problem.chunk, width):

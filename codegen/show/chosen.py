@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from codegen.device import Device
 from codegen.errors import IllegalScheduleError, KernelOfBackendError, RuleError, TrellisError, UnknownKernelError
+from codegen.input_maps import InputMaps
 from codegen.kernels import exact_update
 from codegen.kernels.declared import is_of_a_backward, kernels_of
 from codegen.kernels.rule_arguments import CHUNKS, STALE
@@ -18,7 +19,7 @@ from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import backends, default, from_settings, variants_of
 from codegen.schedules.schedule import Schedule
 from codegen.show.options import ALL_OPERATORS, LAYER
-from codegen.spec import DIRECTIONS, FAMILY_OPERATORS, LAYER_OPERATORS, Problem, Spec
+from codegen.spec import DIRECTIONS, FAMILY_OPERATORS, INPUT_OPERATORS, LAYER_OPERATORS, Problem, Spec
 
 
 def spec_of(options: argparse.Namespace) -> Spec:
@@ -45,6 +46,7 @@ def spec_of(options: argparse.Namespace) -> Spec:
         dtype=options.dtype,
         direction=options.direction or ("backward" if is_of_a_backward(options.kernel) else "forward"),
         layer=(options.layer or LAYER) if operator in LAYER_OPERATORS else None,
+        inputs=(options.inputs or InputMaps()) if operator in INPUT_OPERATORS else None,
     )
     return Spec(rule, problem)
 

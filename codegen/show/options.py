@@ -7,14 +7,24 @@ from functools import partial
 
 from codegen.device import NAMED
 from codegen.errors import MapTextError, UnknownMapError
+from codegen.input_maps import InputMaps, input_maps_of_key
 from codegen.layer import Layer, layer_of_key
 from codegen.maps.registry import named_map
 from codegen.render import KERNELS
 from codegen.rule import MAPS, STEP_SIZES, Rule
 from codegen.schedules.registry import SCHEDULES, backends
-from codegen.spec import DIRECTIONS, DTYPES, FAMILY_OPERATORS, LAYER_OPERATORS, OPERATORS, Problem
+from codegen.spec import (
+    DIRECTIONS,
+    DTYPES,
+    FAMILY_OPERATORS,
+    GLUE_OPERATORS,
+    INPUT_OPERATORS,
+    LAYER_OPERATORS,
+    OPERATORS,
+    Problem,
+)
 
-ALL_OPERATORS = (*OPERATORS, *FAMILY_OPERATORS, *LAYER_OPERATORS)
+ALL_OPERATORS = (*OPERATORS, *FAMILY_OPERATORS, *LAYER_OPERATORS, *GLUE_OPERATORS)
 """Those that a kernel may be a part of."""
 
 OF_ANY_RULE = "recurrence"
@@ -84,6 +94,12 @@ def _add_problem(show: argparse.ArgumentParser) -> None:
         type=_layer,
         help=f"the sizes around the memories, for {of_layers} (default: {LAYER.key()})",
     )
+    show.add_argument(
+        "--inputs",
+        metavar="KEY",
+        type=_inputs,
+        help=f"taps, and what has length one, for {' and '.join(INPUT_OPERATORS)} (default: {InputMaps().key()})",
+    )
 
 
 def _add_rule(show: argparse.ArgumentParser) -> None:
@@ -119,6 +135,13 @@ def _layer(key: str) -> Layer:
         return layer_of_key(key)
     except (ValueError, TypeError) as error:
         raise argparse.ArgumentTypeError(f"{error}; one is {LAYER.key()}") from error
+
+
+def _inputs(key: str) -> InputMaps:
+    try:
+        return input_maps_of_key(key)
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{error}; one is {InputMaps().key()}") from error
 
 
 def _map(role: str, name: str) -> str:

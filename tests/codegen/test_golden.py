@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from codegen.device import named
+from codegen.input_maps import InputMaps
 from codegen.layer import Layer
 from codegen.render import render
 from codegen.rule import Rule
@@ -22,7 +23,7 @@ from codegen.rules import rule_named
 from codegen.schedules.schedule import Schedule
 from codegen.schedules.triton import TritonSchedule
 from codegen.schedules.tvm import TvmSchedule
-from codegen.spec import Problem, Spec
+from codegen.spec import GLUE_OPERATORS, INPUT_OPERATORS, Problem, Spec
 
 FOLDER = Path(__file__).parent.parent / "golden"
 ACCEPT = "TRELLIS_OPS_ACCEPT_GOLDEN"
@@ -174,7 +175,27 @@ MIXER = replace(BETWEEN, variant="mixer", num_warps=8, num_stages=2)
 PADDED_STREAM = replace(PADDED_LAYER, weights="float32")
 
 
+GLUE = TvmSchedule("swiglu_gate", tile_tokens=16, vector_width=16, accumulators=4, threads=2)
+
+
+def glue(operator: str, spec: Spec, maps: InputMaps) -> Spec:
+    """What stands between the products of a block."""
+    inputs = maps if operator in INPUT_OPERATORS else None
+    return Spec(Rule(), replace(spec.problem, operator=operator, slots=1, chunk=1, inputs=inputs))
+
+
 GOLDEN = [
+    *(
+        Golden(each, glue(each, PLAIN, InputMaps()), replace(GLUE, variant=each), "x86-64-v4")
+        for each in GLUE_OPERATORS
+    ),
+    *(
+        Golden(
+            *(each, glue(each, PADDED, InputMaps(3, False, False))),
+            *(replace(GLUE, variant=each, tile_tokens=8, vector_width=8, threads=1), "x86-64-v3", "padded"),
+        )
+        for each in INPUT_OPERATORS
+    ),
     Golden("block_step", layer(PLAIN, "block_step", LAYER), BLOCK, "x86-64-v4"),
     Golden(
         *("block_step", layer(replace(PADDED, problem=replace(PADDED.problem, chunk=1)), "block_step", PADDED_LAYER)),

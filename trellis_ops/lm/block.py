@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codegen.spec import Spec
+from trellis_ops import glue
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.glue_specs import glue_specs
 from trellis_ops.lm.mixer import TrellisMixer
+from trellis_ops.lm.norms import added_and_normed, normed
 from trellis_ops.lm.rules.mixer import RuleMixer
 from trellis_ops.lm.sequences import Layout, Pooled
 from trellis_ops.lm.state import AnyLayerState
@@ -47,7 +51,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` to `[..., width]`."""
-        mixed: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = self.gate(x), self.up(x)
+        hidden = glue.swiglu_gate(gate, up) if glue.replaces_modules(gate, up) else F.silu(gate) * up
+        mixed: Tensor = self.down(hidden)
         return mixed
 
 
@@ -65,8 +71,9 @@ class Block(nn.Module):
         self, x: Tensor, state: AnyLayerState | None, layout: Layout, *, return_state: bool, kept: int = 0
     ) -> tuple[Tensor, AnyLayerState | None]:
         """`[B, T, width]` to the same, or to its last `kept` places; see `TokenMixer.forward`."""
-        mixed, state = self.mixer(self.mixer_norm(x), state, layout, return_state=return_state, kept=kept)
-        return self._feed_forward(x[:, -kept:] + mixed), state
+        mixed, state = self.mixer(normed(self.mixer_norm, x), state, layout, return_state=return_state, kept=kept)
+        x, read = added_and_normed(self.mlp_norm, x[:, -kept:], mixed)
+        return x + self.mlp(read), state
 
     def step(self, x: Tensor, state: AnyLayerState, begins: bool | Tensor) -> Tensor:
         """`[B, width]` to the same, moving `state` in place; `begins` as `TrellisState.begins` gives it."""
@@ -75,6 +82,13 @@ class Block(nn.Module):
     def pooled(self, x: Tensor, pools: Mapping[str, Tensor], sequences: Pooled) -> Tensor:
         """The next tokens of sequences whose states lie in pools, as `TokenMixer.pooled` has them."""
         return self._feed_forward(x + self.mixer.pooled(self.mixer_norm(x), pools, sequences))
+
+    def called_specs(self, kind: str, batch: int, tokens: int) -> list[Spec]:
+        """The specs between the products in a call of `kind`, see `trellis_ops.warm_up`; those of memories not."""
+        weight = self.mlp_norm.weight
+        if torch.is_autocast_enabled(weight.device.type) or weight.dtype not in glue.TYPES:
+            return []
+        return glue_specs(self.mixer.config, self.mixer.has_length_one(), kind, batch, tokens, weight.dtype)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.mlp(self.mlp_norm(x))

@@ -70,6 +70,10 @@ class TrellisMixer(TokenMixer[LayerState]):
         starts = [torch.zeros_like(each) if self.config.keeps_starts else None for each in (S_k, S_v)]
         return LayerState(S_k, S_v, starts[0], starts[1], tensors["tail"])
 
+    def has_length_one(self) -> tuple[bool, bool]:
+        """Whether q and k, and whether v, are divided by their length."""
+        return self.config.normalize_qkv, self.config.normalize_qkv
+
     def _add_inputs(self) -> None:
         config = self.config
         heads, slots = config.heads, config.slots
@@ -86,10 +90,7 @@ class TrellisMixer(TokenMixer[LayerState]):
             "phi_eps": config.phi_eps,
         }
 
-    def _tokens(self, x: Tensor, q: Tensor, k: Tensor) -> Tokens:
-        v = self._heads(self.to_v(x))
-        if self.config.normalize_qkv:
-            q, k, v = (self._unit(each) for each in (q, k, v))
+    def _tokens(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tokens:
         target = self._heads(self.to_target(x))
         log_decay = F.logsigmoid(wide(self.to_decay(as_wide_as(x, self.to_decay))))
         step = wide(self.step_size)
@@ -98,21 +99,21 @@ class TrellisMixer(TokenMixer[LayerState]):
         # Under autocast the convolution and the normalisation may widen some of these; the operators want one type.
         return Tokens(q.to(target.dtype), k.to(target.dtype), v.to(target.dtype), target, log_decay, F.softplus(step))
 
-    def _mix_alone(self, x: Tensor, q: Tensor, k: Tensor, layout: Layout) -> Tensor:
+    def _mix_alone(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         first = self._first_memories(layout.batch)
-        y, _ = self._attend(self._tokens(x, q, k), first, layout.cu_seqlens, return_memories=False)
+        y, _ = self._attend(self._tokens(x, q, k, v), first, layout.cu_seqlens, return_memories=False)
         return y
 
-    def _mix_one(self, x: Tensor, q: Tensor, k: Tensor, state: LayerState, begins: bool | Tensor) -> Tensor:
-        return self._step(_each(self._tokens(x, q, k), (slice(None), 0)), state, begins)
+    def _mix_one(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: LayerState, begins: bool | Tensor) -> Tensor:
+        return self._step(_each(self._tokens(x, q, k, v), (slice(None), 0)), state, begins)
 
-    def _carry(self, x: Tensor, q: Tensor, k: Tensor, state: LayerState, layout: Layout) -> Tensor:
+    def _carry(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: LayerState, layout: Layout) -> Tensor:
         """y `[B, T, H, D_v]` of pieces of sequences, moving `state`.
 
         Three parts: tokens one by one to the end of the chunk that a row is in, whole chunks at once, and the rest,
         whose start state is kept because its chunk may go on.
         """
-        tokens = self._tokens(x, q, k)
+        tokens = self._tokens(x, q, k, v)
         if not self.config.keeps_starts:
             return self._attend_and_move(tokens, state, layout.cu_seqlens)
         found: list[Tensor] = []
@@ -124,8 +125,10 @@ class TrellisMixer(TokenMixer[LayerState]):
             found.append(self._attend_and_move(_each(tokens, part.tokens), state, part.cu_seqlens))
         return layout.joined(found)
 
-    def _mix_pooled(self, x: Tensor, q: Tensor, k: Tensor, pools: Mapping[str, Tensor], sequences: Pooled) -> Tensor:
-        tokens, offsets = self._tokens(x, q, k), sequences.layout.cu_seqlens
+    def _mix_pooled(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, pools: Mapping[str, Tensor], sequences: Pooled
+    ) -> Tensor:
+        tokens, offsets = self._tokens(x, q, k, v), sequences.layout.cu_seqlens
         memories = pools["S_k"], pools["S_v"]
         rest: dict[str, Any] = {
             **self._maps,

@@ -30,6 +30,7 @@ from trellis_ops.lm.decode.packing import known_weights
 from trellis_ops.lm.decode.run import run_of
 from trellis_ops.lm.features import StateKind, carried, features, restored
 from trellis_ops.lm.generation import GeneratingModel, check_int64, check_prompt
+from trellis_ops.lm.norms import normed
 from trellis_ops.lm.state import TrellisState
 from trellis_ops.lm.state.rollback import kept_tokens, require_rollback
 from trellis_ops.lm.vocabulary import embedded
@@ -298,7 +299,7 @@ class TrellisLM(GeneratingModel):
         return y[:, -kept:], after
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self.norm(x), self.embedding.weight)
+        return F.linear(normed(self.norm, x), self.embedding.weight)
 
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))

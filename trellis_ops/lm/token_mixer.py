@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codegen.spec import Spec
+from trellis_ops import glue
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.rules.called_specs import called_spec
 from trellis_ops.lm.sequences import Layout, Pooled
@@ -63,14 +64,13 @@ class TokenMixer(nn.Module, Generic[State]):
         left as it was, and the one returned shares no memory with it. Only the last `kept` places are returned, 0 for
         all: what follows the memory is not computed for the others.
         """
-        shared = self.to_qk(x)
-        window = layout.window(None if state is None else state.tail, shared, self.config.conv_width - 1)
-        q, k = (self._heads(layout.at_tokens(each)) for each in self._convolved(window))
+        shared, v = self.to_qk(x), self._heads(self.to_v(x))
+        q, k, v, tails = self._read(shared, v, None if state is None else state.tail, layout)
         if state is None and not return_state:
-            return self._finish(x[:, -kept:], self._mix_alone(x, q, k, layout)[:, -kept:]), None
+            return self._finish(x[:, -kept:], self._mix_alone(x, q, k, v, layout)[:, -kept:]), None
         state = self.first_state(layout.batch, shared) if state is None else state.each(torch.clone)
-        y = self._carry(x, q, k, state, layout)
-        state.tail = layout.tails(window)
+        y = self._carry(x, q, k, v, state, layout)
+        state.tail = tails
         return self._finish(x[:, -kept:], y[:, -kept:]), state if return_state else None
 
     def step(self, x: Tensor, state: State, begins: bool | Tensor) -> Tensor:
@@ -78,8 +78,8 @@ class TokenMixer(nn.Module, Generic[State]):
         shared = self.to_qk(x)[:, None]
         window = torch.cat([state.tail.to(shared.dtype), shared], 1)
         state.tail.copy_(window[:, 1:])
-        q, k = (self._heads(each) for each in self._convolved(window))
-        return self._finish(x, self._mix_one(x[:, None], q, k, state, begins))
+        q, k, v = self._made_unit(*self._convolved(window), self._heads(self.to_v(x)[:, None]))
+        return self._finish(x, self._mix_one(x[:, None], q, k, v, state, begins))
 
     def pooled(self, x: Tensor, pools: Mapping[str, Tensor], sequences: Pooled) -> Tensor:
         """Mix the next tokens of sequences whose states lie in pools, and move their slots in place; no gradient.
@@ -93,12 +93,12 @@ class TokenMixer(nn.Module, Generic[State]):
         Returns:
             As x.
         """
-        shared, layout, kept = self.to_qk(x), sequences.layout, self.config.conv_width - 1
-        window = layout.window(sequences.load(pools["tail"], 0.0) if kept else None, shared, kept)
-        q, k = (self._heads(layout.at_tokens(each)) for each in self._convolved(window))
-        if kept:
-            sequences.store(pools["tail"], layout.tails(window))
-        return self._finish(x, self._mix_pooled(x, q, k, pools, sequences))
+        shared, v, has_tail = self.to_qk(x), self._heads(self.to_v(x)), self.config.conv_width > 1
+        before = sequences.load(pools["tail"], 0.0) if has_tail else None
+        q, k, v, tails = self._read(shared, v, before, sequences.layout)
+        if has_tail:
+            sequences.store(pools["tail"], tails)
+        return self._finish(x, self._mix_pooled(x, q, k, v, pools, sequences))
 
     def called_specs(self, kind: str, batch: int, tokens: int) -> list[Spec]:
         """The specs of a call of `kind`, see `trellis_ops.warm_up`; none of float64, which has no kernels."""
@@ -131,28 +131,80 @@ class TokenMixer(nn.Module, Generic[State]):
         """The state at the start of a chunk that `carried` took apart."""
 
     @abstractmethod
+    def has_length_one(self) -> tuple[bool, bool]:
+        """Whether q and k, and whether v, are divided by their length as soon as they are made."""
+
+    @abstractmethod
     def _add_inputs(self) -> None:
         """Make the parameters of what the memory takes beside q, k and v."""
 
     @abstractmethod
-    def _mix_alone(self, x: Tensor, q: Tensor, k: Tensor, layout: Layout) -> Tensor:
-        """y `[B, T, H, D_v]` of whole sequences; q and k `[B, T, H, D_k]` come from the convolutions."""
+    def _mix_alone(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        """y `[B, T, H, D_v]` of whole sequences; q, k and v `[B, T, H, D]` are as `_read` gives them."""
 
     @abstractmethod
-    def _carry(self, x: Tensor, q: Tensor, k: Tensor, state: State, layout: Layout) -> Tensor:
+    def _carry(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: State, layout: Layout) -> Tensor:
         """y `[B, T, H, D_v]` of pieces of sequences, moving `state`, which is nobody else's."""
 
     @abstractmethod
-    def _mix_one(self, x: Tensor, q: Tensor, k: Tensor, state: State, begins: bool | Tensor) -> Tensor:
+    def _mix_one(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: State, begins: bool | Tensor) -> Tensor:
         """y `[B, H, D_v]` of one token, x `[B, 1, width]`, moving the tensors of `state` in place."""
 
     @abstractmethod
-    def _mix_pooled(self, x: Tensor, q: Tensor, k: Tensor, pools: Mapping[str, Tensor], sequences: Pooled) -> Tensor:
+    def _mix_pooled(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, pools: Mapping[str, Tensor], sequences: Pooled
+    ) -> Tensor:
         """y `[B, T, H, D_v]` of tokens as `pooled` has them, moving the slots of all pools but that of the tail."""
+
+    def _read(
+        self, shared: Tensor, v: Tensor, before: Tensor | None, layout: Layout
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k and v `[B, T, H, D]`, and the convolutions' inputs that the next tokens see, `[N, W - 1, H D_k]`.
+
+        Args:
+            shared: the input of both convolutions, `[B, T, H D_k]`.
+            v: `[B, T, H, D_v]`, as its linear map gives it.
+            before: the inputs before the first tokens, `[N, W - 1, H D_k]`; None for zeros.
+            layout: where sequences are.
+        """
+        kept = self.config.conv_width - 1
+        if kept and glue.replaces_modules(shared, v, self.conv_q, self.conv_k):
+            return self._read_by_kernel(shared, v, before, layout)
+        window = layout.window(before, shared, kept)
+        q, k = self._convolved(window)
+        q, k, v = self._made_unit(layout.at_tokens(q), layout.at_tokens(k), v)
+        return q, k, v, layout.tails(window)
+
+    def _read_by_kernel(
+        self, shared: Tensor, v: Tensor, before: Tensor | None, layout: Layout
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        config, (unit_keys, unit_values) = self.config, self.has_length_one()
+        shape = (layout.batch, config.conv_width - 1, config.key_width)
+        tails = shared.new_zeros(shape) if before is None else before.to(shared.dtype)
+        q, k, unit, after = glue.memory_inputs(
+            shared,
+            v.flatten(-2) if unit_values else None,
+            self.conv_q,
+            self.conv_k,
+            tails,
+            layout.cu_seqlens,
+            heads=config.heads,
+            unit_keys=unit_keys,
+            eps=config.norm_eps,
+        )
+        return q, k, v if unit is None else unit, after
 
     def _convolved(self, window: Tensor) -> tuple[Tensor, Tensor]:
         """q and k of the convolutions' input, `[B, conv_width - 1 + T, H D_k]`, before they are parted into heads."""
-        return causal_convolution(window, self.conv_q), causal_convolution(window, self.conv_k)
+        return glue.causal_convolution(window, self.conv_q), glue.causal_convolution(window, self.conv_k)
+
+    def _made_unit(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q and k `[..., H D_k]` as `[..., H, D_k]`, and they and v `[..., H, D_v]` of length one where they are."""
+        q, k = self._heads(q), self._heads(k)
+        unit_keys, unit_values = self.has_length_one()
+        if unit_keys:
+            q, k = self._unit(q), self._unit(k)
+        return q, k, self._unit(v) if unit_values else v
 
     def _unit(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1, eps=self.config.norm_eps)
@@ -161,9 +213,13 @@ class TokenMixer(nn.Module, Generic[State]):
         return x.reshape(*x.shape[:-1], self.config.heads, -1)
 
     def _finish(self, x: Tensor, y: Tensor) -> Tensor:
-        gate = F.gelu(self.to_gate(x))
-        mixed: Tensor = self.to_out(self.norm(y).flatten(-2) * gate)
-        return mixed
+        gate, norm = self.to_gate(x), self.norm
+        if glue.is_plain_norm(norm) and glue.replaces_modules(y, gate, norm.weight):
+            mixed = glue.gated_norm(y, gate, norm.weight, eps=norm.eps)
+        else:
+            mixed = norm(y).flatten(-2) * F.gelu(gate)
+        found: Tensor = self.to_out(mixed)
+        return found
 
 
 AnyMixer = TokenMixer[Any]
@@ -187,17 +243,3 @@ def keep_start(start: Tensor, begun: Tensor, begins: bool | Tensor) -> None:
         start.copy_(started(start, begun, begins))
     elif begins:
         start.copy_(begun)
-
-
-def causal_convolution(window: Tensor, taps: Tensor) -> Tensor:
-    """Depthwise convolution: window `[B, W - 1 + T, channels]`, taps `[channels, W]` to `[B, T, channels]`.
-
-    A sum of W shifted products, which stays in the layout of the linear maps before and after it.
-    """
-    length = window.shape[1] - taps.shape[1] + 1
-    # On CPUs torch vectorises a product only where what it reads lies together; taps apart take thrice as long.
-    first, *others = (taps.t().contiguous() if window.device.type == "cpu" else taps.t()).unbind()
-    convolved = window[:, :length] * first
-    for offset, tap in enumerate(others, 1):
-        convolved.addcmul_(window[:, offset : offset + length], tap)
-    return convolved

@@ -15,7 +15,7 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
 from trellis_ops.calls import values
 from trellis_ops.calls.arguments import Request
-from trellis_ops.dispatch import forced_schedule, launch, memory_room, ranks, resolve, served
+from trellis_ops.dispatch import forced_schedule, glue, launch, memory_room, ranks, resolve, served
 from trellis_ops.dispatch.memory_room import Needs
 from trellis_ops.dispatch.reach import reach_of
 from trellis_ops.operators import transforms
@@ -133,6 +133,7 @@ def forget() -> None:
     """Drop every plan and what was read of the tuning database: after tuning, or after changing the environment."""
     _PLANS.clear()
     QUICK_PLANS.clear()
+    glue.forget()
     served.forget()
 
 

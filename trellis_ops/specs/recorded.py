@@ -63,9 +63,10 @@ def _name_of(spec: Spec) -> str:
 
 
 def _fields_of(spec: Spec) -> dict[str, Any]:
-    rule, layer = rule_text(spec.rule), spec.problem.layer
-    problem = {name: value for name, value in vars(spec.problem).items() if name != "layer"}
-    return {**problem, **({} if rule == "{}" else {"rule": rule}), **({} if layer is None else {"layer": layer.key()})}
+    rule, own = rule_text(spec.rule), {"layer": spec.problem.layer, "inputs": spec.problem.inputs}
+    problem = {name: value for name, value in vars(spec.problem).items() if name not in own}
+    keys = {name: value.key() for name, value in own.items() if value is not None}
+    return {**problem, **({} if rule == "{}" else {"rule": rule}), **keys}
 
 
 def _add(path: Path, section: str, entry: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from codegen.scalars import whole_number
-from codegen.spec import Spec
+from codegen.spec import GLUE_OPERATORS, Spec
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import layer, ranks, resolve, served
 from trellis_ops.explanation import Explanation, explanation_of
@@ -153,8 +153,12 @@ def _of_model(model: nn.Module, kinds: Collection[str], batch: int, tokens: Sequ
 
 def _made_ready(request: Request) -> Iterator[tuple[Spec, Explanation]]:
     """Compile what serves a request; a backward without kernels runs the forward's, and its reverse in PyTorch."""
-    of_layer = request.spec.problem.layer is not None
-    resolution = layer.resolved(request.spec) if of_layer else ranks.resolution_of(request, None)
+    of_glue = request.spec.problem.operator in GLUE_OPERATORS
+    own = of_glue or request.spec.problem.layer is not None
+    resolution = layer.resolved(request.spec) if own else ranks.resolution_of(request, None)
+    if of_glue and resolution.schedule is None:
+        # The modules of a model stand for it.
+        return
     operator = served.operator_of(resolution, request.spec)
     yield request.spec, explanation_of(request.spec, served.as_served(resolution, request.spec))
     if operator is None and request.spec.problem.direction != "forward":

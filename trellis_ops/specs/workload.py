@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -11,6 +11,7 @@ import msgspec
 import msgspec.yaml
 
 from codegen.errors import MissingPackageError, TrellisError, WorkloadError
+from codegen.input_maps import InputMaps, input_maps_of_key
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.layer import Layer, layer_of_key
 from codegen.rule import SOLVE, Rule
@@ -23,6 +24,9 @@ MAX_BYTES = 2**20
 MAX_DEPTH = 16
 
 _SAID, _MOST = 500, 2**40
+
+_OF_KEYS: dict[str, Callable[[str], object]] = {"layer": layer_of_key, "inputs": input_maps_of_key}
+"""Fields that an entry has as keys."""
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}\Z")]
 
@@ -45,8 +49,8 @@ def _entry_type() -> type[msgspec.Struct]:
 
 
 def _type(of_field: Any) -> Any:
-    """That of an entry: a layer is written as its key."""
-    return str | None if of_field == Layer | None else of_field
+    """That of an entry: a layer, and maps of inputs, are written as their key."""
+    return str | None if of_field in (Layer | None, InputMaps | None) else of_field
 
 
 _Entry = _entry_type()
@@ -154,7 +158,8 @@ def named_spec(entry: object, source: str, *, strict: bool) -> NamedSpec:
     changes = {field.name: values.pop(field.name) for field in fields(Rule)}
     given = set(entry) if isinstance(entry, dict) else set()
     try:
-        values["layer"] = None if values["layer"] is None else layer_of_key(values["layer"])
+        for field, of_key in _OF_KEYS.items():
+            values[field] = None if values[field] is None else of_key(values[field])
         rule = replace(rule_named(base or Rule()), **{name: changes[name] for name in changes.keys() & given})
         usual = _usual(rule, values["operator"], given)
         spec = Spec(rule, Problem(**values | {name: usual[name] for name in usual.keys() - given}))

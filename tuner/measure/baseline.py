@@ -10,9 +10,11 @@ from torch import Tensor
 
 from codegen.device import Device
 from codegen.kernels.declared import operator_arguments
+from codegen.kernels.glue.arguments import is_of_glue
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import FAMILY_OPERATORS, Spec
 from trellis_ops.eager import forward as eager
+from tuner.measure.glue_baseline import glue_call
 from tuner.measure.layer_baseline import layer_call
 from tuner.measure.measure import measure
 from tuner.measure.rule_baseline import rule_call
@@ -55,6 +57,8 @@ def baseline_call(spec: Spec, inputs: Inputs, made: Callable[[Any], Any]) -> Tim
         return rule_call(spec, inputs, _batched(spec, inputs), made)
     if problem.layer is not None:
         return layer_call(spec, inputs, made)
+    if is_of_glue(spec):
+        return glue_call(spec, inputs, made)
     if problem.operator in MOVES_STATES:
         return _step(spec, inputs, made)
     t = _batched(spec, inputs)

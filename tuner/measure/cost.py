@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from codegen.kernels.arguments import IN_PLACE, INPUT, Argument
 from codegen.kernels.between import arguments as between
 from codegen.kernels.buffers import length
+from codegen.kernels.glue import arguments as glue
 from codegen.kernels.layer.arguments import BYTES_OF
 from codegen.kernels.layer.layout import layout_of
 from codegen.kernels.signatures import MOVES_STATES
@@ -48,6 +49,8 @@ def cost_of(spec: Spec) -> Cost:
         return _between_products(spec)
     if problem.layer is not None:
         return _of_layer(spec)
+    if glue.is_of_glue(spec):
+        return _of_glue(spec)
     rows = problem.batch * problem.tokens * problem.heads
     per_row = _gate_bytes(spec) + _value_bytes(problem)
     flops, moved = rows * _flops_per_row(problem), rows * per_row + _state_bytes(spec)
@@ -72,6 +75,17 @@ def _of_layer(spec: Spec) -> Cost:
     return Cost(flops, moved)
 
 
+def _of_glue(spec: Spec) -> Cost:
+    """Every argument moves once, for one operation of each number at least; convolutions have as many as their taps."""
+    problem, arguments = spec.problem, glue.operator_arguments(spec)
+    flops = sum(_argument_numbers(each, spec) for each in arguments)
+    moved = sum(_argument_bytes(each, spec) for each in arguments)
+    if problem.inputs is None:
+        return Cost(flops, moved)
+    forward = 4 * problem.batch * problem.tokens * problem.heads * problem.dim_k * problem.inputs.taps
+    return Cost(flops + forward * (3 if problem.operator.endswith(glue.BACKWARD) else 1), moved)
+
+
 def _between_products(spec: Spec) -> Cost:
     """Every argument moves once, a state twice; of the mixer's operations memories and the gates' maps count."""
     problem, arguments = spec.problem, between.kernel_arguments(spec)
@@ -88,10 +102,13 @@ def _between_products(spec: Spec) -> Cost:
 
 
 def _argument_bytes(argument: Argument, spec: Spec) -> int:
+    return _argument_numbers(argument, spec) * BYTES_OF[spec.problem.dtype if argument.type == INPUT else argument.type]
+
+
+def _argument_numbers(argument: Argument, spec: Spec) -> int:
     problem = spec.problem
-    extent = Extent(problem.batch, problem.heads, problem.batch, 0, 0)
-    wide = BYTES_OF[problem.dtype if argument.type == INPUT else argument.type]
-    return math.prod(length(axis, spec, None, extent) for axis in argument.axes) * wide
+    extent = Extent(problem.batch * problem.tokens, problem.heads, problem.batch, 0, 0)
+    return math.prod(length(axis, spec, None, extent) for axis in argument.axes)
 
 
 def _flops_per_row(problem: Problem) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from codegen.device import Device
 from codegen.kernels.between.arguments import counterpart
+from codegen.kernels.glue.arguments import is_of_glue
 from codegen.kernels.layer.layout import layout_of
 from codegen.kernels.signatures import TENSORS
 from codegen.spec import BLOCK_STEP, FAMILY_OPERATORS, MIXER_STEP, Spec
@@ -22,6 +23,9 @@ from tuner.verify import rule_adversarial as of_rules
 from tuner.verify.inputs import Inputs, make_inputs
 
 HUGE, TINY = 100.0, 0.01
+LARGE = 10.0
+"""Of products of three numbers, which float16 has to hold."""
+
 _SMALL_STEP = 1 / 16
 
 _STATES = tuple(name for name, (axes, _) in TENSORS.items() if "slots" in axes.split()[:-1] and name[0] != "d")
@@ -137,10 +141,38 @@ BLOCK_CASES = (
 _WITH_MEMORIES = (BLOCK_STEP, MIXER_STEP)
 
 
+def _all_scaled(factor: float) -> Callable[[Spec, Tensors], None]:
+    def change(spec: Spec, tensors: Tensors) -> None:
+        for name, tensor in tensors.items():
+            if name != "eps":
+                tensor.mul_(factor)
+
+    return change
+
+
+def _zero_rows(spec: Spec, tensors: Tensors) -> None:
+    """Every third token, and with it what is divided by its length, is nothing but zeros."""
+    for name in _present(tensors, ("shared", "v", "y", "gate", "up", "x", "more")):
+        tensors[name][::3] = 0.0
+    for name in _present(tensors, ("tails",)):
+        tensors[name].zero_()
+
+
+GLUE_CASES = (
+    Case("one token", _nothing, single=True),
+    Case("zero rows", _zero_rows),
+    Case("large values", _all_scaled(LARGE)),
+    Case("tiny values", _all_scaled(TINY)),
+)
+"""Of what stands between the products of a block."""
+
+
 def cases_of(spec: Spec) -> tuple[Case, ...]:
     """The cases that a spec is checked on."""
     if spec.problem.layer is not None:
         return BLOCK_CASES if spec.problem.operator in _WITH_MEMORIES else ()
+    if is_of_glue(spec):
+        return GLUE_CASES
     return RULE_CASES if spec.problem.operator in FAMILY_OPERATORS else CASES
 
 

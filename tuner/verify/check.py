@@ -22,7 +22,7 @@ import tuner.verify.rule_inputs
 from codegen.device import Device, cpu
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.signatures import MOVES_STATES
-from codegen.spec import FAMILY_OPERATORS, Spec
+from codegen.spec import FAMILY_OPERATORS, GLUE_OPERATORS, ROW_OPERATORS, Spec
 from tuner.verify.adversarial import Case, adversarial_inputs, cases_of
 from tuner.verify.inputs import Inputs, make_inputs
 from tuner.verify.launch import bind
@@ -66,6 +66,7 @@ def allowed_digest() -> str:
 _LEAST_SHARE = 1e-3
 _UNFILLED = (torch.empty, torch.empty_like, Tensor.new_empty)
 _HEADS = 2
+_FEATURES = 83
 _ROWS = 19
 _LEAST_UNIT = 16
 
@@ -204,6 +205,8 @@ def _short_lengths(spec: Spec) -> tuple[int, ...]:
 def _small(spec: Spec) -> Spec:
     # The heads of a layer are a size of its kernel.
     heads = _HEADS if spec.problem.layer is None else spec.problem.heads
+    if spec.problem.operator in ROW_OPERATORS:
+        heads = _FEATURES
     return replace(spec, problem=replace(spec.problem, batch=1, tokens=1, heads=heads))
 
 
@@ -213,7 +216,7 @@ def _lengths(spec: Spec) -> tuple[int, ...]:
     if spec.problem.operator in MOVES_STATES:
         return (1,) * 5
     unit = max(spec.problem.chunk, _LEAST_UNIT)
-    if spec.problem.operator in FAMILY_OPERATORS:
+    if spec.problem.operator in (*FAMILY_OPERATORS, *GLUE_OPERATORS):
         return (2 * unit + unit // 2 + 1, 0, 1, unit + 2, 19)
     return (2 * unit + unit // 2 + 1, 1, unit + 2, 19)
 

@@ -14,9 +14,11 @@ from codegen.device import Device
 from codegen.kernels.arguments import INPUT, INT, READ, WRITTEN, Argument
 from codegen.kernels.between import arguments as between_arguments
 from codegen.kernels.declared import operator_arguments
+from codegen.kernels.glue import arguments as glue_arguments
 from codegen.kernels.layer import arguments as layer_arguments
 from codegen.kernels.sequences import Sequences
 from codegen.spec import FAMILY_OPERATORS, Spec
+from tuner.verify.glue_inputs import drawn_for_glue
 from tuner.verify.layer_inputs import drawn_for_layer
 from tuner.verify.pool_inputs import behind, rows_of, sizes_of_pool
 from tuner.verify.rule_inputs import drawn_for, numbers_of
@@ -77,9 +79,11 @@ def sizes_of(spec: Spec, lengths: tuple[int, ...], sequences: Sequences, heads: 
     widths["window"] = spec.rule.window - 1
     widths |= sizes_of_pool(lengths, heads)
     widths |= {"tokens": sum(lengths), "sequences": len(lengths), "chunks": sequences.chunks}
-    own = (*layer_arguments.OWN_AXES, *between_arguments.OWN_AXES)
-    of_layer = {axis: between_arguments.length(axis, spec) for axis in own}
-    return widths | {axis: size for axis, size in of_layer.items() if size is not None}
+    of_layer = (*layer_arguments.OWN_AXES, *between_arguments.OWN_AXES)
+    own = {axis: between_arguments.length(axis, spec) for axis in of_layer}
+    # The tail of a block is that of its layer.
+    own |= {axis: size for axis in glue_arguments.OWN_AXES if (size := glue_arguments.length(axis, spec)) is not None}
+    return widths | {axis: size for axis, size in own.items() if size is not None}
 
 
 def names_of_tokens(spec: Spec) -> tuple[str, ...]:
@@ -99,7 +103,8 @@ def make_inputs(
     q, k, v and w have length one, targets and codes are of order one, gates forget slowly except for one token in
     sixteen that forgets almost everything, step sizes lie near 0.1, and states are N(0, 1 / D): a zero state would hide
     most mistakes. What is drawn for one name does not depend on which other tensors the operator has. The operators of
-    any rule have what `tuner.verify.rule_inputs` draws, those of layers what `tuner.verify.layer_inputs` does.
+    any rule have what `tuner.verify.rule_inputs` draws, those of layers what `tuner.verify.layer_inputs` does, those
+    between the products of a block what `tuner.verify.glue_inputs` does.
 
     Args:
         spec, lengths, device, seed: what they depend on.
@@ -121,6 +126,8 @@ def make_inputs(
                 value = drawn_for(behind(argument), spec.rule, shape, generator)
             elif problem.layer is not None:
                 value = drawn_for_layer(argument, spec, shape, generator)
+            elif glue_arguments.is_of_glue(spec):
+                value = drawn_for_glue(argument, shape, generator)
             else:
                 value = _drawn(argument, shape, generator)
             drawn[argument.name] = value.to(getattr(torch, _dtype_of(argument, spec))).to(where)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from codegen.kernels.arguments import IN_PLACE
 from codegen.kernels.declared import operator_arguments
+from codegen.kernels.glue.arguments import is_of_glue
 from codegen.kernels.pool.arguments import is_of_pool
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import FAMILY_OPERATORS, Spec
 from trellis_ops import reference
-from tuner.verify import layer_oracle, rule_oracle
+from tuner.verify import glue_oracle, layer_oracle, rule_oracle
 from tuner.verify.formulas import define_maps_of
 from tuner.verify.inputs import Inputs, names_of_tokens
 
@@ -31,6 +32,8 @@ def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:
         return _of_any_rule(spec, inputs)
     if spec.problem.layer is not None:
         return layer_oracle.step(spec, inputs.tensors)
+    if is_of_glue(spec):
+        return glue_oracle.results(spec, inputs)
     if spec.problem.direction != "forward":
         return _gradients(spec, inputs)
     if operator == "trellis_attention":

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from codegen.errors import GradientError
 from tests.support.relative_error import assert_close, relative_error
 from tests.trellis_ops.lm.small_models import SMALL, make_model, some_tokens, whole
+from trellis_ops.glue import causal_convolution
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.mixer import TrellisMixer
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.state import TrellisState
-from trellis_ops.lm.token_mixer import causal_convolution
 from trellis_ops.ops import trellis_attention
 
 TOLERANCE = 1e-4

@@ -9,12 +9,10 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import get_interpreter_stack
-from torch.nn.modules import module as module_hooks
 
 from codegen.kernels.layer.layout import layout_of
 from codegen.layer import WEIGHTS
-from trellis_ops.calls import values
+from trellis_ops.glue.surroundings import HOOKS, why_not_call
 from trellis_ops.lm.block import Block, SwiGLU
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode.specs import block_spec, logits_spec
@@ -36,9 +34,6 @@ TYPES = (torch.float32, torch.bfloat16)
 
 OVERRIDES = ("forward", "step")
 """Methods that an instance may have of its own."""
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-"""Where a module keeps what is called beside its forward."""
 
 
 @dataclass(frozen=True)
@@ -116,22 +111,6 @@ def _most_numbers(parts: Parts) -> int:
     config = parts.config
     specs = [block_spec(config, 1, WEIGHTS[0])] + ([] if parts.output is None else [logits_spec(config, 1, WEIGHTS[0])])
     return max(layout_of(spec).numbers for spec in specs)
-
-
-def why_not_call(kind: str = "cpu") -> str | None:
-    """Why what surrounds a call on a device of a kind has to see the modules at work, in one sentence; None if not."""
-    if torch.compiler.is_compiling():
-        return "torch.compile traces the call"
-    if torch.is_autocast_enabled(kind):
-        return "autocast is on"
-    if values.enabled():
-        return f"{values.VARIABLE} asks for checks of values between the operators"
-    modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
-    if modes or get_interpreter_stack() is not None:
-        return "a mode or a function transform of torch looks at every operation"
-    if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
-        return "there are hooks on all modules"
-    return None
 
 
 def ends_early(block: nn.Module) -> bool:

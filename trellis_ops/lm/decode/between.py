@@ -23,6 +23,7 @@ from codegen.kernels.layer.layout import layout_of
 from codegen.spec import MIXER_STEP, Spec, next_power_of_two
 from trellis_ops.dispatch import layer
 from trellis_ops.dispatch.resolve import forced_implementation
+from trellis_ops.glue import why_not_call
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode import applies
@@ -196,7 +197,7 @@ def ready(model: Model, x: Tensor) -> tuple[Between, Kernels] | None:
     Raises:
         TrellisError: a kernel does not compile.
     """
-    if x.shape[0] > applies.MOST_ROWS or type(x) is not Tensor or applies.why_not_call(x.device.type) is not None:
+    if x.shape[0] > applies.MOST_ROWS or type(x) is not Tensor or why_not_call(x.device.type) is not None:
         return None
     found = _between_of(model)
     if found is None or (found.dtype, found.device) != (x.dtype, x.device):

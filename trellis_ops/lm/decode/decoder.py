@@ -15,6 +15,7 @@ from codegen.spec import next_power_of_two
 from trellis_ops.dispatch.layer import kernel_of
 from trellis_ops.dispatch.put_back import put_back
 from trellis_ops.dispatch.resolve import forced_implementation
+from trellis_ops.glue import why_not_call
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode import applies, between
@@ -180,7 +181,7 @@ def ready(model: Model, weights: str, x: Tensor, *, pooled: bool = False) -> tup
     Raises:
         TrellisError: a kernel does not compile.
     """
-    if x.shape[0] > applies.MOST_ROWS or type(x) is not Tensor or applies.why_not_call() is not None:
+    if x.shape[0] > applies.MOST_ROWS or type(x) is not Tensor or why_not_call() is not None:
         return None
     decoder = _decoder_of(model, weights)
     kernels = None if decoder is None else decoder.kernels_for(x.shape[0], pooled=pooled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from codegen.scalars import whole_number
 from codegen.spec import Spec, next_power_of_two
 from trellis_ops.dispatch.layer import resolved
+from trellis_ops.glue import why_not_call
 from trellis_ops.lm.decode import applies, between
 from trellis_ops.lm.decode.applies import Model, Parts
 from trellis_ops.lm.decode.decoder import packed_type
@@ -22,7 +23,7 @@ def explain_step(model: Model, weights: str, batch: int) -> str:
     device = parts.device
     is_between = between.serve(device)
     why_not_model = between.why_not_model if is_between else applies.why_not_model
-    reason = why_not_model(parts) or applies.why_not_call(device.type)
+    reason = why_not_model(parts) or why_not_call(device.type)
     if batch > applies.MOST_ROWS:
         reason = reason or f"the kernels take at most {applies.MOST_ROWS} rows, not {batch}"
     if reason is not None:

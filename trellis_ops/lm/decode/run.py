@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from codegen.backends import held
-from trellis_ops.lm.decode.applies import HOOKS, OVERRIDES, Model
+from trellis_ops.glue.surroundings import HOOKS
+from trellis_ops.lm.decode.applies import OVERRIDES, Model
 from trellis_ops.lm.decode.decoder import Decoder, Kernels, increment_version, ready
 from trellis_ops.lm.state import LayerState, TrellisState
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trellis_ops.lm.decode.applies import HOOKS, OVERRIDES
+from trellis_ops.glue.surroundings import HOOKS
+from trellis_ops.lm.decode.applies import OVERRIDES
 
 _version_of = attrgetter("_version")
 

@@ -17,7 +17,7 @@ from trellis_ops.lm.rules.generic import is_linear_in_v, sources
 from trellis_ops.lm.rules.inputs import FEATURES, UNIT_FEATURES, RuleInputs, Tensors
 from trellis_ops.lm.rules.named import rule_inputs
 from trellis_ops.lm.rules.preparations import OFFSETS
-from trellis_ops.lm.rules.source import Projection
+from trellis_ops.lm.rules.source import Projection, as_is
 from trellis_ops.lm.sequences import Layout, Pooled
 from trellis_ops.lm.sequences.parts import Index, Steps
 from trellis_ops.lm.state.layer_state import RuleLayerState, state_dtype, wide
@@ -70,6 +70,12 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         prepared = {name: tensors[name] for name in self.inputs.prepared}
         return RuleLayerState(memories, self._starts(memories), prepared, tensors["tail"])
 
+    def has_length_one(self) -> tuple[bool, bool]:
+        """Whether q and k, and whether v, are divided by their length as soon as they are made."""
+        normalize = self.config.normalize_qkv
+        # Those of other features are divided by their length behind them.
+        return normalize and FEATURES[self.inputs.features] is as_is, normalize and not self._is_linear_in_v
+
     def _add_inputs(self) -> None:
         config = self.config
         assert config.rule is not None
@@ -78,6 +84,7 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         # Looked up once, as torch.compile would follow how a rule's program is made.
         self._start_names = tuple(used_chunk_states(self.rule, True)) if config.keeps_starts else ()
         self._sizes = _sizes(config)
+        self._is_linear_in_v = is_linear_in_v(self.rule)
         self._per_head = {each.name for each in tensors(self.rule) if each.per == HEAD}
         needed = sources(self.rule, self.inputs, config.init_decay, config.init_step_size)
         self.made = nn.ModuleDict(
@@ -89,23 +96,27 @@ class RuleMixer(TokenMixer[RuleLayerState]):
             {name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()} if config.starts_learned else {}
         )
 
-    def _mix_alone(self, x: Tensor, q: Tensor, k: Tensor, layout: Layout) -> Tensor:
+    def _mix_alone(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         start = self.first_state(layout.batch, x)
-        made = self._made(x, q, k, start.prepared, layout)
+        made = self._made(x, q, k, v, start.prepared, layout)
         first = start.memories if self.first else None
         y, _ = self._attend(made, first, self._offsets(layout), return_memories=False)
         return self.inputs.finish(y, made)
 
-    def _mix_one(self, x: Tensor, q: Tensor, k: Tensor, state: RuleLayerState, begins: bool | Tensor) -> Tensor:
-        made = self._made(x, q, k, state.prepared)
+    def _mix_one(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: RuleLayerState, begins: bool | Tensor
+    ) -> Tensor:
+        made = self._made(x, q, k, v, state.prepared)
         for name, tensor in state.prepared.items():
             tensor.copy_(made[name])
         y = [self._step(made, (slice(None), t), state, begins) for t in range(self.inputs.substeps)]
         return self.inputs.finish(torch.stack(y, 1), made)[:, 0]
 
-    def _mix_pooled(self, x: Tensor, q: Tensor, k: Tensor, pools: Mapping[str, Tensor], sequences: Pooled) -> Tensor:
+    def _mix_pooled(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, pools: Mapping[str, Tensor], sequences: Pooled
+    ) -> Tensor:
         prepared = {name: sequences.load(pools[name], _FIRST_VALUES[-1]) for name in self.inputs.prepared}
-        made = self._made(x, q, k, prepared, sequences.layout)
+        made = self._made(x, q, k, v, prepared, sequences.layout)
         for name in prepared:
             sequences.store(pools[name], made[name])
         substeps, offsets = self.inputs.substeps, self._offsets(sequences.layout)
@@ -124,13 +135,13 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         y, _ = memory_attention(**self._arguments(made), initial_state=memories, cu_seqlens=offsets, **rest)
         return self.inputs.finish(y, made)
 
-    def _carry(self, x: Tensor, q: Tensor, k: Tensor, state: RuleLayerState, layout: Layout) -> Tensor:
+    def _carry(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: RuleLayerState, layout: Layout) -> Tensor:
         """y `[B, T, H, D_v]` of pieces of sequences, moving `state`.
 
         Three parts: tokens one by one to the end of the chunk that a row is in, whole chunks at once, and the rest,
         whose start states are kept because its chunk may go on; one by one too, where they are sums of its writes.
         """
-        made = self._made(x, q, k, state.prepared, layout)
+        made = self._made(x, q, k, v, state.prepared, layout)
         state.prepared = {name: made[name] for name in state.prepared}
         if not self.config.keeps_starts:
             return self.inputs.finish(self._attend_and_move(made, state, self._offsets(layout)), made)
@@ -164,16 +175,14 @@ class RuleMixer(TokenMixer[RuleLayerState]):
         state.starts = now
 
     def _made(
-        self, x: Tensor, q: Tensor, k: Tensor, prepared: Mapping[str, Tensor], layout: Layout | None = None
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Mapping[str, Tensor], layout: Layout | None = None
     ) -> Tensors:
         """All tensors of the rule by name, and what the preparation carries on; x is `[B, T, width]`."""
-        v = self._heads(self.to_v(x))
         features = FEATURES[self.inputs.features]
         q, k = features(q), features(k)
-        if self.config.normalize_qkv and self.inputs.features in UNIT_FEATURES:
+        unit_keys, _ = self.has_length_one()
+        if self.config.normalize_qkv and self.inputs.features in UNIT_FEATURES and not unit_keys:
             q, k = self._unit(q), self._unit(k)
-        if self.config.normalize_qkv and not is_linear_in_v(self.rule):
-            v = self._unit(v)
         made: Tensors = {"q": q, "k": k, "v": v, **prepared}
         made |= {name: each(x) for name, each in self.made.items()}
         made |= self._prepared(made, layout)
