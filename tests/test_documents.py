@@ -33,7 +33,7 @@ MAINS |= {
     f"tests.benchmarks.studies.{name}": f"tests.benchmarks.studies.{name}"
     for name in (
         *(f"kernels.{name}" for name in ("bfloat16_dots", "breakdown", "compile_stages", "few_heads", "guesses")),
-        *("kernels.instructions_of_a_token", "kernels.sizes"),
+        *("kernels.glue", "kernels.instructions_of_a_token", "kernels.sizes"),
         *(f"errors.{name}" for name in ("dot_errors", "gradient_errors", "peers")),
         *(f"growth.{name}" for name in ("scaling", "training_memory")),
         *(f"serving.{name}" for name in ("prefix_loads", "sequence_bytes", "side_channel")),
