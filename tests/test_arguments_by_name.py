@@ -17,7 +17,7 @@ MODULES = (
     "trellis_ops/calls/arguments.py",
     "trellis_ops/explanation.py",
     "trellis_ops/ops.py",
-    "tuner/measure/baseline.py",
+    "tuner/measure/baselines/baseline.py",
 )
 """Where tuples of arguments pass."""
 

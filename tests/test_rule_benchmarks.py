@@ -10,7 +10,7 @@ from codegen.rules import NAMED
 from tests.benchmarks.studies.rules import Beside, Row, Sizes, chunks, errors_of, head_line, line_of, main, spec_of
 from tests.benchmarks.subjects.rule_calls import rule_subject, training_step
 from tuner.measure.timed import Timing
-from tuner.verify.inputs import make_inputs
+from tuner.verify.inputs.trellis import make_inputs
 
 SIZES = Sizes(tokens=7, trained=5, checked=5, heads=2, dim=8, seconds=0.0, rounds=1)
 

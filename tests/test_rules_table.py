@@ -25,7 +25,7 @@ from tests.support.peers.inputs import Sizes as PeerSizes
 from tests.support.peers.table import PEERS
 from tests.support.relative_error import relative_error
 from trellis_ops.lm.recall.cell import Cell, Result
-from tuner.verify.inputs import make_inputs
+from tuner.verify.inputs.trellis import make_inputs
 
 SIZES = Sizes(tokens=7, trained=5, checked=5, heads=2, dim=8, seconds=0.0, rounds=1)
 WAYS = Ways(SIZES, 0.0, (PeerSizes(tokens=9, dim=12),))

@@ -21,7 +21,7 @@ from trellis_ops.dispatch import resolve
 from tuner.duration import duration
 from tuner.measure.measure import measure
 from tuner.measure.timed import Timed
-from tuner.verify.inputs import Inputs, sequences_of
+from tuner.verify.inputs.trellis import Inputs, sequences_of
 from tuner.verify.launch import bind
 
 LIMITS = {"trellis_step": 10e-6, "trellis_attention": 30e-6}

@@ -17,9 +17,9 @@ from codegen.schedules.legality import why_illegal
 from codegen.schedules.registry import default
 from codegen.schedules.triton_between import WIDEST
 from codegen.spec import Problem, Spec, bucket, spec_of_key
-from tuner.verify.adversarial import adversarial_inputs, cases_of
 from tuner.verify.check import OF_HARD_INPUTS, TOLERANCE, compare
-from tuner.verify.inputs import Inputs, make_inputs
+from tuner.verify.inputs.adversarial import adversarial_inputs, cases_of
+from tuner.verify.inputs.trellis import Inputs, make_inputs
 from tuner.verify.launch import Launch, bind
 from tuner.verify.oracle import oracle
 from tuning_db import Outcome

@@ -27,7 +27,7 @@ from tuner.gpu_run.plan import GpuRun
 from tuner.measure.measure import measure
 from tuner.processes.own_process import own_process
 from tuner.verify.check import check
-from tuner.verify.inputs import timing_inputs
+from tuner.verify.inputs.trellis import timing_inputs
 from tuner.verify.launch import bind
 from tuner.workers.worker import Ready, rotated
 from tuning_db import Outcome, shortened

@@ -22,10 +22,10 @@ from codegen.device import Device
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import Spec, spec_of_key
 from trellis_ops.specs.workload import NamedSpec
-from tuner.measure.rivals import COMPILE_LONG, fla_call
+from tuner.measure.baselines.rivals import COMPILE_LONG, fla_call
 from tuner.measure.side_by_side import COMPILED, compiled_call, compiled_spec
 from tuner.processes.own_process import own_process
-from tuner.verify.inputs import torch_device
+from tuner.verify.inputs.trellis import torch_device
 
 RIVALS, BY_TORCH = "rivals", "by torch"
 KINDS = {RIVALS: COMPILE_LONG, BY_TORCH: (COMPILED,)}

@@ -13,13 +13,13 @@ from codegen.kernels.signatures import MOVES_STATES
 from codegen.schedules.registry import from_settings
 from codegen.spec import Spec
 from tuner.errors import ThrottledError
-from tuner.measure.baseline import baseline_call
+from tuner.measure.baselines.baseline import baseline_call
+from tuner.measure.baselines.rivals import rivals
 from tuner.measure.measure import measure
-from tuner.measure.rivals import rivals
 from tuner.measure.timed import Timed
 from tuner.policy import Policy, policy_for
 from tuner.space.legal import Settings
-from tuner.verify.inputs import make_inputs, timing_inputs, torch_device
+from tuner.verify.inputs.trellis import make_inputs, timing_inputs, torch_device
 from tuner.verify.launch import bind
 
 KERNEL, EAGER, COMPILED, FLOOR = "kernel", "eager", "torch.compile", "one head alone"
@@ -54,8 +54,8 @@ def side_by_side(
     Args:
         spec, device, backend, settings: the schedule, and what it is for.
         seconds: in all.
-        ready: rivals that take long to compile, `COMPILED` and those of `tuner.measure.rivals.COMPILE_LONG`, and may
-            be.
+        ready: rivals that take long to compile, `COMPILED` and those of `COMPILE_LONG` in
+            `tuner.measure.baselines.rivals`, and may be.
     """
     calls = {KERNEL: _kernel(spec, device, backend, settings), FLOOR: _floor(spec, device, backend, settings)}
     calls[EAGER] = baseline_call(spec, timing_inputs(spec, device), lambda function: function)

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-import tuner.verify.adversarial
-import tuner.verify.inputs
-import tuner.verify.layer_inputs
-import tuner.verify.rule_adversarial
-import tuner.verify.rule_inputs
+import tuner.verify.inputs.adversarial
+import tuner.verify.inputs.adversarial_rules
+import tuner.verify.inputs.layers
+import tuner.verify.inputs.rules
+import tuner.verify.inputs.trellis
 from codegen.device import Device, cpu
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import FAMILY_OPERATORS, GLUE_OPERATORS, ROW_OPERATORS, Spec
-from tuner.verify.adversarial import Case, adversarial_inputs, cases_of
-from tuner.verify.inputs import Inputs, make_inputs
+from tuner.verify.inputs.adversarial import Case, adversarial_inputs, cases_of
+from tuner.verify.inputs.trellis import Inputs, make_inputs
 from tuner.verify.launch import bind
 from tuner.verify.oracle import oracle
 from tuner.verify.repetition import differing
@@ -37,8 +37,8 @@ OF_GRADIENTS = 10.0
 """How many times the tolerance of an output a gradient has, which is made of more products."""
 
 OF_HARD_INPUTS = 5.0
-"""How many times the tolerance inputs of `tuner.verify.adversarial` have, which amplify rounding: bfloat16 dots lose
-4e-2 on them."""
+"""How many times the tolerance inputs of `tuner.verify.inputs.adversarial` have, which amplify rounding: bfloat16 dots
+lose 4e-2 on them."""
 
 LEAST_OF_HARD_INPUTS = 5e-3
 """What they have at least: a GPU's exponentials and reciprocals are approximate, and no card has said by how much
@@ -51,8 +51,8 @@ SEED = 2512
 
 
 _DECIDING = (
-    *(tuner.verify.adversarial, tuner.verify.inputs, tuner.verify.layer_inputs),
-    *(tuner.verify.rule_adversarial, tuner.verify.rule_inputs),
+    *(tuner.verify.inputs.adversarial, tuner.verify.inputs.trellis, tuner.verify.inputs.layers),
+    *(tuner.verify.inputs.adversarial_rules, tuner.verify.inputs.rules),
 )
 
 
@@ -92,8 +92,8 @@ def check(operator: CompiledOperator, spec: Spec) -> Check:
     The kernels serve every batch, length and number of heads, so they are tried on few: sequences of several lengths,
     of which some end within a chunk and one is shorter than any tile, packed one after another. Outputs hold NaN
     before, so that what is not written shows; so does scratch memory. Inputs and the memory beside each output must
-    stay untouched, and further runs must give the same bits. Then come the inputs of `tuner.verify.adversarial`, except
-    those on which the right states are beyond float32, as with a write map z ** 3 and huge values.
+    stay untouched, and further runs must give the same bits. Then come the inputs of `tuner.verify.inputs.adversarial`,
+    except those on which the right states are beyond float32, as with a write map z ** 3 and huge values.
     """
     checked = _check_ragged(operator, spec)
     if checked.outcome is not Outcome.ok:

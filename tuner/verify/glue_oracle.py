@@ -15,7 +15,7 @@ from torch import Tensor
 from codegen.kernels.arguments import WRITTEN
 from codegen.kernels.glue.arguments import BACKWARD, kernel_arguments
 from codegen.spec import Spec
-from tuner.verify.inputs import Inputs
+from tuner.verify.inputs.trellis import Inputs
 
 Named = dict[str, Tensor]
 

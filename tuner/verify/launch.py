@@ -12,7 +12,7 @@ from codegen.kernels.arguments import IN_PLACE, READ, Argument
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
 from codegen.kernels.signatures import dtype_of
-from tuner.verify.inputs import Inputs, sequences_of, sizes_of
+from tuner.verify.inputs.trellis import Inputs, sequences_of, sizes_of
 
 GUARD = 64
 """Values on either side of every output that no kernel may touch."""

@@ -18,7 +18,7 @@ from codegen.spec import FAMILY_OPERATORS, Spec
 from trellis_ops import reference
 from tuner.verify import glue_oracle, layer_oracle, rule_oracle
 from tuner.verify.formulas import define_maps_of
-from tuner.verify.inputs import Inputs, names_of_tokens
+from tuner.verify.inputs.trellis import Inputs, names_of_tokens
 
 
 def oracle(spec: Spec, inputs: Inputs) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from codegen.kernels.pool.arguments import pooled
 from codegen.recurrence.tensors import HEAD, chunk_states, states, tensors
 from codegen.spec import Spec
 from trellis_ops import family_reference as reference
-from tuner.verify.inputs import Inputs
+from tuner.verify.inputs.trellis import Inputs
 
 Named = dict[str, Tensor]
 

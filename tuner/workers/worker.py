@@ -20,7 +20,7 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.schedules.registry import from_settings
 from codegen.spec import Spec
 from tuner.errors import ThrottledError
-from tuner.measure.baseline import time_compiled, time_eager
+from tuner.measure.baselines.baseline import time_compiled, time_eager
 from tuner.measure.ceiling import Ceiling, ceiling_of
 from tuner.measure.gpu_timing import copies_past_cache
 from tuner.measure.measure import measure
@@ -28,7 +28,7 @@ from tuner.measure.side_by_side import SideBySide, side_by_side
 from tuner.measure.timed import Timed, Timing
 from tuner.policy import policy_for
 from tuner.verify.check import check, check_inputs
-from tuner.verify.inputs import Inputs, rotated_inputs, timing_inputs
+from tuner.verify.inputs.trellis import Inputs, rotated_inputs, timing_inputs
 from tuner.verify.launch import Launch, bind
 from tuner.workers.available import backend_for, device_here
 from tuner.workers.messages import Phase

@@ -26,7 +26,7 @@ from trellis_ops import Explanation, explain, forget
 from trellis_ops.dispatch import resolve
 from tuner.measure.cost import cost_of
 from tuner.measure.timed import Timed, Timing
-from tuner.verify.inputs import torch_device
+from tuner.verify.inputs.trellis import torch_device
 from tuning_db import Store, TuningDatabaseWarning
 
 DEFAULT, TUNED = "default schedule", "tuned"

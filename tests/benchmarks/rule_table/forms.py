@@ -13,7 +13,7 @@ from codegen.spec import Spec
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import resolve
 from tuner.space.legal import changes, legal_schedules
-from tuner.verify.inputs import torch_device
+from tuner.verify.inputs.trellis import torch_device
 
 TUNED = ", tuned"
 

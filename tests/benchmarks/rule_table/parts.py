@@ -30,7 +30,7 @@ from tuner.measure.ceiling import ceiling_again
 from tuner.measure.cost import cost_of
 from tuner.measure.timed import Timed
 from tuner.verify import check
-from tuner.verify.inputs import make_inputs
+from tuner.verify.inputs.trellis import make_inputs
 from tuner.verify.launch import bind
 from tuner.verify.oracle import oracle
 

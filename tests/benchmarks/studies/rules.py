@@ -38,7 +38,7 @@ from tuner.measure.ceiling import ceiling_of
 from tuner.measure.cost import cost_of
 from tuner.measure.timed import Timed, Timing
 from tuner.verify.check import TOLERANCE, compare
-from tuner.verify.inputs import make_inputs
+from tuner.verify.inputs.trellis import make_inputs
 from tuner.verify.launch import bind
 from tuner.verify.oracle import oracle
 from tuner.workload import RULES_FILE

@@ -20,7 +20,7 @@ from tests.benchmarks.turns import ratio, sample, take_turns
 from trellis_ops import explain, forget
 from tuner.duration import duration
 from tuner.measure.timed import Timed, Timing
-from tuner.verify.inputs import timing_inputs, torch_device
+from tuner.verify.inputs.trellis import timing_inputs, torch_device
 from tuner.verify.launch import bind
 
 _SECONDS = 4.0

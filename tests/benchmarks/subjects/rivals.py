@@ -27,7 +27,7 @@ from trellis_ops.lm.train.processes.allocator import keep_freed_memory
 from tuner.measure.ceiling import Probe, limits
 from tuner.measure.cost import Cost
 from tuner.measure.timed import Timed
-from tuner.verify.inputs import torch_device
+from tuner.verify.inputs.trellis import torch_device
 
 EAGER, COMPILE, CEILING = "eager", "torch.compile", "ceiling"
 UNSET = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")

@@ -17,7 +17,7 @@ from codegen.spec import CHUNKED_STEP, Spec
 from tests.benchmarks.subjects.calls import Call
 from trellis_ops import memory_attention, memory_step
 from trellis_ops.eager import recurrence as eager
-from tuner.verify.inputs import Inputs
+from tuner.verify.inputs.trellis import Inputs
 
 _PAIR = ("erase_a", "erase_b")
 

@@ -20,7 +20,7 @@ from trellis_ops.lm.train.processes.allocator import keep_freed_memory
 from tuner.duration import duration
 from tuner.measure.cost import cost_of
 from tuner.measure.timed import Timed, Timing
-from tuner.verify.inputs import torch_device
+from tuner.verify.inputs.trellis import torch_device
 
 PROBLEM = Problem(batch=1, heads=8, tokens=4096, chunk=64)
 FORWARD, BILEVEL, FIRST_ORDER = "forward", "bilevel", "first order"

@@ -9,7 +9,7 @@ from codegen.device import cpu
 from codegen.rule import Rule
 from codegen.spec import BETWEEN_OPERATORS, Problem, Spec
 from trellis_ops.specs.workload import load_workload
-from tuner.measure.baseline import time_eager
+from tuner.measure.baselines.baseline import time_eager
 from tuner.measure.ceiling import Ceiling, ceiling_of, limits
 from tuner.measure.cost import Cost, cost_of
 from tuner.measure.measure import measure

@@ -13,7 +13,6 @@ from codegen.rule import MAPS, Rule
 from codegen.schedules.registry import default
 from codegen.spec import OPERATORS, Problem, Spec
 from tests.tuner.verify.tampering import compiled, names_of, tampered
-from tuner.verify.adversarial import CASES, adversarial_inputs
 from tuner.verify.check import (
     SEED,
     TOLERANCE,
@@ -25,7 +24,8 @@ from tuner.verify.check import (
     expected,
     relative_error,
 )
-from tuner.verify.inputs import make_inputs
+from tuner.verify.inputs.adversarial import CASES, adversarial_inputs
+from tuner.verify.inputs.trellis import make_inputs
 from tuner.verify.launch import bind
 from tuner.verify.oracle import oracle
 from tuning_db import Outcome

@@ -15,9 +15,9 @@ from codegen.rules import NAMED
 from codegen.spec import Problem, Spec, spec_of_key
 from tests.tuner.verify.tampering import compiled, tampered
 from trellis_ops.eager import recurrence as eager
-from tuner.verify.adversarial import CASES, RULE_CASES, adversarial_inputs, cases_of
 from tuner.verify.check import SEED, TOLERANCE, beyond_float32, check, check_inputs, expected
-from tuner.verify.inputs import make_inputs
+from tuner.verify.inputs.adversarial import CASES, RULE_CASES, adversarial_inputs, cases_of
+from tuner.verify.inputs.trellis import make_inputs
 from tuner.verify.oracle import oracle
 from tuner.workload import parse_spec
 from tuning_db import Outcome

@@ -27,8 +27,8 @@ from codegen.kernels.build import build
 from codegen.rule import Rule
 from codegen.schedules.registry import default
 from codegen.spec import DTYPES, Problem, Spec
-from tuner.verify.adversarial import CASES, adversarial_inputs
 from tuner.verify.check import OF_GRADIENTS, SEED, TOLERANCE, check_inputs, compare, expected
+from tuner.verify.inputs.adversarial import CASES, adversarial_inputs
 from tuner.verify.launch import bind
 from tuner.verify.oracle import oracle
 

@@ -35,7 +35,7 @@ from tests.benchmarks.turns import sample, take_turns
 from trellis_ops import forget
 from tuner.measure.cost import cost_of
 from tuner.measure.timed import Timed, Timing
-from tuner.verify.inputs import torch_device
+from tuner.verify.inputs.trellis import torch_device
 
 DOCS = Path(__file__).parents[4] / "docs"
 BASE = Problem(batch=1, heads=8, tokens=1024, dim_k=64, dim_v=64, slots=64, chunk=64)

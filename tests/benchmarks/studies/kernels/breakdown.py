@@ -36,7 +36,7 @@ from tuner.measure.ceiling import ceiling_again
 from tuner.measure.cost import cost_of
 from tuner.measure.measure import measure
 from tuner.measure.timed import Timed
-from tuner.verify.inputs import timing_inputs
+from tuner.verify.inputs.trellis import timing_inputs
 from tuner.verify.launch import bind
 
 _ROUNDS = 1000

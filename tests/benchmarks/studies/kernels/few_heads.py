@@ -32,7 +32,7 @@ from codegen.spec import Problem, Spec
 from tests.benchmarks.turns import ratio, sample, take_turns
 from tuner.duration import duration
 from tuner.measure.timed import Timed, Timing
-from tuner.verify.inputs import timing_inputs
+from tuner.verify.inputs.trellis import timing_inputs
 from tuner.verify.launch import bind
 
 CHUNKS = (64, 16)

@@ -19,7 +19,7 @@ from tuner.duration import duration
 from tuner.measure.ceiling import ceiling_again
 from tuner.measure.cost import cost_of
 from tuner.measure.timed import Timed
-from tuner.verify.inputs import timing_inputs
+from tuner.verify.inputs.trellis import timing_inputs
 from tuner.verify.launch import bind
 
 SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 256)

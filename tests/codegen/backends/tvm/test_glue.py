@@ -17,7 +17,7 @@ from codegen.schedules.registry import default
 from codegen.spec import GLUE_OPERATORS, INPUT_OPERATORS, Problem, Spec, bucket, spec_of_key
 from tests.tuner.verify.tampering import tampered
 from tuner.verify.check import SEED, check
-from tuner.verify.inputs import make_inputs
+from tuner.verify.inputs.trellis import make_inputs
 from tuner.verify.launch import bind
 from tuning_db import Outcome
 

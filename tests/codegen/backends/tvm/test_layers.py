@@ -20,7 +20,7 @@ from codegen.spec import Problem, Spec, bucket, spec_of_key
 from tests.support.far_memory import untouched
 from tests.tuner.verify.tampering import tampered
 from tuner.verify.check import SEED, check
-from tuner.verify.inputs import make_inputs
+from tuner.verify.inputs.trellis import make_inputs
 from tuner.verify.launch import bind
 from tuning_db import Outcome
 

@@ -18,10 +18,10 @@ from codegen.kernels.glue import arguments as glue_arguments
 from codegen.kernels.layer import arguments as layer_arguments
 from codegen.kernels.sequences import Sequences
 from codegen.spec import FAMILY_OPERATORS, Spec
-from tuner.verify.glue_inputs import drawn_for_glue
-from tuner.verify.layer_inputs import drawn_for_layer
-from tuner.verify.pool_inputs import behind, rows_of, sizes_of_pool
-from tuner.verify.rule_inputs import drawn_for, numbers_of
+from tuner.verify.inputs.glue import drawn_for_glue
+from tuner.verify.inputs.layers import drawn_for_layer
+from tuner.verify.inputs.pools import behind, rows_of, sizes_of_pool
+from tuner.verify.inputs.rules import drawn_for, numbers_of
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def make_inputs(
     q, k, v and w have length one, targets and codes are of order one, gates forget slowly except for one token in
     sixteen that forgets almost everything, step sizes lie near 0.1, and states are N(0, 1 / D): a zero state would hide
     most mistakes. What is drawn for one name does not depend on which other tensors the operator has. The operators of
-    any rule have what `tuner.verify.rule_inputs` draws, those of layers what `tuner.verify.layer_inputs` does, those
-    between the products of a block what `tuner.verify.glue_inputs` does.
+    any rule have what `tuner.verify.inputs.rules` draws, those of layers what `tuner.verify.inputs.layers` does, those
+    between the products of a block what `tuner.verify.inputs.glue` does.
 
     Args:
         spec, lengths, device, seed: what they depend on.

@@ -13,7 +13,7 @@ from codegen.kernels.glue.arguments import BACKWARD, operator_arguments
 from codegen.spec import Spec
 from trellis_ops.eager import glue as eager
 from tuner.measure.timed import Timed
-from tuner.verify.inputs import Inputs
+from tuner.verify.inputs.trellis import Inputs
 
 Named = Mapping[str, Tensor]
 

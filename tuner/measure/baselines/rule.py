@@ -15,7 +15,7 @@ from codegen.spec import Spec
 from trellis_ops.eager import pool as eager_pool
 from trellis_ops.eager import recurrence as eager
 from tuner.measure.timed import Timed
-from tuner.verify.inputs import Inputs
+from tuner.verify.inputs.trellis import Inputs
 
 
 def rule_call(spec: Spec, inputs: Inputs, batched: Mapping[str, Tensor], made: Callable[[Any], Any]) -> Timed:

@@ -19,8 +19,8 @@ from codegen.kernels.glue.arguments import is_of_glue
 from codegen.kernels.layer.layout import layout_of
 from codegen.kernels.signatures import TENSORS
 from codegen.spec import BLOCK_STEP, FAMILY_OPERATORS, MIXER_STEP, Spec
-from tuner.verify import rule_adversarial as of_rules
-from tuner.verify.inputs import Inputs, make_inputs
+from tuner.verify.inputs import adversarial_rules as of_rules
+from tuner.verify.inputs.trellis import Inputs, make_inputs
 
 HUGE, TINY = 100.0, 0.01
 LARGE = 10.0

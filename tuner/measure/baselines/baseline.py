@@ -14,13 +14,13 @@ from codegen.kernels.glue.arguments import is_of_glue
 from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import FAMILY_OPERATORS, Spec
 from trellis_ops.eager import forward as eager
-from tuner.measure.glue_baseline import glue_call
-from tuner.measure.layer_baseline import layer_call
+from tuner.measure.baselines.glue import glue_call
+from tuner.measure.baselines.layer import layer_call
+from tuner.measure.baselines.rule import rule_call
 from tuner.measure.measure import measure
-from tuner.measure.rule_baseline import rule_call
 from tuner.measure.timed import Timed, Timing
 from tuner.policy import policy_for
-from tuner.verify.inputs import Inputs, names_of_tokens, timing_inputs
+from tuner.verify.inputs.trellis import Inputs, names_of_tokens, timing_inputs
 
 _SECONDS = 1.0
 

@@ -14,7 +14,7 @@ from codegen.kernels.layer.layout import PANEL, layout_of
 from codegen.spec import LOGITS_STEP, MIXER_STEP, NORM_STEP, Spec
 from trellis_ops.eager import forward as eager
 from tuner.measure.timed import Timed
-from tuner.verify.inputs import Inputs
+from tuner.verify.inputs.trellis import Inputs
 from tuner.verify.layer_oracle import matrices_of, vectors_of
 
 Named = dict[str, Tensor]
