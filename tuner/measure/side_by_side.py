@@ -54,8 +54,8 @@ def side_by_side(
     Args:
         spec, device, backend, settings: the schedule, and what it is for.
         seconds: in all.
-        ready: rivals that take long to compile, `COMPILED` and those of `COMPILE_LONG` in
-            `tuner.measure.baselines.rivals`, and may be.
+        ready: which of the rivals that take long to compile may be timed: `COMPILED`, and those of `COMPILE_LONG` in
+            `tuner.measure.baselines.rivals`.
     """
     calls = {KERNEL: _kernel(spec, device, backend, settings), FLOOR: _floor(spec, device, backend, settings)}
     calls[EAGER] = baseline_call(spec, timing_inputs(spec, device), lambda function: function)
