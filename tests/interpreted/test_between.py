@@ -80,6 +80,12 @@ def test_mixer(rule, sizes, layer, dtype, stages):
     require_right(spec, make_inputs(spec, (1,) * 5, cpu()), num_stages=stages)
 
 
+@pytest.mark.parametrize("operator", ["norm_step", "mixer_step", "swiglu_step"])
+def test_as_many_rows_as_a_step_takes(operator):
+    spec = of(operator, Layer(20, 20), heads=1)
+    require_right(spec, make_inputs(spec, (1,) * 64, cpu()))
+
+
 @pytest.mark.parametrize("name", MAPS)
 def test_every_map_in_every_place(name):
     spec = of("mixer_step", Layer(20, 1, unit=False), Rule(name, link=name, out=name, phi_eps=1e-2))

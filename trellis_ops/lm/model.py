@@ -126,8 +126,8 @@ class TrellisLM(GeneratingModel):
         """Logits `[B, vocab_size]` after one more token `[B]`; moves `state` in place and has no gradient.
 
         The fast way to decode: nothing is copied but the chunk-start states, once per chunk. Equals `forward`. Rows
-        may be at different positions. Up to 64 rows of a model of TRELLIS in float32 on a CPU go through a kernel for
-        each block, see docs/decoding.md; `explain_step` says what a step runs.
+        may be at different positions. Up to 64 rows of a model of TRELLIS go through a kernel for each block on a CPU,
+        and through a few on a GPU, see docs/decoding.md; `explain_step` says what a step runs.
 
         Raises:
             ShapeError, DtypeError: tokens that are not `[B]` int64 with the batch size of the state.
@@ -162,7 +162,7 @@ class TrellisLM(GeneratingModel):
     def decode_weights(self) -> str:
         """The type of the weights that `step`, `stream` and `generate` read: "float32", "bfloat16" or "int8".
 
-        They are copies, packed for the kernels of whole blocks on CPUs: int8 with a scale for each output. The modules
+        They are copies, packed for the kernels on CPUs alone: int8 with a scale for each output. The modules
         keep theirs, which prefill, training and decoding without those kernels read. Only "float32" gives what they do.
 
         Raises:
