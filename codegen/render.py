@@ -197,9 +197,12 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+_PARTS = ("backward/", "between/", "layer/", "glue/")
+
+
 def _template(folder: str, kernel: str) -> str | None:
-    """The template of a kernel, in a folder of templates or in one of its folders backward/ and between/."""
-    names = (f"{folder}/{part}{kernel}.py.j2" for part in ("", "backward/", "between/"))
+    """The template of a kernel, in a folder of templates or in one of its folders."""
+    names = (f"{folder}/{part}{kernel}.py.j2" for part in ("", *_PARTS))
     return next((name for name in names if (TEMPLATES / name).is_file()), None)
 
 
