@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from trellis_ops.eager.glue import causal_convolution
 from trellis_ops.glue.calls import add_rms_norm, gated_norm, memory_inputs, rms_norm, swiglu_gate
-from trellis_ops.glue.surroundings import TYPES, is_plain_norm, replaces_modules, why_not_call
+from trellis_ops.glue.surroundings import TYPES, is_plain_norm, makes_anew, replaces_modules, why_not_call
 
 __all__ = [
     "TYPES",
@@ -21,6 +21,7 @@ __all__ = [
     "causal_convolution",
     "gated_norm",
     "is_plain_norm",
+    "makes_anew",
     "memory_inputs",
     "replaces_modules",
     "rms_norm",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ def memory_inputs(
     heads: int,
     unit_keys: bool = True,
     eps: float = 1e-6,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """q, k and v of a token mixer from its projections, and what the convolutions see of them later.
 
@@ -36,6 +37,7 @@ def memory_inputs(
         heads: H.
         unit_keys: whether q and k are divided by their length per head.
         eps: the least that a row is divided by.
+        overwrite: whether v may hold what it becomes, as nobody else reads it; only where no gradient is recorded.
 
     Returns:
         q and k `[B, T, H, D_k]`, v `[B, T, H, D_v]` or None, and the tails after the last tokens.
@@ -46,12 +48,13 @@ def memory_inputs(
         GradientError: a second derivative is wanted.
     """
     values = [] if v is None else [v]
-    found = _call(INPUTS, (shared, *values, taps_q, taps_k, tails), cu_seqlens, heads, unit_keys, eps)
+    into = {2: v} if overwrite and v is not None else None
+    found = _call(INPUTS, (shared, *values, taps_q, taps_k, tails), cu_seqlens, heads, unit_keys, eps, into=into)
     q, k, *unit, after = found
     return q, k, unit[0] if unit else None, after
 
 
-def gated_norm(y: Tensor, gate: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+def gated_norm(y: Tensor, gate: Tensor, weight: Tensor, *, eps: float, overwrite: bool = False) -> Tensor:
     """RMSNorm(y) * gelu(gate), each head by itself, arXiv 2512.23852, figure 1.
 
     Args:
@@ -59,6 +62,7 @@ def gated_norm(y: Tensor, gate: Tensor, weight: Tensor, *, eps: float) -> Tensor
         gate: `[..., H D]`.
         weight: `[D]`, of the norm.
         eps: of the norm.
+        overwrite: whether gate may hold the result, as nobody else reads it; only where no gradient is recorded.
 
     Returns:
         `[..., H D]`.
@@ -67,18 +71,22 @@ def gated_norm(y: Tensor, gate: Tensor, weight: Tensor, *, eps: float) -> Tensor
         ShapeError, DtypeError, DeviceMismatchError: tensors that do not fit.
         GradientError: a second derivative is wanted.
     """
-    (mixed,) = _call(GATED_NORM, (y, gate, weight), eps)
+    (mixed,) = _call(GATED_NORM, (y, gate, weight), eps, into={0: gate} if overwrite else None)
     return mixed
 
 
-def swiglu_gate(gate: Tensor, up: Tensor) -> Tensor:
+def swiglu_gate(gate: Tensor, up: Tensor, *, overwrite: bool = False) -> Tensor:
     """silu(gate) * up, of one shape, arXiv 2002.05202.
+
+    Args:
+        gate, up: of any shape.
+        overwrite: whether gate may hold the result, as nobody else reads it; only where no gradient is recorded.
 
     Raises:
         ShapeError, DtypeError, DeviceMismatchError: tensors that do not fit.
         GradientError: a second derivative is wanted.
     """
-    (hidden,) = _call(SWIGLU, (gate, up))
+    (hidden,) = _call(SWIGLU, (gate, up), into={0: gate} if overwrite else None)
     return hidden
 
 
@@ -106,8 +114,10 @@ def add_rms_norm(x: Tensor, more: Tensor, weight: Tensor, *, eps: float) -> tupl
     return added, rms_norm(added, weight, eps=eps)
 
 
-def _call(glue: Glue, given: Sequence[Tensor], *settings: Any) -> list[Tensor]:
+def _call(
+    glue: Glue, given: Sequence[Tensor], *settings: Any, into: Mapping[int, Tensor] | None = None
+) -> list[Tensor]:
     if is_plain((*given, *(x for x in settings if isinstance(x, Tensor)))):
-        return glue.run(given, *settings)
+        return glue.run(given, *settings, into=into)
     found: list[Tensor] = REGISTERED[glue.name](list(given), *settings)
     return found

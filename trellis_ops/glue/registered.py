@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,21 @@ class Glue:
     further: Callable[[Called, Settings], tuple[Tensor, ...]]
     eager: Callable[[Sequence[Tensor], Settings], list[Tensor]]
 
-    def run(self, given: Sequence[Tensor], *settings: Any) -> list[Tensor]:
-        """The results, by the kernel where there is one."""
+    def run(self, given: Sequence[Tensor], *settings: Any, into: Mapping[int, Tensor] | None = None) -> list[Tensor]:
+        """The results, by the kernel where there is one.
+
+        Args:
+            given, settings: of the call.
+            into: of results by their number a tensor of `given` that nobody reads afterwards, and that the kernel reads
+                no later than it writes the result: it may hold the result where its memory is that of the result.
+        """
         call = self.check(given, settings)
         kernel = self._kernel(self.name, call, given)
         if kernel is None:
             with autocast.off(given[0].device):
                 # As torch.compile was told that they are.
                 return [x.contiguous() for x in self.eager(given, settings)]
-        made = [given[0].new_empty(shape) for shape in call.results]
+        made = [_place(shape, (into or {}).get(number), given[0]) for number, shape in enumerate(call.results)]
         read = _viewed(given, call.views)
         kernel(1, *read, *self.further(call, settings), *_viewed(made, call.result_views))
         return made
@@ -76,6 +82,13 @@ class Glue:
                 self.eager(leaves, settings), leaves, list(cotangents), allow_unused=True, materialize_grads=True
             )
         return [x.clone(memory_format=torch.contiguous_format) for x in found]
+
+
+def _place(shape: tuple[int, ...], given: Tensor | None, like: Tensor) -> Tensor:
+    """Memory for a result: what is given if it lies well, and else new."""
+    if given is not None and given.is_contiguous():
+        return given.view(shape)
+    return like.new_empty(shape)
 
 
 def _viewed(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:

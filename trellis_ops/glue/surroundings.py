@@ -12,6 +12,7 @@ from torch.nn.modules import module as module_hooks
 
 from trellis_ops.calls import values
 from trellis_ops.dispatch import forced_schedule
+from trellis_ops.dispatch.layer import serves
 from trellis_ops.dispatch.resolve import forced_implementation
 
 TYPES = (torch.float32, torch.bfloat16)
@@ -63,6 +64,12 @@ def is_plain_norm(norm: nn.Module) -> TypeGuard[PlainNorm]:
     return not any([getattr(norm, name) for name in _ALL_HOOKS])
 
 
+def makes_anew(linear: nn.Module) -> bool:
+    """Whether what a linear map returns is nobody else's: torch's own map, without hooks and a forward of its own."""
+    plain = type(linear) is nn.Linear and "forward" not in vars(linear)
+    return plain and not any([getattr(linear, name) for name in _ALL_HOOKS])
+
+
 def replaces_modules(*tensors: Tensor) -> bool:
     """Whether the operators of `trellis_ops.glue` stand for modules whose inputs and parameters these tensors are.
 
@@ -77,6 +84,7 @@ def replaces_modules(*tensors: Tensor) -> bool:
     if any([x.dtype != first.dtype or not x.is_cpu for x in others]) or not _PLAIN_TYPES.issuperset(map(type, tensors)):
         return False
     forced = forced_schedule.current()
-    if forced_implementation(None) == "eager" or (forced is not None and forced.operator is None):
+    name = forced_implementation(None)
+    if (name is not None and not serves("memory_inputs", first.device)) or (forced and forced.operator is None):
         return False
     return forward_ad._current_level < 0 and why_not_call() is None

@@ -52,7 +52,10 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` to `[..., width]`."""
         gate, up = self.gate(x), self.up(x)
-        hidden = glue.swiglu_gate(gate, up) if glue.replaces_modules(gate, up) else F.silu(gate) * up
+        if glue.replaces_modules(gate, up):
+            hidden = glue.swiglu_gate(gate, up, overwrite=glue.makes_anew(self.gate))
+        else:
+            hidden = F.silu(gate) * up
         mixed: Tensor = self.down(hidden)
         return mixed
 

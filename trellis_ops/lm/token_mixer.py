@@ -191,6 +191,7 @@ class TokenMixer(nn.Module, Generic[State]):
             heads=config.heads,
             unit_keys=unit_keys,
             eps=config.norm_eps,
+            overwrite=glue.makes_anew(self.to_v),
         )
         return q, k, v if unit is None else unit, after
 
@@ -215,7 +216,7 @@ class TokenMixer(nn.Module, Generic[State]):
     def _finish(self, x: Tensor, y: Tensor) -> Tensor:
         gate, norm = self.to_gate(x), self.norm
         if glue.is_plain_norm(norm) and glue.replaces_modules(y, gate, norm.weight):
-            mixed = glue.gated_norm(y, gate, norm.weight, eps=norm.eps)
+            mixed = glue.gated_norm(y, gate, norm.weight, eps=norm.eps, overwrite=glue.makes_anew(self.to_gate))
         else:
             mixed = norm(y).flatten(-2) * F.gelu(gate)
         found: Tensor = self.to_out(mixed)

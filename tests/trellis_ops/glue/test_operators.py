@@ -194,6 +194,36 @@ def test_bad_calls_are_refused_before_anything_runs(change, error, text):
         glue.memory_inputs(**{**given, "heads": HEADS, **change})
 
 
+@pytest.mark.parametrize("tokens", [1, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_result_in_the_place_of_what_it_is_made_of_is_the_same_to_the_bit(dtype, tokens):
+    shared, v, *rest = (x.detach() for x in inputs_of(dtype, tokens=tokens))
+    gate, up, y = torch.randn(3, 2, tokens, HEADS * VALUES, dtype=dtype)
+    weight = torch.rand(VALUES, dtype=dtype)
+    heads = y.view(2, tokens, HEADS, VALUES)
+    calls = {
+        "v": lambda x, **how: glue.memory_inputs(shared, x, *rest, heads=HEADS, **how)[2],
+        "norm": lambda x, **how: glue.gated_norm(heads, x, weight, eps=1e-6, **how),
+        "gate": lambda x, **how: glue.swiglu_gate(x, up, **how),
+    }
+    for name, call in calls.items():
+        given = v if name == "v" else gate
+        right, place = call(given), given.clone()
+        found = call(place, overwrite=True)
+        assert torch.equal(found, right), name
+        assert found.data_ptr() == place.data_ptr(), name
+        apart = torch.stack([given, given], -1)[..., 0]
+        assert torch.equal(call(apart, overwrite=True), right), name
+        assert torch.equal(apart, given), "what does not lie well is left as it is"
+
+
+def test_nothing_is_overwritten_that_a_gradient_needs():
+    gate, up = rows_of(torch.float32, (2, 5), (2, 5))
+    before = gate.detach().clone()
+    glue.swiglu_gate(gate, up, overwrite=True).sum().backward()
+    assert torch.equal(gate, before)
+
+
 def test_second_derivatives_are_refused():
     gate, up = rows_of(torch.float32, (2, 5), (2, 5))
     (gradient,) = torch.autograd.grad(glue.swiglu_gate(gate, up).sum(), [gate], create_graph=True)

@@ -130,6 +130,17 @@ def test_the_hook_of_a_norm_is_called_and_what_it_returns_is_taken(calls):
     assert calls.counts == {"memory_inputs": 4, "gated_norm": 3, "swiglu_gate": 4, "rms_norm": 5, "add_rms_norm": 3}
 
 
+def test_what_a_hook_of_a_linear_map_keeps_is_not_written_to():
+    model, tokens, kept = make_model().requires_grad_(False), some_tokens(), {}
+    mixer, mlp = model.blocks[0].mixer, model.blocks[0].mlp
+    for name, linear in (("v", mixer.to_v), ("gate", mixer.to_gate), ("mlp", mlp.gate)):
+        linear.register_forward_hook(lambda module, inputs, output, name=name: kept.update({name: (inputs, output)}))
+    whole(model, tokens)
+    for name, linear in (("v", mixer.to_v), ("gate", mixer.to_gate), ("mlp", mlp.gate)):
+        ((x,), output) = kept[name]
+        assert torch.equal(output, nn.functional.linear(x, linear.weight)), name
+
+
 def test_compiled_without_a_break_and_transformed_by_the_modules(calls):
     model, tokens = make_model(), some_tokens(length=16)
     right = gradients_of(model, tokens)
