@@ -23,7 +23,7 @@ class HeldPools:
     Attributes:
         names: of the pools that were given, in their order.
         given: the pools that were given.
-        places: where their memory began.
+        places: where their memory began, and how many numbers it had.
         tensors: the same pools in the order of the kernel.
         capacity: slots of each.
         arguments: what the kernel takes behind the rows and their slots: the pools, and `further` tensors.
@@ -31,7 +31,7 @@ class HeldPools:
 
     names: tuple[str, ...]
     given: tuple[Tensor, ...]
-    places: tuple[int, ...]
+    places: tuple[tuple[int, ...], tuple[int, ...]]
     tensors: tuple[Tensor, ...]
     capacity: int
     arguments: tuple[Any, ...]
@@ -39,7 +39,7 @@ class HeldPools:
     def are(self, pools: Pools) -> bool:
         """Whether these are the same pools, in the same memory."""
         same = tuple(pools) == self.names and all(map(is_, pools.values(), self.given))
-        return same and tuple(map(Tensor.data_ptr, self.given)) == self.places
+        return same and _places(self.given) == self.places
 
 
 def hold(
@@ -61,7 +61,11 @@ def hold(
         return None
     arguments = tuple(held(kernel, each) for each in (*tensors, *further))
     given = tuple(pools.values())
-    return HeldPools(tuple(pools), given, tuple(map(Tensor.data_ptr, given)), tensors, len(tensors[0]), arguments)
+    return HeldPools(tuple(pools), given, _places(given), tensors, len(tensors[0]), arguments)
+
+
+def _places(pools: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(map(Tensor.data_ptr, pools)), tuple(map(Tensor.numel, pools))
 
 
 def _is_pool(tensor: Tensor, shape: tuple[int, ...]) -> bool:

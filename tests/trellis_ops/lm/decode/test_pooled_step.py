@@ -228,3 +228,21 @@ def test_rows_that_kernels_of_blocks_do_not_skip_are_left_to_the_modules(changes
     rows = rows_at(torch.tensor([6, 6, 6]))
     assert fused_pooled(blocks, "float32", x.clone(), layers.pools, replace(rows, **changes)) is None
     assert fused_pooled(blocks, "float32", x.clone(), layers.pools, rows) is not None
+
+
+def test_pools_that_lose_slots_or_move_are_looked_at_again():
+    blocks, state, x = moved(model_of(CHUNKED))
+    layers, rows = layers_like(state), rows_at(torch.tensor([6, 6, 6]))
+    layers.put(state)
+    assert fused_pooled(blocks, "float32", x.clone(), layers.pools, rows) is not None
+    for pools in layers.pools:
+        for pool in pools.values():
+            pool.data = pool.data[: int(SLOTS.max())]
+    kept = [memory.clone() for memory in layers.memory]
+    assert fused_pooled(blocks, "float32", x.clone(), layers.pools, rows) is None
+    assert all(torch.equal(x.nan_to_num(9.0), y.nan_to_num(9.0)) for x, y in zip(layers.memory, kept, strict=True))
+    for pools in layers.pools:
+        for pool in pools.values():
+            pool.data = torch.zeros(CAPACITY, *pool.shape[1:])
+    assert fused_pooled(blocks, "float32", x.clone(), layers.pools, rows) is not None
+    assert all(bool(pools["S_k"][SLOTS].any()) for pools in layers.pools)
