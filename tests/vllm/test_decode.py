@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.vllm.engines import alone, engine, made, prompts, served
 from trellis_ops.lm.decode import pooled
@@ -53,6 +53,36 @@ def test_a_vocabulary_that_vllm_fills_up(tmp_path: Path, monkeypatch: pytest.Mon
         assert served(llm, given) == [alone(model, each) for each in given]
         (rows,) = llm.apply_model(lambda served: served.embedding.weight.shape[0])
     assert rows > 261 and shapes == {(2, 261)}
+
+
+def test_whoever_sees_the_model_at_work_sees_all_of_it(tmp_path: Path):
+    """By a hook of the last block every token that it reads, and by another logits processor every logit."""
+    model = made(tmp_path)
+    given, seen = prompts((17, 3)), []
+
+    def hooked(served: nn.Module) -> None:
+        served.blocks[-1].register_forward_hook(lambda block, inputs, rows: seen.append(len(rows)))
+
+    def masked(served: nn.Module) -> None:
+        processed = served.logits_processor.forward
+
+        def only_seven(*arguments: Any) -> Tensor:
+            logits = processed(*arguments)
+            logits[:, torch.arange(logits.shape[1]) != 7] = -torch.inf
+            return logits
+
+        served.logits_processor.forward = only_seven
+
+    with engine(tmp_path) as llm:
+        assert served(llm, given) == [alone(model, each) for each in given]
+        assert seen == []
+        llm.apply_model(hooked)
+        assert served(llm, given) == [alone(model, each) for each in given]
+        assert sum(seen) == 17 + 3 + 2 * 23
+        llm.apply_model(lambda served: served.blocks[-1]._forward_hooks.clear())
+        llm.apply_model(masked)
+        assert served(llm, given) == [[7] * 24] * 2
+        assert sum(seen) == 17 + 3 + 2 * 23
 
 
 def _kernels_of(llm: Any, given: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[int]], int]:

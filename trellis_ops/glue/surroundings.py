@@ -46,9 +46,14 @@ def why_not_call(kind: str = "cpu") -> str | None:
     modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
     if modes or get_interpreter_stack() is not None:
         return "a mode or a function transform of torch looks at every operation"
-    if any([getattr(module_hooks, name) for name in _GLOBAL_HOOKS]):
+    if has_hooks_on_all():
         return "there are hooks on all modules"
     return None
+
+
+def has_hooks_on_all() -> bool:
+    """Whether torch calls something beside every module."""
+    return any([getattr(module_hooks, name) for name in _GLOBAL_HOOKS])
 
 
 def is_plain_norm(norm: nn.Module) -> TypeGuard[PlainNorm]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from codegen.kernels.layer.layout import layout_of
 from codegen.layer import WEIGHTS
-from trellis_ops.glue.surroundings import HOOKS, why_not_call
+from trellis_ops.glue.surroundings import HOOKS, has_hooks_on_all, why_not_call
 from trellis_ops.lm.block import Block, SwiGLU
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode.specs import block_spec, logits_spec
@@ -123,6 +123,16 @@ def _why_not_module(module: nn.Module) -> str | None:
     kind = type(module)
     if kind not in _KINDS and not _is_block(kind):
         return f"a {kind.__qualname__} is none of the modules that the kernels know"
+    return _why_seen(module)
+
+
+def is_seen(module: nn.Module) -> bool:
+    """Whether somebody sees a module at work, or one that it has: by hooks, or by a method of its own."""
+    return has_hooks_on_all() or any(_why_seen(each) is not None for each in module.modules())
+
+
+def _why_seen(module: nn.Module) -> str | None:
+    kind = type(module)
     if any(getattr(module, name) for name in HOOKS):
         return f"a {kind.__qualname__} has hooks"
     if any(name in vars(module) for name in OVERRIDES):

@@ -18,7 +18,7 @@ from vllm.sequence import IntermediateTensors
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
 from trellis_ops.lm.config import TrellisConfig
-from trellis_ops.lm.decode.applies import Parts
+from trellis_ops.lm.decode.applies import Parts, is_seen
 from trellis_ops.lm.decode.decoder import forget
 from trellis_ops.lm.decode.pooled import fused_logits, fused_pooled
 from trellis_ops.lm.sequences import Rows
@@ -54,7 +54,8 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         config = hf_config.to_trellis()
         check_model(config)
         check_engine(vllm_config, config)
-        self._own = own = of_one_rank(config, get_tensor_model_parallel_world_size())
+        self._ranks = get_tensor_model_parallel_world_size()
+        self._own = own = of_one_rank(config, self._ranks)
         self.embedding = VocabParallelEmbedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(
             ServedBlock(own, vllm_config, f"{prefix}.blocks.{index}".lstrip(".")) for index in range(config.layers)
@@ -65,8 +66,8 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         )
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self._states = len(served_shapes(own))
-        # Several ranks share the embedding.
-        self._makes_logits = self.lm_head is self.embedding and get_tensor_model_parallel_world_size() == 1
+        # A pooler reads what `forward` gives, and nobody asks for logits.
+        self._is_pooled = vllm_config.model_config.runner_type == "pooling"
         self._is_whole = True
         self._stored = StoredModel(config, vllm_config.model_config.dtype, self)
         self._keeps = chosen(vllm_config)
@@ -88,43 +89,57 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         inputs_embeds: Tensor | None = None,
         **_: object,
     ) -> Tensor:
-        """What `compute_logits` takes, `[tokens, width]`; moves the states of the sequences of this step."""
+        """What `compute_logits` takes, or the normed rows for a pooler; moves the states of the sequences of this step.
+
+        `[tokens, width]`.
+        """
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed_input_ids(input_ids)
         x = self._decoded(inputs_embeds)
-        self._is_whole = x is not None
-        return self._remembered(inputs_embeds) if x is None else x
+        self._is_whole = x is not None or self._is_pooled or is_seen(self.blocks[-1])
+        x = self._by_modules(inputs_embeds) if x is None else x
+        return cast(Tensor, self.norm(x)) if self._is_pooled else x
 
-    def _remembered(self, x: Tensor) -> Tensor:
-        """What the blocks make of tokens, but for the feed-forward half of the last one."""
-        *others, last = (block for block in self.blocks if isinstance(block, ServedBlock))
+    def _by_modules(self, x: Tensor) -> Tensor:
+        """What the blocks make of tokens, but for the last feed-forward half where `compute_logits` takes it."""
+        *others, last = self._blocks()
         for block in others:
             x = block(x)
-        return last.remember(x)
+        return last(x) if self._is_whole else last.remember(x)
+
+    def _blocks(self) -> list[ServedBlock]:
+        return [cast(ServedBlock, each) for each in self.blocks]
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Logits of the next tokens, on the ranks that sample."""
         if self._is_whole:
-            logits = fused_logits(self, _WEIGHTS, hidden_states) if self._makes_logits else None
+            logits = fused_logits(self, _WEIGHTS, hidden_states) if self._is_plain_map() else None
             return self._logits(hidden_states) if logits is None else logits
         # What has no state is left to here, as logits are asked of few tokens of a prompt.
-        return self._logits(cast(ServedBlock, self.blocks[-1]).feed_forward(hidden_states))
+        return self._logits(self._blocks()[-1].feed_forward(hidden_states))
 
     def _logits(self, x: Tensor) -> Tensor | None:
         logits: Tensor | None = self.logits_processor(self.lm_head, self.norm(x))
         return logits
 
+    def _is_plain_map(self) -> bool:
+        """Whether the logits are products with the embedding, all of which is here, and nobody sees them made."""
+        # Several ranks share the embedding.
+        if self._is_pooled or self._ranks > 1 or self.lm_head is not self.embedding:
+            return False
+        return type(self.logits_processor) is LogitsProcessor and not is_seen(self.logits_processor)
+
     def step_parts(self) -> Parts:
         """What a token of every sequence goes through, for the kernels that stand for it."""
-        output = (self.norm, self.embedding) if self._makes_logits else None
+        output = (self.norm, self.embedding) if self._is_plain_map() else None
         return Parts(self._own, self.blocks, output, (self, self.blocks))
 
     def _decoded(self, x: Tensor) -> Tensor | None:
         """What the blocks make of a step in which every sequence decodes, by kernels; None where modules compute it."""
         if x.device.type != "cpu":
             return None
-        blocks = [block for block in self.blocks if isinstance(block, ServedBlock)]
+        blocks = self._blocks()
         step, *others = (block.pool.step() for block in blocks)
         if step is None or not isinstance(step.sequences.layout, Rows) or any(each is not step for each in others):
             return None
