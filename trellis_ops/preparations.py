@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codegen.errors import SizeError
+from codegen.errors import ShapeError, SizeError
 from codegen.scalars import whole_number
 from trellis_ops.calls import checks, values
 
@@ -123,10 +123,11 @@ def abc_gates(
 
     Raises:
         SequenceError, DtypeError, DeviceMismatchError: offsets that are none.
+        ShapeError: `initial` of another number of sequences, heads or slots.
     """
     s = s.to(_gate_type(s))
     sequences = s.shape[0] if cu_seqlens is None else checks.offsets(cu_seqlens, s)
-    first = s.new_full((sequences, *s.shape[2:]), -torch.inf) if initial is None else initial.to(s.dtype)
+    first = _first_sums(s, initial, sequences)
     # Differences of -inf are NaN, so that nothing yet is a finite number below any other here.
     nothing = torch.finfo(s.dtype).min / 4
     if cu_seqlens is None:
@@ -272,6 +273,17 @@ def _log_cumulative_sum(x: Tensor, begins: Tensor | None = None, nothing: float 
         x = torch.cat([x[:, :reach], torch.logaddexp(x[:, reach:], behind)], dim=1)
         reach *= 2
     return x
+
+
+def _first_sums(s: Tensor, initial: Tensor | None, sequences: int) -> Tensor:
+    """lse before the first token of each sequence, `[N, H, M]`."""
+    shape = (sequences, *s.shape[2:])
+    if initial is None:
+        return s.new_full(shape, -torch.inf)
+    if initial.shape != shape:
+        expected = f"{list(shape)}, one of each sequence, head and slot of s"
+        raise ShapeError(name="initial", shape=list(initial.shape), expected=expected)
+    return initial.to(s.dtype)
 
 
 def _packed_sums(first: Tensor, s: Tensor, offsets: Tensor, nothing: float) -> tuple[Tensor, Tensor]:

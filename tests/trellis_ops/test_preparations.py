@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codegen.errors import NumberTypeError, SequenceError, SizeError
+from codegen.errors import NumberTypeError, SequenceError, ShapeError, SizeError
 from codegen.rules import rule_named
 from trellis_ops import preparations
 from trellis_ops.eager import recurrence
@@ -149,11 +149,16 @@ def test_packed_sequences_have_the_gates_of_abc_that_each_has_alone():
             close(one, other)
 
 
-def test_offsets_that_are_none_are_refused_by_the_gates_of_abc():
+def test_offsets_and_first_sums_that_do_not_fit_are_refused_by_the_gates_of_abc():
     with pytest.raises(SequenceError, match="does not end at T = 9"):
         preparations.abc_gates(drawn(1, 9, H, M), cu_seqlens=torch.tensor([0, 3, 8]))
     with pytest.raises(SequenceError, match="with a batch"):
         preparations.abc_gates(drawn(2, 9, H, M), cu_seqlens=torch.tensor([0, 9]))
+    of_two, offsets = drawn(2, H, M), torch.tensor([0, 3, 5, 9])
+    with pytest.raises(ShapeError, match=rf"initial has shape \[2, {H}, {M}\]; expected \[3, {H}, {M}\]"):
+        preparations.abc_gates(drawn(1, 9, H, M), of_two, offsets)
+    with pytest.raises(ShapeError, match=rf"initial has shape \[2, {H}, {M}\]; expected \[1, {H}, {M}\]"):
+        preparations.abc_gates(drawn(1, 9, H, M), of_two)
 
 
 def test_the_gates_of_abc_and_their_gradients_are_finite_for_any_weights():
