@@ -78,7 +78,8 @@ def step(
         if -bytes_v < at_v - at_k < bytes_k:
             return None
         # Mostly no input lies near the states, which one comparison of each shows.
-        least, most = min(at_k, at_v) - found.most_input_bytes, max(at_k + bytes_k, at_v + bytes_v)
+        least, most = (at_k, at_v + bytes_v) if at_k < at_v else (at_v, at_k + bytes_k)
+        least -= found.most_input_bytes
         if (
             least < q.data_ptr() < most
             or least < k.data_ptr() < most

@@ -205,7 +205,7 @@ def test_no_compiler_is_imported_to_run_an_export_on_an_emulated_gpu(build, tmp_
     )
     text = f"""
 from pathlib import Path
-from tests.codegen.kernels.test_exported_emulated import STEP, check_step, cpu, driver, load
+from tests.codegen.kernels.exports.test_exported_emulated import STEP, check_step, cpu, driver, load
 compiled = load(Path({str(tmp_path / "copy")!r}), cpu(), driver().place())
 check_step(lambda _: compiled, STEP)
 """
