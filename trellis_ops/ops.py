@@ -273,13 +273,17 @@ def trellis_step(
         pooled.refuse_without_indices(
             positions=positions, first_state=first_state, chunk_size=None if chunk_size == 1 else chunk_size
         )
-    q, k, v, target, log_decay, step_size = autocast.lower((q, k, v, target), (log_decay, step_size))
+    # So is this, in the case that is met most.
+    if q.__class__ is not Tensor or not q.is_cpu or torch._C._is_any_autocast_enabled():
+        q, k, v, target, log_decay, step_size = autocast.lower((q, k, v, target), (log_decay, step_size))
     if phi_eps.__class__ is not float:
         phi_eps, _ = arguments.numbers_of_call(phi_eps)
-    s_k, s_v = _pair("state", state)
-    g_k, g_v = (None, None) if gradient_state is None else _pair("gradient_state", gradient_state)
-    if g_k is s_k and g_v is s_v:
-        g_k = g_v = None
+    s_k, s_v = state if state.__class__ is tuple and len(state) == 2 else _pair("state", state)
+    g_k = g_v = None
+    if gradient_state is not None:
+        g_k, g_v = _pair("gradient_state", gradient_state)
+        if g_k is s_k and g_v is s_v:
+            g_k = g_v = None
     tensors = (q, k, v, target, log_decay, step_size, s_k, s_v, g_k, g_v)
     if is_plain(tensors):
         return registered.run_step(*tensors, phi, link, out, phi_eps, implementation)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from codegen.backends import held
 from codegen.errors import ImplementationError
 from codegen.kernels.operator import CompiledOperator
 from codegen.kernels.sequences import Sequences
@@ -19,6 +21,7 @@ from trellis_ops.dispatch import forced_schedule, glue, launch, memory_room, ran
 from trellis_ops.dispatch.memory_room import Needs
 from trellis_ops.dispatch.reach import reach_of
 from trellis_ops.operators import transforms
+from trellis_ops.operators.spans import Spans
 from trellis_ops.specs import recorded
 
 
@@ -34,9 +37,8 @@ class Plan:
         chunk_tokens: how many tokens lie between the starts of two chunks of `sequences`.
         needs: what the call and its reverse pass allocate, if that is much; None if it is little.
         heads: B x H, the programs of a decode step.
-        state_bytes: of S_k and of S_v, or of all that `family.quick_step` has seen of a rule, contiguous and float32.
-        input_bytes: of q, k, v, target, log_decay and step_size, or all of a rule, contiguous, as a step has seen them.
-        most_input_bytes: the largest of them.
+        spans: of what a step moves and reads, as its kernel takes them.
+        offsets: `sequences.cu_seqlens` as the only kernel of a step takes it with the least work.
     """
 
     operator: CompiledOperator | None
@@ -45,9 +47,8 @@ class Plan:
     chunk_tokens: int
     needs: Needs | None
     heads: int
-    state_bytes: tuple[int, ...]
-    input_bytes: tuple[int, ...] = ()
-    most_input_bytes: int = 0
+    spans: Spans | None = None
+    offsets: Any = None
 
 
 # Whether a tensor is on the CPU is looked up and compared faster than its device.
@@ -125,8 +126,7 @@ def _resolve(request: Request, implementation: str | None, tensors: tuple[Tensor
         reach = reach_of(request, schedule)
     sequences = launch.even_sequences(problem.batch, problem.tokens, reach.chunk_tokens, request.device)
     heads = problem.batch * problem.heads
-    state_bytes = (4 * heads * problem.slots * problem.dim_k, 4 * heads * problem.slots * problem.dim_v)
-    return Plan(operator, sequences, values.enabled(), reach.chunk_tokens, reach.needs, heads, state_bytes)
+    return Plan(operator, sequences, values.enabled(), reach.chunk_tokens, reach.needs, heads)
 
 
 def forget() -> None:
@@ -137,14 +137,15 @@ def forget() -> None:
     served.forget()
 
 
-def keep_quick(key: Hashable, found: Plan, refused: bool) -> None:
+def keep_quick(key: Hashable, found: Plan, spans: Spans, refused: bool) -> None:
     """Put a plan into `QUICK_PLANS`, or that a kernel has refused a call of its key."""
     if len(QUICK_PLANS) >= MOST_PLANS:
         QUICK_PLANS.clear()
-    if refused:
+    if refused or found.operator is None:
         QUICK_PLANS[key] = None
-    else:
-        QUICK_PLANS.setdefault(key, found)
+        return
+    (kernel,) = found.operator.kernels
+    QUICK_PLANS.setdefault(key, replace(found, spans=spans, offsets=held(kernel, found.sequences.cu_seqlens)))
 
 
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
@@ -160,9 +161,11 @@ def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None or not _PLAIN_TYPES.issuperset(map(type, tensors)):
         return False
-    # Faster than `wants_gradient`, which takes what may be no tensor.
-    if torch.is_grad_enabled() and any([t.requires_grad for t in tensors if t is not None]):
-        return False
+    if torch.is_grad_enabled():
+        # Faster than `wants_gradient`, which takes what may be no tensor.
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return False
     return forward_ad._current_level < 0 or not transforms.has_tangent(tensors)
 
 

@@ -9,13 +9,13 @@ long way again, where it is refused with a reason, or made contiguous and its ga
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from trellis_ops.dispatch import forced_schedule
 from trellis_ops.operators.plan import Plan, keep_quick
+from trellis_ops.operators.spans import Spans
 
 _GATES = ("log_decay", "step_size")
 
@@ -70,37 +70,26 @@ def step(
     Raises:
         RuntimeError: TVM knows nothing of a tensor's device or type, or the kernel has begun.
     """
-    assert found.operator is not None
+    assert found.operator is not None and found.spans is not None
     y = torch.empty_like(v)
     try:
-        # The kernel takes contiguous states only, so that where they begin tells whether they meet.
-        (bytes_k, bytes_v), at_k, at_v = found.state_bytes, S_k.data_ptr(), S_v.data_ptr()
-        if -bytes_v < at_v - at_k < bytes_k:
-            return None
-        # Mostly no input lies near the states, which one comparison of each shows.
-        least, most = (at_k, at_v + bytes_v) if at_k < at_v else (at_v, at_k + bytes_k)
-        least -= found.most_input_bytes
-        if (
-            least < q.data_ptr() < most
-            or least < k.data_ptr() < most
-            or least < v.data_ptr() < most
-            or least < target.data_ptr() < most
-            or least < log_decay.data_ptr() < most
-            or least < step_size.data_ptr() < most
-        ) and _lies_in(found, (q, k, v, target, log_decay, step_size), ((at_k, bytes_k), (at_v, bytes_v))):
-            return None
+        # The kernel takes contiguous tensors only, so that where they begin tells whether they meet.
+        begins: tuple[int, ...] = (
+            S_k.data_ptr(),
+            S_v.data_ptr(),
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            target.data_ptr(),
+            log_decay.data_ptr(),
+            step_size.data_ptr(),
+        )
         if starts:
-            start_k, start_v = [start.data_ptr() for start in starts]
-            if (
-                -bytes_k < start_k - at_k < bytes_k
-                or -bytes_v < start_v - at_v < bytes_v
-                or -bytes_k < start_k - at_v < bytes_v
-                or -bytes_v < start_v - at_k < bytes_k
-            ):
-                return None
-        sequences = found.sequences.cu_seqlens
-        (kernel,) = found.operator.kernels
-        kernel(found.heads, q, k, v, target, log_decay, step_size, S_k, S_v, *starts, sequences, y)
+            begins += (starts[0].data_ptr(), starts[1].data_ptr())
+        if begins not in found.spans.known and not found.spans.lie_apart(begins):
+            return None
+        kernel = found.operator.kernels[0]
+        kernel(found.heads, q, k, v, target, log_decay, step_size, S_k, S_v, *starts, found.offsets, y)
     except (AttributeError, ValueError, TypeError):
         return None
     except BaseException:
@@ -110,16 +99,14 @@ def step(
     return y
 
 
-def _lies_in(found: Plan, inputs: tuple[Tensor, ...], states: tuple[tuple[int, int], ...]) -> bool:
-    """Whether an input shares memory with a state, of which there is where it begins and how many bytes it takes."""
-    return any(
-        begin - size < tensor.data_ptr() < begin + taken
-        for tensor, size in zip(inputs, found.input_bytes, strict=True)
-        for begin, taken in states
-    )
-
-
-def remember(key: Hashable | None, found: Plan, refused: bool, inputs: Mapping[str, Tensor]) -> None:
+def remember(
+    key: Hashable | None,
+    found: Plan,
+    refused: bool,
+    inputs: Mapping[str, Tensor],
+    states: tuple[Tensor, Tensor],
+    starts: tuple[Tensor, Tensor] | None,
+) -> None:
     """Let calls with this key go straight to the kernel, once one of them has gone the long way without an error.
 
     Args:
@@ -128,9 +115,11 @@ def remember(key: Hashable | None, found: Plan, refused: bool, inputs: Mapping[s
         refused: whether a kernel had refused it. Calls with its key may differ in strides and types, and to try each
             would cost more than it saves: from then on all of them go the long way.
         inputs: what it read, by name; a kernel takes float32 gates only.
+        states, starts: what it moved, and G_k and G_v where the caller keeps them apart.
     """
     if key is None or found.operator is None or found.checks_values or not found.operator.checks_arguments:
         return
-    sizes = [4 if name in _GATES else tensor.element_size() for name, tensor in inputs.items()]
-    input_bytes = tuple(size * tensor.numel() for size, tensor in zip(sizes, inputs.values(), strict=True))
-    keep_quick(key, replace(found, input_bytes=input_bytes, most_input_bytes=max(input_bytes)), refused)
+    gates = [name in _GATES for name in inputs]
+    read = [x.numel() * (4 if gate else x.element_size()) for gate, x in zip(gates, inputs.values(), strict=True)]
+    sizes = (*[x.nbytes for x in states], *read, *[x.nbytes for x in starts or ()])
+    keep_quick(key, found, Spans(sizes, written=2), refused)

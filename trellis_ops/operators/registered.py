@@ -227,7 +227,7 @@ def run_step(
     implementation: str | None,
 ) -> Tensor:
     """y `[B, H, D_v]`, by whichever implementation the plan says; S_k and S_v move in place."""
-    tensors, settings = (q, k, v, target, log_decay, step_size, S_k, S_v, G_k, G_v), (phi, link, out, phi_eps)
+    settings = (phi, link, out, phi_eps)
     key = quick_step.key_of(q, v, step_size, S_k, G_k, G_v, settings, implementation)
     gradient_state = None if G_k is None or G_v is None else (G_k, G_v)
     try:
@@ -240,10 +240,11 @@ def run_step(
             y = quick_step.step(quick, q, k, v, target, log_decay, step_size, S_k, S_v, *(gradient_state or ()))
         except RuntimeError:
             # Bad input has a better reason. A kernel that has begun must not run again: it has moved states.
-            step_request(*tensors, *settings)
+            step_request(q, k, v, target, log_decay, step_size, S_k, S_v, G_k, G_v, *settings)
             raise
         if y is not None:
             return y
+    tensors = (q, k, v, target, log_decay, step_size, S_k, S_v, G_k, G_v)
     found = plan(step_request, tensors, settings, implementation)
     inputs = {"q": q, "k": k, "v": v, "target": target, "log_decay": log_decay, "step_size": step_size}
     overlap.check_apart(S_k, S_v, G_k, G_v, **inputs)
@@ -254,7 +255,7 @@ def run_step(
         with autocast.off(q.device):
             return eager.step(q, k, v, target, log_decay, step_size, state, rule=rule, gradient_state=gradient_state)
     y = launch.step(found.operator, q, k, v, target, log_decay, step_size, S_k, S_v, gradient_state, found.sequences)
-    quick_step.remember(key, found, quick is not None, inputs)
+    quick_step.remember(key, found, quick is not None, inputs, (S_k, S_v), gradient_state)
     return y
 
 

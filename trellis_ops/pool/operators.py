@@ -78,7 +78,7 @@ def run(
             y = _eager(made, tokens, state, starts, first, rows, sequences, chunk_size)
     else:
         y = launch_pool.run(found.operator, tokens, pools, first, rows, sequences)
-        quick_step.remember(key, found, known is not None, given, pools)
+        quick_step.remember(key, found, known is not None, made, given, pools)
     return y if q.ndim == 3 else y.view(*q.shape[:2], *y.shape[1:])
 
 

@@ -59,11 +59,10 @@ def step(
     starting = first or [x.new_empty((0, *x.shape[2:])) for x in pools[:states]]
     state_indices, positions = (x.to(torch.int32) for x in rows)
     numbers = (pools[0].shape[0], starting[0].shape[0], *[x.stride(0) for x in pools])
-    y = v.new_empty(v.shape)
+    y = torch.empty_like(v)
     (kernel,) = found.operator.kernels
-    offsets = found.sequences.cu_seqlens
     try:
-        kernel(found.heads, *given, *pools, *starting, state_indices, positions, offsets, *numbers, y)
+        kernel(found.heads, *given, *pools, *starting, state_indices, positions, found.offsets, *numbers, y)
     except (AttributeError, ValueError, TypeError):
         return None
     except BaseException:

@@ -62,6 +62,20 @@ def test_a_gate_that_touches_a_state_is_taken(floats):
     assert torch.equal(state, expected) and state.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["q", "v"])
+def test_an_input_that_ends_where_a_state_begins_goes_straight_to_the_kernel(name):
+    given, state = token(), torch.zeros(1, HEADS, DIM_V, DIM_K)
+    given["log_decay"] = given["log_decay"].float()
+    step(given, state)
+    memory = torch.zeros(given[name].nbytes + 4 * STATE, dtype=torch.uint8)
+    beside = memory[: given[name].nbytes].view(torch.bfloat16).view_as(given[name])
+    moved = memory[given[name].nbytes :].view(torch.float32).view_as(state)
+    beside.copy_(given[name])
+    step({**given, name: beside}, moved)
+    assert None not in QUICK_PLANS.values() and QUICK_PLANS
+    assert torch.equal(moved, state) and state.abs().sum() > 0
+
+
 def test_states_that_lie_in_each_other_are_refused():
     shapes = {"q": DIM_K, "k": DIM_K, "v": DIM_V, "log_decay": None, "momentum": None}
     given = {name: -torch.rand(*((1, HEADS) if size is None else (1, HEADS, size))) for name, size in shapes.items()}

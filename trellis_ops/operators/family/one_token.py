@@ -48,7 +48,7 @@ def run_step(
         check_values(made, given, [*state, *starts])
     if found.operator is not None:
         y = launch_rule.step(found.operator, given, state, starts, found.sequences)
-        quick_step.remember(key, found, quick is not None, given, [*state, *starts])
+        quick_step.remember(key, found, quick is not None, made, given, [*state, *starts])
         return y
     with autocast.off(given[0].device):
         return eager.step(made, named, moved, kept or None)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from codegen.recurrence.tensors import tensors
+from codegen.rule import Rule
 from trellis_ops.dispatch import forced_schedule
-from trellis_ops.operators import overlap
 from trellis_ops.operators.plan import Plan, keep_quick
+from trellis_ops.operators.spans import Spans
 
 _increment_version = torch._C._increment_version
 
@@ -40,15 +41,16 @@ def step(found: Plan, given: Sequence[Tensor], state: Sequence[Tensor], starts: 
     Raises:
         RuntimeError: the kernel has begun.
     """
-    assert found.operator is not None
-    held = [*state, *starts]
-    if not all([x.is_contiguous() for x in held]) or not _lie_apart(found, given, held):
+    assert found.operator is not None and found.spans is not None
+    # The kernel takes contiguous tensors only, so that where they begin tells whether they meet.
+    begins = tuple([x.data_ptr() for x in (*state, *starts, *given)])
+    if begins not in found.spans.known and not found.spans.lie_apart(begins):
         return None
     _, _, v, *_ = given
-    y = v.new_empty(v.shape)
+    y = torch.empty_like(v)
     (kernel,) = found.operator.kernels
     try:
-        kernel(found.heads, *given, *state, *starts, found.sequences.cu_seqlens, y)
+        kernel(found.heads, *given, *state, *starts, found.offsets, y)
     except (AttributeError, ValueError, TypeError):
         return None
     except BaseException:
@@ -58,29 +60,16 @@ def step(found: Plan, given: Sequence[Tensor], state: Sequence[Tensor], starts: 
     return y
 
 
-def _lie_apart(found: Plan, given: Sequence[Tensor], held: Sequence[Tensor]) -> bool:
-    """Whether no state, all of which are contiguous, may meet another one or an input that the kernel takes."""
-    begins = [x.data_ptr() for x in held]
-    spans = sorted(zip(begins, found.state_bytes, strict=True))
-    end = spans[0][0]
-    for begin, size in spans:
-        if begin < end:
-            return False
-        end = begin + size
-    # Mostly no input lies near the states, which one comparison of each shows.
-    least = spans[0][0] - found.most_input_bytes
-    if not any([least < x.data_ptr() < end for x in given]):
-        return True
-    return overlap.are_apart([*held], [*given])
-
-
-def remember(key: Hashable | None, found: Plan, refused: bool, given: Sequence[Tensor], held: Sequence[Tensor]) -> None:
+def remember(
+    key: Hashable | None, found: Plan, refused: bool, rule: Rule, given: Sequence[Tensor], held: Sequence[Tensor]
+) -> None:
     """Let calls with this key go straight to the kernel, once one of them has gone the long way without an error.
 
     Args:
         key: its key.
         found: what it ran.
         refused: whether it was refused the short way; then all calls with its key go the long way from now on.
+        rule: of the call.
         given, held: what it read, and its states with those of the chunk's start; a kernel takes no other sizes.
     """
     operator = found.operator
@@ -89,6 +78,6 @@ def remember(key: Hashable | None, found: Plan, refused: bool, given: Sequence[T
     if not operator.checks_arguments or len(operator.kernels) != 1:
         return
     # A kernel takes gates as float32, whatever those were that a first call had made so.
-    sizes = tuple(x.numel() * max(4, x.element_size()) for x in given)
-    states = tuple(x.nbytes for x in held)
-    keep_quick(key, replace(found, state_bytes=states, input_bytes=sizes, most_input_bytes=max(sizes)), refused)
+    read = [x.nbytes if each.is_input else 4 * x.numel() for each, x in zip(tensors(rule), given, strict=True)]
+    sizes = (*[x.nbytes for x in held], *read)
+    keep_quick(key, found, Spans(sizes, written=len(held)), refused)
