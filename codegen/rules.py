@@ -16,10 +16,10 @@ from codegen.rule_text import rule_of_text
 
 _Z = input_row("z")
 
-UNIT_ROW = unnamed("unit_row", _Z * rsqrt(total(_Z**2) + eps))
+UNIT_ROW = unnamed("unit_row", _Z * rsqrt(total(_Z**2) + eps), checks=False)
 """A row divided by its norm (Lattice)."""
 
-LAYER_NORM = unnamed("layer_norm", layer_norm(_Z))
+LAYER_NORM = unnamed("layer_norm", layer_norm(_Z), checks=False)
 """Layer normalisation without gain and bias (TTT-Linear's readout)."""
 
 

@@ -12,15 +12,18 @@ from trellis_ops.own_packages import require_own
 shorten_spinning()
 require_own("codegen", "tuning_db")
 
-from trellis_ops.dispatch.forced_schedule import with_schedule
-from trellis_ops.dispatch.selection import Selection, selection
-from trellis_ops.explanation import Explanation, explain
-from trellis_ops.memory import memory_attention, memory_step
-from trellis_ops.memory_states import chunk_start, memory_states
-from trellis_ops.operators.agreement import agree_across_ranks
-from trellis_ops.operators.plan import forget
-from trellis_ops.ops import memory_readout, memory_update, trellis_attention, trellis_step
-from trellis_ops.specs.warming import WarmUp, warm_up
+from codegen.interruption.collection import without_collection
+
+with without_collection():
+    from trellis_ops.dispatch.forced_schedule import with_schedule
+    from trellis_ops.dispatch.selection import Selection, selection
+    from trellis_ops.explanation import Explanation, explain
+    from trellis_ops.memory import memory_attention, memory_step
+    from trellis_ops.memory_states import chunk_start, memory_states
+    from trellis_ops.operators.agreement import agree_across_ranks
+    from trellis_ops.operators.plan import forget
+    from trellis_ops.ops import memory_readout, memory_update, trellis_attention, trellis_step
+    from trellis_ops.specs.warming import WarmUp, warm_up
 
 __all__ = [
     "Explanation",

@@ -177,14 +177,20 @@ def _registered(name: str, expression: Expr, is_loss: bool) -> Map:
     return made
 
 
-def unnamed(name: str, expression: Expr, is_loss: bool = False) -> Map:
+def unnamed(name: str, expression: Expr, is_loss: bool = False, *, checks: bool = True) -> Map:
     """A map, or a loss, that is known by its definition and its key; what has its bare name keeps that.
+
+    Args:
+        name, expression, is_loss: of the map.
+        checks: whether to refuse what kernels could not compute. It takes 50 ms to derive all of a normalised row,
+            which what is made on import, and checked by a test, does not take.
 
     Raises:
         TypeError, MapTextError: as in `define`.
     """
     check_name(name)
-    check_expression(name, expression, is_loss)
+    if checks:
+        check_expression(name, expression, is_loss)
     made = Map(name, expression, is_loss)
     for each in (str(made), made.key):
         _DEFINED[each] = made

@@ -9,8 +9,10 @@ import pytest
 
 from codegen.errors import UnknownRuleError
 from codegen.maps import define
+from codegen.maps.acceptance import check_expression
+from codegen.maps.registry import Map
 from codegen.rule import Rule
-from codegen.rules import NAMED, rule_named
+from codegen.rules import LAYER_NORM, NAMED, UNIT_ROW, rule_named
 
 NAMES = (
     "trellis linear gla gsa abc deltanet gated_deltanet delta_product comba kda gdn2 rwkv7 oja ttt_linear titans yaad "
@@ -39,6 +41,11 @@ def test_a_rule_stays_when_a_user_takes_the_name_of_its_map() -> None:
     before = rule_named("lattice").key()
     define("unit_row", lambda z: z)
     assert rule_named("lattice").key() == before
+
+
+@pytest.mark.parametrize("made", [LAYER_NORM, UNIT_ROW], ids=lambda made: made.name)
+def test_a_map_that_is_not_checked_on_import_would_be_accepted(made: Map) -> None:
+    check_expression(made.name, made.expression, made.is_loss)
 
 
 def test_a_named_rule_cannot_be_changed() -> None:

@@ -18,17 +18,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import gc
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from codegen.backends.tvm import thread_owners
 from codegen.device import cpu
+from codegen.interruption.collection import without_collection
 from codegen.interruption.whole_imports import whole_imports
 
 _ANY_CORES = 1
@@ -55,21 +53,6 @@ class _Workers(threading.local):
 
 
 _workers = _Workers()
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Import without collecting garbage: what TVM makes starts collections that walk over all of torch.
-
-    One of them takes twice as long as the rest of a first call that finds its kernel on the disk.
-    """
-    enabled = gc.isenabled()
-    try:
-        gc.disable()
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @functools.cache

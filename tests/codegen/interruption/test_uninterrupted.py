@@ -21,6 +21,7 @@ from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.backends.tvm.executable import compiler, executable
 from codegen.cache.kernels import entry, kernels_folder
 from codegen.device import cpu
+from codegen.interruption.collection import without_collection
 from codegen.interruption.unforked import unforked
 from codegen.interruption.uninterrupted import uninterrupted
 from codegen.interruption.whole_imports import whole_imports
@@ -239,7 +240,7 @@ def test_workers_are_those_of_the_last_number_that_was_not_interrupted(monkeypat
 
 
 def test_garbage_is_collected_again_after_an_interruption():
-    with pytest.raises(KeyboardInterrupt), tvm_runtime.without_collection():
+    with pytest.raises(KeyboardInterrupt), without_collection():
         press()
     assert gc.isenabled()
 

@@ -24,6 +24,7 @@ from codegen.backends.source_module import module_of
 from codegen.backends.tvm import compile as tvm
 from codegen.backends.tvm import runtime as tvm_runtime
 from codegen.device import cpu
+from codegen.interruption.collection import without_collection
 from codegen.kernels.build import parts
 from codegen.render import render
 from codegen.rule import Rule
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     # First torch, which TVM would import, then TVM's compiler: neither is a stage of a kernel.
     importlib.import_module("trellis_ops")
     tvm_runtime.load()
-    with tvm_runtime.without_collection():
+    with without_collection():
         importlib.import_module("tvm")
     print(f"D = M = 64, float32, default schedules, {cpu().key()}\n")
     print(f"{'kernel':34}" + "".join(f"  {column}" for column in (*STAGES, " sum")))

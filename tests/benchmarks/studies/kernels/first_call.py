@@ -66,6 +66,7 @@ def _compile(direction: str, chunks: tuple[int, ...]) -> dict[str, Spent]:
     """TVM's import, then the default schedules, one after another: the first pays for what TVM imports later."""
     from codegen.backends.tvm import runtime as tvm_runtime
     from codegen.device import cpu
+    from codegen.interruption.collection import without_collection
     from codegen.kernels.build import build
     from codegen.rule import Rule
     from codegen.schedules.registry import default
@@ -74,7 +75,7 @@ def _compile(direction: str, chunks: tuple[int, ...]) -> dict[str, Spent]:
     base, found = Problem(batch=1, tokens=_COMPILED_TOKENS, heads=8, direction=direction), {}
     with _spent() as found[IMPORT]:
         tvm_runtime.load()
-        with tvm_runtime.without_collection():
+        with without_collection():
             import tvm  # noqa: F401
     for chunk in chunks:
         spec = Spec(Rule(), replace(base, chunk=chunk))
