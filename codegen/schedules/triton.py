@@ -7,7 +7,8 @@ from typing import ClassVar, Self
 
 from codegen.device import THREADS_PER_WARP, Device
 from codegen.limits.extent import Extent
-from codegen.recurrence.forms import split_chunk, why_no_chunk_form, why_no_split_form
+from codegen.recurrence.forms import split_chunk, why_no_chunk_form, why_no_split_form, why_no_stale_form
+from codegen.recurrence.of_rule import write_inputs
 from codegen.rule import Rule
 from codegen.schedules import triton_between
 from codegen.schedules.precision import dot_precisions, usual_precision, why_too_few_bits
@@ -17,6 +18,7 @@ from codegen.schedules.schedule import (
     FEWEST_TOKENS_PER_STATE,
     ONE_PASS,
     POOL,
+    STALE,
     SUBSTITUTIONS,
     VARIANTS,
     TileLoop,
@@ -46,7 +48,7 @@ class TritonSchedule(TritonFields):
     shown_for: ClassVar[str] = "sm_90"
     own_variants: ClassVar[tuple[str, ...]] = (
         *TritonFields.own_variants,
-        *("chunks_backward", POOL, *SUBSTITUTIONS, *OF_BETWEEN),
+        *(STALE, "chunks_backward", POOL, *SUBSTITUTIONS, *OF_BETWEEN),
     )
 
     @classmethod
@@ -66,7 +68,7 @@ class TritonSchedule(TritonFields):
             return cls(
                 variant, 16, 8 if large or backward or four else 4, 1, "ieee", _TOKENS_OF_SEGMENT if backward else 1
             )
-        if variant in CHUNK_FORMS:
+        if variant in (*CHUNK_FORMS, STALE):
             # So no rule spills on sm_90 with D = M = 64 in bfloat16; longer tiles take more registers.
             return cls(variant, _DEFAULT_TILE, 4 if device.kind == "hip" else 8, 1, precision)
         if variant == "backward":
@@ -121,6 +123,10 @@ class TritonSchedule(TritonFields):
             reason = self._why_no_reverse_of_tiles(spec.rule)
             if reason is not None:
                 return reason
+        if self.variant == STALE:
+            reason = self._why_no_stale_tiles(spec.rule)
+            if reason is not None:
+                return reason
         if self.variant in _WITHOUT_TILE and self.tile_rows != 16:
             return f"variant {self.variant!r} has no tile: tile_rows must be 16"
         if self.ptxas != "standard" and not device.arch.startswith(("sm_8", "sm_9")):
@@ -142,11 +148,19 @@ class TritonSchedule(TritonFields):
             return f"it reads the first state of every tile: checkpoint_spacing must be {self.tile_rows}"
         return None
 
+    def _why_no_stale_tiles(self, rule: Rule) -> str | None:
+        if _takes_z_decayed(rule):
+            return "variant 'stale_chunks' takes z at the memory as it was, not decayed first, on Triton"
+        if rule.window > 1 and self.num_stages > 1:
+            # A pipeline would load the pairs of the next tile before this tile has written them.
+            return "the pairs that a window carries pass through memory from tile to tile: num_stages must be 1"
+        return None
+
     def _why_illegal_descriptors(self, problem: Problem, device: Device) -> str | None:
         has_tma = device.kind == "cuda" and int(device.arch.removeprefix("sm_")) >= _FIRST_WITH_TMA
         if device.kind != "cpu" and not has_tma:
             return f"{device.arch} copies no tiles by tensor descriptors, sm_{_FIRST_WITH_TMA} and later do"
-        if self.variant in (*_WITHOUT_TILE, *CHUNK_FORMS, *SUBSTITUTIONS) or problem.direction != "forward":
+        if self.variant in (*_WITHOUT_TILE, *CHUNK_FORMS, STALE, *SUBSTITUTIONS) or problem.direction != "forward":
             return "only the chunked kernels of a forward have tensor descriptors: loads must be 'pointers'"
         rows, chunk = self.tile_rows, problem.chunk
         if self.variant == "readout" and rows >= chunk:
@@ -172,6 +186,10 @@ class TritonSchedule(TritonFields):
         if spec.problem.dtype != "float32" and self.dot_precision == "ieee" and cheaper:
             return f"ieee dots cost most and gain nothing over tf32x3 for {spec.problem.dtype} inputs"
         return None
+
+    def template_variables(self, kernel: str, spec: Spec, device: Device) -> dict[str, object]:
+        """The chunk of the kernel, which a variant may leave free."""
+        return {"chunk": self.chunk_of(spec)}
 
     @classmethod
     def why_untimed(cls, device: Device) -> str | None:
@@ -225,13 +243,21 @@ def _default_variant(spec: Spec) -> str:
     if problem.operator == "memory_attention":
         if not reverse and not why_no_split_form(spec.rule, problem.chunk):
             return ONE_PASS
-        if problem.tokens > _DEFAULT_TILE and not reverse and not _why_no_tiles(spec):
-            return "chunks"
+        if problem.tokens > _DEFAULT_TILE and not reverse:
+            if not _why_no_tiles(spec):
+                return "chunks"
+            whole = problem.chunk >= _DEFAULT_TILE  # A tile that chunks leave half empty need be no faster than a walk.
+            if whole and not why_no_stale_form(spec.rule, problem.chunk) and not _takes_z_decayed(spec.rule):
+                return STALE
     if reverse and problem.operator in BACKWARD_VARIANTS:
         return BACKWARD_VARIANTS[problem.operator][0]
     if problem.operator == "trellis_attention" and problem.chunk == 1:
         return "recurrent"
     return VARIANTS[problem.operator][0]
+
+
+def _takes_z_decayed(rule: Rule) -> bool:
+    return rule.decay_first and "z" in write_inputs(rule.phi)
 
 
 def _why_no_tiles(spec: Spec) -> str | None:

@@ -110,20 +110,23 @@ def _readout_text(name: str) -> str:
 
 
 def code(phi: str, axis: Axis, target_once: bool = False) -> str:
-    """`code(z, target)`: u, the code of one write.
+    """`code(z, target)`: u, the code of one write; `code(z, target, gain)` of a loss with a gain.
 
     With `target_once` the target less its mean is one row where u takes both: for kernels that hold much else and do
     not compute `push_code`, which has both.
     """
     of = find(phi)
     u = write_of(of.expression, of.is_loss).u
-    made = centring_program("u", u, TARGET, _NAMES) if target_once else program({"u": u}, _NAMES)
+    given = {**_TARGET, **({"g": _ROLES["g"]} if of.takes_gain else {})}
+    taken = (*_NAMES, *given.values())
+    made = centring_program("u", u, TARGET, taken) if target_once else program({"u": u}, taken)
     if of.is_loss:
         says = f"u, the gradient at z of the loss {of.name} over the slots."
     else:
         says = f"u = J^T (phi(z) - target), phi = {of.name} over the slots, J its Jacobian at z."
+    head = f"code({', '.join(('z', *given.values()))})"
     # push_code begins with the same terms: added up in another order, no row of them is held in registers until then.
-    return _function("code(z, target)", says, made, axis, "PHI_EPS", _TARGET, scalars_last=True)
+    return _function(head, says, made, axis, "PHI_EPS", given, scalars_last=True)
 
 
 def readout(name: str, of: str, axis: Axis) -> str:
