@@ -262,6 +262,13 @@ GOLDEN = [
     Golden("memory_chunks", GATED_DELTA, replace(TRITON, variant="chunks", tile_rows=16), "sm_90"),
     Golden("memory_chunks", DELTA, replace(TRITON_TILED, variant="chunks", tile_rows=32), "sm_90", "padded"),
     Golden("memory_chunks", SLOTS, replace(TRITON_TILED, variant="chunks"), "sm_90", "two_passes"),
+    Golden("stale_chunks", TITANS, replace(TRITON, variant="stale_chunks", tile_rows=16), "sm_90"),
+    Golden("stale_chunks", WINDOW, replace(TRITON_TILED, variant="stale_chunks", num_stages=1), "sm_90", "padded"),
+    Golden("stale_chunks", READER, replace(TRITON, variant="stale_chunks", tile_rows=16), "sm_90", "reader_writer"),
+    Golden(
+        *("stale_chunks", replace(STALE_SLOTS, rule=replace(STALE_SLOTS.rule, decay_first=False))),
+        *(replace(TRITON_TILED, variant="stale_chunks"), "sm_90", "slots"),
+    ),
     Golden(
         *("memory_chunks_backward", backward(GATED_DELTA, "backward")),
         *(replace(TRITON, variant="chunks_backward", tile_rows=16, checkpoint_spacing=16), "sm_90"),

@@ -61,7 +61,7 @@ def test_the_forward_defaults_compile_for_hopper_and_do_not_spill(compiled):
     assert {one.job.name for one in done} == {each.name for each in every if each.spec.problem.direction == "forward"}
     assert [(one.job.name, one.fault) for one in done if one.fails] == []
     kernels = {one.kernel for one in done}
-    of_rules = {"memory_pool", "memory_chunks", "recurrence"}
+    of_rules = {"memory_pool", "memory_chunks", "recurrence", "stale_chunks"}
     of_layers = {"norm_step", "mixer_step", "swiglu_step"}
     assert kernels == {"trellis_update", "memory_step", "memory_update", "memory_readout"} | of_rules | of_layers
     for one in done:
