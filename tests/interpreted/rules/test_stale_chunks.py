@@ -17,9 +17,10 @@ from codegen.schedules.legality import why_illegal
 from codegen.schedules.triton import TritonSchedule
 from codegen.spec import Problem, Spec
 from tests.support.linear_rules import Named, flat, sequences_of, spec_of
+from tests.support.relative_error import relative_error
 from tests.trellis_ops.family.cases import Case, inputs
 from tests.trellis_ops.family.runs import cut
-from trellis_ops import family_reference
+from trellis_ops import explain, family_reference, memory_attention
 
 TITANS, TTT, YAAD = (NAMED[name].rule for name in ("titans", "ttt_linear", "yaad"))
 SCHEDULE = TritonSchedule("stale_chunks", 16, num_warps=4, num_stages=1, dot_precision="ieee")
@@ -101,6 +102,17 @@ def test_one_slot_and_a_width_that_is_no_power_of_two() -> None:
     require_close(FORMS["momentum_and_window"], *drawn(FORMS["momentum_and_window"], dim_k=40, dim_v=1))
 
 
+def test_a_call_is_served_so() -> None:
+    given, first = drawn(Form(TITANS, 16))
+    arguments = (given.pop("q"), given.pop("k"), given.pop("v"), None)
+    call = {"rule": "titans", "chunk_size": 16, "initial_state": tuple(first.values()), "output_final_state": True}
+    used = explain(memory_attention, *arguments, **given, **call, implementation="triton").schedule
+    assert used is not None and "variant=stale_chunks," in used
+    y, states = memory_attention(*arguments, **given, **call, implementation="triton")
+    right, finals = memory_attention(*arguments, **given, **call, implementation="eager")
+    assert all(relative_error(x, exact) < 1e-5 for x, exact in zip((y, *states), (right, *finals), strict=True))
+
+
 @pytest.mark.parametrize("name", ["titans", "momentum_and_window", "reader_of_tiles", "slots"])
 def test_bfloat16(name: str) -> None:
     require_close(FORMS[name], *drawn(FORMS[name], torch.bfloat16), bound=2e-2)
@@ -175,7 +187,7 @@ def test_the_form_is_admitted_where_that_of_tvm_is() -> None:
 )
 def test_refusals(fields: dict[str, object], settings: dict[str, int], reason: str) -> None:
     spec = Spec(replace(TITANS, **fields), Problem("memory_attention", chunk=20))
-    said = why_illegal(spec, replace(SCHEDULE, dot_precision="tf32x3", **settings), named("sm_90"))
+    said = why_illegal(spec, replace(SCHEDULE, num_warps=8, dot_precision="tf32x3", **settings), named("sm_90"))
     assert said is not None and reason in said
 
 
