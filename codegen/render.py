@@ -193,8 +193,19 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
     ):
         if set(kernels) & set(own):
             files += [path for each in declared_in for path in sorted(each.glob("*.py"))]
-    content = b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
+    content = b"".join(file.name.encode() + b"\0" + _digest_of_file(file) for file in files)
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _digest_of_file(file: Path) -> bytes:
+    found = file.stat()
+    return _digest_of_version(file, found.st_mtime_ns, found.st_size)
+
+
+@functools.cache
+def _digest_of_version(file: Path, changed: int, size: int) -> bytes:
+    """Of a file as it is since `changed`: most kernels of a process have most files in common."""
+    return hashlib.sha256(file.read_bytes()).digest()
 
 
 _PARTS = ("backward/", "between/", "layer/", "glue/")
