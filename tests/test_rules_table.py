@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 from codegen.device import cpu
 from codegen.recurrence.tensors import HEAD, tensors
@@ -160,6 +161,15 @@ def test_a_row_says_why_it_has_no_form_or_baseline_and_misses_each_that_it_has()
     ]
 
 
+@pytest.fixture
+def own_threads():
+    """The command takes all cores for its process, which here goes on with other tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("own_threads")
 def test_the_command_reads_what_was_saved_and_names_what_is_missing(tmp_path, capsys):
     sizes = ["--tokens=7", "--trained=5", "--checked=5", "--heads=2", "--dim=8", "--rules=linear,yaad"]
     setting = setting_of("forward", "linear", 1, replace(WAYS, compile_limit=300.0), cpu())
