@@ -2,7 +2,8 @@
 
 It is run as text in the folder of a checkout and imports nothing of this project but `trellis_ops` by its public names,
 with tensors by position, so that it runs on checkouts that differ in everything else. A line of JSON comes in, one goes
-out: {"prepare": spec} sets a spec's call up and runs it, {"sample": seconds} gives the seconds of a call.
+out: {"can_call": operator} says whether this checkout has the operator's public function, {"prepare": spec} sets a
+spec's call up and runs it, {"sample": seconds} gives the seconds of a call.
 """
 
 from __future__ import annotations
@@ -18,6 +19,13 @@ import torch
 import trellis_ops
 
 Spec = dict[str, Any]
+
+FUNCTIONS = {
+    "trellis_attention": "trellis_attention",
+    "trellis_step": "trellis_step",
+    "trellis_step_chunked": "trellis_step",
+}
+"""The operators that are timed here, each with the public function that runs it."""
 
 
 def inputs(spec: Spec) -> list[torch.Tensor]:
@@ -37,8 +45,19 @@ def states(spec: Spec) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(*shape, spec["dim_k"]), torch.zeros(*shape, spec["dim_v"])
 
 
+def can_call(operator: str) -> bool:
+    """Whether a call of the operator is written here, and this checkout has its function."""
+    return operator in FUNCTIONS and hasattr(trellis_ops, FUNCTIONS[operator])
+
+
 def call_of(spec: Spec) -> Callable[[], object]:
-    """What is timed: a forward, a reverse pass alone, or a decode step."""
+    """What is timed: a forward, a reverse pass alone, or a decode step.
+
+    Raises:
+        ValueError: an operator that has no call here.
+    """
+    if not can_call(spec["operator"]):
+        raise ValueError(f"no call of {spec['operator']}: there are calls of {', '.join(FUNCTIONS)}")
     given, rule = inputs(spec), {name: spec[name] for name in ("phi", "phi_eps", "link", "out")}
     if spec["operator"] == "trellis_attention":
         rule["chunk_size"] = spec["chunk"]
@@ -69,12 +88,15 @@ def main() -> None:
     call: Callable[[], object] = lambda: None  # noqa: E731
     for line in sys.stdin:
         asked = json.loads(line)
-        if "prepare" in asked:
+        answer: float | bool
+        if "can_call" in asked:
+            answer = can_call(asked["can_call"])
+        elif "prepare" in asked:
             call = call_of(asked["prepare"])
-            found = seconds_of(call, 0.05)
+            answer = seconds_of(call, 0.05)
         else:
-            found = seconds_of(call, asked["sample"])
-        print(json.dumps(found), flush=True)
+            answer = seconds_of(call, asked["sample"])
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
