@@ -161,7 +161,7 @@ class TvmSchedule(TvmFields):
         if device.kind == "cuda":
             return {"block": block_of(kernel, spec.problem, self)}
         if spec.problem.layer is not None:
-            return tvm_layer.template_variables(self)
+            return tvm_layer.template_variables(self, spec, device)
         if spec.problem.direction != "forward":
             return {"segment": self.segment_tokens(spec)}
         return {"chunk": self.chunk_of(spec)}

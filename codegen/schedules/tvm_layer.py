@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from codegen.device import Device
 from codegen.kernels.layer.layout import PANEL, layout_of
+from codegen.layer import Layer
 from codegen.schedules.tvm_fields import TvmFields
 from codegen.spec import Spec
 
@@ -22,6 +23,12 @@ _BYTES_PER_THREAD = 2**20
 
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _MOST_ROWS = 8
+
+_DOTS = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+"""What multiplies pairs of 16-bit numbers and adds the two products, by float32 lanes of a vector on x86."""
+
+_SUMS_OF_DIGITS = 2
+"""Of each output, where inputs have two digits."""
 
 
 def default(kind: type[Kind], spec: Spec, device: Device) -> Kind:
@@ -48,13 +55,21 @@ def why_illegal(schedule: TvmFields) -> str | None:
     return None
 
 
-def template_variables(schedule: TvmFields) -> dict[str, object]:
+def template_variables(schedule: TvmFields, spec: Spec, device: Device) -> dict[str, object]:
     """What the templates are given besides what all are."""
+    assert spec.problem.layer is not None
+    rows, dot = schedule.accumulators * schedule.vector_width // PANEL, _dot(schedule, spec.problem.layer, device)
     return {
-        "rows": schedule.accumulators * schedule.vector_width // PANEL,
+        "rows": rows if dot is None else max(1, rows // _SUMS_OF_DIGITS),
         "panel": PANEL,
         "dealt": lambda panels: f"T.serial({panels} * worker // THREADS, {panels} * (worker + 1) // THREADS)",
+        "dot": dot,
     }
+
+
+def _dot(schedule: TvmFields, layer: Layer, device: Device) -> str | None:
+    known = layer.weights == "int8" and device.arch.startswith("x86-64")
+    return _DOTS.get(schedule.vector_width) if known else None
 
 
 def _is_whole(accumulators: int, width: int) -> bool:

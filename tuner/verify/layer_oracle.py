@@ -131,7 +131,10 @@ def matrices_of(spec: Spec, tensors: Mapping[str, Tensor]) -> Named:
     found = {}
     for name, matrix in layout_of(spec).matrices.items():
         numbers = tensors["weights"][matrix.first : matrix.first + matrix.numbers].double()
-        rows = numbers.view(matrix.panels, matrix.columns, PANEL).transpose(1, 2).flatten(0, 1)
+        words = numbers.view(matrix.panels, matrix.words, PANEL, -1)
+        # The places of a word in the order of the inputs that they hold.
+        inputs = words[..., torch.tensor(matrix.order).argsort()].transpose(1, 2).flatten(2)
+        rows = inputs.flatten(0, 1)[:, : matrix.columns]
         if matrix.scales is not None:
             rows = rows * tensors["vectors"][matrix.scales : matrix.scales + len(rows), None].double()
         found[name] = rows

@@ -1,7 +1,8 @@
 """Where the weights of a block lie once they are packed for a decode step: panels of outputs, in the order of use.
 
-A panel has the weights of `PANEL` outputs, input after input: number `i * PANEL + o` is that of its output o and input
-i. So a product reads memory in one stream, with outputs in the vector lanes. Outputs past the last one are zeros.
+A panel has the weights of `PANEL` outputs in words of 32 bits, as `ORDER` has them: word `w * PANEL + o` has those of its
+output o and of a few inputs side by side. So a product reads memory in one stream, with outputs in the vector lanes.
+Outputs and inputs past the last one are zeros.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from codegen.spec import LOGITS_STEP, Spec
 PANEL = 32
 """Outputs of a panel: four vectors of AVX2, two of AVX-512."""
 
+ORDER = {"float32": (0,), "bfloat16": (0, 1), "int8": (0, 2, 1, 3)}
+"""Of each type of weights the inputs of a word, from its lowest bits on.
+
+The even bytes of int8 are two neighbouring inputs, and so are the odd ones: a vector of 16-bit numbers then meets two
+neighbours of an input row.
+"""
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -25,6 +33,7 @@ class Matrix:
         name: of the product.
         parts: what it is made of, by name with its outputs, one after another; of `gate_up` a panel of each in turn.
         columns: inputs.
+        order: the inputs of a word, see `ORDER`.
         first: where its panels begin among the packed weights.
         scales: where the scale of its first output is among the vectors; None where weights are not scaled.
     """
@@ -32,6 +41,7 @@ class Matrix:
     name: str
     parts: dict[str, int]
     columns: int
+    order: tuple[int, ...]
     first: int
     scales: int | None
 
@@ -46,9 +56,14 @@ class Matrix:
         return math.ceil(self.outputs / PANEL)
 
     @property
+    def words(self) -> int:
+        """Those that the inputs fill."""
+        return math.ceil(self.columns / len(self.order))
+
+    @property
     def numbers(self) -> int:
         """Weights with their padding."""
-        return self.panels * PANEL * self.columns
+        return self.panels * PANEL * self.words * len(self.order)
 
     def start(self, part: str) -> int:
         """The first output of a part; of `gate_up`, whose parts take turns, it has no meaning."""
@@ -90,7 +105,7 @@ def layout_of(spec: Spec) -> Layout:
     lengths = {"eps": 1, "norm": layer.width} if logits else _vectors_of_block(spec, layer)
     matrices, first, scales = {}, 0, sum(lengths.values())
     for name, (parts, columns) in products.items():
-        made = Matrix(name, parts, columns, first, scales if layer.weights == "int8" else None)
+        made = Matrix(name, parts, columns, ORDER[layer.weights], first, scales if layer.weights == "int8" else None)
         matrices[name] = made
         first += made.numbers
         if made.scales is not None:

@@ -118,9 +118,9 @@ def _packed(spec: Spec, matrices: Mapping[str, Mapping[str, Tensor]], vectors: M
         panels = _panels(matrix, matrices[name])
         if matrix.scales is not None:
             panels, own[f"{name}_scales"] = quantized(panels.float())
-        # Inputs are then the rows of a panel, and its outputs lie side by side.
+        # Words of inputs are then the rows of a panel, and its outputs lie side by side.
         place = weights[matrix.first : matrix.first + matrix.numbers]
-        place.view(matrix.panels, matrix.columns, PANEL).copy_(panels.transpose(1, 2))
+        place.view(matrix.panels, matrix.words, PANEL, -1).copy_(_in_words(matrix, panels).transpose(1, 2))
     return Packed(weights, flat_vectors(layout, own))
 
 
@@ -141,6 +141,13 @@ def _panels(matrix: Matrix, parts: Mapping[str, Tensor]) -> Tensor:
         return torch.stack(of_each, 1).flatten(0, 1)
     rows = torch.cat([parts[name] for name in matrix.parts])
     return _in_panels(_filled(rows, matrix.panels * PANEL))
+
+
+def _in_words(matrix: Matrix, panels: Tensor) -> Tensor:
+    """The weights `[panels, PANEL, words, inputs of a word]`, zeros past the last input."""
+    together = len(matrix.order)
+    filled = F.pad(panels, (0, matrix.words * together - matrix.columns))
+    return filled.unflatten(2, (matrix.words, together))[..., list(matrix.order)]
 
 
 def _in_panels(rows: Tensor) -> Tensor:
