@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def _left_as_it_is(index: int) -> Any:
                 found.block(*arguments)
                 state.copy_(kept)
 
-            return Kernels(block, None)  # type: ignore[arg-type]
+            return replace(found, block=block, logits=None)  # type: ignore[arg-type]
 
         patch.setattr(Decoder, "kernels_for", without)
 

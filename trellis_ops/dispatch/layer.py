@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -19,8 +20,14 @@ CPU = torch.device("cpu")
 
 def serves(operator: str, device: torch.device) -> bool:
     """Whether the backend that is forced, or that serves calls on `device`, has kernels of an operator of layers."""
-    name = forced_implementation(None) or first_choice(device_of(device))
-    return name in backends() and bool(variants_of(operator, name))
+    return _has_kernels(operator, forced_implementation(None), device, backends())
+
+
+# Every token asks, and finds none of this in a cache that its weights have gone through.
+@functools.lru_cache
+def _has_kernels(operator: str, forced: str | None, device: torch.device, known: tuple[str, ...]) -> bool:
+    name = forced or first_choice(device_of(device))
+    return name in known and bool(variants_of(operator, name))
 
 
 def resolved(spec: Spec, device: torch.device = CPU) -> Resolution:

@@ -1,7 +1,7 @@
 """Where the weights of a block lie once they are packed for a decode step: panels of outputs, in the order of use.
 
-A panel has the weights of `PANEL` outputs in words of 32 bits, as `ORDER` has them: word `w * PANEL + o` has those of its
-output o and of a few inputs side by side. So a product reads memory in one stream, with outputs in the vector lanes.
+A panel has the weights of `PANEL` outputs in words of 32 bits: word `w * PANEL + o` has those of its output o and of as
+many inputs as fit, in the order of `ORDER`. So a product reads memory in one stream, with outputs in the vector lanes.
 Outputs and inputs past the last one are zeros.
 """
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from codegen.backends import Kernel
+from codegen.backends import Kernel, held
 from codegen.spec import next_power_of_two
 from trellis_ops.dispatch.layer import kernel_of
 from trellis_ops.dispatch.put_back import put_back
@@ -36,10 +36,19 @@ increment_version = torch._C._increment_version
 
 @dataclass(frozen=True)
 class Kernels:
-    """Compiled for some number of rows: of a block, and of the map to logits where that has one."""
+    """Compiled for some number of rows.
+
+    Attributes:
+        block: of a block.
+        logits: of the map to logits; None where modules make them.
+        layers: of each block its packed weights and vectors, as its kernel holds them.
+        last: the same of the logits.
+    """
 
     block: Kernel
     logits: Kernel | None
+    layers: tuple[tuple[Any, ...], ...]
+    last: tuple[Any, ...]
 
 
 @dataclass
@@ -89,25 +98,42 @@ class Decoder:
             block = kernel_of(block_spec(self.config, rows, self.weights, pooled=pooled))
             logits = None if self.logits is None else kernel_of(logits_spec(self.config, rows, self.weights))
             missing = block is None or (self.logits is not None and logits is None)
-            self.kernels[key] = None if missing else Kernels(cast(Kernel, block), logits)
+            self.kernels[key] = None if missing else self._holding(cast(Kernel, block), logits)
         return self.kernels[key]
 
-    def step_block(self, kernel: Kernel, index: int, x: Tensor, where: tuple[Tensor, ...], state: LayerState) -> bool:
+    def _holding(self, block: Kernel, logits: Kernel | None) -> Kernels:
+        layers = tuple((held(block, each.weights), held(block, each.vectors)) for each in self.blocks)
+        if logits is None or self.logits is None:
+            return Kernels(block, None, layers, ())
+        return Kernels(block, logits, layers, (held(logits, self.logits.weights), held(logits, self.logits.vectors)))
+
+    def step_block(
+        self,
+        kernels: Kernels,
+        index: int,
+        x: Tensor,
+        where: tuple[Tensor, ...],
+        state: LayerState,
+        moved: list[Tensor],
+    ) -> bool:
         """Move the rows x `[B, width]` and the state through a block; False, and nothing was written, if refused.
 
         The kernel compares types, shapes, strides and devices itself, before it writes.
+
+        Args:
+            moved: gets the tensors that were written to, or may have been.
         """
-        tensors, packed = self.tensors_of(state), self.blocks[index]
+        tensors = self.tensors_of(state)
         try:
             if not self.lie_apart(index, tensors):
                 return False
-            kernel(x.shape[0], x, *where, *tensors, packed.weights, packed.vectors)
+            kernels.block(x.shape[0], x, *where, *tensors, *kernels.layers[index])
         except (AttributeError, ValueError, TypeError):
             return False
         except BaseException:
-            increment_version(tensors)
+            moved += tensors
             raise
-        increment_version(tensors)
+        moved += tensors
         if state.tail.dtype != torch.float32:
             put_back(state.tail, tensors[self.states.index(_TAIL)])
         return True
@@ -121,11 +147,11 @@ class Decoder:
         """The state of a layer as its kernel takes it; the tail has the type of the weights, and there float32."""
         return tuple([state.tail.float() if name == _TAIL else getattr(state, name) for name in self.states])
 
-    def logits_of(self, kernel: Kernel, x: Tensor) -> Tensor:
+    def logits_of(self, kernels: Kernels, x: Tensor) -> Tensor:
         """Logits `[B, vocabulary]` of the last block's rows."""
-        assert self.logits is not None
+        assert kernels.logits is not None
         logits = x.new_empty(x.shape[0], self.config.vocab_size)
-        kernel(x.shape[0], x, self.logits.weights, self.logits.vectors, logits)
+        kernels.logits(x.shape[0], x, *kernels.last, logits)
         return logits
 
     def lie_apart(self, index: int, tensors: Sequence[Tensor]) -> bool:
@@ -161,8 +187,7 @@ def fused_step(model: Model, weights: str, x: Tensor, state: TrellisState) -> Te
     if found is None:
         return None
     decoder, kernels = found
-    assert kernels.logits is not None
-    return decoder.logits_of(kernels.logits, _through_blocks(decoder, kernels.block, x, state)).to(x.dtype)
+    return decoder.logits_of(kernels, _through_blocks(decoder, kernels, x, state)).to(x.dtype)
 
 
 def fused_blocks(model: Model, weights: str, x: Tensor, state: TrellisState) -> Tensor | None:
@@ -170,7 +195,7 @@ def fused_blocks(model: Model, weights: str, x: Tensor, state: TrellisState) -> 
     if between.serve(x.device):
         return between.blocks(model, x, state)
     found = ready(model, weights, x)
-    return None if found is None else _through_blocks(found[0], found[1].block, x, state).to(x.dtype)
+    return None if found is None else _through_blocks(found[0], found[1], x, state).to(x.dtype)
 
 
 def ready(model: Model, weights: str, x: Tensor, *, pooled: bool = False) -> tuple[Decoder, Kernels] | None:
@@ -188,12 +213,17 @@ def ready(model: Model, weights: str, x: Tensor, *, pooled: bool = False) -> tup
     return None if decoder is None or kernels is None else (decoder, kernels)
 
 
-def _through_blocks(decoder: Decoder, kernel: Kernel, x: Tensor, state: TrellisState) -> Tensor:
+def _through_blocks(decoder: Decoder, kernels: Kernels, x: Tensor, state: TrellisState) -> Tensor:
     narrow, x, where = x.dtype, x.float(), decoder.where(state, x.shape[0])
-    for index, layer in enumerate(state.layers):
-        assert isinstance(layer, LayerState)
-        if not decoder.step_block(kernel, index, x, where, layer):
-            x = cast(Block, decoder.modules[index]).step(x.to(narrow), layer, state.begins()).float()
+    moved: list[Tensor] = []
+    try:
+        for index, layer in enumerate(state.layers):
+            assert isinstance(layer, LayerState)
+            if not decoder.step_block(kernels, index, x, where, layer, moved):
+                x = cast(Block, decoder.modules[index]).step(x.to(narrow), layer, state.begins()).float()
+    finally:
+        # At once: after each block, its counters would come from memory one by one.
+        increment_version(moved)
     return x
 
 

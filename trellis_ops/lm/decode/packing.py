@@ -147,7 +147,7 @@ def _in_words(matrix: Matrix, panels: Tensor) -> Tensor:
     """The weights `[panels, PANEL, words, inputs of a word]`, zeros past the last input."""
     together = len(matrix.order)
     filled = F.pad(panels, (0, matrix.words * together - matrix.columns))
-    return filled.unflatten(2, (matrix.words, together))[..., list(matrix.order)]
+    return filled.view(*panels.shape[:2], matrix.words, together)[..., list(matrix.order)]
 
 
 def _in_panels(rows: Tensor) -> Tensor:

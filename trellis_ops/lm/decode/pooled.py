@@ -8,7 +8,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from codegen.backends import Kernel
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.decode.applies import Model
 from trellis_ops.lm.decode.decoder import Decoder, Kernels, increment_version, ready
@@ -67,7 +66,7 @@ def fused_logits(model: Model, weights: str, x: Tensor) -> Tensor | None:
     if found is None or found[1].logits is None:
         return None
     decoder, kernels = found
-    return decoder.logits_of(cast(Kernel, kernels.logits), x.contiguous())
+    return decoder.logits_of(kernels, x.contiguous())
 
 
 def _is_one_token(sequences: Pooled) -> bool:

@@ -94,10 +94,9 @@ def run_of(model: Model, weights: str, embedding: nn.Embedding, state: TrellisSt
     if moved is None:
         return None
     x, logits = table.new_empty(batch, table.shape[1]), table.new_empty(batch, table.shape[0])
-    hold, hold_last = functools.partial(held, kernels.block), functools.partial(held, kernels.logits)
-    packed = [(each.weights, each.vectors) for each in decoder.blocks]
-    layers = tuple(tuple(map(hold, (*own, *read))) for own, read in zip(moved, packed, strict=True))
-    last = tuple(map(hold_last, (decoder.logits.weights, decoder.logits.vectors, logits)))
+    hold = functools.partial(held, kernels.block)
+    layers = tuple((*map(hold, own), *read) for own, read in zip(moved, kernels.layers, strict=True))
+    last = (*kernels.last, held(kernels.logits, logits))
     rows = (batch, hold(x))
     return Run(decoder, kernels, table.detach(), state, period, x, logits, rows, layers, last, tuple(chain(*moved)))
 

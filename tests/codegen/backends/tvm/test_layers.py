@@ -22,6 +22,7 @@ from tests.tuner.verify.tampering import tampered
 from tuner.verify.check import SEED, check
 from tuner.verify.inputs.trellis import make_inputs
 from tuner.verify.launch import bind
+from tuner.verify.oracle import oracle
 from tuning_db import Outcome
 
 LN_SILU = Rule("ln_silu", link="ln_silu", phi_eps=1.0)
@@ -57,6 +58,57 @@ def test_a_layer_is_as_the_oracle_has_it(spec, threads, accumulators):
     verdict = check(build(spec, schedule, cpu()), spec)
     assert verdict.outcome is Outcome.ok, verdict.reason
     assert max(verdict.errors.values()) < 1e-6
+
+
+@pytest.mark.parametrize("narrower", [4, 2, 1])
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_narrow_weights_are_multiplied_by_vectors_of_every_width(weights, narrower):
+    """Those of four lanes, as on ARM, widen int8 to float32; wider ones multiply whole numbers."""
+    spec = of_weights(PADDED, weights)
+    schedule = default("tvm", spec, cpu())
+    width = max(4, schedule.vector_width // narrower)
+    schedule = replace(schedule, tile_tokens=width, vector_width=width, accumulators=8)
+    verdict = check(build(spec, schedule, cpu()), spec)
+    assert verdict.outcome is Outcome.ok, verdict.reason
+    assert max(verdict.errors.values()) < 1e-6
+
+
+def test_whole_numbers_lose_less_than_sums_of_float32():
+    """At the sizes of 125M parameters, one row."""
+    layer = Layer(768, 2048, weights="int8")
+    spec = Spec(LN_SILU, Problem("block_step", tokens=1, heads=12, layer=layer))
+    schedule = default("tvm", spec, cpu())
+    narrow = replace(schedule, tile_tokens=4, vector_width=4)
+    whole, in_float32 = (check(build(spec, each, cpu()), spec).errors["x"] for each in (schedule, narrow))
+    assert schedule.vector_width == 4 or whole < in_float32 / 2
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_has_no_logit_and_leaves_its_neighbour_alone(value):
+    spec = of_weights(LOGITS, "int8")
+    operator = build(spec, default("tvm", spec, cpu()), cpu())
+    inputs = make_inputs(spec, (1, 1), cpu(), SEED)
+    right = torch.empty(2, 77)
+    operator.kernels[0](2, inputs["x"], inputs["weights"], inputs["vectors"], right)
+    inputs["x"][0, 3] = value
+    found = torch.empty(2, 77)
+    operator.kernels[0](2, inputs["x"], inputs["weights"], inputs["vectors"], found)
+    assert found[0].isnan().all()
+    assert torch.equal(found[1], right[1])
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-12, 1e12])
+def test_rows_of_any_size_are_multiplied(size):
+    """The norm before the logits has an epsilon: rows far below it stay small, and rows of zeros give zeros."""
+    spec = of_weights(LOGITS, "int8")
+    inputs = make_inputs(spec, (1,), cpu(), SEED)
+    inputs["x"].mul_(size)
+    found = torch.empty(1, 77)
+    build(spec, default("tvm", spec, cpu()), cpu()).kernels[0](
+        1, inputs["x"], inputs["weights"], inputs["vectors"], found
+    )
+    right = oracle(spec, inputs)["logits"]
+    assert float((found - right).norm()) <= 1e-6 * float(right.norm())
 
 
 def test_a_block_that_keeps_no_start_of_a_chunk_is_refused():
@@ -124,7 +176,10 @@ def test_a_product_reads_its_weights_in_one_stream():
     ends = [matrix.first + matrix.numbers for matrix in layout.matrices.values()]
     assert [matrix.first for matrix in layout.matrices.values()] == [0, *ends[:-1]]
     assert ends[-1] == layout.numbers
-    assert all(matrix.numbers % (PANEL * matrix.columns) == 0 for matrix in layout.matrices.values())
+    for matrix in layout.matrices.values():
+        together = len(matrix.order)
+        assert matrix.numbers == matrix.panels * PANEL * matrix.words * together
+        assert matrix.columns <= matrix.words * together < matrix.columns + together
     last = list(layout.vectors.values())[-1]
     assert last.first + last.length == layout.vector_numbers
 

@@ -35,6 +35,22 @@ def test_every_weight_is_where_the_layout_says():
     assert int((packed.weights != 0).sum()) == weights
 
 
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_narrow_weights_lie_in_words(weights):
+    """32 bits have the weights of one output; of int8 the even bytes are the first two inputs."""
+    model = model_of(EXACT)
+    spec = block_spec(model.config, 1, weights)
+    packed, matrix = pack_block(model.blocks[0], spec), layout_of(spec).matrices["down"]
+    down = model.blocks[0].mlp.down.weight
+    rows = down.bfloat16() if weights == "bfloat16" else quantized(down)[0]
+    places = {"bfloat16": {0: 0, 1: 1}, "int8": {0: 0, 1: 2, 2: 1, 3: 3}}[weights]
+    together = len(places)
+    for output, column in ((0, 0), (9, 70), (35, 1), (20, 2)):
+        panel, lane = divmod(output, PANEL)
+        word = (panel * matrix.words + column // together) * PANEL + lane
+        assert packed.weights[matrix.first + word * together + places[column % together]] == rows[output, column]
+
+
 def test_int8_is_off_by_half_a_level_at_most():
     weights = torch.randn(3, 40, 50) * torch.rand(3, 40, 1)
     weights[1, 2] = 0.0
