@@ -1,7 +1,7 @@
 """Sums of a panel of outputs over its inputs, one vector of weights after another, for several rows at a time.
 
 float32 and bfloat16 weights are multiplied as float32. Those of int8 are multiplied by the digits of
-`codegen.backends.tvm.layer.fixed_point` where one instruction multiplies pairs of 16-bit numbers, and elsewhere as float32.
+`codegen.backends.tvm.layer.fixed_point` where an instruction multiplies pairs of 16-bit numbers, elsewhere as float32.
 """
 
 from __future__ import annotations
