@@ -56,8 +56,13 @@ def run(
     known = QUICK_PLANS.get(key)
     pools = [*state, *starts]
     if known is not None:
-        _check_rows(known, given, pools, first, rows)
-        y = quick.step(known, given, pools, first, len(state), rows)
+        try:
+            _check_rows(known, given, pools, first, rows)
+            y = quick.step(known, given, pools, first, len(state), rows)
+        except (RuntimeError, IndexError):
+            # Bad input has a better reason. A kernel that has begun must not run again: it has moved states.
+            request(*given, *pools, *first, *rows, cu_seqlens, counts, rule, chunk_size)
+            raise
         if y is not None:
             return y
     flat = (*given, *pools, *first, *rows, cu_seqlens)

@@ -32,8 +32,10 @@ def key_of(
         return None
     q, _, v, *_ = given
     state_indices, positions = rows
-    sizes = (q.shape, v.shape, state[0].shape, q.dtype, state_indices.shape, positions.shape)
-    return ("pool", rule, chunk_size, implementation, counts, sizes, torch.get_num_threads())
+    sizes = (q.shape, v.shape, state[0].shape, q.dtype)
+    # Rows are cast for the kernel, which then refuses none of another type.
+    of_rows = (state_indices.shape, positions.shape, state_indices.dtype, positions.dtype)
+    return ("pool", rule, chunk_size, implementation, counts, sizes, of_rows, torch.get_num_threads())
 
 
 def step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codegen.errors import OverlapError
+from codegen.errors import DeviceMismatchError, OverlapError
 from trellis_ops import forget, memory_step
 from trellis_ops.operators.plan import QUICK_PLANS
 
@@ -74,6 +74,18 @@ def test_an_input_that_ends_where_a_state_begins_goes_straight_to_the_kernel(nam
     step({**given, name: beside}, moved)
     assert None not in QUICK_PLANS.values() and QUICK_PLANS
     assert torch.equal(moved, state) and state.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["k", "v", "log_decay", "state"])
+def test_what_is_on_another_device_is_refused_as_in_a_first_call(name):
+    given, state = token(), torch.zeros(1, HEADS, DIM_V, DIM_K)
+    step(given, state.clone())
+    assert None not in QUICK_PLANS.values() and QUICK_PLANS
+    given["state"] = state
+    given[name] = given[name].to("meta")
+    with pytest.raises(DeviceMismatchError, match="is on meta but q"):
+        step(given, given.pop("state"))
+    assert not state.any()
 
 
 def test_states_that_lie_in_each_other_are_refused():

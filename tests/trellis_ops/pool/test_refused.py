@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from codegen.errors import GradientError, LayoutError, OverlapError, PoolError, ShapeError
+from codegen.errors import (
+    DeviceMismatchError,
+    DtypeError,
+    GradientError,
+    LayoutError,
+    OverlapError,
+    PoolError,
+    ShapeError,
+)
 from codegen.rule import Rule
 from codegen.rule_text import rule_text
 from tests.support.pooled import serving
@@ -48,6 +56,39 @@ def step(implementation: str = "eager", **changed: object) -> Tensor:
 def test_a_call_is_refused(changed, error, says):
     with pytest.raises(error, match=says):
         step(**changed)
+
+
+@pytest.mark.parametrize("calls_before", [0, 1], ids=["first call", "later call"])
+@pytest.mark.parametrize("name", ["state_indices", "positions"])
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        (torch.tensor([2.0, 0.0]), DtypeError, "expected torch.int32 or torch.int64"),
+        (torch.tensor([2, 0], device="meta"), DeviceMismatchError, "is on meta but q"),
+    ],
+    ids=["type", "device"],
+)
+def test_rows_of_another_kind_are_refused(calls_before, name, wrong, error, says):
+    """From the second call on TVM's kernel is found without looking at every tensor."""
+    forget()
+    for _ in range(calls_before):
+        step("tvm")
+    with pytest.raises(error, match=f"{name} .*{says}"):
+        step("tvm", **{name: wrong})
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x.to("meta"), lambda x: x.sum()], ids=["device", "rank"])
+def test_a_later_call_refuses_a_pool_as_a_first_one_does(wrong):
+    forget()
+    served = serving(CASE, (2, 0), 3)
+    s_k, s_v = served.state
+    pools = {"state": (s_k, wrong(s_v)), "gradient_state": served.starts}
+    with pytest.raises((DeviceMismatchError, ShapeError)) as first:
+        step("tvm", **pools)
+    step("tvm")
+    with pytest.raises(type(first.value)) as later:
+        step("tvm", **pools)
+    assert str(later.value) == str(first.value)
 
 
 def test_pools_that_kernels_do_not_take():

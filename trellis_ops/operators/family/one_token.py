@@ -34,7 +34,12 @@ def run_step(
     key = quick_step.key_of(given, state, starts, rule, implementation)
     quick = QUICK_PLANS.get(key)
     if quick is not None:
-        y = quick_step.step(quick, given, state, starts)
+        try:
+            y = quick_step.step(quick, given, state, starts)
+        except RuntimeError:
+            # Bad input has a better reason. A kernel that has begun must not run again: it has moved states.
+            family_arguments.step_request(rule_of(rule), given, state, starts)
+            raise
         if y is not None:
             return y
     flat = (*given, *state, *starts)

@@ -39,7 +39,7 @@ def step(found: Plan, given: Sequence[Tensor], state: Sequence[Tensor], starts: 
         given, state, starts: of the call.
 
     Raises:
-        RuntimeError: the kernel has begun.
+        RuntimeError: TVM knows nothing of a tensor's device or type, or the kernel has begun.
     """
     assert found.operator is not None and found.spans is not None
     # The kernel takes contiguous tensors only, so that where they begin tells whether they meet.
