@@ -44,22 +44,25 @@ def test_a_vocabulary_that_vllm_fills_up(tmp_path: Path, monkeypatch: pytest.Mon
     given, shapes = prompts((17, 3)), set()
 
     def seen(*arguments: Any) -> Tensor | None:
-        logits = pooled.fused_logits(*arguments)
+        logits = pooled.pooled_logits(*arguments)
         assert logits is not None
         shapes.add(tuple(logits.shape))
         return logits
 
     with engine(tmp_path) as llm:
-        monkeypatch.setattr("trellis_ops.serve.vllm.model.fused_logits", seen)
+        monkeypatch.setattr("trellis_ops.serve.vllm.decode.pooled_logits", seen)
         assert served(llm, given) == [alone(model, each) for each in given]
         (rows,) = llm.apply_model(lambda served: served.embedding.weight.shape[0])
     assert rows > 261 and shapes == {(2, 261)}
 
 
 def test_whoever_sees_the_model_at_work_sees_all_of_it(tmp_path: Path):
-    """By a hook of the last block every token that it reads, and by another logits processor every logit."""
+    """By a hook of the last block or of the embedding every token, and by another logits processor every logit."""
     model = made(tmp_path)
-    given, seen = prompts((17, 3)), []
+    given, seen, embedded = prompts((17, 3)), [], []
+
+    def looked_at(served: nn.Module) -> None:
+        served.embedding.register_forward_hook(lambda table, inputs, rows: embedded.append(len(rows)))
 
     def hooked(served: nn.Module) -> None:
         served.blocks[-1].register_forward_hook(lambda block, inputs, rows: seen.append(len(rows)))
@@ -77,6 +80,9 @@ def test_whoever_sees_the_model_at_work_sees_all_of_it(tmp_path: Path):
     with engine(tmp_path) as llm:
         assert served(llm, given) == [alone(model, each) for each in given]
         assert seen == []
+        llm.apply_model(looked_at)
+        assert served(llm, given) == [alone(model, each) for each in given]
+        assert sum(embedded) == 17 + 3 + 2 * 23 and seen == []
         llm.apply_model(hooked)
         assert served(llm, given) == [alone(model, each) for each in given]
         assert sum(seen) == 17 + 3 + 2 * 23
@@ -91,12 +97,12 @@ def _kernels_of(llm: Any, given: list[list[int]], monkeypatch: pytest.MonkeyPatc
     steps = []
 
     def counted(*arguments: Any) -> Tensor | None:
-        made = pooled.fused_pooled(*arguments)
+        made = pooled.through_pools(*arguments)
         steps.append(made is not None)
         return made
 
     with monkeypatch.context() as patch:
-        patch.setattr("trellis_ops.serve.vllm.model.fused_pooled", counted)
+        patch.setattr("trellis_ops.serve.vllm.decode.through_pools", counted)
         return served(llm, given), sum(steps)
 
 

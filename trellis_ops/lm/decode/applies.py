@@ -46,12 +46,14 @@ class Parts:
         output: the last norm, and the embedding the first rows of whose weight make the logits; None where kernels make
             no logits.
         holders: the modules that hold these.
+        left_out: further modules that whoever takes the steps leaves out, none of which is seen at work.
     """
 
     config: TrellisConfig
     blocks: nn.ModuleList
     output: tuple[nn.RMSNorm, nn.Module] | None
     holders: tuple[nn.Module, ...]
+    left_out: tuple[nn.Module, ...] = ()
 
     def modules(self) -> Iterator[nn.Module]:
         """Every module that the kernels stand for: blocks with what they are made of, and the last norm."""

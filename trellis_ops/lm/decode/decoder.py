@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -64,8 +65,10 @@ class Decoder:
         asked: the type that was asked for.
         weights: the type that they are packed in.
         states: the tensors of a layer's state in the order of its kernel.
+        left_out: the modules that whoever takes the steps leaves out, as `Parts` has them.
         places: where the states of each layer lay when they were last compared, so that they are not compared again.
-        pools: those of layers whose states lie in pools, by the number of the layer, as kernels take them.
+        pools: those of the layers, where their states lie in pools, as kernels take them; None before they are looked
+            at.
         kernels: by the number of rows, whether their states lie in pools, the threads that torch may use, and what is
             forced.
     """
@@ -78,8 +81,9 @@ class Decoder:
     asked: str
     weights: str
     states: tuple[str, ...]
+    left_out: tuple[nn.Module, ...]
     places: list[tuple[int, ...]] = field(default_factory=list)
-    pools: dict[int, HeldPools] = field(default_factory=dict)
+    pools: HeldPools | None = None
     kernels: dict[Hashable, Kernels | None] = field(default_factory=dict)
 
     def nbytes(self) -> int:
@@ -206,10 +210,19 @@ def ready(model: Model, weights: str, x: Tensor, *, pooled: bool = False) -> tup
     Raises:
         TrellisError: a kernel does not compile.
     """
-    if x.shape[0] > applies.MOST_ROWS or type(x) is not Tensor or why_not_call() is not None:
+    return ready_for(model, weights, x.shape[0], pooled=pooled) if type(x) is Tensor else None
+
+
+def ready_for(model: Model, weights: str, batch: int, *, pooled: bool = False) -> tuple[Decoder, Kernels] | None:
+    """As `ready`, for `batch` rows that are a plain tensor.
+
+    Raises:
+        TrellisError: a kernel does not compile.
+    """
+    if batch > applies.MOST_ROWS or why_not_call() is not None:
         return None
     decoder = _decoder_of(model, weights)
-    kernels = None if decoder is None else decoder.kernels_for(x.shape[0], pooled=pooled)
+    kernels = None if decoder is None else decoder.kernels_for(batch, pooled=pooled)
     return None if decoder is None or kernels is None else (decoder, kernels)
 
 
@@ -267,7 +280,8 @@ def packed_type(parts: Parts, asked: str) -> str:
 
 def _packed(parts: Parts, asked: str) -> Decoder:
     config, weights = parts.config, packed_type(parts, asked)
-    watched = watch(parts.holders, parts.modules(), () if parts.output is None else parts.output[1:])
+    modules = itertools.chain(parts.modules(), parts.left_out)
+    watched = watch(parts.holders, modules, () if parts.output is None else parts.output[1:])
     block = block_spec(config, 1, weights)
     blocks = tuple(pack_block(cast(Block, each), block) for each in parts.blocks)
     last = None
@@ -275,5 +289,5 @@ def _packed(parts: Parts, asked: str) -> Decoder:
         norm, embedding = parts.output
         rows = cast(Tensor, embedding.weight)[: config.vocab_size]
         last = pack_logits(norm, rows, logits_spec(config, 1, weights))
-    states = block_states(config)
-    return Decoder(watched, parts.blocks, blocks, last, config, asked, weights, states, [()] * len(blocks))
+    given = (config, asked, weights, block_states(config), parts.left_out)
+    return Decoder(watched, parts.blocks, blocks, last, *given, [()] * len(blocks))

@@ -1,4 +1,4 @@
-"""The pools of a layer's states as the kernel of its block takes them, looked at once."""
+"""The pools of the states of all layers as the kernels of blocks take them, looked at once."""
 
 from __future__ import annotations
 
@@ -18,50 +18,66 @@ Pools = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class HeldPools:
-    """Pools that a kernel takes.
+    """Pools that kernels take.
 
     Attributes:
-        names: of the pools that were given, in their order.
-        given: the pools that were given.
+        names: of each layer's pools, in the order in which they were given.
+        given: the pools of all layers, likewise.
         places: where their memory began, and how many numbers it had.
         tensors: the same pools in the order of the kernel.
-        capacity: slots of each.
-        arguments: what the kernel takes behind the rows and their slots: the pools, and `further` tensors.
+        capacity: slots that every layer has.
+        layers: of each layer what its kernel takes behind the rows and their slots: its pools, and `further` tensors.
     """
 
-    names: tuple[str, ...]
-    given: tuple[Tensor, ...]
+    names: list[tuple[str, ...]]
+    given: list[Tensor]
     places: tuple[tuple[int, ...], tuple[int, ...]]
     tensors: tuple[Tensor, ...]
     capacity: int
-    arguments: tuple[Any, ...]
+    layers: tuple[tuple[Any, ...], ...]
 
-    def are(self, pools: Pools) -> bool:
+    def are(self, layers: Sequence[Pools]) -> bool:
         """Whether these are the same pools, in the same memory."""
-        same = tuple(pools) == self.names and all(map(is_, pools.values(), self.given))
-        return same and _places(self.given) == self.places
+        if list(map(tuple, layers)) != self.names:
+            return False
+        return all(map(is_, _flat(layers), self.given)) and _places(self.given) == self.places
 
 
 def hold(
-    kernel: Kernel, pools: Pools, shapes: Mapping[str, tuple[int, ...]], order: Sequence[str], further: Sequence[Tensor]
+    kernel: Kernel,
+    layers: Sequence[Pools],
+    shapes: Sequence[Mapping[str, tuple[int, ...]]],
+    order: Sequence[str],
+    further: Sequence[Sequence[Tensor]],
 ) -> HeldPools | None:
-    """The pools as `kernel` takes them; None where it might refuse them after those of another layer were moved.
+    """The pools as `kernel` takes them; None where it might refuse those of one layer after another was moved.
 
     Args:
         kernel: of a block.
-        pools: by name.
-        shapes: of the states of one sequence by name, `[1, ...]`.
+        layers: pools of each layer by name.
+        shapes: of the states of one sequence in each layer by name, `[1, ...]`.
         order: the names in the order of the kernel.
-        further: what it takes behind the pools.
+        further: what it takes of each layer behind the pools.
     """
-    tensors = tuple(pools[name] for name in order if name in pools)
-    if pools.keys() != shapes.keys() or len({len(each) for each in tensors}) > 1:
+    ordered = [tuple(pools[name] for name in order if name in pools) for pools in layers]
+    if not all(map(_are_taken, layers, ordered, shapes)):
         return None
-    if not all(_is_pool(each, shapes[name]) for name, each in pools.items()) or not _lie_apart(tensors):
-        return None
-    arguments = tuple(held(kernel, each) for each in (*tensors, *further))
-    given = tuple(pools.values())
-    return HeldPools(tuple(pools), given, _places(given), tensors, len(tensors[0]), arguments)
+    arguments = tuple(
+        tuple(held(kernel, each) for each in (*tensors, *own)) for tensors, own in zip(ordered, further, strict=True)
+    )
+    given, tensors = _flat(layers), tuple(tensor for own in ordered for tensor in own)
+    return HeldPools(list(map(tuple, layers)), given, _places(given), tensors, min(map(len, tensors)), arguments)
+
+
+def _are_taken(pools: Pools, ordered: Sequence[Tensor], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a kernel takes the pools of a layer, `ordered` as it does: of one capacity, none in another's place."""
+    if pools.keys() != shapes.keys() or len({len(each) for each in ordered}) > 1:
+        return False
+    return all(_is_pool(each, shapes[name]) for name, each in pools.items()) and _lie_apart(ordered)
+
+
+def _flat(layers: Sequence[Pools]) -> list[Tensor]:
+    return [pool for pools in layers for pool in pools.values()]
 
 
 def _places(pools: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:

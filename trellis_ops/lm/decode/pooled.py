@@ -8,8 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from codegen.backends import held
 from trellis_ops.lm.block import Block
-from trellis_ops.lm.decode.applies import Model
+from trellis_ops.lm.decode.applies import MOST_ROWS, Model
 from trellis_ops.lm.decode.decoder import Decoder, Kernels, increment_version, ready
 from trellis_ops.lm.decode.held_pools import HeldPools, Pools, hold
 from trellis_ops.lm.sequences import Pooled, Rows
@@ -32,41 +33,41 @@ def fused_pooled(model: Model, weights: str, x: Tensor, layers: Sequence[Pools],
         TrellisError: a kernel does not compile.
     """
     found = ready(model, weights, x, pooled=True)
-    if found is None or not _is_one_token(sequences):
+    return None if found is None else through_pools(*found, x, layers, sequences)
+
+
+def through_pools(
+    decoder: Decoder, kernels: Kernels, x: Tensor, layers: Sequence[Pools], sequences: Pooled
+) -> Tensor | None:
+    """As `fused_pooled`, of a model that was looked at; `decoder` and `kernels` are those of as many rows as x has."""
+    pools = _held(decoder, kernels, layers) if _is_one_token(sequences) else None
+    if pools is None or not _are_slots(sequences, pools.capacity):
         return None
-    decoder, kernels = found
-    held = [_held(decoder, kernels, index, pools) for index, pools in enumerate(layers)]
-    known = [each for each in held if each is not None]
-    if len(known) < len(held) or not _are_slots(sequences, min(each.capacity for each in known)):
-        return None
-    narrow, x, where = x.dtype, x.float().contiguous(), _where(decoder, sequences)
-    for index, (own, pools) in enumerate(zip(known, layers, strict=True)):
-        if sequences.fresh is not None:
-            first = cast(Block, decoder.modules[index]).mixer.first_state(len(sequences.fresh), x)
-            sequences.begin(pools, first.tensors())
-        try:
-            kernels.block(x.shape[0], x, *where, *own.arguments)
-        finally:
-            increment_version(own.tensors)
-        if narrow != torch.float32 and "tail" in pools:
-            # The modules of such a model keep its inputs rounded.
-            sequences.store(pools["tail"], pools["tail"].index_select(0, sequences.slots).to(narrow))
+    narrow, x = x.dtype, x.float().contiguous()
+    if sequences.fresh is not None:
+        _begin(decoder, layers, sequences, x)
+    block = kernels.block
+    rows = (x.shape[0], *[held(block, each) for each in (x, *_where(decoder, sequences))])
+    try:
+        for arguments in pools.layers:
+            block(*rows, *arguments)
+    finally:
+        increment_version(pools.tensors)
+    if narrow != torch.float32:
+        _round_tails(layers, sequences, narrow)
     return x.to(narrow)
 
 
-def fused_logits(model: Model, weights: str, x: Tensor) -> Tensor | None:
-    """Logits `[N, vocabulary]` of what `fused_pooled` gave, `[N, width]`, float32; None without a kernel.
-
-    Its `step_parts` have an output.
+def pooled_logits(decoder: Decoder, x: Tensor) -> Tensor | None:
+    """Logits `[N, vocabulary]` of rows that `through_pools` gave, `[N, width]`, float32; None without a kernel.
 
     Raises:
         TrellisError: a kernel does not compile.
     """
-    found = ready(model, weights, x, pooled=True) if x.dtype == torch.float32 else None
-    if found is None or found[1].logits is None:
+    if x.dtype != torch.float32 or x.shape[0] > MOST_ROWS:
         return None
-    decoder, kernels = found
-    return decoder.logits_of(kernels, x.contiguous())
+    kernels = decoder.kernels_for(x.shape[0], pooled=True)
+    return None if kernels is None or kernels.logits is None else decoder.logits_of(kernels, x.contiguous())
 
 
 def _is_one_token(sequences: Pooled) -> bool:
@@ -81,19 +82,31 @@ def _are_slots(sequences: Pooled, capacity: int) -> bool:
     return min(slots) >= 0 and max(slots) < capacity and min(positions) >= 0
 
 
-def _held(decoder: Decoder, kernels: Kernels, index: int, pools: Pools) -> HeldPools | None:
-    """The pools of a layer as its kernel takes them; they stay with the decoder, so that each is looked at once."""
-    known = decoder.pools.get(index)
-    if known is not None and known.are(pools):
-        return known
-    packed, shapes = decoder.blocks[index], cast(Block, decoder.modules[index]).mixer.state_shapes(1)
-    made = hold(kernels.block, pools, shapes, decoder.states, (packed.weights, packed.vectors))
-    if made is not None:
-        decoder.pools[index] = made
-    return made
+def _held(decoder: Decoder, kernels: Kernels, layers: Sequence[Pools]) -> HeldPools | None:
+    """The pools as kernels take them; they stay with the decoder, so that each is looked at once."""
+    if decoder.pools is None or not decoder.pools.are(layers):
+        shapes = [cast(Block, block).mixer.state_shapes(1) for block in decoder.modules]
+        packed = [(each.weights, each.vectors) for each in decoder.blocks]
+        decoder.pools = hold(kernels.block, layers, shapes, decoder.states, packed)
+    return decoder.pools
+
+
+def _begin(decoder: Decoder, layers: Sequence[Pools], sequences: Pooled, like: Tensor) -> None:
+    """Put the first states of the sequences that begin into their slots."""
+    assert sequences.fresh is not None
+    for block, pools in zip(decoder.modules, layers, strict=True):
+        first = cast(Block, block).mixer.first_state(len(sequences.fresh), like)
+        sequences.begin(pools, first.tensors())
 
 
 def _where(decoder: Decoder, sequences: Pooled) -> tuple[Tensor, ...]:
     """The positions of the rows, where chunks have a start, and their slots, as kernels take them."""
     slots = sequences.slots.contiguous()
     return (sequences.positions.to(torch.int64), slots) if decoder.config.keeps_starts else (slots,)
+
+
+def _round_tails(layers: Sequence[Pools], sequences: Pooled, narrow: torch.dtype) -> None:
+    """Round the tails to `narrow`: the modules of such a model keep the inputs of convolutions in its type."""
+    for pools in layers:
+        if "tail" in pools:
+            sequences.store(pools["tail"], pools["tail"].index_select(0, sequences.slots).to(narrow))

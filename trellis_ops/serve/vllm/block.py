@@ -11,6 +11,7 @@ from vllm.config import VllmConfig
 
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
+from trellis_ops.lm.norms import added_and_normed, normed
 from trellis_ops.lm.sequences import Rows
 from trellis_ops.serve.vllm.metadata import StepMetadata, one_sequence
 from trellis_ops.serve.vllm.parallel import share
@@ -40,22 +41,27 @@ class ServedBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # The pool has the states.
         """`[tokens, width]` to the same; moves the states of the sequences of this step."""
-        return self.feed_forward(self.remember(x))
+        x, read = added_and_normed(self.mlp_norm, x, self._remembered(x))
+        mixed: Tensor = self.mlp(read)
+        return x + mixed
 
     def remember(self, x: Tensor) -> Tensor:
         """The half of the block that moves states: x + Memory(RMSNorm(x)), `[tokens, width]` to the same."""
-        step = self.pool.step()
-        if step is None:
-            # The engine measures the memory that a step takes, before it has a cache.
-            states = {name: x.new_empty(1, *shape, dtype=STATE_DTYPE) for name, shape in self.pool.shapes.items()}
-            mixed = self._mixed(self.mixer_norm(x), one_sequence(len(x), x.device), states)
-        else:
-            mixed = self._mixed(self.mixer_norm(x), step, self.pool.states())
-        return x + mixed
+        return x + self._remembered(x)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The other half, which has no state: x + SwiGLU(RMSNorm(x)), `[..., width]` to the same."""
-        return self._feed_forward(x)
+        mixed: Tensor = self.mlp(normed(self.mlp_norm, x))
+        return x + mixed
+
+    def _remembered(self, x: Tensor) -> Tensor:
+        """Memory(RMSNorm(x)), `[tokens, width]` to the same."""
+        step, x = self.pool.step(), normed(self.mixer_norm, x)
+        if step is not None:
+            return self._mixed(x, step, self.pool.states())
+        # The engine measures the memory that a step takes, before it has a cache.
+        states = {name: x.new_empty(1, *shape, dtype=STATE_DTYPE) for name, shape in self.pool.shapes.items()}
+        return self._mixed(x, one_sequence(len(x), x.device), states)
 
     def _mixed(self, x: Tensor, step: StepMetadata, states: Mapping[str, Tensor]) -> Tensor:
         sequences = step.sequences

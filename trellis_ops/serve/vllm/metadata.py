@@ -59,24 +59,28 @@ class StepMetadataBuilder(AttentionMetadataBuilder[StepMetadata]):
     ) -> StepMetadata:
         """The step that vLLM describes by `common_attn_metadata`."""
         common = common_attn_metadata
+        requests, tokens = common.num_reqs, common.num_actual_tokens
         mode = self.vllm_config.cache_config.mamba_cache_mode
         blocks = mamba_get_block_table_tensor(common.block_table_tensor, common.seq_lens, self.kv_cache_spec, mode)
-        bounds = common.query_start_loc_cpu[: common.num_reqs + 1]
         assert common.seq_lens_cpu_upper_bound is not None
         # The lengths themselves: only draft tokens, which are refused, make the bound another number.
-        read = common.seq_lens_cpu_upper_bound[: common.num_reqs] - bounds.diff()
-        fresh = (read == 0).nonzero().flatten()
+        lengths = common.seq_lens_cpu_upper_bound[:requests]
+        layout: Rows | Packed
+        if requests == tokens:
+            # One token of each sequence, which one step of the recurrence takes.
+            layout, read = Rows(requests, 1, 0, 1), lengths - 1
+        else:
+            bounds = common.query_start_loc_cpu[: requests + 1]
+            layout, read = Packed(self._here(bounds), tokens, 0, 1), lengths - bounds.diff()
+        # A list of some numbers is looked through faster than a tensor.
+        fresh = [index for index, each in enumerate(read.tolist()) if each == 0]
         sequences = Pooled(
-            blocks[: common.num_reqs, 0].to(torch.int64),
+            blocks[:requests, 0].to(torch.int64),
             self._here(read.to(torch.int32)),
-            self._here(fresh) if fresh.numel() else None,
-            self._layout(common.num_reqs, common.num_actual_tokens, bounds),
+            self._here(torch.tensor(fresh)) if fresh else None,
+            layout,
         )
-        return StepMetadata(sequences, common.num_actual_tokens)
-
-    def _layout(self, requests: int, tokens: int, bounds: Tensor) -> Rows | Packed:
-        """One token of each sequence as rows, which one step of the recurrence takes; other numbers as packed ones."""
-        return Rows(requests, 1, 0, 1) if requests == tokens else Packed(self._here(bounds), tokens, 0, 1)
+        return StepMetadata(sequences, tokens)
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)

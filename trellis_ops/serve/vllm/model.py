@@ -20,19 +20,15 @@ from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.decode.applies import Parts, is_seen
 from trellis_ops.lm.decode.decoder import forget
-from trellis_ops.lm.decode.pooled import fused_logits, fused_pooled
-from trellis_ops.lm.sequences import Rows
 from trellis_ops.serve.vllm.block import ServedBlock, served_shapes
 from trellis_ops.serve.vllm.configuration import check_engine, check_model, check_store
+from trellis_ops.serve.vllm.decode import DecodeSteps
 from trellis_ops.serve.vllm.parallel import of_one_rank
 from trellis_ops.serve.vllm.pool import STATE_DTYPE
 from trellis_ops.serve.vllm.stored import StoredModel, chosen, enter
 
 _NAMES = WeightsMapper(orig_to_new_prefix={"model.": ""})
 """From the names of parameters in a checkpoint to those here."""
-
-_WEIGHTS = "float32"
-"""The type in which kernels of decode steps hold the weights of a model of float32."""
 
 MambaTypes = set[MambaAttentionBackendEnum]
 
@@ -66,6 +62,7 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         )
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self._states = len(served_shapes(own))
+        self._steps = DecodeSteps([block.pool for block in self._blocks()])
         # A pooler reads what `forward` gives, and nobody asks for logits.
         self._is_pooled = vllm_config.model_config.runner_type == "pooling"
         self._is_whole = True
@@ -93,12 +90,13 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
 
         `[tokens, width]`.
         """
-        if inputs_embeds is None:
-            assert input_ids is not None
-            inputs_embeds = self.embed_input_ids(input_ids)
-        x = self._decoded(inputs_embeds)
+        x = self._steps.blocks(self, input_ids, inputs_embeds)
         self._is_whole = x is not None or self._is_pooled or is_seen(self.blocks[-1])
-        x = self._by_modules(inputs_embeds) if x is None else x
+        if x is None:
+            if inputs_embeds is None:
+                assert input_ids is not None
+                inputs_embeds = self.embed_input_ids(input_ids)
+            x = self._by_modules(inputs_embeds)
         return cast(Tensor, self.norm(x)) if self._is_pooled else x
 
     def _by_modules(self, x: Tensor) -> Tensor:
@@ -114,7 +112,7 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Logits of the next tokens, on the ranks that sample."""
         if self._is_whole:
-            logits = fused_logits(self, _WEIGHTS, hidden_states) if self._is_plain_map() else None
+            logits = self._steps.logits(hidden_states)
             return self._logits(hidden_states) if logits is None else logits
         # What has no state is left to here, as logits are asked of few tokens of a prompt.
         return self._logits(self._blocks()[-1].feed_forward(hidden_states))
@@ -123,6 +121,13 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         logits: Tensor | None = self.logits_processor(self.lm_head, self.norm(x))
         return logits
 
+    def step_parts(self) -> Parts:
+        """What a token of every sequence goes through, for the kernels that stand for it."""
+        is_map, is_table = self._is_plain_map(), self._is_plain_table()
+        left_out = (*[self.logits_processor] * is_map, *[self.embedding] * is_table)
+        output = (self.norm, self.embedding) if is_map else None
+        return Parts(self._own, self.blocks, output, (self, self.blocks), left_out)
+
     def _is_plain_map(self) -> bool:
         """Whether the logits are products with the embedding, all of which is here, and nobody sees them made."""
         # Several ranks share the embedding.
@@ -130,23 +135,9 @@ class TrellisForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
             return False
         return type(self.logits_processor) is LogitsProcessor and not is_seen(self.logits_processor)
 
-    def step_parts(self) -> Parts:
-        """What a token of every sequence goes through, for the kernels that stand for it."""
-        output = (self.norm, self.embedding) if self._is_plain_map() else None
-        return Parts(self._own, self.blocks, output, (self, self.blocks))
-
-    def _decoded(self, x: Tensor) -> Tensor | None:
-        """What the blocks make of a step in which every sequence decodes, by kernels; None where modules compute it."""
-        if x.device.type != "cpu":
-            return None
-        blocks = self._blocks()
-        step, *others = (block.pool.step() for block in blocks)
-        if step is None or not isinstance(step.sequences.layout, Rows) or any(each is not step for each in others):
-            return None
-        # The kernels write into their rows, which may be the engine's.
-        rows, pools = x[: step.tokens].clone(), [block.pool.states() for block in blocks]
-        made = fused_pooled(self, _WEIGHTS, rows, pools, step.sequences)
-        return None if made is None else step.padded(made, len(x))
+    def _is_plain_table(self) -> bool:
+        """Whether the embedding of a token is a row of the weight of `embedding`, and nobody sees it looked up."""
+        return self._ranks == 1 and type(self.embedding) is VocabParallelEmbedding and not is_seen(self.embedding)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Take the weights of a checkpoint by name, and say which were taken."""

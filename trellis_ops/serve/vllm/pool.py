@@ -33,6 +33,8 @@ class StatePool(MambaBase):
         self.shapes = dict(shapes)
         self.prefix = prefix
         self.kv_cache: tuple[Tensor, ...] = ()
+        self._named: dict[str, Tensor] = {}
+        self._named_of: tuple[Tensor, ...] | None = None
         layers = vllm_config.compilation_config.static_forward_context
         if prefix in layers:
             raise ValueError(f"two layers of one model are called {prefix!r}")
@@ -56,6 +58,8 @@ class StatePool(MambaBase):
         metadata = get_forward_context().attn_metadata
         return metadata[self.prefix] if isinstance(metadata, dict) else None
 
-    def states(self) -> dict[str, Tensor]:
+    def states(self) -> Mapping[str, Tensor]:
         """The states of all slots by name, `[blocks, ...]`."""
-        return dict(zip(self.shapes, self.kv_cache, strict=True))
+        if self._named_of is not self.kv_cache:
+            self._named_of, self._named = self.kv_cache, dict(zip(self.shapes, self.kv_cache, strict=True))
+        return self._named
