@@ -198,13 +198,14 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
 
 
 def _digest_of_file(file: Path) -> bytes:
+    # Copies and archives set the time of the last write; nothing sets that of the last change.
     found = file.stat()
-    return _digest_of_version(file, found.st_mtime_ns, found.st_size)
+    return _digest_of_version(file, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
 @functools.cache
-def _digest_of_version(file: Path, changed: int, size: int) -> bytes:
-    """Of a file as it is since `changed`: most kernels of a process have most files in common."""
+def _digest_of_version(file: Path, version: tuple[int, ...]) -> bytes:
+    """Of a file as it is since `version`: most kernels of a process have most files in common."""
     return hashlib.sha256(file.read_bytes()).digest()
 
 
