@@ -149,9 +149,12 @@ def test_a_row_says_what_is_missing_and_what_there_is_not():
 
 def test_a_row_says_why_it_has_no_form_or_baseline_and_misses_each_that_it_has():
     def row(name: str, **found: float | str) -> RuleRow:
-        return RuleRow(name, 1, dict.fromkeys(PARTS) | {"forward": saved("forward", FORWARD | found)}, None)
+        chunk = chunks()[name]
+        return RuleRow(name, chunk, dict.fromkeys(PARTS) | {"forward": saved("forward", FORWARD | found)}, None)
 
     assert next(row("mesanet", form="recurrence").remarks()).startswith("token by token: ")
+    assert "the form has no normaliser='both'" in next(row("infini", form="recurrence").remarks())
+    assert next(row("ttt_linear", form="recurrence").remarks()) == "token by token is faster here than its other forms"
     assert list(row("linear", form="recurrence").remarks()) == ["token by token is faster here than its other forms"]
     assert list(row("gla").remarks()) == ["fla has no chunk form of it"]
     assert "products of a chunk's momenta" in next(row("titans").remarks())

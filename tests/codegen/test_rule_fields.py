@@ -35,6 +35,8 @@ def test_a_number_that_equals_a_choice_is_none(field: str, value: object) -> Non
         ({"decay": "channel"}, "decay", "two passes"),
         ({"passes": 1, "link": "softmax"}, "link", "passes=1"),
         ({"passes": 1, "link": SOLVE}, "link", "passes=1"),
+        ({"link": SOLVE}, "phi", "solve"),
+        ({"link": SOLVE, "phi": "hebbian", "decay": "slot"}, "decay", "solve"),
         (READER | {"decay": "scalar"}, "decay", "reader_writer"),
         (READER | {"decay": "slot"}, "decay", "reader_writer"),
         (READER | {"momentum": True}, "momentum", "reader_writer"),

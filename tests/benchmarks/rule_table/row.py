@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from codegen.recurrence.forms import why_no_chunk_form, why_no_split_form
+from codegen.recurrence.forms import why_no_chunk_form, why_no_split_form, why_no_stale_form
 from codegen.rules import NAMED
 from tests.benchmarks.results.targets import Target
 from tests.benchmarks.rule_table.careful import CAREFUL, why_no_careful_form
@@ -67,10 +67,13 @@ class RuleRow:
         form = self.number("forward", "form")
         if isinstance(form, str) and form.partition(",")[0] in _WALKS:
             rule = NAMED[self.rule].rule
-            reason = why_no_chunk_form(rule, self.chunk)
-            split = why_no_split_form(rule, self.chunk)
-            apart = reason is not None and split is not None
-            yield f"token by token: {reason}" if apart else "token by token is faster here than its other forms"
+            at_once, split, stale = (
+                why_not(rule, self.chunk) for why_not in (why_no_chunk_form, why_no_split_form, why_no_stale_form)
+            )
+            alone = None not in (at_once, split, stale)
+            # With z at the start of a chunk it is the stale form that lacks something.
+            reason = at_once if self.chunk == 1 else stale
+            yield f"token by token: {reason}" if alone else "token by token is faster here than its other forms"
         if "peer" not in self.parts:
             yield "fla has no reference of it"
         else:

@@ -135,6 +135,33 @@ def test_equal_gates_of_slots_or_channels_are_one_gate(attention: Attention, cas
 
 
 @every_form
+@examples(60)
+@drawn(case=cases())
+def test_a_hebbian_memory_is_the_sum_of_its_decayed_writes(attention: Attention, case: Case) -> None:
+    """S_t = exp(L_t) o S_0 + sum over i <= t of gamma_i exp(L_t - L_i) o a_i w_i^T, with any gate and chunk."""
+    plain = replace(_plain(case), window=1, step_size="token", read="after", out="identity", phi="hebbian")
+    case = replace(case, rule=plain)
+    given, initial = inputs(case)
+    y, finals = attention(case.rule, given, initial, chunk_size=case.chunk)
+    written = {"S": ("v", "k")} if case.rule.passes == 1 else {"S_k": ("target", "k"), "S_v": ("target", "v")}
+    states = {name: _summed(case, given, *pair, initial[name]) for name, pair in written.items()}
+    assert_all_same(finals, {name: x[:, -1] for name, x in states.items()})
+    if case.rule.passes == 1:
+        assert_same(y, torch.einsum("bthmd,bthd->bthm", states["S"], given["q"]), "y")
+
+
+def _summed(case: Case, given: dict[str, Tensor], rows: str, columns: str, first: Tensor) -> Tensor:
+    """The memory after each token, `[B, T, H, M, D]`."""
+    gate = given.get("log_decay", torch.zeros_like(given["step_size"]))
+    places = {"slot": (..., slice(None), None), "channel": (..., None, slice(None))}
+    total = gate[places.get(case.rule.decay, (..., None, None))].cumsum(1)
+    writes = torch.einsum("bth,bthm,bthd->bthmd", given["step_size"], given[rows], given[columns])
+    earlier = torch.ones(case.tokens, case.tokens, dtype=torch.bool).tril()[:, :, None, None, None]
+    kept = torch.where(earlier, (total[:, :, None] - total[:, None]).exp(), 0)
+    return total.exp() * first[:, None] + (kept * writes[:, None]).sum(2)
+
+
+@every_form
 @examples(40)
 @drawn(case=cases())
 def test_a_write_is_repeated_for_every_token_of_the_window(attention: Attention, case: Case) -> None:

@@ -14,7 +14,7 @@ from codegen.kernels.operator import CompiledOperator
 from codegen.rule import Rule
 from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Spec
-from tests.support.cases.recurrence import Run, check_attention, check_step
+from tests.support.cases.recurrence import Run, Strong, check_attention, check_step
 from tests.trellis_ops.family.cases import Case
 from trellis_ops.memory import memory_attention
 
@@ -116,16 +116,9 @@ def test_one_slot_and_one_token(name):
     check_attention(compiled, Run(case(name, tokens=1, slots=1, dim_v=1, dim_k=1), "backward"))
 
 
-def test_a_memory_that_forgets_all():
-    run = Run(case("erase"), "backward")
-    given, initial = run.inputs()
-    given["log_decay"][:, 1] = -torch.inf
-
-    class Forgetful(Run):
-        def inputs(self):
-            return given, initial
-
-    check_attention(compiled, Forgetful(run.case, run.direction))
+@pytest.mark.parametrize("name", ["trellis", "two_passes", "erase", "momentum", "probe", "transposed"])
+def test_strong_gates_forget_exactly(name):
+    check_attention(compiled, Strong(case(name), "backward"))
 
 
 @pytest.mark.parametrize("name", ["two_passes", "divided_twice"])
