@@ -85,7 +85,8 @@ def step(
             step_size.data_ptr(),
         )
         if starts:
-            begins += (starts[0].data_ptr(), starts[1].data_ptr())
+            start_k, start_v = starts
+            begins += (start_k.data_ptr(), start_v.data_ptr())
         if begins not in found.spans.known and not found.spans.lie_apart(begins):
             return None
         kernel = found.operator.kernels[0]
