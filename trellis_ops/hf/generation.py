@@ -9,11 +9,13 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode
 
+from trellis_ops.errors import MaskError
 from trellis_ops.hf.cache.names import CACHE_NAME, take_cache
 from trellis_ops.hf.cache.state import TrellisCache, require_cache
 from trellis_ops.hf.cache.stored import stored_cache
 from trellis_ops.hf.errors import CacheUseError, InputError
 from trellis_ops.lm.state.prefixes import PrefixStore
+from trellis_ops.lm.state.rollback import require_rollback
 
 _OWN_CACHES = (None, "dynamic", "dynamic_full")
 """Values of `cache_implementation` that ask for no cache but the model's own."""
@@ -32,6 +34,8 @@ class TrellisGeneration(GenerationMixin):
 
         Raises:
             InputError: `prefix_store` beside one of them, or for something other than `input_ids`.
+            MaskError: a prompt without a token.
+            RollbackError: assisted decoding with a model that reads other pieces of a text as another text.
         """
         cache = take_cache(others)
         if prefix_store is not None:
@@ -55,6 +59,7 @@ class TrellisGeneration(GenerationMixin):
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
         generation_mode: GenerationMode,
+        batch_size: int,
         *arguments: Any,
         **others: Any,
     ) -> None:
@@ -64,6 +69,10 @@ class TrellisGeneration(GenerationMixin):
             problem = f"cache_implementation={asked!r} is for keys and values that grow"
             raise CacheUseError(problem=problem, advice=advice)
         cache = model_kwargs.get(CACHE_NAME)
+        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+            require_rollback(self.config.to_trellis())
+        if cache is None or (isinstance(cache, TrellisCache) and not cache.get_seq_length()):
+            _check_prompts(model_kwargs.get("attention_mask"), batch_size)
         if cache is not None:
             require_cache(cache)
             self._check_warm(cache, generation_mode)
@@ -99,6 +108,20 @@ class TrellisGeneration(GenerationMixin):
                 generation_config = copy.copy(generation_config)
                 generation_config.prefill_chunk_size = None
         return super()._prefill(input_ids, generation_config, model_kwargs, *arguments, **others)
+
+
+def _check_prompts(mask: Tensor | None, batch_size: int) -> None:
+    """Raise where a prompt has no token: what follows nothing is no text.
+
+    Args:
+        mask: `[B * n, T]`, n rows side by side for each of the `batch_size` = B prompts; None for no padding.
+    """
+    if mask is None or mask.ndim != 2:
+        return
+    empty = (mask == 0).all(1).nonzero()[:, 0]
+    if len(empty):
+        row = int(empty[0]) // (mask.shape[0] // batch_size)
+        raise MaskError(problem=f"has no token in row {row}; leave that row out")
 
 
 def _check_unread(

@@ -70,6 +70,23 @@ def test_a_prompt_from_the_standard_input_is_read_in_pieces_and_not_repeated(fil
     ]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar_while_a_long_prompt_is_read(file, monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setattr(prefill, "PIECE", 10)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for prompt, shown in (("Slots and chunks, " * 3, True), ("Slots", False)):
+        sys.stderr.truncate(0)
+        cli.main([prompt, "--model", str(file), "--tokens", "2"])
+        assert ("reading the prompt" in sys.stderr.getvalue()) is shown
+        assert ("48/54" in sys.stderr.getvalue()) is shown
+
+
 def test_bytes_that_are_no_utf8_are_taken_and_a_character_of_several_is_not_torn(file, capsys, monkeypatch):
     stream = iter("né".encode())
     monkeypatch.setattr(TrellisLM, "stream", lambda *given, **named: (torch.tensor([byte]) for byte in stream))

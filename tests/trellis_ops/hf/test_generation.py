@@ -10,8 +10,8 @@ import torch
 from transformers import DynamicCache
 
 from codegen.errors import TrellisError
-from tests.trellis_ops.hf.small import VOCAB, alone, greedy, padded, pair, tokens
-from trellis_ops.errors import MaskError
+from tests.trellis_ops.hf.small import CHUNK, VOCAB, alone, greedy, padded, pair, tokens
+from trellis_ops.errors import MaskError, RollbackError
 from trellis_ops.hf import TrellisCache
 from trellis_ops.hf.cache.names import CACHE_NAME
 
@@ -115,6 +115,17 @@ def test_assisted_decoding_gives_the_same_tokens(models: Any) -> None:
     for others in ({"assistant_model": other}, {"assistant_model": hf}, {"prompt_lookup_num_tokens": 3}):
         found = greedy(hf, ROWS[0][None], 24, **others)
         assert found[0, len(ROWS[0]) :].tolist() == expected, others
+
+
+@pytest.mark.parametrize("rule", [None, "titans"])
+def test_assisted_decoding_is_refused_where_pieces_of_a_text_differ(models: Any, rule: str | None) -> None:
+    """What is checked together would be other text than what is written token by token."""
+    _, hf = pair(layers=1, rule=rule, chunk_size=None if rule else CHUNK, decode="exact")
+    for others in ({"assistant_model": models[1]}, {"prompt_lookup_num_tokens": 3}):
+        with pytest.raises(RollbackError, match='decode="exact" with chunk_size='):
+            greedy(hf, ROWS[0][None], 4, **others)
+    with pytest.raises(RollbackError, match="cannot be rolled back"):
+        TrellisCache(hf.config).activate_past_recording()
 
 
 def test_a_long_prompt_is_read_once_by_assisted_decoding(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,8 +275,13 @@ def test_a_refused_call_leaves_the_cache_as_it_was(models: Any, recorded: bool) 
 
 
 def test_a_prompt_without_tokens_is_refused(models: Any) -> None:
+    _, hf = models
     with pytest.raises((TrellisError, ValueError), match=r"input_ids|shape"):
-        greedy(models[1], torch.empty(1, 0, dtype=torch.int64), 3)
+        greedy(hf, torch.empty(1, 0, dtype=torch.int64), 3)
+    batch, mask = padded([ROWS[0], ROWS[0][:0]], "left")
+    for others in ({}, {"cache": TrellisCache(hf.config)}, {"num_beams": 2}, {"prefill_chunk_size": 4}):
+        with pytest.raises(MaskError, match="no token in row 1"):
+            greedy(hf, batch, 3, attention_mask=mask, **others)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import CacheUseError, ForeignCacheError
 from trellis_ops.hf.inputs import held
 from trellis_ops.lm.state import AnyLayerState, TrellisState
+from trellis_ops.lm.state.rollback import require_rollback
 
 Advance = Callable[[Tensor, Tensor | None, TrellisState | None], tuple[tuple[Tensor, ...], TrellisState | None]]
 
@@ -39,7 +40,8 @@ class TrellisCache(Cache):
         self.state: TrellisState | None = None
         self.last: Tensor | None = None
         self.past: Past | None = None
-        self._replayed = max(config.to_trellis().chunk, 64)
+        self._of_lm = config.to_trellis()
+        self._replayed = max(self._of_lm.chunk, 64)
         self._seen = 0
 
     @classmethod
@@ -142,7 +144,12 @@ class TrellisCache(Cache):
         return 0 if self.state is None else self.state.nbytes()
 
     def activate_past_recording(self) -> None:
-        """Keep what `crop` needs from now on: a second state and the inputs since, at least `C` and 64 tokens."""
+        """Keep what `crop` needs from now on: a second state and the inputs since, at least `C` and 64 tokens.
+
+        Raises:
+            RollbackError: the model reads other pieces of a text as another text.
+        """
+        require_rollback(self._of_lm)
         if self.past is None:
             self.past = Past(self._replayed)
 
