@@ -115,6 +115,7 @@ def test_adapters_hooks_and_other_blocks_compute_themselves(hf: Any) -> None:
 
 
 def test_a_warm_model_compiles_nothing(hf: Any) -> None:
+    """And its steps give the logits of a prefill (transformers #46190)."""
     model, state = copy.deepcopy(hf), hf.first_state(3)
     trellis_ops.warm_up(model, batch=3, tokens=(8, 16, 19))
     assert packed_bytes(model.model) > 0

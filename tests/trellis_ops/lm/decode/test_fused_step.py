@@ -26,7 +26,7 @@ from trellis_ops.lm.state import TrellisState
 
 
 @pytest.mark.parametrize("config", [CHUNKED, EXACT], ids=["chunked", "exact"])
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", [1, 5, 64])
 def test_logits_and_states_are_those_of_the_modules(config, batch, monkeypatch):
     model = model_of(config)
     _, state = model(torch.randint(0, 256, (batch, 6)))
