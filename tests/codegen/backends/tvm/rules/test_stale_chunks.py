@@ -6,24 +6,20 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 from codegen.device import cpu
-from codegen.kernels.build import build
 from codegen.recurrence.forms import why_no_stale_form
 from codegen.rule import Rule
 from codegen.rules import NAMED
 from codegen.schedules.legality import why_illegal
 from codegen.schedules.tvm import TvmSchedule
 from codegen.spec import Problem, Spec
-from tests.support.linear_rules import Named, flat, sequences_of, spec_of
-from tests.trellis_ops.family.cases import Case, inputs
-from tests.trellis_ops.family.runs import cut
-from trellis_ops import family_reference
+from tests.support import stale_forms
+from tests.support.linear_rules import Named
+from tests.support.stale_forms import found, require_carried, require_close, require_strong_gates
 
 WIDTH = cpu().vector_bits // 32
 TITANS, TTT = NAMED["titans"].rule, NAMED["ttt_linear"].rule
-Results = tuple[torch.Tensor, Named]
 
 
 @dataclass(frozen=True)
@@ -61,31 +57,7 @@ FORMS = {
 
 
 def drawn(form: Form, dtype: torch.dtype = torch.float32, sequences: int = 2, **sizes: int) -> tuple[Named, Named]:
-    """What a call is given and its states; keys of length one, so that no rule diverges."""
-    case = Case(form.rule, form.chunk, **{"tokens": 53, "heads": 3, "dim_k": 24, "dim_v": 20} | sizes)
-    given, first = inputs(case, torch.float32, sequences)
-    given["k"] = normalize(given["k"], dim=-1)
-    rows = ("q", "k", "v", "probe")
-    return {name: x.to(dtype) if name in rows else x for name, x in given.items()}, first
-
-
-def found(form: Form, given: Named, first: Named, offsets: torch.Tensor | None = None) -> Results:
-    """y and the final states, of outputs that held NaN."""
-    operator = build(spec_of(form.rule, given, form.chunk), form.schedule, cpu())
-    final = {name: x.clone() for name, x in first.items()}
-    y = torch.full_like(given["v"].flatten(0, 1), float("nan"))
-    operator.forward(flat(form.rule, given) | final | {"y": y}, sequences_of(given, offsets))
-    return y.view_as(given["v"]), final
-
-
-def require_close(
-    form: Form, given: Named, first: Named, offsets: torch.Tensor | None = None, bound: float = 1e-5
-) -> Results:
-    y, final = found(form, given, first, offsets)
-    exact, last = family_reference.memory_attention(form.rule, given, first, chunk_size=form.chunk, cu_seqlens=offsets)
-    for x, right in ((y, exact), *((final[name], last[name]) for name in last)):
-        assert (x.double() - right).norm() <= bound * right.norm()
-    return y, final
+    return stale_forms.drawn(form, dtype, sequences, **{"heads": 3, "dim_k": 24, "dim_v": 20} | sizes)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -107,27 +79,13 @@ def test_bfloat16() -> None:
 
 @pytest.mark.parametrize("name", ["titans", "channels", "slots"])
 def test_strong_gates_forget_exactly(name: str) -> None:
-    form = FORMS[name]
-    given, first = drawn(form)
-    gates = given["log_decay"]
-    draw = torch.randint(0, 4, gates.shape, generator=torch.Generator().manual_seed(0))
-    gates.copy_(torch.tensor([-1e-3, -5.0, -80.0, -torch.inf])[draw])
-    require_close(form, given, first)
+    require_strong_gates(FORMS[name], *drawn(FORMS[name]))
 
 
 @pytest.mark.parametrize("cuts", [(20, 40), (7, 30)], ids=["between_chunks", "inside_chunks"])
 def test_states_are_carried_to_another_call(cuts: tuple[int, int]) -> None:
-    """A call begins a chunk: pieces of whole chunks are the whole, and others what the oracle makes of them."""
     form = FORMS["momentum_and_window"]
-    given, first = drawn(form)
-    y, state = [], first
-    for begin, end in zip((0, *cuts), (*cuts, 53), strict=True):
-        part, state = require_close(form, cut(form.rule, given, begin, end), state)
-        y.append(part)
-    whole, final = found(form, given, first)
-    if cuts == (20, 40):
-        torch.testing.assert_close(torch.cat(y, dim=1), whole, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(state, final, rtol=1e-4, atol=1e-5)
+    require_carried(form, *drawn(form), cuts)
 
 
 @pytest.mark.parametrize("name", ["momentum_and_window", "reader_of_tiles", "channels"])
