@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    sampling = Sampling(options.temperature, options.top_k, torch.Generator().manual_seed(options.seed))
+    generator = torch.Generator().manual_seed(options.seed)
+    sampling = Sampling(options.temperature, options.top_k, generator, options.top_p)
     prompt = _prompt(options.prompt)
     source = read_model(options.model)
     if options.threads is not None or source.model.count_parameters() < _FEW_PARAMETERS:
@@ -92,7 +93,8 @@ def _continue(source: Source, prompt: Tensor, sampling: Sampling, count: int, fo
     started = time.perf_counter()
     found, state = (0, None) if folder is None else _stored(source, prompt, folder)
     piece, state = read_to_last_piece(model, prompt[:, found:], state)
-    stream = model.stream(piece, count, sampling.temperature, sampling.top_k, sampling.generator, state)
+    drawn = (sampling.temperature, sampling.top_k, sampling.generator)
+    stream = model.stream(piece, count, *drawn, state, top_p=sampling.top_p)
     begun = time.perf_counter()
     for token in stream:
         _write(decoder.decode(source.tokenizer.decode(int(token))))
@@ -126,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=count(0, MOST_TOKENS), default=200, help="tokens to write (default: 200)")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (default: 0.7)")
     parser.add_argument("--top-k", type=int, help="draw only from so many of the likeliest tokens (default: from all)")
+    parser.add_argument("--top-p", type=float, help="draw only from the likeliest that add up to this (default: 1)")
     parser.add_argument("--seed", type=count(*_SEEDS), default=0, help="seed of the draws (default: 0)")
     stored = "folder of states of prompts: what an earlier prompt began with is not read again (needs the extra serve)"
     parser.add_argument("--store", type=Path, help=stored)

@@ -55,9 +55,10 @@ class GeneratingModel(nn.Module):
         state: TrellisState | None = None,
         prefix_store: PrefixStore | None = None,
         attention_mask: Tensor | None = None,
+        top_p: float | None = None,
     ) -> tuple[Tensor, TrellisState, int, Sampling]:
         """The logits and the state after the prompt, how many tokens to write, and how to draw them."""
-        sampling = Sampling(temperature, top_k, generator)
+        sampling = Sampling(temperature, top_k, generator, top_p)
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0)
         x, after = self._prompt_features(tokens, state, prefix_store, attention_mask)
         return self._logits(x), after, max_new_tokens, sampling
@@ -87,6 +88,7 @@ class GeneratingModel(nn.Module):
                 on from its longest stored prefix. It excludes `state`, whose tokens no store can know, and
                 `attention_mask`.
             attention_mask: `[B, T]`, as `forward` takes it, for prompts of unequal length.
+            top_p: only the fewest of the likeliest tokens that add up to this probability can be drawn.
 
         Returns:
             `[B, T + max_new_tokens]`, the prompt first, with its padding where it is.

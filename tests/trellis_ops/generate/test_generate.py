@@ -176,6 +176,7 @@ def test_a_model_that_cannot_be_read_is_one_line(spoil, file, capsys):
         (["--temperature", "-1"], "error: temperature=-1.0 is out of range"),
         (["--temperature", "nan"], "error: temperature=nan is out of range"),
         (["--top-k", "0"], "error: top_k=0 is out of range"),
+        (["--top-p", "1.5"], "error: top_p=1.5 is out of range"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_before_the_model_is_read(options, said):

@@ -97,6 +97,21 @@ def test_sampling_draws_what_one_seed_gives(models: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "drawn", [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 1.5, "top_k": 20, "top_p": 0.8}]
+)
+def test_one_seed_draws_the_tokens_of_the_reference(models: Any, drawn: dict[str, Any]) -> None:
+    """Rows of unequal length too, in a batch for both; transformers has `top_k` 50 unless it is told 0 for all."""
+    lm, hf = models
+    batch, mask = padded(ROWS, "left")
+    batch = batch.masked_fill(mask == 0, 0)
+    expected = lm.generate(batch, 24, attention_mask=mask, generator=torch.Generator().manual_seed(3), **drawn)
+    torch.manual_seed(3)
+    found = hf.generate(batch, attention_mask=mask, max_new_tokens=24, do_sample=True, **{"top_k": 0, **drawn})
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, greedy(hf, batch, 24, attention_mask=mask))
+
+
+@pytest.mark.parametrize(
     "others", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5}]
 )
 def test_beams_carry_their_own_states(models: Any, others: dict[str, Any]) -> None:

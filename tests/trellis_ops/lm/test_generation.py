@@ -68,6 +68,8 @@ def test_a_stream_yields_the_tokens_of_generate_and_may_be_left() -> None:
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_k": 0}, "top_k=0"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"top_p": float("nan")}, "top_p=nan"),
         ({"temperature": float("inf")}, "temperature=inf"),
         ({"temperature": -5e-324}, "temperature=-5e-324"),
         ({"max_new_tokens": -1}, "max_new_tokens=-1"),
@@ -80,7 +82,9 @@ def test_generation_options_out_of_range_are_refused(options: dict[str, Any], pa
 
 
 @pytest.mark.parametrize(
-    ("options", "part"), [({"temperature": "1"}, "'1'"), ({"top_k": 2.0}, "2.0"), ({"top_k": True}, "True")], ids=str
+    ("options", "part"),
+    [({"temperature": "1"}, "'1'"), ({"top_k": 2.0}, "2.0"), ({"top_k": True}, "True"), ({"top_p": "1"}, "'1'")],
+    ids=str,
 )
 def test_generation_options_that_are_no_numbers_are_refused(options: dict[str, Any], part: str) -> None:
     with pytest.raises(TypeError, match=part):
@@ -101,3 +105,11 @@ def test_a_huge_temperature_draws_any_token_of_the_likeliest(temperature: float)
     logits, sampling = torch.tensor([[3.0, 1.0, 2.0, -1.0]]).expand(400, 4), Sampling(temperature, top_k=3)
     counts = sampling.draw(logits).bincount(minlength=4)
     assert counts[3] == 0 and counts[:3].min() > 80
+
+
+@pytest.mark.parametrize(("top_p", "drawn"), [(1e-9, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (1.0, 4)])
+def test_the_fewest_of_the_likeliest_that_add_up_can_be_drawn(top_p: float, drawn: int) -> None:
+    """Of probabilities 0.5, 0.3, 0.15 and 0.05 once the temperature has divided."""
+    logits = torch.tensor([0.15, 0.5, 0.05, 0.3]).log().expand(2000, 4)
+    counts = Sampling(0.5, None, torch.Generator().manual_seed(0), top_p).draw(logits / 2).bincount(minlength=4)
+    assert counts[[1, 3, 0, 2]].nonzero()[:, 0].tolist() == list(range(drawn))
