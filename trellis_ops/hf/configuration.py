@@ -95,6 +95,17 @@ class TrellisHFConfig(PreTrainedConfig):
         """The same model for transformers, with `others` of its fields."""
         return cls(**{_STANDARD.get(name, name): value for name, value in config.to_dict().items()}, **others)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **others: Any) -> Any:
+        """The configuration of a file; see `PreTrainedConfig.from_dict`.
+
+        Raises:
+            PretrainedError: it does not say of which format it is, or is no dictionary.
+        """
+        if not isinstance(config_dict, dict) or "trellis_format" not in config_dict:
+            raise PretrainedError(path="config.json", problem="it is missing, or has no trellis_format")
+        return super().from_dict(config_dict, **others)
+
     def to_trellis(self) -> TrellisConfig:
         """The configuration of the reference model."""
         names = [field.name for field in fields(TrellisConfig)]

@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode
 
-from trellis_ops.errors import MaskError
 from trellis_ops.hf.cache.names import CACHE_NAME, take_cache
 from trellis_ops.hf.cache.state import TrellisCache, require_cache
 from trellis_ops.hf.cache.stored import stored_cache
 from trellis_ops.hf.errors import CacheUseError, InputError
+from trellis_ops.lm.sequences.arranged import checked_mask, mask_of_bools
 from trellis_ops.lm.state.prefixes import PrefixStore
 from trellis_ops.lm.state.rollback import require_rollback
 
@@ -34,7 +34,8 @@ class TrellisGeneration(GenerationMixin):
 
         Raises:
             InputError: `prefix_store` beside one of them, or for something other than `input_ids`.
-            MaskError: a prompt without a token.
+            MaskError: a prompt without a token, or with padding between its tokens.
+            CacheUseError: a cache of other rows, or one that this search cannot go on from.
             RollbackError: assisted decoding with a model that reads other pieces of a text as another text.
         """
         cache = take_cache(others)
@@ -74,7 +75,8 @@ class TrellisGeneration(GenerationMixin):
         if cache is None or (isinstance(cache, TrellisCache) and not cache.get_seq_length()):
             _check_prompts(model_kwargs.get("attention_mask"), batch_size)
         if cache is not None:
-            require_cache(cache)
+            require_cache(cache, self.model.kind.config)
+            _check_rows(cache, batch_size, generation_config)
             self._check_warm(cache, generation_mode)
             cache._is_user_defined = True
         elif generation_config.use_cache is not False:
@@ -111,17 +113,24 @@ class TrellisGeneration(GenerationMixin):
 
 
 def _check_prompts(mask: Tensor | None, batch_size: int) -> None:
-    """Raise where a prompt has no token: what follows nothing is no text.
+    """Raise where a prompt has no token, as what follows nothing is no text, or where padding stands in it.
+
+    Pieces of a prompt would not show it.
 
     Args:
         mask: `[B * n, T]`, n rows side by side for each of the `batch_size` = B prompts; None for no padding.
     """
-    if mask is None or mask.ndim != 2:
-        return
-    empty = (mask == 0).all(1).nonzero()[:, 0]
-    if len(empty):
-        row = int(empty[0]) // (mask.shape[0] // batch_size)
-        raise MaskError(problem=f"has no token in row {row}; leave that row out")
+    if mask is not None and mask.ndim == 2:
+        of_prompts = mask_of_bools(mask[:: max(1, mask.shape[0] // batch_size)])
+        checked_mask(of_prompts, *of_prompts.shape)
+
+
+def _check_rows(cache: TrellisCache, batch_size: int, generation_config: GenerationConfig) -> None:
+    """Raise unless a cache that has read something has a row for each prompt, or for each row of the search."""
+    several = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+    if cache.is_initialized and cache.batch_size not in (batch_size, batch_size * several):
+        advice = "its batch_repeat_interleave and batch_select_indices make one for each prompt"
+        raise CacheUseError(problem=f"the cache has {cache.batch_size} rows for {batch_size} prompts", advice=advice)
 
 
 def _check_unread(

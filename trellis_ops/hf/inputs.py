@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from codegen.errors import DtypeError, ShapeError
+from codegen.scalars import whole_number
 from trellis_ops.hf.errors import InputError
+from trellis_ops.lm.sequences.arranged import mask_of_bools
+
+_OFFSETS = (torch.int32, torch.int64)
 
 
-def checked_shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
+def checked_shape(input_ids: Tensor | None, inputs_embeds: Tensor | None, width: int) -> tuple[int, int]:
     """B and T of `input_ids [B, T]`, int64, or of `inputs_embeds [B, T, width]`.
 
     Raises:
@@ -19,6 +25,11 @@ def checked_shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tup
         raise InputError(name="input_ids", problem="give either input_ids or inputs_embeds")
     if input_ids is None:
         assert inputs_embeds is not None
+        if inputs_embeds.ndim != 3 or 0 in inputs_embeds.shape or inputs_embeds.shape[2] != width:
+            expected = f"[B, T, {width}] with B >= 1 and T >= 1"
+            raise ShapeError(name="inputs_embeds", shape=list(inputs_embeds.shape), expected=expected)
+        if not inputs_embeds.is_floating_point():
+            raise DtypeError(name="inputs_embeds", dtype=inputs_embeds.dtype, expected="a floating-point type")
         return inputs_embeds.shape[0], inputs_embeds.shape[1]
     if input_ids.ndim != 2 or 0 in input_ids.shape:
         raise ShapeError(name="input_ids", shape=list(input_ids.shape), expected="[B, T] with B >= 1 and T >= 1")
@@ -27,23 +38,71 @@ def checked_shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tup
     return input_ids.shape[0], input_ids.shape[1]
 
 
-def token_mask(attention_mask: Tensor | None, batch: int, length: int) -> Tensor | None:
+def check_kept(labels: Tensor | None, logits_to_keep: int | Tensor, read: Tensor | None) -> None:
+    """Raise unless `labels` are those of the logits that are kept of what is read, `[B, T]` or `[B, T, width]`.
+
+    Raises:
+        SizeError: a number of logits below 0. ShapeError: other labels.
+    """
+    if isinstance(logits_to_keep, Tensor):
+        return
+    count = whole_number("logits_to_keep", logits_to_keep, least=0)
+    if labels is None or read is None or read.ndim < 2:
+        return
+    batch, length = read.shape[:2]
+    expected = (batch, min(count or length, length))
+    if labels.shape != expected:
+        raise ShapeError(name="labels", shape=list(labels.shape), expected=f"{list(expected)}, that of the logits")
+
+
+def kept(x: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The positions of `x [B, T, width]` whose logits are wanted: so many last ones, 0 for all, or these."""
+    return x[:, logits_to_keep] if isinstance(logits_to_keep, Tensor) else x[:, -logits_to_keep:]
+
+
+def token_mask(attention_mask: Tensor | None, batch: int, length: int, seen: int) -> Tensor | None:
     """Which of the last `length` positions are tokens, `[B, length]` bool; None if all are.
 
     Args:
-        attention_mask: `[B, S]` with S >= length, of these positions and those before them; None for all.
+        attention_mask: `[B, length]`, or `[B, seen + length]`; None for all.
         batch, length: of the positions that are read now.
+        seen: how many positions the cache has read before them.
 
     Raises:
-        ShapeError: another shape.
+        ShapeError: another shape. MaskError: other numbers than 0 and 1.
     """
     if attention_mask is None:
         return None
-    if attention_mask.ndim != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < length:
-        expected = f"[{batch}, at least {length}], 1 for tokens and 0 for padding"
+    if attention_mask.shape not in ((batch, length), (batch, seen + length)):
+        before = f", or [{batch}, {seen + length}] with those that the cache has read" if seen else ""
+        expected = f"[{batch}, {length}], 1 for tokens and 0 for padding{before}"
         raise ShapeError(name="attention_mask", shape=list(attention_mask.shape), expected=expected)
-    mask = attention_mask[:, -length:].bool()
-    return None if bool(mask.all()) else mask
+    given = attention_mask[:, -length:]
+    return None if bool((given == 1).all()) else mask_of_bools(given)
+
+
+def check_unpacked(
+    position_ids: Tensor | None, others: Mapping[str, Tensor | None], mask: Tensor | None, batch: int, length: int
+) -> None:
+    """Raise where samples are packed beside padding or a cache, which would read them as one text.
+
+    Args:
+        position_ids, batch, length: as in `sample_starts`.
+        others: what else says where samples begin, by name; None for nothing.
+        mask: which positions are tokens, `[B, length]` bool; None for all.
+
+    Raises:
+        ShapeError: another shape. InputError: samples begin within a row.
+    """
+    packed = [name for name, given in others.items() if given is not None]
+    if position_ids is not None and length > 1:
+        breaks = _expanded("position_ids", position_ids, batch, length).diff(dim=1) != 1
+        if mask is not None:
+            breaks &= mask[:, 1:] & mask[:, :-1]
+        packed += ["position_ids"] if bool(breaks.any()) else []
+    if packed:
+        problem = "samples begin within a row, and packed samples have no padding and no cache"
+        raise InputError(name=", ".join(packed), problem=problem)
 
 
 def sample_starts(
@@ -51,7 +110,8 @@ def sample_starts(
 ) -> Tensor | None:
     """Where samples begin that were packed into rows, `[samples + 1]` int64 over the rows laid end to end, or None.
 
-    Any of the three says it, as `DataCollatorWithFlattening` gives them; every row begins a sample.
+    Any of the three says it, as `DataCollatorWithFlattening` gives them; every row begins a sample. One that says that
+    a row is one sample says nothing.
 
     Args:
         position_ids: `[B or 1, length]`; a sample begins where it does not rise by 1.
@@ -59,19 +119,24 @@ def sample_starts(
         cu_seq_lens: `[samples + 1]`, the starts and the end of one row.
 
     Raises:
-        ShapeError: another shape. InputError: starts that do not rise from 0 to the end.
+        ShapeError, DtypeError: another shape or type.
+        InputError: starts that do not rise from 0 to the end, or two that differ.
     """
+    said: dict[str, Tensor | None] = {}
     if cu_seq_lens is not None:
-        return _checked(cu_seq_lens.long(), batch * length)
-    begins = None
+        said["cu_seq_lens_q"] = _checked(cu_seq_lens, batch * length)
     if seq_idx is not None:
-        begins = _expanded("seq_idx", seq_idx, batch, length).diff(dim=1) != 0
-    elif position_ids is not None:
-        begins = _expanded("position_ids", position_ids, batch, length).diff(dim=1) != 1
-    if begins is None or not bool(begins.any()):
+        said["seq_idx"] = _starts(_expanded("seq_idx", seq_idx, batch, length).diff(dim=1) != 0)
+    if position_ids is not None:
+        said["position_ids"] = _starts(_expanded("position_ids", position_ids, batch, length).diff(dim=1) != 1)
+    found = {name: starts for name, starts in said.items() if starts is not None}
+    first = next(iter(found), None)
+    if first is None:
         return None
-    begins = torch.cat([torch.ones_like(begins[:, :1]), begins], 1).flatten()
-    return torch.cat([begins.nonzero()[:, 0], torch.tensor([batch * length], device=begins.device)])
+    for name, starts in found.items():
+        if name != first and not torch.equal(starts, found[first]):
+            raise InputError(name=name, problem=f"samples begin elsewhere than {first} says; leave one of them out")
+    return found[first]
 
 
 def held(x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
@@ -96,9 +161,19 @@ def _expanded(name: str, ids: Tensor, batch: int, length: int) -> Tensor:
     return ids.expand(batch, length)
 
 
+def _starts(begins: Tensor) -> Tensor | None:
+    """Offsets of the samples that begin at these positions behind the first, `[B, T - 1]` bool; None for no such."""
+    if not bool(begins.any()):
+        return None
+    every = torch.cat([torch.ones_like(begins[:, :1]), begins], 1).flatten()
+    return torch.cat([every.nonzero()[:, 0], torch.tensor([every.numel()], device=begins.device)])
+
+
 def _checked(starts: Tensor, total: int) -> Tensor:
+    if starts.dtype not in _OFFSETS:
+        raise DtypeError(name="cu_seq_lens_q", dtype=starts.dtype, expected="torch.int32 or torch.int64")
     if starts.ndim != 1 or len(starts) < 2:
         raise ShapeError(name="cu_seq_lens_q", shape=list(starts.shape), expected="[samples + 1]")
     if starts[0] != 0 or starts[-1] != total or bool((starts.diff() <= 0).any()):
         raise InputError(name="cu_seq_lens_q", problem=f"must rise from 0 to {total}, the number of tokens")
-    return starts
+    return starts.long()

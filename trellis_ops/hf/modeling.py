@@ -18,7 +18,7 @@ from trellis_ops.hf.cache.state import TrellisCache, require_cache
 from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import InputError
 from trellis_ops.hf.generation import TrellisGeneration
-from trellis_ops.hf.inputs import checked_shape, held, sample_starts, token_mask
+from trellis_ops.hf.inputs import check_kept, check_unpacked, checked_shape, held, kept, sample_starts, token_mask
 from trellis_ops.hf.pretrained import TrellisPreTrainedModel, gate_names
 from trellis_ops.hf.reading import read
 from trellis_ops.lm.block import Block, draw_maps
@@ -82,14 +82,16 @@ class TrellisModel(TrellisPreTrainedModel):
         """Read tokens, going on from a cache or starting sequences; see `TrellisForCausalLM.forward`."""
         given = take_cache({"cache": cache, "past_key_values": past_key_values, "cache_params": cache_params})
         if given is not None:
-            require_cache(given)
-        batch, length = checked_shape(input_ids, inputs_embeds)
-        mask = token_mask(attention_mask, batch, length)
+            require_cache(given, self.kind.config)
+        seen = 0 if given is None else given.get_seq_length()
+        batch, length = checked_shape(input_ids, inputs_embeds, self.config.hidden_size)
+        mask = token_mask(attention_mask, batch, length, seen)
         packed = None
-        if mask is None and (given is None or not given.get_seq_length()):
+        if mask is None and not seen:
             packed = sample_starts(position_ids, seq_idx, cu_seq_lens_q, batch, length)
-        elif seq_idx is not None or cu_seq_lens_q is not None:
-            raise InputError(name="cu_seq_lens_q, seq_idx", problem="packed samples have no padding and no cache")
+        else:
+            others = {"seq_idx": seq_idx, "cu_seq_lens_q": cu_seq_lens_q}
+            check_unpacked(position_ids, others, mask, batch, length)
         x = self._embedded(input_ids, mask) if inputs_embeds is None else inputs_embeds
         moved = self._cache_to_move(given, use_cache, packed)
         every = _asked(output_hidden_states, self.config.output_hidden_states)
@@ -251,13 +253,13 @@ class TrellisForCausalLM(TrellisPreTrainedModel, TrellisGeneration, GenerationMi
 
         Args:
             input_ids: `[B, T]`, int64.
-            attention_mask: `[B, S]`, S >= T, 0 for padding before or after the tokens of a row; its last T columns are
-                of these tokens, those before of what the cache has read.
+            attention_mask: `[B, T]`, 1 for tokens and 0 for padding before or after the tokens of a row; or with the
+                columns before them of all that the cache has read.
             position_ids, seq_idx, cu_seq_lens_q: where samples begin that were packed into rows; see
-                `trellis_ops.hf.inputs.sample_starts`. Beside padding or a cache `position_ids` say nothing.
+                `trellis_ops.hf.inputs.sample_starts`. Beside padding or a cache there are none.
             cache, past_key_values, cache_params: a `TrellisCache` to go on from, which is moved, by any of its names.
             inputs_embeds: embeddings `[B, T, width]` in the place of tokens.
-            labels: `[B, T]`, int64; the token at t is compared with the logits at t - 1, -100 does not count.
+            labels: int64, as many as logits; the token at t is compared with the logits at t - 1, -100 does not count.
             use_cache: whether to return a cache where none is given; None is the configuration's choice outside of
                 training.
             output_hidden_states: whether to return the embeddings and what each block made.
@@ -266,12 +268,14 @@ class TrellisForCausalLM(TrellisPreTrainedModel, TrellisGeneration, GenerationMi
             others: for the loss, as `num_items_in_batch`.
 
         Raises:
-            ShapeError, DtypeError, TokenError: tokens or masks that do not fit; a mask with padding between tokens.
+            ShapeError, DtypeError, SizeError, TokenError, MaskError: tokens, labels or masks that do not fit; a mask
+                with padding between tokens.
             InputError: inputs that contradict each other. ForeignCacheError: another cache.
-            RuleError, ShapeError, DtypeError, SizeError, DeviceMismatchError: a cache of another model.
+            CacheUseError, StateError, ShapeError, DtypeError, DeviceMismatchError: a cache of another model.
             GradientError: a gradient is wanted from inside a chunk.
         """
         given = take_cache({"cache": cache, "past_key_values": past_key_values, "cache_params": cache_params})
+        check_kept(labels, logits_to_keep, input_ids if inputs_embeds is None else inputs_embeds)
         if isinstance(given, TrellisCache) and isinstance(logits_to_keep, int):
             given.allow_crop(logits_to_keep)
         read = self.model(
@@ -286,7 +290,7 @@ class TrellisForCausalLM(TrellisPreTrainedModel, TrellisGeneration, GenerationMi
             seq_idx=seq_idx,
             return_dict=True,
         )
-        logits = self.lm_head(_kept(read.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(kept(read.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **others)
@@ -298,10 +302,3 @@ class TrellisForCausalLM(TrellisPreTrainedModel, TrellisGeneration, GenerationMi
 
 def _asked(given: bool | None, otherwise: bool) -> bool:
     return otherwise if given is None else given
-
-
-def _kept(x: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """The positions of `x [B, T, width]` whose logits are wanted."""
-    if isinstance(logits_to_keep, int):
-        return x[:, -logits_to_keep:]
-    return x[:, logits_to_keep]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -55,13 +57,15 @@ class TrellisPreTrainedModel(PreTrainedModel):
         """The model of a folder; see `PreTrainedModel.from_pretrained`.
 
         Raises:
-            PretrainedError: weights are missing, too many, of another shape, or cut short; nothing is half-loaded.
+            PretrainedError: weights are missing, too many, of another shape, or cut short, or their index or
+                `generation_config.json` is; nothing is half-loaded.
         """
         wants_info = others.pop("output_loading_info", False)
         path = pretrained_model_name_or_path
+        _check_generation(path, others.get("subfolder") or "")
         try:
             model, info = super().from_pretrained(path, *arguments, output_loading_info=True, **others)
-        except SafetensorError as error:
+        except (SafetensorError, json.JSONDecodeError) as error:
             raise PretrainedError(path=path, problem=f"its weights are damaged ({error})") from error
         for kind in ("missing", "unexpected", "mismatched"):
             if names := sorted(map(str, info[f"{kind}_keys"])):
@@ -77,3 +81,13 @@ class TrellisPreTrainedModel(PreTrainedModel):
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
         """Nothing: every folder names its classes, and transformers need not copy this module into it."""
+
+
+def _check_generation(path: str | os.PathLike[str] | None, subfolder: str) -> None:
+    """Raise where a local folder has a damaged `generation_config.json`, for which transformers takes its defaults."""
+    file = None if path is None else Path(path, subfolder, "generation_config.json")
+    if file is not None and file.is_file():
+        try:
+            json.loads(file.read_bytes())
+        except ValueError as error:
+            raise PretrainedError(path=path, problem=f"its {file.name} is damaged ({error})") from error

@@ -172,6 +172,14 @@ def changed_weights(path: Path, change: Any) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
+def in_shards(path: Path, cut: str, size: int) -> None:
+    """The folder with its weights in several files, one of which is cut short."""
+    (path / "model.safetensors").unlink()
+    pair()[1].save_pretrained(path, max_shard_size="20KB")
+    (damaged,) = path.glob(cut)
+    os.truncate(damaged, size)
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -181,12 +189,19 @@ def changed_weights(path: Path, change: Any) -> None:
         (lambda path: changed_config(path, num_slots=16), r"mismatched|size|shape"),
         (lambda path: changed_config(path, num_hidden_layers=3), r"missing.*blocks.2"),
         (lambda path: changed_config(path, trellis_format=2), "trellis_format is 2"),
+        (lambda path: (path / "config.json").write_text('{"model_type": "trellis"}'), "has no trellis_format"),
         (lambda path: changed_config(path, model_type="llama"), "llama"),
         (lambda path: changed_config(path, phi="nope"), "nope"),
         (lambda path: (path / "config.json").write_text("{"), "config"),
         (lambda path: (path / "model.safetensors").unlink(), "safetensors"),
+        (lambda path: os.truncate(path / "generation_config.json", 9), "generation_config.json is damaged"),
+        (lambda path: in_shards(path, "model.safetensors.index.json", 99), "damaged"),
+        (lambda path: in_shards(path, "model-00002-of-*", 3000), "damaged"),
     ],
-    ids=["cut", "missing", "unexpected", "shape", "layers", "format", "type", "map", "json", "none"],
+    ids=[
+        *("cut", "missing", "unexpected", "shape", "layers", "format", "no format", "type", "map", "json", "none"),
+        *("generation", "index", "shard"),
+    ],
 )
 def test_a_folder_that_is_not_whole_is_refused(damage: Any, reason: str, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "model"

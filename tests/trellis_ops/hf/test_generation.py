@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 from codegen.errors import TrellisError
-from tests.trellis_ops.hf.small import CHUNK, VOCAB, alone, greedy, padded, pair, tokens
+from tests.trellis_ops.hf.small import CHUNK, alone, greedy, padded, pair, tokens
 from trellis_ops.errors import MaskError, RollbackError
 from trellis_ops.hf import TrellisCache
-from trellis_ops.hf.cache.names import CACHE_NAME
 
 pytestmark = pytest.mark.filterwarnings("ignore:A decoder-only architecture is being used")
 
@@ -210,40 +208,6 @@ def test_decoding_costs_the_same_after_a_long_text(models: Any) -> None:
     assert sizes[0] == sizes[1] > 0
 
 
-@pytest.mark.parametrize(
-    ("given", "reason"),
-    [
-        (lambda hf, cache: {"cache_implementation": "static"}, "cache_implementation='static'"),
-        (lambda hf, cache: {CACHE_NAME: DynamicCache()}, "cache is a DynamicCache"),
-        (lambda hf, cache: {CACHE_NAME: cache}, "has read 23 positions, and the prompt has 19"),
-        (lambda hf, cache: {CACHE_NAME: cache, "prompt_lookup_num_tokens": 3}, "assisted decoding cannot go on"),
-    ],
-    ids=["static", "foreign", "read", "assisted"],
-)
-def test_a_cache_that_cannot_be_used_is_refused(models: Any, given: Any, reason: str) -> None:
-    _, hf = models
-    cache = TrellisCache(hf.config)
-    greedy(hf, ROWS[0][None], 5, cache=cache)
-    with pytest.raises((TrellisError, ValueError), match=reason):
-        greedy(hf, ROWS[0][None], 5, **given(hf, cache))
-
-
-@torch.no_grad()
-def test_a_state_of_another_model_is_refused(models: Any) -> None:
-    _, hf = models
-    cache = TrellisCache(hf.config)
-    hf(ROWS[0][None], cache=cache)
-    for changes, reason in (
-        ({"width": 64}, "tail|S_k"),
-        ({"layers": 3}, "layers"),
-        ({"rule": "deltanet"}, "rule|S_k|S"),
-    ):
-        with pytest.raises(TrellisError, match=reason):
-            pair(**changes)[1](ROWS[0][None], cache=cache)
-    with pytest.raises(TrellisError, match="float64"):
-        copy.deepcopy(hf).double()(ROWS[0][None], cache=cache)
-
-
 @torch.no_grad()
 def test_what_was_read_is_taken_back(models: Any) -> None:
     """Across calls, in the middle of one, after steps; what was not recorded is refused."""
@@ -265,69 +229,3 @@ def test_what_was_read_is_taken_back(models: Any) -> None:
         cache.crop(-1)
     with pytest.raises(TrellisError, match="crop was given 1"):
         cache.crop(1)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("recorded", [False, True])
-def test_a_refused_call_leaves_the_cache_as_it_was(models: Any, recorded: bool) -> None:
-    lm, hf = models
-    text = tokens(1, 30, seed=4)
-    cache = TrellisCache(hf.config)
-    if recorded:
-        cache.activate_past_recording()
-    hf(text[:, :13], cache=cache)
-    token, hole = {"input_ids": text[:, :4] + VOCAB}, {"attention_mask": torch.tensor([[1, 1, 0, 1]])}
-    for given, reason in ((token, "vocabulary"), (hole, "has a hole")):
-        with pytest.raises(TrellisError, match=reason):
-            hf(**{"input_ids": text[:, 13:17], "cache": cache, **given})
-    with pytest.raises(TrellisError, match=r"tail|S_k"):
-        pair(width=64)[1](text[:, 13:14], cache=cache)
-    if recorded:
-        cache.crop(-2)
-    done = cache.get_seq_length()
-    logits = hf(text[:, done:], cache=cache).logits
-    torch.testing.assert_close(logits, lm(text)[0][:, done:], rtol=1e-4, atol=1e-5)
-
-
-def test_a_prompt_without_tokens_is_refused(models: Any) -> None:
-    _, hf = models
-    with pytest.raises((TrellisError, ValueError), match=r"input_ids|shape"):
-        greedy(hf, torch.empty(1, 0, dtype=torch.int64), 3)
-    batch, mask = padded([ROWS[0], ROWS[0][:0]], "left")
-    for others in ({}, {"cache": TrellisCache(hf.config)}, {"num_beams": 2}, {"prefill_chunk_size": 4}):
-        with pytest.raises(MaskError, match="no token in row 1"):
-            greedy(hf, batch, 3, attention_mask=mask, **others)
-
-
-@torch.no_grad()
-def test_a_layer_is_not_moved_by_itself(models: Any) -> None:
-    _, hf = models
-    cache = TrellisCache(hf.config)
-    hf(ROWS[0][None], cache=cache)
-    layer = cache.layers[1]
-    assert layer.state is not None and layer.get_seq_length() == cache.get_seq_length() == len(ROWS[0])
-    assert cache.get_mask_sizes(3, 1) == (22, 0) and cache.get_max_length() == layer.get_max_length() == -1
-    with pytest.raises(TrellisError, match="not moved by itself"):
-        layer.reorder_cache(torch.tensor([0]))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("given", "reason"),
-    [
-        ({"attention_mask": torch.tensor([[1, 0, 1, 1]])}, "attention_mask"),
-        ({"attention_mask": torch.ones(1, 3)}, r"attention_mask has shape \[1, 3\]"),
-        ({"attention_mask": torch.ones(1, 1, 4, 4)}, "attention_mask has shape"),
-        ({"input_ids": torch.tensor([[1, 2, 3, VOCAB]])}, f"{VOCAB}"),
-        ({"input_ids": torch.tensor([[1.0, 2.0]])}, "dtype"),
-        ({"input_ids": torch.empty(1, 0, dtype=torch.int64)}, "shape"),
-        ({"inputs_embeds": torch.zeros(1, 4, 32)}, "give either"),
-        ({"cu_seq_lens_q": torch.tensor([0, 3])}, "must rise from 0 to 4"),
-        ({"position_ids": torch.tensor([[0, 1, 0, 1]]), "use_cache": True}, "no cache"),
-    ],
-    ids=["hole", "short mask", "4D mask", "token", "dtype", "empty", "both", "starts", "packed cache"],
-)
-def test_bad_input_is_refused_by_name(models: Any, given: dict[str, Any], reason: str) -> None:
-    _, hf = models
-    with pytest.raises((TrellisError, ValueError, IndexError), match=reason):
-        hf(**{"input_ids": tokens(1, 4), **given})

@@ -13,6 +13,7 @@ from trellis_ops.hf.cache.past import Past
 from trellis_ops.hf.configuration import TrellisHFConfig
 from trellis_ops.hf.errors import CacheUseError, ForeignCacheError
 from trellis_ops.hf.inputs import held
+from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.state import AnyLayerState, TrellisState
 from trellis_ops.lm.state.rollback import require_rollback
 
@@ -50,6 +51,20 @@ class TrellisCache(Cache):
         made = cls(config)
         made.state, made._seen = state, count
         return made
+
+    def check_model(self, config: TrellisConfig) -> None:
+        """Raise unless it was made for a model whose states are of the same kind as those of `config`.
+
+        Raises:
+            CacheUseError: what differs, by name.
+        """
+        if self._of_lm is config or self._of_lm == config:
+            return
+        for name, found, expected in zip(_OF_A_STATE, _kind(self._of_lm), _kind(config), strict=True):
+            if found != expected:
+                problem = f"the cache is of another model, with {name} {found!r} in the place of {expected!r}"
+                raise CacheUseError(problem=problem, advice="leave it out to start one")
+        self._of_lm = config
 
     def follow(self, device: torch.device) -> TrellisState | None:
         """The state before the next token, on a device where all of the cache is moved."""
@@ -251,11 +266,20 @@ class TrellisCacheLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
     reset = reorder_cache = batch_repeat_interleave = batch_select_indices = crop = offload = prefetch = _refuse
 
 
-def require_cache(cache: object) -> None:
-    """Raise unless it is a `TrellisCache`.
+def require_cache(cache: object, config: TrellisConfig) -> None:
+    """Raise unless it is a `TrellisCache` for a model of this configuration.
 
     Raises:
-        ForeignCacheError: another cache.
+        ForeignCacheError: another cache. CacheUseError: that of another model.
     """
     if not isinstance(cache, TrellisCache):
         raise ForeignCacheError(kind=type(cache).__name__)
+    cache.check_model(config)
+
+
+_OF_A_STATE = ("layers", "chunk_size", "decode", "rule")
+"""What tells states apart that may have the same shapes."""
+
+
+def _kind(config: TrellisConfig) -> tuple[object, ...]:
+    return config.layers, config.chunk, config.decode, config.record.key()

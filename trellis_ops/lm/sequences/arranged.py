@@ -97,12 +97,7 @@ def checked_mask(attention_mask: Tensor, batch: int, length: int) -> Tensor:
         raise ShapeError(name="attention_mask", shape=shape, expected=f"[{batch}, {length}], that of the tokens")
     if attention_mask.dtype not in _MASK_TYPES:
         raise DtypeError(name="attention_mask", dtype=attention_mask.dtype, expected="bool or an integer type")
-    given = attention_mask.cpu()
-    mask = given != 0
-    wrong = (mask & (given != 1)).nonzero()
-    if len(wrong):
-        row, place = wrong[0].tolist()
-        raise MaskError(problem=f"holds {given[row, place].item()} at ({row}, {place}); give 1 for tokens, else 0")
+    mask = mask_of_bools(attention_mask.cpu())
     empty = (~mask.any(1)).nonzero()
     if len(empty):
         raise MaskError(problem=f"has no token in row {int(empty[0])}; leave that row out")
@@ -114,6 +109,20 @@ def checked_mask(attention_mask: Tensor, batch: int, length: int) -> Tensor:
             f"has a hole in row {int(holes[0])}; padding may be on the left and on the right of a row's tokens only"
         )
         raise MaskError(problem=problem)
+    return mask
+
+
+def mask_of_bools(given: Tensor) -> Tensor:
+    """A mask `[B, T]` of ones and zeros of any type, as bools.
+
+    Raises:
+        MaskError: another number.
+    """
+    mask = given != 0
+    wrong = (mask & (given != 1)).nonzero()
+    if len(wrong):
+        row, place = wrong[0].tolist()
+        raise MaskError(problem=f"holds {given[row, place].item()} at ({row}, {place}); give 1 for tokens, else 0")
     return mask
 
 
