@@ -73,7 +73,7 @@ def exists(path: str, folder: Path) -> bool:
 
 
 MADE_BY_COMMANDS = {"tuning_db/winners/<device>.json", "<device>.json", "manifest.json", "tables.md"}
-MADE_BY_COMMANDS |= {"kjv.txt", "train_mine.py"}
+MADE_BY_COMMANDS |= {"kjv.txt", "train_mine.py", "config.json", "generation_config.json"}
 """Files that no clone has before somebody tunes, exports, runs on a GPU, or does what a page says."""
 
 NAMED_PATHS = [(name, path) for name, text in TEXTS.items() for path in sorted(paths_in(text))]
