@@ -34,7 +34,7 @@ MAINS |= {
     for name in (
         *(f"kernels.{name}" for name in ("bfloat16_dots", "breakdown", "compile_stages", "few_heads", "guesses")),
         *("kernels.glue", "kernels.instructions_of_a_token", "kernels.sizes"),
-        *(f"errors.{name}" for name in ("dot_errors", "gradient_errors", "peers")),
+        *(f"errors.{name}" for name in ("dot_errors", "gradient_errors", "peers", "rule_forms")),
         *(f"growth.{name}" for name in ("scaling", "training_memory")),
         *(f"serving.{name}" for name in ("prefix_loads", "sequence_bytes", "side_channel")),
         *("rules", "rules_table", "versions.checkouts"),

@@ -70,6 +70,9 @@ def test_parts_are_measured_and_what_cannot_run_says_why():
     forward = measured("forward", "lattice", 1, WAYS, cpu(), PEERS)
     assert forward["form"] == "recurrence"
     assert {"seconds", "share", "eager"} < forward.keys()
+    at_once = measured("chunk form", "ttt_linear", 16, WAYS, cpu(), PEERS)
+    assert at_once["form"] == "stale_chunks"
+    assert at_once.keys() == {"form", "seconds", "share"}
     oracle = measured("oracle", "ttt_linear", 16, WAYS, cpu(), PEERS)
     assert 0 < oracle["outputs"] < 1e-5
     assert 0 < oracle["gradients"] < 1e-4
@@ -88,9 +91,26 @@ def test_a_setting_changes_with_all_that_a_part_depends_on():
     assert setting("decode") == setting("decode", replace(WAYS, sizes=replace(SIZES, tokens=8)))
 
 
-def test_every_rule_that_has_a_peer_is_compared():
+def test_every_rule_that_has_a_peer_or_a_chunk_form_has_its_part():
     compared = {name for name in NAMED if has_part("peer", name)}
     assert compared == (PEERS.keys() & NAMED.keys()) | PEER_OF.keys()
+    # ttt_linear computes its chunk of 16 at once, yaad only where it is given chunks; its row has C = 1.
+    assert [has_part("chunk form", name) for name in ("kda", "ttt_linear", "yaad", "mesanet")] == [1, 1, 0, 0]
+
+
+def test_a_chunk_form_has_a_share_of_its_own_to_reach():
+    def shares(name: str, share: float) -> list[str]:
+        found = {"form": "chunks", "seconds": 4e-3, "share": share}
+        row = RuleRow(
+            name, chunks()[name], {"forward": saved("forward", FORWARD), "chunk form": saved("", found)}, None
+        )
+        assert dict(zip(HEADS, row.cells([]), strict=False))["its time"] == "4.00 ms"
+        return [str(each) for each in row.targets() if "chunk form" in each.name and each.reached is False]
+
+    assert shares("linear", 0.6) == shares("kda", 0.45) == []
+    assert shares("linear", 0.5) == ["MISSED   linear, chunk form: 50%, at least 60% of the ceiling"]
+    assert shares("deltanet", 0.4) == ["MISSED   deltanet, chunk form: 40%, at least 45% of the ceiling"]
+    assert dict(zip(HEADS, RuleRow("yaad", 1, {}, None).cells([]), strict=False))["its share"] == NONE
 
 
 def test_a_file_of_parts_keeps_the_newest_and_survives_a_kill(tmp_path):

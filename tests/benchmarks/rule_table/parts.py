@@ -17,7 +17,7 @@ from codegen.recurrence.tensors import HEAD, tensors
 from codegen.schedules.registry import first_choice
 from codegen.schedules.schedule import Schedule
 from tests.benchmarks.rule_table.careful import CAREFUL, CarefulCalls, careful_calls
-from tests.benchmarks.rule_table.forms import as_called, forms_of, served_by
+from tests.benchmarks.rule_table.forms import AT_ONCE, as_called, forms_of, served_by
 from tests.benchmarks.studies.rules import Sizes, beside, once, spec_of
 from tests.benchmarks.subjects.rule_calls import RuleSubject, rule_subject
 from tests.benchmarks.turns import ratio, sample, take_turns
@@ -37,9 +37,12 @@ from tuner.verify.oracle import oracle
 Found = dict[str, float | str]
 """Numbers and names of one part, by column."""
 
-PARTS = ("forward", "decode", "backward", "oracle", "peer")
+PARTS = ("forward", "chunk form", "decode", "backward", "oracle", "peer")
 PEER_OF = {"linear": "simple_gla"}
 """The comparison of `tests.support.peers.table` that is of a rule, where it has another name."""
+
+_COLUMNS = {"forward": "forward", "chunk form": "forward", "decode": "decode"}
+"""The column of `tests.benchmarks.studies.rules` whose spec a part is of; the backward of the others."""
 
 _SAME = 2e-3
 _EAGER = "eager"
@@ -63,7 +66,7 @@ class Ways:
 
 def setting_of(part: str, name: str, chunk: int, ways: Ways, device: Device) -> str:
     """All that a part depends on but the machine's load: what was measured with another setting does not count."""
-    spec = as_called(spec_of(name, chunk, ways.sizes, part if part in ("forward", "decode") else "backward"))
+    spec = as_called(spec_of(name, chunk, ways.sizes, _COLUMNS.get(part, "backward")))
     digest = operator_digest(spec.problem, first_choice(device))
     with_forward = operator_digest(replace(spec.problem, direction="forward"), first_choice(device))
     how = {"oracle": ways.sizes.checked, "peer": ways.peer_sizes, "forward": ways.compile_limit}.get(part, "")
@@ -99,6 +102,23 @@ def forward(name: str, chunk: int, ways: Ways, device: Device) -> Found:
     if "compiled" in timed:
         found["compiled"] = ratio(timed["compiled"], timed[fastest])
     return found
+
+
+def chunk_form(name: str, chunk: int, ways: Ways, device: Device) -> Found:
+    """The fastest form of the forward that computes the tokens of a tile at once, by the public operator."""
+    sizes = ways.sizes
+    spec = spec_of(name, chunk, sizes, "forward")
+    bound = rule_subject(spec, make_inputs(spec, (sizes.tokens,), device))
+    samplers = {
+        form: functools.partial(sample, Timed(functools.partial(_forced, schedule, bound), bound.reset), device)
+        for form, schedule in forms_of(as_called(spec), device).items()
+        if schedule.variant in AT_ONCE
+    }
+    timed = take_turns(samplers, seconds=sizes.seconds, rounds=sizes.rounds, least=_LEAST_ROUNDS)
+    fastest = min(timed, key=lambda form: timed[form].seconds)
+    cost = cost_of(spec)
+    share = ceiling_again(device, spec.problem.dtype, cost.bytes).share(cost, timed[fastest].seconds)
+    return {"form": fastest, "seconds": timed[fastest].seconds, "share": share}
 
 
 def _forced(schedule: Schedule, bound: RuleSubject) -> object:
@@ -190,9 +210,9 @@ def measured(part: str, name: str, chunk: int, ways: Ways, device: Device, peers
         peers: by name; empty where the packages of peers are missing.
     """
     try:
-        if part == "forward":
+        if part in ("forward", "chunk form"):
             with torch.no_grad():
-                return forward(name, chunk, ways, device)
+                return (forward if part == "forward" else chunk_form)(name, chunk, ways, device)
         if part == "oracle":
             return against_oracle(name, chunk, ways, device)
         if part == "peer":

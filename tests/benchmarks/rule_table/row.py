@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from codegen.recurrence.forms import why_no_chunk_form, why_no_split_form, why_no_stale_form
+from codegen.recurrence.forms import SQUARED, why_no_chunk_form
 from codegen.rules import NAMED
+from codegen.schedules.schedule import STALE
 from tests.benchmarks.results.targets import Target
 from tests.benchmarks.rule_table.careful import CAREFUL, why_no_careful_form
+from tests.benchmarks.rule_table.forms import why_no_forms_at_once
 from tests.benchmarks.rule_table.saved_parts import Saved
 from tests.benchmarks.rule_table.saved_recall import Recalled
 from tuner.duration import duration
@@ -16,6 +18,7 @@ from tuner.verify.check import OF_GRADIENTS, TOLERANCE
 
 HEADS = (
     *("rule", "C", "form", "forward", "to eager", "to careful", "to compiled", "share"),
+    *("chunk form", "its time", "its share"),
     *("decode", "decode to eager", "backward", "backward to eager"),
     *("error", "of gradients", "beside peer", "its gradients"),
 )
@@ -24,7 +27,10 @@ MISSING, NONE = "missing", "none"
 _NOT_RUN = "not run"
 
 _SHARES = {"none": 0.6, "scalar": 0.6, "slot": 0.45, "channel": 0.45}
-"""The least share of the ceiling of a chunk form, by its decay; of those with a triangular system the smaller one."""
+"""The least share of the ceiling of a chunk form, by its decay."""
+
+_SHARE_OF_SYSTEMS = 0.45
+"""That of chunk forms with a triangular system."""
 
 _LEAST = {"eager": 20.0, "careful": 5.0, "compiled": 5.0}
 _LEAST_OF_STEP = 5.0
@@ -54,11 +60,13 @@ class RuleRow:
     def cells(self, pairs: Sequence[int]) -> list[str]:
         """The row: every cell has a number, or says that it is missing, that there is none, or that it did not run."""
         forward = [self._time("forward"), *(self._ratio("forward", name) for name in ("eager", "careful", "compiled"))]
+        forward.append(self._share("forward"))
+        forward += [self._text("chunk form", "form"), self._time("chunk form"), self._share("chunk form")]
         errors = [self._error(part, kind) for part in ("oracle", "peer") for kind in ("outputs", "gradients")]
         beside = [text for part in ("decode", "backward") for text in (self._time(part), self._ratio(part, "eager"))]
         return [
             *(self.rule, str(self.chunk), self._text("forward", "form")),
-            *(*forward, self._share(), *beside, *errors, *(self._recalled(count) for count in pairs)),
+            *(*forward, *beside, *errors, *(self._recalled(count) for count in pairs)),
             "; ".join(self.remarks()),
         ]
 
@@ -67,12 +75,10 @@ class RuleRow:
         form = self.number("forward", "form")
         if isinstance(form, str) and form.partition(",")[0] in _WALKS:
             rule = NAMED[self.rule].rule
-            at_once, split, stale = (
-                why_not(rule, self.chunk) for why_not in (why_no_chunk_form, why_no_split_form, why_no_stale_form)
-            )
-            alone = None not in (at_once, split, stale)
+            reasons = why_no_forms_at_once(rule, self.chunk)
+            alone = None not in reasons.values()
             # With z at the start of a chunk it is the stale form that lacks something.
-            reason = at_once if self.chunk == 1 else stale
+            reason = reasons["chunks" if self.chunk == 1 else STALE]
             yield f"token by token: {reason}" if alone else "token by token is faster here than its other forms"
         if "peer" not in self.parts:
             yield "fla has no reference of it"
@@ -105,10 +111,11 @@ class RuleRow:
         ]
         found.append(Target(f"{self.rule}, decode", self._found("decode", "eager"), _LEAST_OF_STEP, True, "eager"))
         rule = NAMED[self.rule].rule
-        if why_no_chunk_form(rule, self.chunk) is None:
-            least = 0.45 if rule.phi == "identity" or rule.erase else _SHARES[rule.decay]
-            share = self._found("forward", "share")
-            found.append(Target(f"{self.rule}, forward", share, least, True, "of the ceiling", shown="{:.0%}".format))
+        if "chunk form" in self.parts:
+            system = why_no_chunk_form(rule, self.chunk) is None and (rule.phi == SQUARED or rule.erase)
+            least = _SHARE_OF_SYSTEMS if system else _SHARES[rule.decay]
+            share, words = self._found("chunk form", "share"), f"{self.rule}, chunk form"
+            found.append(Target(words, share, least, True, "of the ceiling", shown="{:.0%}".format))
         return found
 
     def number(self, part: str, name: str) -> float | str | None:
@@ -146,9 +153,9 @@ class RuleRow:
         found = self._found(part, name)
         return self._absent(part) if found is None else f"{found:.1f}x"
 
-    def _share(self) -> str:
-        share = self._found("forward", "share")
-        return self._absent("forward") if share is None else f"{share:.0%}"
+    def _share(self, part: str) -> str:
+        share = self._found(part, "share")
+        return self._absent(part) if share is None else f"{share:.0%}"
 
     def _error(self, part: str, kind: str) -> str:
         error = self._found(part, kind)

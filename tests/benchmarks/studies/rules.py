@@ -258,7 +258,7 @@ def _head(device: Device, sizes: Sizes) -> Iterator[str]:
 def add_options(parser: argparse.ArgumentParser, checked: int) -> None:
     """The options of a study of named rules: which, and the fields of `Sizes`; `checked` is the default of one."""
     parser.add_argument(
-        "--rules", type=_names_of_rules, default=list(NAMED), help="names with commas between (default: all)"
+        "--rules", type=rules_of_text, default=list(NAMED), help="names with commas between (default: all)"
     )
     parser.add_argument("--tokens", type=int, default=4096, help="T of the forward (default: %(default)s)")
     parser.add_argument("--trained", type=int, default=256, help="T of the backward (default: %(default)s)")
@@ -276,7 +276,7 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
     )
 
 
-def _names_of_rules(text: str) -> list[str]:
+def rules_of_text(text: str) -> list[str]:
     """The rules of an option, with commas between.
 
     Raises:

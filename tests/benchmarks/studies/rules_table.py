@@ -24,7 +24,9 @@ import torch
 
 from codegen.device import Device
 from codegen.errors import TrellisError
+from codegen.rules import NAMED
 from tests.benchmarks.results import machine
+from tests.benchmarks.rule_table.forms import why_no_forms_at_once
 from tests.benchmarks.rule_table.parts import PARTS, PEER_OF, Ways, measured, setting_of
 from tests.benchmarks.rule_table.row import HEADS, RuleRow
 from tests.benchmarks.rule_table.saved_parts import Saved, SavedParts, now
@@ -38,7 +40,9 @@ NO_PEERS = "fla-core is not installed: make .venv/installed-peers"
 
 
 def has_part(part: str, name: str) -> bool:
-    """Whether a rule has that part at all: not of all is there a reference."""
+    """Whether a rule has that part at all: not of all is there a reference, or a chunk form."""
+    if part == "chunk form":
+        return None in why_no_forms_at_once(NAMED[name].rule, chunks()[name]).values()
     return part != "peer" or PEER_OF.get(name, name) in PEERS
 
 

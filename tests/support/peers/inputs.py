@@ -27,6 +27,11 @@ class Sizes:
     gate: float = 1.0
 
     @property
+    def name(self) -> str:
+        """Of a comparison."""
+        return f"T{self.tokens} D{self.dim} gate {self.gate:g}"
+
+    @property
     def per_token(self) -> tuple[int, int, int]:
         """[B, T, H]."""
         return self.batch, self.tokens, self.heads
@@ -38,7 +43,15 @@ SIZES = (
     Sizes(dim=128, gate=10.0),
     Sizes(tokens=500),
 )
-"""Those of every comparison."""
+"""Those of the tests."""
+
+CROSS = tuple(
+    Sizes(tokens=tokens, dim=dim, gate=gate)
+    for tokens in (63, 500)
+    for dim in (60, 64, 128)
+    for gate in (0.1, 1.0, 10.0)
+)
+"""Every combination of the recipe."""
 
 
 @dataclass(frozen=True)
