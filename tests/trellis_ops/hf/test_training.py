@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,29 +14,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
+from transformers import DataCollatorWithFlattening
 
 from tests.trellis_ops.hf import ranks
-from tests.trellis_ops.hf.small import VOCAB, greedy, padded, pair, tokens
-from trellis_ops.hf import TrellisForCausalLM
+from tests.trellis_ops.hf.small import greedy, padded, pair, tokens
+from tests.trellis_ops.hf.training import trained
 
 ROWS = [tokens(n, seed=n) for n in (17, 3, 9, 1)]
-
-
-def dataset(count: int = 16, length: int = 12) -> list[dict[str, Any]]:
-    start = torch.randint(VOCAB, (count, 1), generator=torch.Generator().manual_seed(0))
-    rows = (start + torch.arange(length)) % VOCAB
-    return [{"input_ids": row, "labels": row} for row in rows]
-
-
-def trained(model: TrellisForCausalLM, folder: Path, **options: Any) -> list[float]:
-    """The losses of a few steps."""
-    fixed = {"use_cpu": True, "report_to": [], "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
-    fixed |= {"max_steps": 6, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "seed": 0}
-    arguments = TrainingArguments(output_dir=str(folder), **{**fixed, **options})
-    trainer = Trainer(model=model, args=arguments, train_dataset=dataset())
-    trainer.train()
-    return [each["loss"] for each in trainer.state.log_history if "loss" in each]
 
 
 @torch.no_grad()
@@ -130,25 +115,41 @@ def test_every_linear_map_takes_an_adapter(changes: dict[str, Any], tmp_path: Pa
         assert torch.equal(greedy(merged, rows, 6), generated)
 
 
-def test_a_compiled_model_gives_the_same() -> None:
-    """Traced forward and backward; Inductor compiles the operators in the tests of the operators."""
-    _, hf = pair(layers=1)
-    compiled = torch.compile(hf, backend="aot_eager")
+def test_inductor_compiles_training_and_inference() -> None:
+    """Each as one graph, in which the operators are calls, whatever computes them."""
     rows = torch.stack([tokens(16), tokens(16, seed=1)])
-    compiled(rows, labels=rows, use_cache=False).loss.backward()
-    found = [weight.grad.clone() for weight in hf.parameters()]
-    hf.zero_grad()
-    hf(rows, labels=rows, use_cache=False).loss.backward()
-    for one, two in zip(found, hf.parameters(), strict=True):
-        torch.testing.assert_close(one, two.grad, rtol=1e-3, atol=1e-5)
+    found = []
+    for compiled in (False, True):
+        _, hf = pair(layers=1)
+        model = torch.compile(hf, fullgraph=True) if compiled else hf
+        optimizer = torch.optim.AdamW(hf.parameters(), lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(rows, labels=rows, use_cache=False).loss
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            found.append((loss.detach(), model(rows, use_cache=False).logits, *hf.parameters()))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
-def test_two_processes_share_their_gradients(tmp_path: Path) -> None:
+@torch.no_grad()
+def test_inductor_compiles_padded_rows() -> None:
+    """In several graphs, as what padding is decides what is computed."""
+    _, hf = pair(layers=1)
+    rows, mask = padded(ROWS, "left")
+    given = {"input_ids": rows, "attention_mask": mask, "use_cache": False}
+    torch.testing.assert_close(torch.compile(hf)(**given).logits, hf(**given).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    """Under DistributedDataParallel, and by Trainer, which wraps the model in it."""
     started = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", ranks.__name__, str(tmp_path)],
             cwd=Path(__file__).parents[3],
-            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank)},
+            env={**os.environ, **ranks.environment(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -163,3 +164,7 @@ def test_two_processes_share_their_gradients(tmp_path: Path) -> None:
     assert len(gradients) > 10
     for name, weight in hf.named_parameters():
         torch.testing.assert_close(gradients[name], weight.grad, rtol=1e-3, atol=1e-5)
+    _, hf = pair()
+    assert trained(hf, tmp_path) == pytest.approx(json.loads((tmp_path / ranks.LOSSES).read_text()), rel=1e-4)
+    for name, weight in load_file(tmp_path / ranks.WEIGHTS).items():
+        torch.testing.assert_close(weight, hf.get_parameter(name), rtol=1e-3, atol=1e-4)
