@@ -43,7 +43,7 @@ test: .venv/installed-test $(older_transformers)/installed
 		$(VENV)/python -m pytest $(with_older_transformers) -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	exit $$status
 
-# Run the tests, and the cases of tests/thorough.py, which repeat with other sizes and rules what others show.
+# Run the tests, and the cases of tests/thorough/, which repeat with other sizes and rules what others show.
 test-thorough:
 	@$(MAKE) --no-print-directory test ARGS='--thorough $(ARGS)'
 

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import hashlib
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from codegen.spec import Spec
 
 HEADER = Path(__file__).parent / "emulated_cuda.h"
 COMPILER = "g++"
+COMPILE = (COMPILER, "-std=c++17", "-O1", "-w", "-fPIC")
 HOPPER = NAMED["sm_90"]
 
 _SIGNATURE = re.compile(r"__launch_bounds__\((\d+)[^)]*\) (\w+)\(([^)]*)\) \{")
@@ -125,7 +127,8 @@ def as_cpp(cuda: str) -> str:
     """A CUDA source as C++, but for what starts its kernel, and for what TVM puts first, which ends in an #endif."""
     start = cuda.rindex("#endif", 0, cuda.index('extern "C" __global__')) + len("#endif")
     text = _ASSEMBLY.sub(_as_call, _BETWEEN_LITERALS.sub("", cuda[start:]))
-    return f'#include "{HEADER}"\n' + text.replace("extern __shared__", "extern").replace("__shared__", "")
+    text = text.replace("extern __shared__", "extern").replace("__shared__", "")
+    return f'#include "{_folder().name}/{HEADER.name}"\n{text}'
 
 
 def _as_call(statement: re.Match[str]) -> str:
@@ -153,12 +156,19 @@ def library(text: str) -> Path:
     if path.exists():
         return path  # Perhaps loaded.
     path.with_suffix(".cc").write_text(text)
-    command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o", str(path), str(path.with_suffix(".cc"))]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr[:4000]
+    _compile("-shared", "-o", str(path), str(path.with_suffix(".cc")))
     return path
 
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="trellis-ops-emulated-")
+    """Of the libraries, and of the header in compiled form, whose compilation would be most of each library's."""
+    folder = tempfile.TemporaryDirectory(prefix="trellis-ops-emulated-")
+    header = shutil.copy(HEADER, folder.name)
+    _compile("-x", "c++-header", "-o", f"{header}.gch", header)
+    return folder
+
+
+def _compile(*arguments: str) -> None:
+    finished = subprocess.run([*COMPILE, *arguments], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[:4000]

@@ -1,0 +1,87 @@
+"""Of the compiler, the tuner and the whole."""
+
+from __future__ import annotations
+
+from tests.thorough.cases import ALL, Cases
+
+OTHERS: Cases = {
+    "tests/codegen/recurrence/test_split_form.py": {
+        "test_the_kernels_of_one_memory_compute_a_rule_of_one_pass": ("identity-64",),
+    },
+    "tests/codegen/test_show.py": {
+        "test_a_rule_by_name_or_fields": ALL,
+    },
+    "tests/stress/test_interruptions.py": {
+        "test_compiles_are_interrupted": ("2",),
+    },
+    "tests/test_rule_benchmarks.py": {
+        "test_both_calls_compute_the_same": (
+            "comba-decode",
+            "comba-forward",
+            "deltanet-decode",
+            "deltanet-forward",
+            "gated_deltanet-decode",
+            "gated_deltanet-forward",
+            "gla-decode",
+            "gla-forward",
+            "in_place_ttt-decode",
+            "in_place_ttt-forward",
+            "lattice-decode",
+            "lattice-forward",
+            "linear-decode",
+            "linear-forward",
+            "memora-decode",
+            "memora-forward",
+            "oja-decode",
+            "oja-forward",
+            "omeganet-decode",
+            "omeganet-forward",
+        ),
+    },
+    "tests/tuner/experiments/test_regret.py": {
+        "test_the_regret_of_each_winner_is_against_the_best_of_all": ALL,
+    },
+    "tests/tuner/verify/test_check.py": {
+        "test_right_gradients_pass": ("backward_first_order-4-token",),
+        "test_rounding_does_not_decide_what_stands_in_one_slot_and_nothing_overflows": (
+            "identity-identity-64-64-64",
+            "identity-ln_silu-64-64-64",
+            "ln_silu-ln_silu-64-64-64",
+            "silu-ln_silu-64-64-64",
+            "softmax-identity-64-64-64",
+        ),
+    },
+    "tests/tuner/verify/test_rules.py": {
+        "test_every_hard_input_is_well_conditioned_for_every_named_rule": ("memora-1",),
+        "test_right_gradients_pass": (
+            "mesanet-backward_first_order",
+            "titans-backward",
+            "ttt_linear-backward_first_order",
+        ),
+        "test_right_kernels_pass": (
+            "1-gsa",
+            "1-infini",
+            "1-name10",
+            "1-titans",
+            "1-ttt_linear",
+            "4-gated_deltanet",
+            "4-lattice",
+            "4-mesanet",
+            "4-oja",
+            "4-omeganet",
+            "4-rwkv7",
+            '4-{"phi": "weighed(z, a, g) = g * (z - a) ** 2", "passes": 1}',
+        ),
+    },
+    "tests/tuner/workers/test_faults.py": {
+        "test_a_candidate_at_fault_costs_itself_only": (
+            "abort",
+            "compiler_never_ends",
+            "exit",
+        ),
+        "test_the_finals_are_held_without_a_candidate_at_fault": (
+            "all_memory",
+            "segmentation_fault",
+        ),
+    },
+}
