@@ -11,9 +11,11 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import os
 import re
 import shlex
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ from codegen.cache.ownership import make_own, read_own, write_own
 from codegen.cache.process_folder import process_folder
 from codegen.device import Device
 from codegen.errors import TemplateError, UnknownKernelError, printable
+from codegen.file_digest import digest_of_file, of_content, python_files
 from codegen.interruption.whole_imports import whole_imports
 from codegen.kernels import exact_update, rule_arguments, signatures, text
 from codegen.kernels.between import arguments as between_arguments
@@ -180,33 +183,41 @@ def template_digest(kind: type[Schedule], kernels: tuple[str, ...], device: Devi
         if name not in names:
             names.add(name)
             waiting += _referenced(name)
-    files = [TEMPLATES / name for name in sorted(names)] + _emitters(kind)
+    content = _digests(f"{TEMPLATES}/{name}" for name in sorted(names)) + _of_python(
+        kind, (*EMITTERS, *kind.emitters), MAPS
+    )
     pooled = pool_arguments.KERNEL in kernels
     if pooled or set(kernels) & set(rule_arguments.KERNELS):
-        files += [PACKAGE / "kernels" / "rule_arguments.py", *_written_for(kind, RECURRENCE)]
-    files += sorted(POOL.glob("*.py")) if pooled else []
-    files += [PACKAGE / "kernels" / "exact_update.py"] if exact_update.KERNEL in kernels else []
+        content += _of_python(kind, ("kernels/rule_arguments.py",), RECURRENCE)
+    if pooled:
+        content += _of_python(kind, (), POOL)
+    if exact_update.KERNEL in kernels:
+        content += _of_python(kind, ("kernels/exact_update.py",))
     for own, declared_in in (
         (layer_arguments.KERNELS, LAYER),
         (between_arguments.KERNELS, BETWEEN),
         (glue_arguments.KERNELS, GLUE),
     ):
         if set(kernels) & set(own):
-            files += [path for each in declared_in for path in sorted(each.glob("*.py"))]
-    content = b"".join(file.name.encode() + b"\0" + _digest_of_file(file) for file in files)
+            content += _of_python(kind, (), *declared_in)
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _digest_of_file(file: Path) -> bytes:
-    # Copies and archives set the time of the last write; nothing sets that of the last change.
-    found = file.stat()
-    return _digest_of_version(file, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+def _digests(files: Iterable[str]) -> bytes:
+    return b"".join(os.path.basename(file).encode() + b"\0" + digest_of_file(file) for file in files)
 
 
 @functools.cache
-def _digest_of_version(file: Path, version: tuple[int, ...]) -> bytes:
-    """Of a file as it is since `version`: most kernels of a process have most files in common."""
-    return hashlib.sha256(file.read_bytes()).digest()
+def _of_python(kind: type[Schedule], files: tuple[str | Path, ...], *folders: Path) -> bytes:
+    """Digests of Python files of a backend, and of those in folders, but what writes for other backends.
+
+    They are read once: a process runs what it has imported, whatever becomes of the files.
+    """
+    others = {_EAGER, *(name for each in SCHEDULES.values() for name in each.writers)} - {*kind.writers}
+    unwanted = {os.path.join("emit", f"{name}.py") for name in others}
+    found = [file for folder in folders for file in python_files(folder)]
+    written = [file for file in found if os.sep.join(file.split(os.sep)[-2:]) not in unwanted]
+    return _digests([*(str(PACKAGE / name) for name in files), *written])
 
 
 _PARTS = ("backward/", "between/", "layer/", "glue/")
@@ -215,23 +226,16 @@ _PARTS = ("backward/", "between/", "layer/", "glue/")
 def _template(folder: str, kernel: str) -> str | None:
     """The template of a kernel, in a folder of templates or in one of its folders."""
     names = (f"{folder}/{part}{kernel}.py.j2" for part in ("", *_PARTS))
-    return next((name for name in names if (TEMPLATES / name).is_file()), None)
-
-
-def _emitters(kind: type[Schedule]) -> list[Path]:
-    """`EMITTERS`, the backend's own, and what writes its maps: codegen.maps, but what writes for other backends."""
-    return [PACKAGE / name for name in EMITTERS] + [*kind.emitters] + _written_for(kind, MAPS)
-
-
-def _written_for(kind: type[Schedule], folder: Path) -> list[Path]:
-    """The files of a folder, without those of its folder emit/ that write for other backends."""
-    others = {_EAGER, *(name for each in SCHEDULES.values() for name in each.writers)} - {*kind.writers}
-    return [each for each in sorted(folder.rglob("*.py")) if each.parent.name != "emit" or each.stem not in others]
+    return next((name for name in names if os.path.isfile(f"{TEMPLATES}/{name}")), None)
 
 
 def _referenced(name: str) -> list[str]:
     # By pattern, as Jinja itself would have to be imported for it, in every process that only looks a kernel up.
-    return _REFERENCE.findall((TEMPLATES / name).read_text())
+    return of_content(f"{TEMPLATES}/{name}", _references)
+
+
+def _references(template: bytes) -> list[str]:
+    return _REFERENCE.findall(template.decode())
 
 
 def generated_folder() -> Path:

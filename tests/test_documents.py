@@ -37,7 +37,7 @@ MAINS |= {
         *(f"errors.{name}" for name in ("dot_errors", "gradient_errors", "peers", "rule_forms")),
         *(f"growth.{name}" for name in ("scaling", "training_memory")),
         *(f"serving.{name}" for name in ("prefix_loads", "sequence_bytes", "side_channel")),
-        *("rules", "rules_table", "versions.checkouts"),
+        *("rules", "rules_table", "versions.checkouts", "versions.first_calls"),
     )
 }
 MAINS |= {"trellis_ops.hf": "trellis_ops.hf.__main__"}

@@ -19,6 +19,16 @@ model.generate(torch.tensor([list(b"In the")]), 2)
 print(json.dumps(sorted(sys.modules)))
 """
 
+LEARN = """
+import json, sys
+import torch
+from trellis_ops import trellis_attention
+given = [torch.ones(1, 4, 1, 3) for _ in range(4)] + [torch.zeros(1, 4, 1), torch.ones(1)]
+leaves = [x.requires_grad_() for x in given]
+trellis_attention(*leaves)[0].sum().backward()
+print(json.dumps([sorted(sys.modules), all(x.grad is not None for x in leaves)]))
+"""
+
 IMPORT = """
 import json, sys
 import torch
@@ -57,3 +67,14 @@ def test_loading_a_model_and_writing_bring_in_no_compiler_of_torch() -> None:
     found = set(json.loads(done.stdout))
     assert "trellis_ops.lm.model" in found
     assert not {"torch._dynamo", "torch._inductor", "sympy", "transformers", "tvm"}.intersection(found)
+
+
+def test_a_reverse_pass_brings_in_no_compiler_of_torch() -> None:
+    """torch would import it at the first call of any operator that is registered in Python."""
+    environment = {**os.environ, "TRELLIS_OPS_IMPLEMENTATION": "eager"}
+    done = subprocess.run(
+        [sys.executable, "-c", LEARN], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    found, has_gradients = json.loads(done.stdout)
+    assert has_gradients
+    assert not {"torch._dynamo", "torch._inductor", "sympy", "tvm"}.intersection(found)

@@ -43,6 +43,7 @@ ORDER = {
         "kernels.pool",
         "kernels.declared",
         "kernels.text",
+        "file_digest",
         "render",
         "backends.tvm.emit",
         "backends.tvm_cuda.emit",

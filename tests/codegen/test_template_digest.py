@@ -21,14 +21,19 @@ GOLDEN = ROOT / "tests" / "golden"
 NAMES = sorted(str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*.j2"))
 
 
+def _forget() -> None:
+    template_digest.cache_clear()
+    render._of_python.cache_clear()
+
+
 @pytest.fixture
 def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     copy = tmp_path / "templates"
     shutil.copytree(TEMPLATES, copy)
     monkeypatch.setattr(render, "TEMPLATES", copy)
-    template_digest.cache_clear()
+    _forget()
     yield copy
-    template_digest.cache_clear()
+    _forget()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,7 +71,7 @@ def test_a_change_counts_where_it_is_imported(name, counts, templates):
     before = template_digest(TvmSchedule, ("memory_step",))
     with (templates / name).open("a") as file:
         file.write("{# a remark #}\n")
-    template_digest.cache_clear()
+    _forget()
     assert (template_digest(TvmSchedule, ("memory_step",)) != before) is counts
 
 
@@ -85,13 +90,13 @@ def test_a_change_of_what_writes_maps_counts_for_its_backend(name, counts, tmp_p
     copy = tmp_path / "maps"
     shutil.copytree(render.MAPS, copy)
     monkeypatch.setattr(render, "MAPS", copy)
-    template_digest.cache_clear()
+    _forget()
     before = template_digest(TvmSchedule, ("memory_step",))
     with (copy / name).open("a") as file:
         file.write("# a remark\n")
-    template_digest.cache_clear()
+    _forget()
     assert (template_digest(TvmSchedule, ("memory_step",)) != before) is counts
-    template_digest.cache_clear()
+    _forget()
 
 
 def test_a_change_counts_that_keeps_size_and_time(templates):
@@ -101,14 +106,14 @@ def test_a_change_counts_that_keeps_size_and_time(templates):
     changed.write_text(text[:-2] + "~" + text[-1])
     os.utime(changed, ns=(found.st_atime_ns, found.st_mtime_ns))
     assert changed.stat().st_size == found.st_size
-    template_digest.cache_clear()
+    _forget()
     assert template_digest(TvmSchedule, ("memory_step",)) != before
 
 
 def test_a_template_that_does_not_parse_has_a_digest(templates):
     before = template_digest(TvmSchedule, ("memory_step",))
     (templates / "tvm" / "parts" / "head.j2").write_text("{% if %}")
-    template_digest.cache_clear()
+    _forget()
     assert template_digest(TvmSchedule, ("memory_step",)) != before
 
 
@@ -125,10 +130,10 @@ def test_a_change_of_a_backend_s_own_python_counts_for_it_alone(name, tmp_path, 
     changed.write_text((CODEGEN / name).read_text() + "# a remark\n")
     emitters = [changed if path == CODEGEN / name else path for path in TvmSchedule.emitters]
     monkeypatch.setattr(TvmSchedule, "emitters", tuple(emitters))
-    template_digest.cache_clear()
+    _forget()
     assert template_digest(TvmSchedule, ("memory_step",)) != before
     assert template_digest(TritonSchedule, ("memory_step",)) == other
-    template_digest.cache_clear()
+    _forget()
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.rglob("tvm*/*.py.txt")), ids=lambda path: path.name)
@@ -147,10 +152,10 @@ def test_what_emits_layers_is_in_the_digest_of_their_kernels_alone(monkeypatch, 
     before = {kernel: template_digest(TvmSchedule, (kernel,)) for kernel in ("block_step", "memory_step")}
     (tmp_path / "more.py").write_text("MORE = 1\n")
     monkeypatch.setattr(render, "LAYER", (*render.LAYER, tmp_path))
-    template_digest.cache_clear()
+    _forget()
     assert template_digest(TvmSchedule, ("block_step",)) != before["block_step"]
     assert template_digest(TvmSchedule, ("memory_step",)) == before["memory_step"]
-    template_digest.cache_clear()
+    _forget()
 
 
 def test_the_kernels_of_one_backend_for_two_devices_have_two_digests():

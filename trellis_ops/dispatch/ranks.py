@@ -88,7 +88,7 @@ def _broadcast(spec: Spec, own: Resolution, group: dist.ProcessGroup | None) -> 
         return _followed(spec, own, heard)
     except TrellisError as error:
         warnings.warn(f"rank {dist.get_rank()} does not run what the leader runs: {error}", stacklevel=2)
-        return replace(own, notes=(*own.notes, f"the leader's selection is not used: {error}"))
+        return replace(own, said=(*own.said, f"the leader's selection is not used: {error}"))
 
 
 def _followed(spec: Spec, own: Resolution, heard: dict[str, Any]) -> Resolution:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 
@@ -34,6 +35,16 @@ FORCED_SCHEDULE = "forced schedule"
 """The origin of a schedule that the caller forces."""
 
 
+class Place(TypedDict):
+    """Where the tuning database would have a winner."""
+
+    spec: str
+    bucket: str
+    device: str
+    backend: str
+    template_digest: str
+
+
 @dataclass(frozen=True)
 class Resolution:
     """What a call will run, and why not something better.
@@ -44,9 +55,10 @@ class Resolution:
         schedule: how the kernel computes; None for eager.
         origin: "forced schedule", "forced", "exact winner", "bucket winner", "default schedule" or "fallback".
         match: the tuning record behind a winner.
-        notes: one sentence for each better choice that was passed over.
+        said: of `notes`, what was found out on the way.
         default: the schedule that serves where the winner's does not compile; None for eager.
         is_forced: whether the call, or the environment, named the implementation, or its schedule.
+        unknown: what the tuning database was asked for and has no record of; None if it has one, or was not asked.
     """
 
     implementation: str
@@ -54,9 +66,18 @@ class Resolution:
     schedule: Schedule | None = None
     origin: str = "fallback"
     match: Match | None = None
-    notes: tuple[str, ...] = field(default=())
+    said: tuple[str, ...] = ()
     default: Schedule | None = None
     is_forced: bool = False
+    unknown: Place | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for each better choice that was passed over.
+
+        The nearest record is looked for in the files of all devices, which no call needs and each would read.
+        """
+        return self.said if self.unknown is None else (*self.said, _why_no_record(self.unknown))
 
 
 @functools.cache
@@ -113,7 +134,7 @@ def usual(request: Request, implementation: str | None) -> Resolution:
     if forced is not None and forced not in implementations():
         return _eager(refused, f"no such implementation; choose one of {implementations()}", device)
     if forced == "eager":
-        return Resolution("eager", device, origin="forced", notes=("eager was asked for",))
+        return Resolution("eager", device, origin="forced", said=("eager was asked for",))
     if request.device.type not in ("cpu", "cuda"):
         return _eager(refused, f"tensors are on {request.device}; kernels exist for CPUs and GPUs", device)
     name = forced or first_choice(device)
@@ -152,7 +173,7 @@ def best_known(found: Resolution, spec: Spec) -> Resolution:
     if found.schedule is None or found.origin == FORCED_SCHEDULE:
         return found
     name, device = found.implementation, found.device
-    place = {
+    place: Place = {
         "spec": spec.key(),
         "bucket": bucket(spec).key(),
         "device": device.key(),
@@ -161,8 +182,8 @@ def best_known(found: Resolution, spec: Spec) -> Resolution:
     }
     match = store().lookup(**place, stand_ins=device.with_more_cores(store().devices()))
     if match is None:
-        return replace(found, notes=(*found.notes, _why_no_record(place)))
-    notes = list(found.notes)
+        return replace(found, unknown=place)
+    notes = list(found.said)
     if match.record.device != place["device"]:
         notes.append(_stands_in(match, device))
     schedule, problem = _usable(match, name, spec, device)
@@ -170,11 +191,11 @@ def best_known(found: Resolution, spec: Spec) -> Resolution:
         notes.append(f"no record of {spec.key()}: the winner of its shape bucket stands in")
     if schedule is None:
         notes.append(f"the {match.how} winner in {match.path} is not used: {problem}")
-        return replace(found, notes=tuple(notes))
+        return replace(found, said=tuple(notes))
     followed = schedule.within_threads(torch.get_num_threads(), device)
     if followed != schedule:
         notes.append(f"the winner's threads are cut to the {torch.get_num_threads()} that torch may use")
-    return replace(found, schedule=followed, origin=f"{match.how} winner", match=match, notes=tuple(notes))
+    return replace(found, schedule=followed, origin=f"{match.how} winner", match=match, said=tuple(notes))
 
 
 def _default(name: str, spec: Spec, device: Device) -> Schedule:
@@ -211,7 +232,7 @@ def _stands_in(match: Match, device: Device) -> str:
     )
 
 
-def _why_no_record(place: dict[str, str]) -> str:
+def _why_no_record(place: Place) -> str:
     misses = store().near_misses(**place)
     if not misses:
         return f"no tuning record of {place['spec']} for {place['device']}; `make tune` makes one"
@@ -222,7 +243,7 @@ def _why_no_record(place: dict[str, str]) -> str:
 def _eager(forced: str | None, reason: str, device: Device) -> Resolution:
     if forced is not None:
         raise ImplementationError(name=forced, reason=reason)
-    return Resolution("eager", device, notes=(reason,))
+    return Resolution("eager", device, said=(reason,))
 
 
 @functools.cache

@@ -50,8 +50,8 @@ def as_served(resolution: Resolution, spec: Spec) -> Resolution:
     if error is None:
         return resolution
     note = f"the {resolution.origin} in {resolution.match.path} is not used: it does not compile here: {error}"
-    notes = (*resolution.notes, note)
-    return replace(resolution, schedule=resolution.default, origin="default schedule", match=None, notes=notes)
+    said = (*resolution.said, note)
+    return replace(resolution, schedule=resolution.default, origin="default schedule", match=None, said=said)
 
 
 def forget() -> None:

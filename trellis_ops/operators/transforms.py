@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -76,10 +77,23 @@ class _Operator(CustomOpDef):
         namespace, own_name = name.split("::")
         super().__init__(namespace, own_name, schema, run)
         self.register_kernel(None)(run)
+        self._backend_fns[None] = _untraced(run, self._backend_fns[None])
 
     def _register_autograd_dispatcher_impl(self) -> None:
         run = without_tangents(self._function, make_autograd_impl(self._opoverload, self))
         self._lib.impl(self._name, run, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+
+
+def _untraced(run: Callable[..., Result], hidden: Callable[..., Result]) -> Callable[..., Result]:
+    """`run` where nothing traces; `hidden`, which hides it from torch.compile, once that has been imported.
+
+    `hidden` imports torch.compile with sympy and Triton: 0.7 s of a first call. Before that no frame is traced.
+    """
+
+    def called(*arguments: Any, **others: Any) -> Result:
+        return (hidden if "torch._dynamo" in sys.modules else run)(*arguments, **others)
+
+    return called
 
 
 def operator(name: str, run: Callable[..., Any], function: str, schema: str) -> CustomOpDef:

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import re
 import tempfile
@@ -23,6 +22,7 @@ from codegen.backends.tvm_cuda import nvcc
 from codegen.cache.kernels import Entry, entry
 from codegen.device import Device, cpu, cpu_identity
 from codegen.errors import BackendUnavailableError, CompileError
+from codegen.file_digest import digest_of_file, python_files
 from codegen.interruption.uninterrupted import uninterrupted
 from codegen.render import Source, render, template_digest
 from codegen.schedules.cuda_block import block_of
@@ -73,7 +73,7 @@ class TvmKernel:
 
 def why_unavailable(device: Device) -> str | None:
     """Why kernels for `device` cannot run in this process, in one sentence; None if they can."""
-    if importlib.util.find_spec("tvm") is None:
+    if not _is_installed():
         return "the package apache-tvm is not installed (it comes with trellis-ops on Linux x86-64)"
     if device.kind == "cuda":
         from codegen.backends.tvm_cuda import compile as cuda
@@ -83,7 +83,7 @@ def why_unavailable(device: Device) -> str | None:
         return f"TVM has templates for CPUs and CUDA, not for {device.key()}"
     if device != cpu():
         return f"this machine is {cpu().key()}, not {device.key()}"
-    return why_broken()
+    return tvm_runtime.why_broken()
 
 
 def why_broken() -> str | None:
@@ -91,7 +91,12 @@ def why_broken() -> str | None:
 
     One that runs kernels may still be unable to compile any: kernels that were kept are found all the same.
     """
-    return tvm_runtime.why_broken() if importlib.util.find_spec("tvm") is not None else None
+    return tvm_runtime.why_broken() if _is_installed() else None
+
+
+@functools.cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec("tvm") is not None
 
 
 def kernel(template: str, spec: Spec, schedule: Schedule, device: Device) -> TvmKernel | CompiledCuda:
@@ -215,15 +220,8 @@ def _identity(template: str, spec: Spec, schedule: Schedule, device: Device) -> 
 @functools.cache
 def _code_digest() -> str:
     package = str(Path(__file__).resolve().parents[2])
-    # A first call waits for it, and pathlib would take twice as long for the two hundred files.
-    every = (os.path.join(folder, name) for folder, _, names in os.walk(package) for name in names)
-    files = sorted(each for each in every if each.endswith(".py"))
-    return hashlib.sha256(b"\0".join(_named(file, package) for file in files)).hexdigest()
-
-
-def _named(file: str, package: str) -> bytes:
-    with open(file, "rb") as opened:
-        return file.removeprefix(package).encode() + b"\0" + opened.read()
+    content = (file.removeprefix(package).encode() + b"\0" + digest_of_file(file) for file in python_files(package))
+    return hashlib.sha256(b"".join(content)).hexdigest()
 
 
 def _loaded(place: Entry, template: str, schedule: Schedule) -> TvmKernel | None:
