@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -23,13 +23,12 @@ from trellis_ops.lm.decode import applies, between
 from trellis_ops.lm.decode.applies import Model, Parts
 from trellis_ops.lm.decode.between import lie_apart
 from trellis_ops.lm.decode.held_pools import HeldPools
+from trellis_ops.lm.decode.held_state import HeldState, held_state, where
 from trellis_ops.lm.decode.packing import Packed, pack_block, pack_logits
 from trellis_ops.lm.decode.specs import block_spec, block_states, logits_spec
 from trellis_ops.lm.decode.watch import Watch, watch
 from trellis_ops.lm.state import LayerState, TrellisState
-from trellis_ops.lm.state.place import positions_on
 
-_CPU = torch.device("cpu")
 _TAIL = "tail"
 
 increment_version = torch._C._increment_version
@@ -66,7 +65,6 @@ class Decoder:
         weights: the type that they are packed in.
         states: the tensors of a layer's state in the order of its kernel.
         left_out: the modules that whoever takes the steps leaves out, as `Parts` has them.
-        places: where the states of each layer lay when they were last compared, so that they are not compared again.
         pools: those of the layers, where their states lie in pools, as kernels take them; None before they are looked
             at.
         kernels: by the number of rows, whether their states lie in pools, the threads that torch may use, and what is
@@ -82,7 +80,6 @@ class Decoder:
     weights: str
     states: tuple[str, ...]
     left_out: tuple[nn.Module, ...]
-    places: list[tuple[int, ...]] = field(default_factory=list)
     pools: HeldPools | None = None
     kernels: dict[Hashable, Kernels | None] = field(default_factory=dict)
 
@@ -129,7 +126,7 @@ class Decoder:
         """
         tensors = self.tensors_of(state)
         try:
-            if not self.lie_apart(index, tensors):
+            if not lie_apart(tensors):
                 return False
             kernels.block(x.shape[0], x, *where, *tensors, *kernels.layers[index])
         except (AttributeError, ValueError, TypeError):
@@ -142,10 +139,18 @@ class Decoder:
             put_back(state.tail, tensors[self.states.index(_TAIL)])
         return True
 
-    def where(self, state: TrellisState, batch: int) -> tuple[Tensor, ...]:
-        """The positions of the rows as kernels take them; none where a state has no copies of the chunk's start."""
-        first = cast(LayerState, state.layers[0])
-        return () if first.starts() is None else (positions_on(state.place, batch, _CPU),)
+    def step_held(self, kernels: Kernels, index: int, rows: tuple[Any, ...], own: tuple[Any, ...]) -> bool:
+        """As `step_block`, of a state that is held.
+
+        Args:
+            rows: how many there are, x, and the positions of the rows if there are any.
+            own: the tensors of the layer's state.
+        """
+        try:
+            kernels.block(*rows, *own, *kernels.layers[index])
+        except (AttributeError, ValueError, TypeError):
+            return False
+        return True
 
     def tensors_of(self, state: LayerState) -> tuple[Tensor, ...]:
         """The state of a layer as its kernel takes it; the tail has the type of the weights, and there float32."""
@@ -157,16 +162,6 @@ class Decoder:
         logits = x.new_empty(x.shape[0], self.config.vocab_size)
         kernels.logits(x.shape[0], x, *kernels.last, logits)
         return logits
-
-    def lie_apart(self, index: int, tensors: Sequence[Tensor]) -> bool:
-        """Whether no two of the tensors of a layer share memory."""
-        places = tuple([tensor.data_ptr() for tensor in tensors])
-        if self.places[index] == places:
-            return True
-        if not lie_apart(tensors):
-            return False
-        self.places[index] = places
-        return True
 
 
 def fused_step(model: Model, weights: str, x: Tensor, state: TrellisState) -> Tensor | None:
@@ -227,17 +222,37 @@ def ready_for(model: Model, weights: str, batch: int, *, pooled: bool = False) -
 
 
 def _through_blocks(decoder: Decoder, kernels: Kernels, x: Tensor, state: TrellisState) -> Tensor:
-    narrow, x, where = x.dtype, x.float(), decoder.where(state, x.shape[0])
+    known = held_state(kernels.block, state, decoder.states)
+    if known is not None:
+        return _through_held(decoder, kernels, x, state, known)
+    narrow, x = x.dtype, x.float()
+    positions = where(state)
     moved: list[Tensor] = []
     try:
         for index, layer in enumerate(state.layers):
             assert isinstance(layer, LayerState)
-            if not decoder.step_block(kernels, index, x, where, layer, moved):
-                x = cast(Block, decoder.modules[index]).step(x.to(narrow), layer, state.begins()).float()
+            if not decoder.step_block(kernels, index, x, positions, layer, moved):
+                x = _by_modules(decoder, index, x.to(narrow), state)
     finally:
         # At once: after each block, its counters would come from memory one by one.
         increment_version(moved)
     return x
+
+
+def _through_held(decoder: Decoder, kernels: Kernels, x: Tensor, state: TrellisState, known: HeldState) -> Tensor:
+    narrow, x = x.dtype, x.float()
+    rows = (x.shape[0], held(kernels.block, x), *known.where(state))
+    try:
+        for index, own in enumerate(known.layers):
+            if not decoder.step_held(kernels, index, rows, own):
+                x.copy_(_by_modules(decoder, index, x.to(narrow), state))
+    finally:
+        increment_version(known.tensors)
+    return x
+
+
+def _by_modules(decoder: Decoder, index: int, x: Tensor, state: TrellisState) -> Tensor:
+    return cast(Block, decoder.modules[index]).step(x, state.layers[index], state.begins()).float()
 
 
 _DECODERS: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
@@ -290,4 +305,4 @@ def _packed(parts: Parts, asked: str) -> Decoder:
         rows = cast(Tensor, embedding.weight)[: config.vocab_size]
         last = pack_logits(norm, rows, logits_spec(config, 1, weights))
     given = (config, asked, weights, block_states(config), parts.left_out)
-    return Decoder(watched, parts.blocks, blocks, last, *given, [()] * len(blocks))
+    return Decoder(watched, parts.blocks, blocks, last, *given)

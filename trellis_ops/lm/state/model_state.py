@@ -33,6 +33,7 @@ class TrellisState:
         place: `positions` in short, see `Place`; given as either.
         rule: the key of the rule whose memories these are; "" if that is not known.
         fits: the `StateKind` that has checked this state, so that a step does not do it again.
+        held: the tensors as the kernels of the last step took them, likewise.
 
     Example:
         >>> from trellis_ops.lm.config import TrellisConfig
@@ -47,6 +48,7 @@ class TrellisState:
     place: Place
     rule: str = ""
     fits: object = field(default=None, init=False, repr=False, compare=False)
+    held: object = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.place, Tensor):
@@ -173,7 +175,7 @@ class TrellisState:
         return rows
 
     def __getstate__(self) -> dict[str, Any]:
-        # Who has checked it is not data of the state.
+        # Who has checked it, and for which kernels it is held, is not data of the state.
         return {"layers": self.layers, "place": self.place, "rule": self.rule}
 
 

@@ -93,10 +93,12 @@ def product(matrix: Matrix, panel: Expr, x: Inputs, row: Expr, rows: int) -> lis
     if matrix.dtype != "float32":
         _add_words(matrix, start, x, row, sums)
         return sums
-    with T.serial(matrix.columns) as i, T.vectorized(PANEL) as lane:
-        for r in range(rows):
-            weight = matrix.weights[start + i * PANEL + lane]
-            T.buffer_store(sums[r], sums[r][lane] + x[row + r, i] * weight, [lane])
+    with T.serial(matrix.columns) as i:
+        words.prefetch(matrix.weights, start + i * PANEL, PANEL)
+        with T.vectorized(PANEL) as lane:
+            for r in range(rows):
+                weight = matrix.weights[start + i * PANEL + lane]
+                T.buffer_store(sums[r], sums[r][lane] + x[row + r, i] * weight, [lane])
     return sums
 
 

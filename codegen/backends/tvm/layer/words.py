@@ -1,18 +1,31 @@
-"""Words of 32 bits, each with the narrow weights of one output: how they are read, and how they become float32."""
+"""Weights as they come from memory, a vector of outputs at a time, and words of 32 bits with several narrow ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import tvm
 from tvm.script import tirx as T
 
 from codegen.backends.tvm.emit.expressions import Buffer, Expr
 
 _BITS = 32
+_LINE = 64
+_AHEAD = 4096
+"""Bytes between what is read and what is asked of memory: a page, past which processors do not look on their own."""
+
+
+def prefetch(weights: Buffer, first: Expr, count: int) -> None:
+    """Asks for the cache lines a page beyond `count` weights from number `first` on; there need not be any."""
+    size = tvm.DataType(weights.dtype).bits // 8
+    for byte in range(_AHEAD, _AHEAD + count * size, _LINE):
+        address = T.address_of(weights[first + byte // size])
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, 0, 3, 1))
 
 
 def load(weights: Buffer, first: Expr, together: int, count: int) -> Buffer:
     """`count` neighbouring words, int32, of `together` weights each, from number `first` on."""
+    prefetch(weights, first, count * together)
     words = T.alloc_buffer((count,), "int32")
     narrow = weights[T.ramp(first, 1, count * together)]
     T.buffer_store(words, T.reinterpret(f"int32x{count}", narrow), [T.ramp(0, 1, count)])
