@@ -24,10 +24,11 @@ LEAST_OF_TINY = 20_000.0
 LEAST_SHARE = 0.85
 TIMES_THAT = {"float32": 1.0, "bfloat16": 1.7, "int8": 3.0}
 ROWS, LEAST_OF_ROWS = 16, 6.0
+EVERY_ROWS = (1, 2, 4, 8, ROWS, 32, 64)
 LEAST_OF_DECODE = {512: 1.5, 4096: 4.0, 16_384: 15.0}
 LEAST_OF_PREFILL = {512: 1.0, 4096: 1.3, 16_384: 2.5}
 SECONDS, MOST_ROUNDS = 20.0, 15
-_TOKENS, _TINY_TOKENS = 4, 500
+_TOKENS, _STEADY, _TINY_TOKENS = 4, 16, 500
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +51,10 @@ def test_tiny(results: Results, replay: Replay) -> None:
 
 def test_weights_from_memory(results: Results, replay: Replay) -> None:
     models = {weights: model_of(SIZE, weights) for weights in TIMES_THAT}
-    samplers = {weights: steps(model, model.first_state(1), _TOKENS) for weights, model in models.items()}
-    several = models["float32"]
-    samplers["rows"] = steps(several, several.first_state(ROWS), _TOKENS)
-    several.step(torch.zeros(1, dtype=torch.int64), several.first_state(1))
-    weights = torch.randn(packed_bytes(several) // 4)
+    samplers = {weights: steps(model, model.first_state(1), _STEADY) for weights, model in models.items()}
+    packed = models["float32"]
+    packed.step(torch.zeros(1, dtype=torch.int64), packed.first_state(1))
+    weights = torch.randn(packed_bytes(packed) // 4)
     timings = in_turn({"reading": reading(weights), **samplers}, SECONDS, MOST_ROUNDS)
     rate = weights.nbytes / timings["reading"].seconds / 1e9
     results.remarks.append(
@@ -65,10 +65,20 @@ def test_weights_from_memory(results: Results, replay: Replay) -> None:
         name = f"tokens of {SIZE} with {kind} weights, to readings of the float32 weights"
         found = ratio(timings["reading"], timings[kind])
         results.targets.append(Target(name, found, LEAST_SHARE * times, True))
-    name = f"tokens per second of {ROWS} rows to those of one"
-    found = ROWS * ratio(timings["float32"], timings["rows"])
-    results.targets.append(Target(name, found, LEAST_OF_ROWS, True))
     replay(f"a token of {SIZE}", timings["float32"].samples)
+
+
+def test_several_rows(results: Results, replay: Replay) -> None:
+    model = model_of(SIZE, "float32")
+    timings = in_turn(
+        {str(rows): steps(model, model.first_state(rows), _STEADY) for rows in EVERY_ROWS}, SECONDS, MOST_ROUNDS
+    )
+    times = {rows: rows * ratio(timings["1"], timings[str(rows)]) for rows in EVERY_ROWS}
+    name = f"tokens per second of {ROWS} rows to those of one"
+    results.targets.append(Target(name, times[ROWS], LEAST_OF_ROWS, True))
+    shown = ", ".join(f"{found:.2f} of {rows}" for rows, found in times.items())
+    results.remarks.append(f"{SIZE}, tokens per second by rows, to those of one: {shown}")
+    replay(f"a token of {ROWS} rows of {SIZE}", timings[str(ROWS)].samples)
 
 
 def test_beside_llama(results: Results, replay: Replay) -> None:

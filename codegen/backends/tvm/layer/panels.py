@@ -20,12 +20,15 @@ Store = Callable[[Expr, Expr, Callable[[Expr], Expr]], None]
 
 
 def each_rows(count: Expr, rows: int, statement: Callable[[Expr, int], None]) -> None:
-    """Emits statement(row, rows) for tiles of `rows` rows, and statement(row, 1) for each that is left."""
-    with T.serial(count // rows) as tile:
-        statement(tile * rows, rows)
-    if rows > 1:
-        with T.serial(count % rows) as rest:
-            statement(count // rows * rows + rest, 1)
+    """Emits statement(row, rows) for tiles of `rows` rows, and for those that are left in tiles of half as many.
+
+    So on, down to one row: a row alone reads the panel anew.
+    """
+    first, left = 0, count
+    while rows:
+        with T.serial(left // rows) as tile:
+            statement(first + tile * rows, rows)
+        first, left, rows = first + left // rows * rows, left % rows, rows // 2
 
 
 def multiply(matrix: Matrix, panel: Expr, x: Inputs, rows: int, store: Store) -> None:
