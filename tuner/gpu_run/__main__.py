@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from codegen.device import Device
-from codegen.errors import TrellisError
+from codegen.errors import TrellisError, WorkloadError
 from trellis_ops.specs.workload import NamedSpec, load_workload
 from tuner.errors import GpuRunInUseError, NoGpuError
 from tuner.gpu_run import exported, sanitizer
@@ -29,8 +29,11 @@ from tuner.gpu_run.warm_up import KINDS, WarmUp
 from tuner.offline import candidates
 from tuner.processes.interruption import interruptible
 from tuner.workers.pool import Workers
-from tuner.workload import DEFAULT_FILE
+from tuner.workload import DEFAULT_FILE, RULES_FILE
 from tuning_db import Store, TuningDatabaseError
+
+DEFAULT_FILES = (DEFAULT_FILE, RULES_FILE)
+"""What is tuned and timed: TRELLIS' operators, then every named rule."""
 
 _FAILED, _INTERRUPTED = 1, 130
 
@@ -58,7 +61,7 @@ def _run(options: argparse.Namespace, workers: Workers) -> int:
     run = GpuRun(
         device=device,
         backend=backend,
-        workload=load_workload(Path(options.workload), device.kind),
+        workload=_workload(options.workload or DEFAULT_FILES, device),
         workers=workers,
         ledger=Ledger(folder / "findings.jsonl"),
         store=Store(folder / "winners"),
@@ -68,6 +71,21 @@ def _run(options: argparse.Namespace, workers: Workers) -> int:
     )
     with _alone(folder):
         return _whole(run, folder, options.minutes)
+
+
+def _workload(files: Sequence[str | Path], device: Device) -> tuple[NamedSpec, ...]:
+    """The specs of all files.
+
+    Raises:
+        WorkloadError: a name is in two of them, or a file is none.
+    """
+    named: dict[str, NamedSpec] = {}
+    for file in files:
+        for each in load_workload(Path(file), device.kind):
+            if each.name in named:
+                raise WorkloadError(source=file, problem=f"{each.name!r} is in another file too; rename it")
+            named[each.name] = each
+    return tuple(named.values())
 
 
 def _whole(run: GpuRun, folder: Path, minutes: float) -> int:
@@ -188,7 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--folder", default="gpu-results", help="what is brought home (default %(default)s)")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda; the GPU unless given")
-    parser.add_argument("--workload", metavar="FILE", default=str(DEFAULT_FILE), help="a file like tuner/workload.yaml")
+    listed = "a file like tuner/workload.yaml; may be given several times (default: that and workload_of_rules.yaml)"
+    parser.add_argument("--workload", metavar="FILE", action="append", help=listed)
     parser.add_argument("--candidates", metavar="FOLDER", type=Path, default=candidates.FOLDER, help="prepared lists")
     return parser
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 
+from codegen.device import Device
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Spec
 from trellis_ops.specs.workload import NamedSpec
 from tuner.errors import NoScheduleError
 from tuner.gpu_run.ledger import Entry
 from tuner.gpu_run.plan import GpuRun
+from tuner.offline.family_specs import specs_of_every_form
 from tuner.offline.gpu_check import specs
 from tuner.space.legal import first_of_variants, legal_schedules
 from tuner.workers.compile_queue import Job
@@ -43,19 +46,24 @@ def check_all(run: GpuRun, listed: tuple[NamedSpec, ...] | None = None) -> Itera
 
 
 def kernels_to_check(run: GpuRun, listed: tuple[NamedSpec, ...] | None = None) -> list[tuple[NamedSpec, Schedule]]:
-    """Every spec of the GPU check, or of `listed`, with the first schedule of each variant."""
-    return [
-        (named, schedule)
-        for named in (specs() if listed is None else listed)
-        for schedule in _first_of_variants(named.spec, run)
-    ]
+    """Every spec of the GPU check and every form of any rule, or `listed`, with the first schedule of each variant."""
+    return list(_kernels(run.backend, run.device, _every_spec() if listed is None else listed))
 
 
-def _first_of_variants(spec: Spec, run: GpuRun) -> list[Schedule]:
-    try:
-        return first_of_variants(legal_schedules(spec, run.backend, run.device))
-    except NoScheduleError:
-        return []
+def _every_spec() -> tuple[NamedSpec, ...]:
+    return (*specs(), *specs_of_every_form())
+
+
+@functools.lru_cache(maxsize=4)
+def _kernels(backend: str, device: Device, listed: tuple[NamedSpec, ...]) -> tuple[tuple[NamedSpec, Schedule], ...]:
+    found = list[tuple[NamedSpec, Schedule]]()
+    for named in listed:
+        try:
+            legal = legal_schedules(named.spec, backend, device)
+        except NoScheduleError:
+            continue
+        found += [(named, schedule) for schedule in first_of_variants(legal)]
+    return tuple(found)
 
 
 def _candidate(run: GpuRun, spec: Spec, schedule: Schedule) -> Candidate:

@@ -18,15 +18,16 @@ SECONDS = 3.0
 
 def time_all(run: GpuRun, warm: WarmUp) -> Iterator[Entry]:
     """Time the winner of each spec that has one and was not timed beside all that is ready, as far as the time goes."""
-    for named in run.workload:
-        state = run.state_of(named.spec)
-        won = run.ledger.find("tuned", named.name, state)
-        known, ready = run.ledger.find("timed", named.name, state), warm.ready(named.spec)
-        complete = known is not None and ready <= set(known.values.get("ready", ()))
-        if not complete and won is not None and won.ok and run.left_for("timed") > 0:
-            yield run.ledger.add(_timed(run, named, won, state, ready))
-        elif known is not None:
-            yield known
+    for stage, part in run.parts("timed"):
+        for named in part:
+            state = run.state_of(named.spec)
+            won = run.ledger.find("tuned", named.name, state)
+            known, ready = run.ledger.find("timed", named.name, state), warm.ready(named.spec)
+            complete = known is not None and ready <= set(known.values.get("ready", ()))
+            if not complete and won is not None and won.ok and run.left_for(stage) > 0:
+                yield run.ledger.add(_timed(run, named, won, state, ready))
+            elif known is not None:
+                yield known
 
 
 def _timed(run: GpuRun, named: NamedSpec, won: Entry, state: str, ready: frozenset[str]) -> Entry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,15 +27,28 @@ from tuner.workers.worker import Result
 from tuning_db import Outcome
 
 FINAL_SECONDS = 2.0
+
+LEAST_SECONDS = 5.0
+"""Of the search of one spec: with less no candidate meets the default."""
+
 SOURCE = "python -m tuner.gpu_run"
 
 _AT_ONCE = 6
 
 
 def tune_all(run: GpuRun) -> Iterator[Entry]:
-    """Tune what was not tuned yet; each spec has an equal share of what is left of the time."""
-    todo = [each for each in run.workload if _known(run, each) is None]
+    """Tune what was not tuned yet, rules after TRELLIS' operators; each spec of a part has an equal share of its time.
+
+    A share is not shorter than `LEAST_SECONDS`: what the time does not reach is for another run.
+    """
     yield from (known for each in run.workload if (known := _known(run, each)))
+    for stage, part in run.parts("tuned"):
+        yield from _tune_part(run, stage, [each for each in part if _known(run, each) is None])
+
+
+def _tune_part(run: GpuRun, stage: str, todo: Sequence[NamedSpec]) -> Iterator[Entry]:
+    if run.left_for(stage) <= 0:
+        return
     session, strategies = session_of(run), [strategy_of(run, each) for each in todo]
     # A backward takes longer to compile than to measure: all begin at once.
     prefetched = [
@@ -43,10 +56,11 @@ def tune_all(run: GpuRun) -> Iterator[Entry]:
         for named, strategy in zip(todo, strategies, strict=True)
     ]
     for place, (named, strategy) in enumerate(zip(todo, strategies, strict=True)):
-        left = run.left_for("tuned")
+        left = run.left_for(stage)
         if left <= 0:
             break
-        budget = Budget(seconds=left / (len(todo) - place), trials=run.most, strict=True)
+        seconds = max(left / (len(todo) - place), min(left, LEAST_SECONDS))
+        budget = Budget(seconds=seconds, trials=run.most, strict=True)
         entry = tune(run, named, replace(session, budget=budget), strategy)
         run.workers.withdraw(prefetched[place])
         yield entry

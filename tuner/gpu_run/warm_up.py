@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import subprocess
@@ -19,17 +18,14 @@ from typing import IO
 import torch
 
 from codegen.device import Device
-from codegen.kernels.signatures import MOVES_STATES
 from codegen.spec import Spec, spec_of_key
 from trellis_ops.specs.workload import NamedSpec
-from tuner.measure.baselines.rivals import COMPILE_LONG, fla_call
+from tuner.measure.baselines.rivals import compiled_long, fla_call
 from tuner.measure.side_by_side import COMPILED, compiled_call, compiled_spec
 from tuner.processes.own_process import own_process
-from tuner.verify.inputs.trellis import torch_device
 
-RIVALS, BY_TORCH = "rivals", "by torch"
-KINDS = {RIVALS: COMPILE_LONG, BY_TORCH: (COMPILED,)}
-"""The rivals that each process runs, one after another."""
+RIVALS, BY_TORCH = KINDS = ("rivals", "by torch")
+"""What each process runs, one after another: kernels of flash-linear-attention, and what `torch.compile` makes."""
 
 _LOOK_SECONDS = 0.2
 _LAST_WORDS_SECONDS = 2.0
@@ -108,7 +104,7 @@ def main(kind: str, *keys: str) -> None:
     from tuner.workers.available import device_here
 
     device = device_here("cuda")
-    for rival, spec in itertools.product(KINDS[kind], map(spec_of_key, keys)):
+    for rival, spec in _in_order(kind, [spec_of_key(key) for key in keys]):
         started = time.monotonic()
         try:
             with torch.set_grad_enabled(spec.problem.direction != "forward"):
@@ -120,11 +116,18 @@ def main(kind: str, *keys: str) -> None:
         print(f"{rival} for {spec.key()}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 
+def _in_order(kind: str, specs: Sequence[Spec]) -> list[tuple[str, Spec]]:
+    """Each rival with all specs that have it: what it has compiled for one serves the next."""
+    of_specs = [(rival, spec) for spec in specs for rival in ((COMPILED,) if kind == BY_TORCH else compiled_long(spec))]
+    order = {rival: place for place, rival in enumerate(dict.fromkeys(rival for rival, _ in of_specs))}
+    return sorted(of_specs, key=lambda pair: order[pair[0]])
+
+
 def _run_once(rival: str, spec: Spec, device: Device) -> None:
     if rival == COMPILED:
         compiled_call(compiled_spec(spec), device).run()
-    elif spec.problem.operator not in MOVES_STATES:
-        fla_call(rival, spec, torch_device(device)).run()
+    else:
+        fla_call(rival, spec, device).run()
     torch.cuda.synchronize()
 
 

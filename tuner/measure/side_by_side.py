@@ -14,12 +14,12 @@ from codegen.schedules.registry import from_settings
 from codegen.spec import Spec
 from tuner.errors import ThrottledError
 from tuner.measure.baselines.baseline import baseline_call
-from tuner.measure.baselines.rivals import rivals
+from tuner.measure.baselines.rivals import rivals_of
 from tuner.measure.measure import measure
 from tuner.measure.timed import Timed
 from tuner.policy import Policy, policy_for
 from tuner.space.legal import Settings
-from tuner.verify.inputs.trellis import make_inputs, timing_inputs, torch_device
+from tuner.verify.inputs.trellis import make_inputs, timing_inputs
 from tuner.verify.launch import bind
 
 KERNEL, EAGER, COMPILED, FLOOR = "kernel", "eager", "torch.compile", "one head alone"
@@ -54,12 +54,12 @@ def side_by_side(
     Args:
         spec, device, backend, settings: the schedule, and what it is for.
         seconds: in all.
-        ready: which of the rivals that take long to compile may be timed: `COMPILED`, and those of `COMPILE_LONG` in
-            `tuner.measure.baselines.rivals`.
+        ready: which of the rivals that take long to compile may be timed: `COMPILED`, and those of
+            `tuner.measure.baselines.rivals.compiled_long`.
     """
     calls = {KERNEL: _kernel(spec, device, backend, settings), FLOOR: _floor(spec, device, backend, settings)}
     calls[EAGER] = baseline_call(spec, timing_inputs(spec, device), lambda function: function)
-    others, left_out = rivals(spec, torch_device(device), ready)
+    others, left_out = rivals_of(spec, device, ready)
     if COMPILED in ready:
         short = compiled_spec(spec)
         of_length = "" if short == spec else f", {short.problem.tokens} tokens"

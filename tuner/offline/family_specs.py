@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from codegen.recurrence.forms import why_no_chunk_form, why_no_split_form, why_no_stale_form
 from codegen.rule import Rule
-from codegen.rules import rule_named
+from codegen.rules import NAMED, rule_named
 from codegen.spec import Problem, Spec
 from trellis_ops.specs.workload import NamedSpec
 
@@ -22,6 +24,35 @@ _STALE = {
 def family_specs() -> tuple[NamedSpec, ...]:
     """Forward and training, exact, in bfloat16 with D = M = 64; and forward with z at the start of a chunk."""
     return tuple(_specs())
+
+
+def specs_of_every_form() -> tuple[NamedSpec, ...]:
+    """Every named rule in bfloat16 with D = M = 64: what all variants of any rule are computed for.
+
+    Forward, training and a step with C = 1, and of what has a form with chunks of several tokens alone, that forward.
+    Rules of equal records are listed once.
+    """
+    by_spec: dict[Spec, NamedSpec] = {}
+    for name, named in NAMED.items():
+        for suffix, problem in _PROBLEMS.items():
+            spec = Spec(named.rule, problem)
+            if problem.chunk == 1 or _has_more_forms(named.rule, problem.chunk):
+                by_spec.setdefault(spec, NamedSpec(f"rule-{name}{suffix}", spec))
+    return tuple(by_spec.values())
+
+
+_ANY = Problem("memory_attention", chunk=1, dtype="bfloat16")
+_PROBLEMS = {
+    "": _ANY,
+    "-c16": replace(_ANY, chunk=16),
+    "-train": replace(_ANY, direction="backward"),
+    "-step": replace(_ANY, operator="memory_step", tokens=1),
+}
+
+
+def _has_more_forms(rule: Rule, chunk: int) -> bool:
+    why_not = (why_no_chunk_form, why_no_split_form, why_no_stale_form)
+    return any(why(rule, chunk) is None and why(rule, 1) is not None for why in why_not)
 
 
 def _specs() -> Iterator[NamedSpec]:

@@ -18,22 +18,24 @@ from filelock import FileLock
 from codegen.device import NAMED, cpu
 from codegen.kernels.build import operator_digest
 from codegen.kernels.exports.exported import MANIFEST
+from codegen.rules import NAMED as RULES
 from codegen.schedules.schedule import Schedule
 from codegen.spec import spec_of_key
 from trellis_ops.specs.workload import NamedSpec, load_workload
-from tuner.gpu_run import sanitizer
-from tuner.gpu_run.__main__ import main
+from tuner.gpu_run import correctness, sanitizer
+from tuner.gpu_run.__main__ import DEFAULT_FILES, _workload, main
 from tuner.gpu_run.correctness import kernels_to_check
 from tuner.gpu_run.exported import FOLDER
 from tuner.gpu_run.findings import is_whole
 from tuner.gpu_run.ledger import Entry, Ledger, LedgerError
-from tuner.gpu_run.plan import GpuRun
+from tuner.gpu_run.plan import GpuRun, is_of_rules
 from tuner.gpu_run.precision import precisions
 from tuner.gpu_run.tables import page
 from tuner.gpu_run.warm_up import RIVALS, WarmUp
 from tuner.measure.side_by_side import KERNEL, _able, compiled_spec
 from tuner.measure.timed import Timed
 from tuner.offline import candidates
+from tuner.offline.family_specs import specs_of_every_form
 from tuner.policy import policy_for
 from tuner.space.legal import changes, legal_schedules
 from tuner.workers.pool import Workers
@@ -45,6 +47,10 @@ WORKLOAD = """
 cpu:
   - {name: prefill, operator: trellis_attention, batch: 1, tokens: 64, heads: 2, dim: 8, slots: 8, chunk: 16}
   - {name: decode, operator: trellis_step, batch: 2, tokens: 1, heads: 2, dim: 8, slots: 8, chunk: 1}
+"""
+OF_RULES = """
+cpu:
+  - {name: gla, rule: gla, batch: 1, tokens: 20, heads: 2, dim: 8}
 """
 WITHOUT = "import sys\nsys.modules.update(dict.fromkeys(['optuna', 'rich', 'scipy', 'plotly', 'sqlalchemy']))\n"
 SHORTLY = """
@@ -86,7 +92,9 @@ def test_the_page_says_what_is_wrong_and_what_was_left_out(tmp_path):
 def arguments(tmp_path: Path, minutes: str = "60") -> list[str]:
     """Of a GPU run on this CPU that ends when nothing is left: no test waits for its time."""
     (tmp_path / "workload.yaml").write_text(WORKLOAD)
-    options = ["--device", "cpu", "--workload", str(tmp_path / "workload.yaml"), "--minutes", minutes, "--most", "2"]
+    (tmp_path / "rules.yaml").write_text(OF_RULES)
+    files = [f"--workload={tmp_path / name}" for name in ("workload.yaml", "rules.yaml")]
+    options = ["--device", "cpu", *files, "--minutes", minutes, "--most", "2"]
     return [*options, "--folder", str(tmp_path / "home"), "--candidates", str(tmp_path / "lists")]
 
 
@@ -140,11 +148,18 @@ def test_a_gpu_run_without_optuna_checks_tunes_and_times_and_goes_on_where_it_wa
     assert "optuna" not in done.stdout
     folder = tmp_path / "home" / cpu().key()
     ledger = Ledger(folder / "findings.jsonl")
-    assert {each.name for each in ledger.of("tuned")} == {"prefill", "decode"}
+    assert {each.name for each in ledger.of("tuned")} == {"prefill", "decode", "gla"}
     assert all(each.ok for each in ledger.of("correct"))
-    assert {"kernel", "eager", "one head alone"} <= ledger.of("timed")[0].values["seconds"].keys()
+    forms = {each.name.partition(",")[0] for each in ledger.of("correct") if each.name.startswith("gla ")}
+    assert forms == {f"gla tvm:variant={variant}" for variant in ("recurrence", "chunks", "stale_chunks")}
+    timed = {each.name: each for each in ledger.of("timed")}
+    for name in ("prefill", "gla"):
+        assert {"kernel", "eager", "one head alone"} <= timed[name].values["seconds"].keys()
+    assert "chunk_gla left out: it was not compiled in the time there was" in timed["gla"].text
     records = Store(folder / "winners").records(cpu().key(), "user")
-    assert {spec_of_key(each.spec).problem.operator for each in records} == {"trellis_attention", "trellis_step"}
+    assert {spec_of_key(each.spec).problem.operator for each in records} == {
+        *("trellis_attention", "trellis_step", "memory_attention")
+    }
     assert {each.source for each in records} == {"python -m tuner.gpu_run"}
     tables = (folder / "tables.md").read_text()
     assert "| decode |" in tables
@@ -160,14 +175,14 @@ def test_the_prepared_candidates_are_measured_after_the_default_and_no_more_than
     measured = [each.name.split(" ", 1) for each in ledger.of("measured")]
     assert [key for name, key in measured if name == "prefill"] == [each.key() for each in prepare(tmp_path)]
     assert [name for name, _ in measured].count("decode") == 2
-    assert [each.values["tried"] for each in ledger.of("tuned")] == [2, 2]
+    assert [each.values["tried"] for each in ledger.of("tuned")] == [2, 2, 2]
 
 
 def test_a_gpu_run_whose_time_is_up_says_what_is_left(tmp_path, capsys):
     assert main(arguments(tmp_path, minutes="0.0001")) == 0
     text = (tmp_path / "home" / cpu().key() / "tables.md").read_text()
     assert "kernels were not checked; the time was up" in text
-    assert "not tuned: prefill, decode" in text
+    assert "not tuned: prefill, decode, gla" in text
     assert "after the default, those legal schedules are tried first that are nearest to the best" in text
 
 
@@ -192,6 +207,22 @@ def test_without_a_gpu_it_says_so(capsys):
         pytest.skip("there is one")
     assert main(["--minutes", "0.0001"]) == 1
     assert "torch sees no GPU here" in capsys.readouterr().err
+
+
+def test_a_name_that_two_workloads_have_is_refused(tmp_path, capsys):
+    (tmp_path / "workload.yaml").write_text(WORKLOAD)
+    twice = [f"--workload={tmp_path / 'workload.yaml'}"] * 2
+    assert main(["--device", "cpu", "--minutes", "0.0001", "--folder", str(tmp_path / "home"), *twice]) == 1
+    assert "'prefill' is in another file too" in capsys.readouterr().err
+
+
+def test_every_named_rule_is_checked_tuned_and_timed_on_a_gpu():
+    workload = _workload(DEFAULT_FILES, NAMED["sm_90"])
+    assert {each.spec.rule for each in workload if is_of_rules(each)} >= {
+        each.rule for each in RULES.values() if not each.rule.is_trellis
+    }
+    checked = {(each.spec.rule, each.spec.problem.direction) for each in specs_of_every_form()}
+    assert checked >= {(each.rule, direction) for each in RULES.values() for direction in ("forward", "backward")}
 
 
 def test_the_sanitizer_is_left_out_where_it_is_not(monkeypatch, tmp_path):
@@ -228,6 +259,8 @@ def test_kernels_are_examined_together_and_alone_where_a_sanitizer_that_is_faked
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
+    # Of all forms of all rules two specs are enough here.
+    monkeypatch.setattr(correctness, "specs_of_every_form", lambda: specs_of_every_form()[:2])
     exported = tmp_path / FOLDER / "one" / MANIFEST
     exported.parent.mkdir(parents=True)
     exported.write_text("{}")

@@ -1,6 +1,8 @@
-"""What a user of a GPU would otherwise run: gated delta rules of flash-linear-attention, and softmax attention.
+"""What a user of a GPU would otherwise run: kernels of flash-linear-attention, and softmax attention.
 
-They compute something else, at equal B, T, H and D. Each takes random inputs of its own layout and of the spec's type.
+Beside TRELLIS they compute something else, at equal B, T, H and D: its gated delta rules. Beside another rule they
+compute the same (`tuner.measure.baselines.rule_rivals`). Each takes random inputs of its own layout and of the spec's
+type.
 """
 
 from __future__ import annotations
@@ -14,47 +16,71 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegen.device import Device
 from codegen.kernels.signatures import MOVES_STATES
-from codegen.spec import Spec
+from codegen.spec import FAMILY_OPERATORS, POOL_OPERATOR, Spec
+from tuner.measure.baselines.rule_rivals import names_of, rule_rival
 from tuner.measure.timed import Timed
+from tuner.verify.inputs.trellis import torch_device
 
 CONTEXTS = (1024, 8192, 32_768, 131_072)
 """Tokens that a softmax attention has to read in a decode step."""
 
 COMPILE_LONG = ("chunk_gated_delta_rule", "chunk_gsa")
-"""Those that try tens to hundreds of configurations when they are first called."""
+"""Those of flash-linear-attention beside TRELLIS."""
 
 _FLA = "fla.ops"
 
 
-def rivals(spec: Spec, where: torch.device, ready: Collection[str]) -> tuple[dict[str, Timed], dict[str, str]]:
+def rivals_of(spec: Spec, device: Device, ready: Collection[str]) -> tuple[dict[str, Timed], dict[str, str]]:
     """Calls by name, and why those that are left out are.
 
     Args:
-        spec, where: whose rivals, on which device.
-        ready: those of `COMPILE_LONG` that were compiled before, or need not be.
+        spec, device: whose rivals, and where.
+        ready: those of `compiled_long` that were compiled before, or need not be.
     """
+    where = torch_device(device)
     if spec.problem.operator in MOVES_STATES:
-        return _decode(spec, where), {}
-    if spec.problem.layer is not None:
+        calls = _decode(spec, where)
+    elif spec.problem.layer is not None:
         return {}, {}  # Attention is a part of it, or none of it.
-    calls = {"softmax attention (SDPA)": _softmax(spec, where)}
+    else:
+        calls = {"softmax attention (SDPA)": _softmax(spec, where)}
     left_out = {}
-    for name in COMPILE_LONG:
+    names = compiled_long(spec)
+    if _is_of_rules(spec) and not names:
+        left_out["flash-linear-attention"] = "it has no kernel of this rule, or none for one token"
+    for name in names:
         if name not in ready:
             left_out[name] = "it was not compiled in the time there was, or failed: see warm-up.log"
             continue
         try:
-            calls[name] = fla_call(name, spec, where)
+            calls[name] = fla_call(name, spec, device)
         except (ImportError, AttributeError) as error:
             left_out[name] = f"flash-linear-attention cannot be imported: {error}"
     return calls, left_out
 
 
-def fla_call(name: str, spec: Spec, where: torch.device) -> Timed:
-    """One of `COMPILE_LONG`. Raises ImportError or AttributeError where flash-linear-attention does not have it."""
+def compiled_long(spec: Spec) -> tuple[str, ...]:
+    """The rivals of a spec that try tens to hundreds of configurations when they are first called."""
+    if _is_of_rules(spec):
+        return names_of(spec)
+    is_step = spec.problem.operator in MOVES_STATES or spec.problem.layer is not None
+    return () if is_step else COMPILE_LONG
+
+
+def fla_call(name: str, spec: Spec, device: Device) -> Timed:
+    """One of `compiled_long`. Raises ImportError or AttributeError where flash-linear-attention does not have it."""
+    if _is_of_rules(spec):
+        return rule_rival(name, spec, device)
+    where = torch_device(device)
     function = getattr(importlib.import_module(f"{_FLA}.{name.removeprefix('chunk_')}"), name)
     return (_gated_delta if name == "chunk_gated_delta_rule" else _gated_slots)(function, spec, where)
+
+
+def _is_of_rules(spec: Spec) -> bool:
+    """A step on states in a pool has a layout that flash-linear-attention has not."""
+    return spec.problem.operator in FAMILY_OPERATORS and spec.problem.operator != POOL_OPERATOR
 
 
 def _decode(spec: Spec, where: torch.device) -> dict[str, Timed]:
@@ -66,7 +92,8 @@ def _decode(spec: Spec, where: torch.device) -> dict[str, Timed]:
         v = _random(where, dtype, problem.batch, problem.heads, context, problem.dim_v)
         attend = functools.partial(F.scaled_dot_product_attention, q, k, v)
         calls[f"softmax attention of {context} tokens"] = _pure(attend)
-    states = _random(where, torch.float32, problem.batch * problem.heads, problem.slots, problem.dim_k + problem.dim_v)
+    width = problem.dim_k + problem.dim_v if spec.rule.passes == 2 else problem.dim_k
+    states = _random(where, torch.float32, problem.batch * problem.heads, problem.slots, width)
     calls["states rewritten in place"] = _pure(lambda: states.mul_(1.0))
     return calls
 
