@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,12 @@ def workers() -> Iterator[Workers]:
     """Processes for the tests of all files, since each takes seconds to start: one compiles, others check and time."""
     with Workers(compilers=1) as started:
         yield started
+
+
+@pytest.fixture
+def shared_workers(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that a test runs in this process have the processes of all files, which none of them ends."""
+    monkeypatch.setattr("tuner.cli.Workers", lambda: contextlib.nullcontext(workers))
 
 
 @pytest.fixture

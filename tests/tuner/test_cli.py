@@ -36,6 +36,7 @@ TEXTS = (
 )
 
 
+@pytest.mark.usefixtures("shared_workers")
 def test_specs_are_tuned_shown_reported_shipped_and_used(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     given = [word for text in TEXTS for word in ("--spec", text)]
@@ -79,6 +80,7 @@ def test_specs_are_tuned_shown_reported_shipped_and_used(tmp_path: Path, capsys,
     assert all(f"{name}={value}" in used.schedule for name, value in by_spec[gdn].schedule.items())
 
 
+@pytest.mark.usefixtures("shared_workers")
 def test_the_study_of_slots_and_chunk_takes_a_rule(capsys, monkeypatch):
     for name, value in {"CHUNKS": (1, 4), "DIM": 8, "HEADS": 2, "_TOKENS": 16, "_EXACT_TOKENS": 16}.items():
         monkeypatch.setattr(slots, name, value)

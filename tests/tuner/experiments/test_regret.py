@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.tuner.conftest import UPDATE
 from tuner.budget import Budget
 from tuner.cli import main
@@ -23,6 +25,7 @@ def test_the_regret_of_each_winner_is_against_the_best_of_all(session):
     assert session.store.records() == (), "an experiment commits nothing"
 
 
+@pytest.mark.usefixtures("shared_workers")
 def test_the_command_prints_each_tuning_and_the_mean(capsys):
     text = "step: operator=trellis_step, tokens=1, heads=2, dim=8, slots=8, chunk=1"
     assert main(["regret", "--spec", text, "--runs", "2", "--budget", "2"]) == 0

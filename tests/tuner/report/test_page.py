@@ -28,7 +28,7 @@ from tuning_db import default_store
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 PATIENCE_SECONDS = 20
-WIDTHS = {"desk": 1280, "phone": 420}
+WIDTHS = (1280, 420)  # Of a desk, and of a phone.
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 FLAGS += ("--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND")
@@ -59,8 +59,8 @@ def page(session, progress, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=WIDTHS.values(), ids=WIDTHS)
-def browser(request, tmp_path) -> Iterator[object]:
+@pytest.fixture
+def browser(tmp_path) -> Iterator[object]:
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("no browser to look with: apt-get install chromium chromium-driver")
     from selenium import webdriver
@@ -72,16 +72,25 @@ def browser(request, tmp_path) -> Iterator[object]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     opened = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     try:
-        size = {"width": request.param, "height": 900, "deviceScaleFactor": 1, "mobile": request.param < 600}
-        opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         yield opened
     finally:
         opened.quit()
 
 
-def test_the_page_says_in_a_browser_what_the_database_says(page, browser, session):
+def open_at(width: int, page: Path, browser) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(page.as_uri())
     assert browser.get_log("browser") == []
+
+
+def test_the_page_says_in_a_browser_what_the_database_says(page, browser, session):
+    for width in WIDTHS:
+        open_at(width, page, browser)
+        require_what_is_known(browser, session)
+
+
+def require_what_is_known(browser, session) -> None:
     known = histories(session.store, session.storage, None)
     assert [each.failures().total() for each in known] == [1, 0]
     expected = [
@@ -125,6 +134,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(page):
     assert 'href="http' not in markup
 
 
+@pytest.mark.usefixtures("shared_workers")
 def test_the_command_writes_the_page_and_explains_a_winner(tmp_path, capsys):
     text = "step: operator=trellis_step, tokens=1, heads=2, dim=8, slots=8, chunk=1"
     assert main(["tune", "--spec", text, "--budget", "2", "--no-slots", "--no-offline"]) == 0

@@ -29,6 +29,7 @@ def url() -> Iterator[str]:
         yield served
 
 
+@pytest.mark.usefixtures("shared_workers")
 def test_a_password_is_neither_printed_nor_stored_nor_shipped(url, tmp_path: Path, capsys):
     secret = url.replace("tuner@", "tuner:hun/Qz7xQ@") + "?sslpassword=Vk9wV"
     step = ["--spec", STEP_TEXT, "--budget", "1", "--no-slots", "--no-offline"]
