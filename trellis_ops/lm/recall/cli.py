@@ -17,7 +17,7 @@ from trellis_ops.lm.recall import grids
 from trellis_ops.lm.recall.cell import Cell, Result
 from trellis_ops.lm.recall.ledger import Ledger
 from trellis_ops.lm.recall.report import curve_page, page, rules_page, tables
-from trellis_ops.lm.recall.study import Progress, study
+from trellis_ops.lm.recall.study import Progress, study, time_again
 from trellis_ops.lm.train.curve import require_matplotlib
 from trellis_ops.lm.train.options.ranges import MOST_THREADS, at_least_zero, count
 from trellis_ops.lm.train.processes.memory import memory_limits
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _study(options: argparse.Namespace, cells: Sequence[Cell], command: str) -> None:
     ledger = Ledger(options.folder / f"{options.study}.jsonl")
+    if options.times:
+        time_again(ledger.results(), ledger, _show_time)
+        return
     ended = not cells or study(cells, ledger, options.text, _show, options.minutes, options.workers)
     known = set(cells)
     results = [each for each in ledger.results() if each.cell in known]
@@ -118,6 +121,12 @@ def _show(progress: Progress) -> None:
     print(f"{progress.done} of {progress.cells}: {rule}: {learned} ({steps})", flush=True)
 
 
+def _show_time(progress: Progress) -> None:
+    result = progress.newest
+    sizes = rules_page.sizes_of(result.cell)
+    print(f"{progress.done} of {progress.cells}: {result.cell.rule}, {sizes}: {result.decode_us:.0f} us", flush=True)
+
+
 def _yes_no(text: str) -> bool:
     if text not in _YES_NO:
         raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
@@ -163,6 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     changes = "ablation: leave out what changes more settings of the defaults than so many (default: leave out nothing)"
     parser.add_argument("--changes", type=count(0, 100), metavar="N", help=changes)
     parser.add_argument("--page", type=Path, help="the Markdown file to write (default: in the folder)")
+    times = "train nothing: take the time of a token of every model that has one again, one after another, and keep it"
+    parser.add_argument("--times", action="store_true", help=times)
     axes = parser.add_argument_group("what varies", "Several values each; all combinations are trained.")
     for name, how in _AXES.items():
         axes.add_argument(f"--{name.replace('_', '-')}", nargs="+", **how)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from trellis_ops.lm.model import TrellisLM
 from trellis_ops.lm.recall.cell import Cell, Result
-from trellis_ops.lm.recall.cost import cost_of
+from trellis_ops.lm.recall.cost import Cost, cost_of
 from trellis_ops.lm.recall.task import Questions, questions
 from trellis_ops.lm.train.data.lanes import IGNORED, Corpus, Lanes
 from trellis_ops.lm.train.data.text import hold_out, read_documents
@@ -47,6 +47,12 @@ def learn(cell: Cell, data: Sequence[Path] = ()) -> Result:
     started = time.perf_counter()
     result = _learn_text(cell, data) if cell.task == "text" else _learn_recall(cell)
     return Result(**{**vars(result), "seconds": time.perf_counter() - started})
+
+
+def untrained_cost(cell: Cell) -> Cost:
+    """The cost of the model of a cell, which learning does not change."""
+    torch.manual_seed(cell.seed)
+    return cost_of(TrellisLM(cell.config()))
 
 
 def accuracy(model: TrellisLM, asked: Questions) -> float:

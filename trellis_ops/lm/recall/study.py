@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from codegen.device import cpu
@@ -64,6 +64,27 @@ def study(
             for future in finished:
                 keep(future.result())
     return not left
+
+
+def time_again(results: Sequence[Result], ledger: Ledger, show: Callable[[Progress], None]) -> None:
+    """Take the time of a token of each model that has one again, one after another on one core, and keep it.
+
+    It does not depend on what a model has learned, so that none is trained. On a machine where nothing else runs it is
+    the time of the model, where `study` takes it beside models that are trained on the other cores.
+    """
+    timed = [each for each in results if each.decode_us is not None]
+    with pool(1) as executor:
+        for done, result in enumerate(timed, start=1):
+            newer = replace(result, decode_us=executor.submit(_decode_us, result.cell).result())
+            ledger.add(newer)
+            show(Progress(done, len(timed), newer))
+
+
+def _decode_us(cell: Cell) -> float:
+    # As in `_learn`.
+    from trellis_ops.lm.recall.learning import untrained_cost
+
+    return untrained_cost(cell).decode_us
 
 
 def _learn(cell: Cell, data: Sequence[Path]) -> Result:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from codegen.rule_text import rule_of_text
 from codegen.rules import NAMED
 from tests.trellis_ops.lm.train.commands import TEXT
 from trellis_ops.lm.model import TrellisLM
@@ -90,3 +92,30 @@ def test_a_row_has_what_there_is() -> None:
     row = rules_table([lost, found, text]).splitlines()[-1]
     learned, costs = "0.25 ± 0.35 | 2.500 | carried", "1,234 | 5,678 | 9"
     assert row == f"| gated_deltanet | D = 32, 32, C = 1 | {learned} | {costs} | 2, 1 (1 of 3 diverged) |"
+
+
+def test_the_study_of_ones_own_rule_in_the_documents_trains_that_rule(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[4] / "docs/rules.md").read_text()
+    first, *lines = page[page.index("RULE='") :].partition("```")[0].splitlines()
+    (own,) = (word.removeprefix("RULE=") for word in shlex.split(first))
+    (words,) = (shlex.split(line) for line in lines if "trellis_ops.lm.recall" in line)
+    options = [own if word == "$RULE" else word for word in words[words.index("trellis_ops.lm.recall") + 1 :]]
+    options[options.index("--folder") + 1] = str(tmp_path)
+    main([*options, *SIZES, "--slots", "4", "--chunk", "4", "--steps", "2", "--workers", "0"])
+    trained = [each.cell for each in Ledger(tmp_path / "rules.jsonl").results()]
+    assert [cell.rule for cell in trained] == ["trellis", own]
+    assert trained[1].config().record == rule_of_text(own)
+
+
+def test_times_are_taken_again_of_what_was_trained_and_nothing_is_trained(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "rules.jsonl"
+    cell = Cell(rule="gla", layers=1, heads=1, dim=8, vocab=16, pairs=(4,))
+    known = Result(cell, {4: 0.5}, steps=7, parameters=3, state_bytes=5, decode_us=1e9)
+    text = replace(known, cell=replace(cell, task="text", text="a text", pairs=()), accuracy={}, decode_us=None)
+    for each in (known, text):
+        Ledger(path).add(each)
+    main(["rules", "--folder", str(tmp_path), "--times"])
+    again, unchanged = Ledger(path).results()
+    assert 0 < again.decode_us < 1e9
+    assert (replace(again, decode_us=1e9), unchanged) == (known, text)
+    assert capsys.readouterr().out.count("1 of 1: gla") == 1
