@@ -116,6 +116,7 @@ def test_what_the_commands_leave_is_ignored_and_nothing_that_is_tracked() -> Non
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
 
     left = ["bible-kjv_4.38_amd64.deb", "kjv/usr", "kjv.txt", "winners/a.json", "studies.db", "studies.db.lock"]
+    left += ["train_mine.py", "mine/config.json", "mine-run/a", "states/key", "runs/mine/checkpoint.safetensors"]
     assert git("check-ignore", *left) == left
     assert git("ls-files", "--cached", "--ignored", "--exclude-standard") == []
     assert git("check-ignore", "tuning_db/winners/another.json") == []
@@ -233,25 +234,41 @@ def test_every_example_runs(document: str, tmp_path: Path) -> None:
 WRITTEN = 5
 """Texts that the commands of docs/using.md write."""
 
+SMALLER = {"tuner tune": "--budget 1s", "trellis_ops.lm.demo": "--steps 2"}
+"""What stands behind a command here, so that it takes seconds in the place of minutes."""
 
-def test_the_commands_from_installation_to_text_run(tmp_path: Path) -> None:
-    section = TEXTS["docs/using.md"].partition("## From installation to text\n")[2].partition("\n## One call")[0]
-    blocks = re.findall(r"^```bash\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+
+def test_the_commands_of_using_run_in_order(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```bash\n(.*?)^```$", TEXTS["docs/using.md"], re.DOTALL | re.MULTILINE)
     # What pip installs is for tests/test_packaging.py.
     lines = [line for block in blocks for line in block.splitlines() if not line.startswith("pip install ")]
     assert sum("trellis_ops.generate" in line for line in lines) == WRITTEN
-    for block in python_blocks(section):
-        (tmp_path / FILE.match(block)[1]).write_text(block)
+    for command, options in SMALLER.items():
+        (place,) = (index for index, line in enumerate(lines) if f"python -m {command} " in line)
+        lines[place] += f" {options}"
+    for block in python_blocks(TEXTS["docs/using.md"]):
+        if named := FILE.match(block):
+            (tmp_path / named[1]).write_text(block)
     for name in ("README.md", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    script = "\n".join(["set -e", f'python() {{ {shlex.quote(sys.executable)} -W ignore "$@"; }}', *lines])
-    environment = {**os.environ, "TRELLIS_OPS_TUNING_DB": str(tmp_path / "records"), "PYTHONPATH": str(ROOT)}
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -W ignore "$@"\n')
+    python.chmod(0o755)
+    own = {
+        "TRELLIS_OPS_TUNING_DB": str(tmp_path / "records"),
+        "TRELLIS_OPS_STORAGE": f"sqlite:///{tmp_path}/studies.db",
+    }
+    environment = {**os.environ, **own, "PYTHONPATH": str(ROOT), "PATH": f"{python.parent}:{os.environ['PATH']}"}
+    script = "\n".join(["set -e", *lines])
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "In the beginning" in done.stdout and "The state" in done.stdout
     assert done.stderr.count("tokens per second, one at a time") == WRITTEN
     known = [int(each.replace(",", "")) for each in re.findall(r"store: ([\d,]+) of", done.stderr)]
     assert known[0] == 0 < known[1], done.stderr
+    assert "Tuned here" in done.stdout and [*(tmp_path / "records").glob("*.json")]
+    assert "held out, after 2 steps" in done.stdout
 
 
 @pytest.mark.parametrize(

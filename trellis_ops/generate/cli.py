@@ -62,9 +62,9 @@ def _generate(options: argparse.Namespace) -> None:
     source = read_model(options.model)
     if options.threads is not None or source.model.count_parameters() < _FEW_PARAMETERS:
         torch.set_num_threads(options.threads or 1)
-    if options.prompt is not None:
-        _write(prompt.decode(errors="replace"))
-    _continue(source, source.tokenizer.encode(prompt).long()[None], sampling, options.tokens, options.store)
+    begins = "" if options.prompt is None else prompt.decode(errors="replace")
+    tokens = source.tokenizer.encode(prompt).long()[None]
+    _continue(source, tokens, sampling, options.tokens, options.store, begins)
 
 
 def _prompt(given: str | None) -> bytes:
@@ -87,7 +87,7 @@ def _stored(source: Source, tokens: Tensor, folder: Path) -> tuple[int, TrellisS
     return found
 
 
-def _continue(source: Source, prompt: Tensor, sampling: Sampling, count: int, folder: Path | None) -> None:
+def _continue(source: Source, prompt: Tensor, sampling: Sampling, count: int, folder: Path | None, begins: str) -> None:
     model = source.model
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     started = time.perf_counter()
@@ -96,6 +96,8 @@ def _continue(source: Source, prompt: Tensor, sampling: Sampling, count: int, fo
     drawn = (sampling.temperature, sampling.top_k, sampling.generator)
     stream = model.stream(piece, count, *drawn, state, top_p=sampling.top_p)
     begun = time.perf_counter()
+    # Behind what reading the prompt has to say, such as a warning.
+    _write(begins)
     for token in stream:
         _write(decoder.decode(source.tokenizer.decode(int(token))))
     seconds = time.perf_counter() - begun

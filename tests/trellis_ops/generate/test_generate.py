@@ -37,7 +37,9 @@ def stdin_of(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.9, "top_k": 5}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.0}, {"temperature": 0.9, "top_k": 5}, {"temperature": 1.0, "top_p": 0.5}]
+)
 def test_it_prints_what_generate_returns(settings, file, capsys):
     model = byte_model()
     prompt = torch.tensor([list(b"Slots")])
@@ -49,6 +51,15 @@ def test_it_prints_what_generate_returns(settings, file, capsys):
     assert "prompt: 5 tokens in " in printed.err and "text: 30 tokens in " in printed.err
     assert "tokens per second" in printed.err
     assert f"state: {model.first_state(1).nbytes():,} bytes after 35 tokens" in printed.err
+
+
+def test_nothing_stands_between_the_prompt_and_its_text(file, monkeypatch, tmp_path):
+    """What reading the prompt has to say comes before both, on a terminal that shows both streams."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    cli.main(["Slots", "--model", str(file), "--tokens", "3", "--store", str(tmp_path / "states")])
+    assert terminal.getvalue().startswith("store: ") and "again\nSlots" in terminal.getvalue()
 
 
 def test_a_prompt_from_the_standard_input_is_read_in_pieces_and_not_repeated(file, capsys, monkeypatch):
