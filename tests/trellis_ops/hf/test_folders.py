@@ -60,7 +60,11 @@ def test_a_wrong_configuration_is_refused(given: dict[str, Any]) -> None:
         TrellisHFConfig(**given)
 
 
-@pytest.mark.parametrize("rule", [None, *sorted(set(NAMED) - {"trellis"})])
+OWN_LOSS = "sum(where(abs(z - a) <= 1, 0.5 * (z - a) ** 2, abs(z - a) - 0.5))"
+OWN = json.dumps({"phi": f"of_a_folder(z, a) = {OWN_LOSS}", "link": "identity", "passes": 1, "step_size": "token"})
+
+
+@pytest.mark.parametrize("rule", [None, *sorted(set(NAMED) - {"trellis"}), pytest.param(OWN, id="own")])
 def test_every_rule_is_saved_loaded_and_generates(rule: str | None, tmp_path: Path) -> None:
     """Through a folder; rows of unequal length too, as `TrellisLM.generate` has them alone."""
     lm, hf = pair(layers=1, rule=rule, chunk_size=CHUNK if rule is None else None, num_slots=4)

@@ -9,16 +9,27 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from tests.trellis_ops.hf.small import alone, pair
+from tests.trellis_ops.hf.small import CHUNK, alone, pair
 from trellis_ops.hf.tokenizer import byte_tokenizer
 
 REQUESTS = [("Slots of a memory", " forget"), ("A", " chunk ends"), ("", "Tokens"), ("The gate", " opens.")]
 
 
+@pytest.fixture(scope="module", params=[None, "gated_deltanet"])
+def rule(request: pytest.FixtureRequest) -> str | None:
+    found: str | None = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def models(rule: str | None) -> Any:
+    return pair(vocab_size=256, rule=rule, chunk_size=CHUNK if rule is None else None)
+
+
+@pytest.fixture(scope="module")
+def harness(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("harness")
-    pair(vocab_size=256)[1].save_pretrained(folder)
+    models[1].save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return HFLM(str(folder), device="cpu", batch_size=len(REQUESTS), dtype="float32")
 
@@ -28,8 +39,8 @@ def instance(kind: str, arguments: tuple[Any, ...]) -> Instance:
 
 
 @torch.no_grad()
-def test_log_likelihoods_padded_on_the_right_without_a_mask(harness: Any) -> None:
-    lm, _ = pair(vocab_size=256)
+def test_log_likelihoods_padded_on_the_right_without_a_mask(models: Any, harness: Any) -> None:
+    lm, _ = models
     found = harness.loglikelihood([instance("loglikelihood", each) for each in REQUESTS], disable_tqdm=True)
     for (context, continuation), (value, is_greedy) in zip(REQUESTS, found, strict=True):
         start = context.encode() or b"\0"
@@ -40,8 +51,8 @@ def test_log_likelihoods_padded_on_the_right_without_a_mask(harness: Any) -> Non
         assert is_greedy == bool((logits.argmax(-1) == rest).all())
 
 
-def test_texts_generated_from_prompts_padded_on_the_left_with_a_mask(harness: Any) -> None:
-    lm, _ = pair(vocab_size=256)
+def test_texts_generated_from_prompts_padded_on_the_left_with_a_mask(models: Any, harness: Any) -> None:
+    lm, _ = models
     contexts = [context for context, _ in REQUESTS if context]
     options = {"until": [], "max_gen_toks": 6, "do_sample": False}
     requests = [instance("generate_until", (each, options)) for each in contexts]
