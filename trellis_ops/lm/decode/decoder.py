@@ -139,19 +139,6 @@ class Decoder:
             put_back(state.tail, tensors[self.states.index(_TAIL)])
         return True
 
-    def step_held(self, kernels: Kernels, index: int, rows: tuple[Any, ...], own: tuple[Any, ...]) -> bool:
-        """As `step_block`, of a state that is held.
-
-        Args:
-            rows: how many there are, x, and the positions of the rows if there are any.
-            own: the tensors of the layer's state.
-        """
-        try:
-            kernels.block(*rows, *own, *kernels.layers[index])
-        except (AttributeError, ValueError, TypeError):
-            return False
-        return True
-
     def tensors_of(self, state: LayerState) -> tuple[Tensor, ...]:
         """The state of a layer as its kernel takes it; the tail has the type of the weights, and there float32."""
         return tuple([state.tail.float() if name == _TAIL else getattr(state, name) for name in self.states])
@@ -244,7 +231,10 @@ def _through_held(decoder: Decoder, kernels: Kernels, x: Tensor, state: TrellisS
     rows = (x.shape[0], held(kernels.block, x), *known.where(state))
     try:
         for index, own in enumerate(known.layers):
-            if not decoder.step_held(kernels, index, rows, own):
+            try:
+                kernels.block(*rows, *own, *kernels.layers[index])
+            except (AttributeError, ValueError, TypeError):
+                # Refused, and nothing was written.
                 x.copy_(_by_modules(decoder, index, x.to(narrow), state))
     finally:
         increment_version(known.tensors)
