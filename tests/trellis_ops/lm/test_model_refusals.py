@@ -11,6 +11,7 @@ from torch import Tensor
 
 from codegen.errors import DtypeError, ShapeError, SizeError, TrellisError
 from tests.trellis_ops.lm.small_models import make_model, some_tokens
+from trellis_ops.errors import StateError
 from trellis_ops.lm.state import LayerState, TrellisState
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -48,12 +49,13 @@ def broken(change: Callable[[LayerState], None]) -> TrellisState:
         ),
         (lambda: make_model(num_slots=9).first_state(2), ShapeError, "S_k"),
         (lambda: make_model(layers=3).first_state(2), SizeError, "layers in state=3"),
+        (lambda: make_model(chunk_size=8).first_state(2), StateError, "chunks of 8 tokens, .* chunks of 16"),
         (lambda: make_model(decode="exact").first_state(2), ShapeError, "start_k has shape None"),
         (lambda: make_model(conv_width=3).first_state(2), ShapeError, "tail"),
         (lambda: replace(make_model().first_state(2), place=16), SizeError, "place=16.*0 to 15"),
         (lambda: broken(lambda layer: setattr(layer, "S_v", layer.S_v.double())), DtypeError, r"\[1\].S_v.*float64"),
     ],
-    ids=["batch", "slots", "layers", "decode", "conv_width", "position", "dtype"],
+    ids=["batch", "slots", "layers", "chunk_size", "decode", "conv_width", "position", "dtype"],
 )
 def test_a_state_that_does_not_fit_is_refused(
     state: Callable[[], TrellisState], error: type[TrellisError], part: str
