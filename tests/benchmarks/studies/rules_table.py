@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no part after so many")
     limit = "seconds for torch.compile of each rule; 0 leaves it out (default: %(default)s)"
     parser.add_argument("--compile-limit", type=float, default=300.0, help=limit)
-    parser.add_argument("--peer-sizes", type=int, default=len(SIZES), help="of docs/peers.md (default: all)")
+    parser.add_argument("--peer-sizes", type=int, default=len(SIZES), help="of those of the tests (default: all)")
     parser.add_argument("--enforce", action="store_true", help="exit with 1 if a part is missing or a target missed")
     return parser
 
