@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ from tuning_db import Store
 STEP = Spec(Rule(), Problem("trellis_step", tokens=1, heads=2, dim_k=8, dim_v=8, slots=8, chunk=1))
 TRAIN = Spec(Rule(), Problem(tokens=32, heads=2, dim_k=8, dim_v=8, slots=8, chunk=16, direction="backward"))
 UPDATE = Spec(Rule(), Problem("memory_update", tokens=32, heads=2, dim_k=8, dim_v=8, slots=8, chunk=8))
+
+FINAL_SECONDS = 0.2
+"""How long the finals of one spec last here: which candidate wins is no matter."""
 
 
 @pytest.fixture(scope="session")
@@ -58,12 +62,13 @@ def workers() -> Iterator[Workers]:
 def shared_workers(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that a test runs in this process have the processes of all files, which none of them ends."""
     monkeypatch.setattr("tuner.cli.Workers", lambda: contextlib.nullcontext(workers))
+    monkeypatch.setattr("tuner.cli.StudySession", functools.partial(StudySession, final_seconds=FINAL_SECONDS))
 
 
 @pytest.fixture
 def session(tmp_path: Path, store: Store, workers: Workers) -> StudySession:
     storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
-    return StudySession(cpu(), "tvm", store, Budget(trials=3), workers, final_seconds=0.2, storage=storage)
+    return StudySession(cpu(), "tvm", store, Budget(trials=3), workers, final_seconds=FINAL_SECONDS, storage=storage)
 
 
 @pytest.fixture

@@ -10,6 +10,11 @@ from tuner.cli import main
 from tuner.experiments.regret import regret
 
 
+@pytest.fixture(autouse=True)
+def short_finals(monkeypatch):
+    monkeypatch.setattr("tuner.experiments.regret._SECONDS_EACH", 0.1)
+
+
 def test_the_regret_of_each_winner_is_against_the_best_of_all(session):
     ended = []
     found = regret(UPDATE, replace(session, budget=Budget(trials=3)), 3, ended.append)

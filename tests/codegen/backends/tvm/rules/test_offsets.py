@@ -102,8 +102,9 @@ def test_tiles_of_two_passes():
 
 
 def test_tiles_of_stale_chunks():
+    # The smallest state decides how many sequences there are: the longest window makes them fewest.
     made = of_size(
-        *(Rule("identity", passes=1, window=3), "memory_attention", SIZE),
+        *(Rule("identity", passes=1, window=SIZE), "memory_attention", SIZE),
         TvmSchedule("stale_chunks", WIDTH, WIDTH, 8, threads=2),
     )
     check_tokens(made)
