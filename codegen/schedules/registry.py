@@ -73,6 +73,15 @@ def default(backend: str, spec: Spec, device: Device) -> Schedule:
     return kind_of(backend).default(spec, device)
 
 
+def unchosen(backend: str, spec: Spec, device: Device) -> tuple[Schedule, ...]:
+    """What the default would be of each variant of that backend that none is of; some may be illegal for `spec`.
+
+    Raises:
+        UnknownBackendError: no such backend.
+    """
+    return kind_of(backend).unchosen(spec, device)
+
+
 def from_settings(backend: str, settings: dict[str, object]) -> Schedule:
     """The schedule that stored plain data describes; a field that came later than the data has its default.
 

@@ -188,6 +188,11 @@ class Schedule(ABC):
     def default(cls, spec: Spec, device: Device) -> Self:
         """The schedule to use where nothing better is known; always legal where any is."""
 
+    @classmethod
+    def unchosen(cls, spec: Spec, device: Device) -> tuple[Self, ...]:
+        """What the default would be of each variant that none is of; some may be illegal for `spec`."""
+        return ()
+
     @abstractmethod
     def why_illegal(self, spec: Spec, device: Device) -> str | None:
         """Why the backend's own rules refuse it, in one sentence; None if they do not.

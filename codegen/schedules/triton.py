@@ -92,6 +92,17 @@ class TritonSchedule(TritonFields):
         return cls(variant, tile, warps, stages, precision, ptxas=ptxas)
 
     @classmethod
+    def unchosen(cls, spec: Spec, device: Device) -> tuple[Self, ...]:
+        """Forward substitution, and the reverse pass of tiles: no GPU has run either beside the walk of the default."""
+        precision = usual_precision(spec.problem.dtype, device)
+        ptxas = "blackwell" if device.arch == "sm_90" else "standard"
+        warps = 4 if device.kind == "hip" else 8
+        return (
+            *(cls(variant, _DEFAULT_TILE, 4, 1, precision, ptxas=ptxas) for variant in SUBSTITUTIONS),
+            cls("chunks_backward", _DEFAULT_TILE, warps, 1, precision, _DEFAULT_TILE),
+        )
+
+    @classmethod
     def _default_backward_chunks(cls, chunk: int, precision: str, device: Device) -> Self:
         tile = max(16, next_power_of_two(chunk))
         if device.arch == "sm_90" and precision == "bf16":

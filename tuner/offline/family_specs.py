@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ _RULES = {
     **{name: rule_named(name) for name in ("linear", "gated_deltanet", "gla", "kda", "rwkv7", "gsa", "titans")},
     "trellis-slots": Rule(decay="slot"),
 }
+_NONLINEAR = {name: rule_named(name) for name in ("yaad", "moneta")}
 _STALE = {
     **{name: rule_named(name) for name in ("titans", "ttt_linear", "omeganet")},
     **{f"huber-{decay}": Rule("huber", passes=1, decay=decay) for decay in ("slot", "channel")},
@@ -22,7 +24,10 @@ _STALE = {
 
 
 def family_specs() -> tuple[NamedSpec, ...]:
-    """Forward and training, exact, in bfloat16 with D = M = 64; and forward with z at the start of a chunk."""
+    """Forward and training, exact, in bfloat16 with D = M = 64; and forward with z at the start of a chunk.
+
+    What is exact and not linear in the state, in one pass and in two, has the form by forward substitution.
+    """
     return tuple(_specs())
 
 
@@ -60,6 +65,8 @@ def _specs() -> Iterator[NamedSpec]:
         for suffix, direction in (("", "forward"), ("-train", "backward")):
             problem = Problem("memory_attention", chunk=1, dtype="bfloat16", direction=direction)
             yield NamedSpec(f"{name}{suffix}", Spec(rule, problem))
-    for name, rule in _STALE.items():
-        for chunk in (16, 64):
-            yield NamedSpec(f"{name}-c{chunk}", Spec(rule, Problem("memory_attention", chunk=chunk, dtype="bfloat16")))
+    yield NamedSpec("trellis-softmax", Spec(Rule(phi="softmax"), Problem(chunk=1, dtype="bfloat16")))
+    for rules, chunks in ((_NONLINEAR, (1, 16)), (_STALE, (16, 64))):
+        for (name, rule), chunk in itertools.product(rules.items(), chunks):
+            of_chunk = Problem("memory_attention", chunk=chunk, dtype="bfloat16")
+            yield NamedSpec(name if chunk == 1 else f"{name}-c{chunk}", Spec(rule, of_chunk))

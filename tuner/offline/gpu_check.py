@@ -4,7 +4,8 @@
 
 A default or a shipped winner that does not compile or does not fit fails the check: it would be run as it is. So does
 one that spills, where the project answers for its speed: shipped winners, and on `TUNED_FOR` the defaults of the
-workload and of some rules of the family, and the kernels of TVM.
+workload and of some rules of the family, and the kernels of TVM. What a default would be of a variant that none has is
+judged as a default.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from codegen.kernels.build import operator_digest, parts
 from codegen.render import render
 from codegen.rule import Rule
 from codegen.schedules.legality import why_illegal
-from codegen.schedules.registry import first_choice, from_settings
+from codegen.schedules.registry import first_choice, from_settings, unchosen
 from codegen.schedules.schedule import Schedule
 from codegen.spec import Problem, Spec, spec_of_key
 from trellis_ops.specs.workload import NamedSpec, load_workload
@@ -187,7 +188,9 @@ def _of_device(device: Device, sample: int, store: Store) -> Iterator[Job]:
         except NoScheduleError:
             continue  # No schedule is legal for it there, and none would be run.
         tuned = device.arch == TUNED_FOR and named in answered
-        yield Job(named.name, named.spec, first, device, DEFAULT if tuned else OTHER)
+        of_variants = unchosen(first_choice(device), named.spec, device)
+        for schedule in (first, *(each for each in of_variants if each in others)):
+            yield Job(named.name, named.spec, schedule, device, DEFAULT if tuned else OTHER)
         for schedule in first_of_variants((first, *others))[1 : 1 + sample]:
             yield Job(named.name, named.spec, schedule, device, SAMPLED)
         for schedule in random.Random(0).sample(others, min(sample, len(others))):

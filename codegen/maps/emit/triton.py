@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from codegen.maps.derive import TARGET, pullback_of, value_of, write_of
+from codegen.maps.derive import pullback_of, value_of, write_of
 from codegen.maps.emit.masks import masked_names
 from codegen.maps.emit.printer import Printer
-from codegen.maps.emit.triton_centring import centring_program
+from codegen.maps.emit.triton_centring import code_program, push_program
 from codegen.maps.expression import Expr
 from codegen.maps.folding import folded
 from codegen.maps.lowering import Definition, Program, program
@@ -109,17 +109,15 @@ def _readout_text(name: str) -> str:
     return readout("map", name, _ANY_AXIS) + pull("map", name, _ANY_AXIS)
 
 
-def code(phi: str, axis: Axis, target_once: bool = False) -> str:
+def code(phi: str, axis: Axis, target_once: bool = True) -> str:
     """`code(z, target)`: u, the code of one write; `code(z, target, gain)` of a loss with a gain.
 
-    With `target_once` the target less its mean is one row where u takes both: for kernels that hold much else and do
-    not compute `push_code`, which has both.
+    With `target_once` the target less its mean is one row where u takes both. Most kernels hold fewer registers so.
     """
     of = find(phi)
-    u = write_of(of.expression, of.is_loss).u
     given = {**_TARGET, **({"g": _ROLES["g"]} if of.takes_gain else {})}
-    taken = (*_NAMES, *given.values())
-    made = centring_program("u", u, TARGET, taken) if target_once else program({"u": u}, taken)
+    write, taken = write_of(of.expression, of.is_loss), (*_NAMES, *given.values())
+    made = code_program(write, taken) if target_once else program({"u": write.u}, taken)
     if of.is_loss:
         says = f"u, the gradient at z of the loss {of.name} over the slots."
     else:
@@ -150,13 +148,11 @@ def push(phi: str, axis: Axis, bilevel: bool) -> str:
     """`push_code(z, target, du)`: what a code's cotangent does to the target and, if `bilevel`, to z."""
     of = find(phi)
     write = write_of(of.expression, of.is_loss)
-    outputs = {"dz": write.dz, "dtarget": write.da}
     if bilevel:
         says = f"dz and dtarget, phi = {of.name} over the slots (B8, B9)."
     else:
         says = f"dtarget, phi = {of.name} over the slots, with z held constant (B8)."
-        del outputs["dz"]
-    made = program(outputs, (*_NAMES, "du"))
+    made = push_program(write, bilevel, (*_NAMES, "du"))
     return _function("push_code(z, target, du)", says, made, axis, "PHI_EPS", _TARGET | {"ct": "du"})
 
 

@@ -179,7 +179,7 @@ def test_the_default_schedule_of_the_paper_s_sizes_in_float16_spills_nothing():
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
 def test_forward_substitution_with_the_paper_s_sizes_spills_nothing(arch):
-    """No default has it, so that gpu-check takes any of its schedules; these are the numbers of docs/gpu.md."""
+    """On every GPU; gpu-check lets what is no default of sm_90 spill. These are the numbers of docs/gpu.md."""
     spec, device = Spec(Rule(), Problem(chunk=1, dtype="bfloat16")), named(arch)
     schedule = TritonSchedule("substitution", 16, 4, 1, "bf16", ptxas="blackwell" if arch == "sm_90" else "standard")
     for source, part in sources(spec, schedule, device):
