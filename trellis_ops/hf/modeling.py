@@ -148,7 +148,8 @@ class TrellisModel(TrellisPreTrainedModel):
             x, after = read(group, self.kind, x, own, mask, packed, return_state=return_state, fused=fused)
             outputs.append(x)
             layers += [] if after is None else after.layers
-        return tuple(outputs), None if after is None else self.kind.state(layers, after.place)
+        # A step has moved `state` itself, whose tensors kernels hold for the next one.
+        return tuple(outputs), self.kind.state(layers, after.place) if every and after is not None else after
 
     @property
     def decode_weights(self) -> str:

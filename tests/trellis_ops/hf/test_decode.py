@@ -77,6 +77,17 @@ def test_narrower_copies_are_read_where_they_are_asked_for(hf: Any) -> None:
         model.decode_weights = "int4"
 
 
+@torch.no_grad()
+def test_the_tensors_of_a_cache_are_held_from_token_to_token(hf: Any) -> None:
+    cache = TrellisCache(hf.config)
+    hf(ROWS[0][None], cache=cache)
+    hf(STEPS[:1, :1], cache=cache)
+    assert cache.state is not None
+    held = cache.state.held
+    hf(STEPS[1:2, :1], cache=cache)
+    assert held is not None and cache.state.held is held
+
+
 def test_what_was_given_is_left_as_it_was(hf: Any) -> None:
     embeds = torch.randn(1, 2, 32)
     before, cache = embeds.clone(), TrellisCache(hf.config)
