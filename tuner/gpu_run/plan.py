@@ -8,9 +8,10 @@ from pathlib import Path
 
 from codegen.device import Device
 from codegen.kernels.build import operator_digest
-from codegen.spec import FAMILY_OPERATORS, POOL_OPERATOR, Spec
+from codegen.spec import Spec
 from trellis_ops.specs.workload import NamedSpec
 from tuner.gpu_run.ledger import Ledger
+from tuner.measure.baselines.rivals import is_of_rules
 from tuner.toolchain import toolchain
 from tuner.verify.check import allowed_digest
 from tuner.workers.pool import Workers
@@ -21,12 +22,6 @@ SHARES = {
     **{"timed": 0.12, "timed rules": 0.08},
 }
 """Of the time; what a stage leaves is there for the next."""
-
-
-def is_of_rules(named: NamedSpec) -> bool:
-    """Whether a spec is of an operator of any rule, on states that are given and returned."""
-    operator = named.spec.problem.operator
-    return operator in FAMILY_OPERATORS and operator != POOL_OPERATOR
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ class GpuRun:
 
     def parts(self, stage: str) -> tuple[tuple[str, tuple[NamedSpec, ...]], ...]:
         """The workload of a stage in its order, by names of `SHARES`: TRELLIS' operators, then those of any rule."""
-        rules = tuple(each for each in self.workload if is_of_rules(each))
+        rules = tuple(each for each in self.workload if is_of_rules(each.spec))
         own = tuple(each for each in self.workload if each not in rules)
         return ((stage, own), (f"{stage} rules", rules))
 

@@ -29,7 +29,7 @@ from tuning_db import Outcome
 FINAL_SECONDS = 2.0
 
 LEAST_SECONDS = 5.0
-"""Of the search of one spec: with less no candidate meets the default."""
+"""Of the search of one spec: with less no candidate meets the default, which no later run would search again."""
 
 SOURCE = "python -m tuner.gpu_run"
 
@@ -47,7 +47,7 @@ def tune_all(run: GpuRun) -> Iterator[Entry]:
 
 
 def _tune_part(run: GpuRun, stage: str, todo: Sequence[NamedSpec]) -> Iterator[Entry]:
-    if run.left_for(stage) <= 0:
+    if run.left_for(stage) < LEAST_SECONDS:
         return
     session, strategies = session_of(run), [strategy_of(run, each) for each in todo]
     # A backward takes longer to compile than to measure: all begin at once.
@@ -57,10 +57,9 @@ def _tune_part(run: GpuRun, stage: str, todo: Sequence[NamedSpec]) -> Iterator[E
     ]
     for place, (named, strategy) in enumerate(zip(todo, strategies, strict=True)):
         left = run.left_for(stage)
-        if left <= 0:
+        if left < LEAST_SECONDS:
             break
-        seconds = max(left / (len(todo) - place), min(left, LEAST_SECONDS))
-        budget = Budget(seconds=seconds, trials=run.most, strict=True)
+        budget = Budget(seconds=max(left / (len(todo) - place), LEAST_SECONDS), trials=run.most, strict=True)
         entry = tune(run, named, replace(session, budget=budget), strategy)
         run.workers.withdraw(prefetched[place])
         yield entry

@@ -28,10 +28,11 @@ from tuner.gpu_run.correctness import kernels_to_check
 from tuner.gpu_run.exported import FOLDER
 from tuner.gpu_run.findings import is_whole
 from tuner.gpu_run.ledger import Entry, Ledger, LedgerError
-from tuner.gpu_run.plan import GpuRun, is_of_rules
+from tuner.gpu_run.plan import GpuRun
 from tuner.gpu_run.precision import precisions
 from tuner.gpu_run.tables import page
 from tuner.gpu_run.warm_up import RIVALS, WarmUp
+from tuner.measure.baselines.rivals import is_of_rules
 from tuner.measure.side_by_side import KERNEL, _able, compiled_spec
 from tuner.measure.timed import Timed
 from tuner.offline import candidates
@@ -218,7 +219,7 @@ def test_a_name_that_two_workloads_have_is_refused(tmp_path, capsys):
 
 def test_every_named_rule_is_checked_tuned_and_timed_on_a_gpu():
     workload = _workload(DEFAULT_FILES, NAMED["sm_90"])
-    assert {each.spec.rule for each in workload if is_of_rules(each)} >= {
+    assert {each.spec.rule for each in workload if is_of_rules(each.spec)} >= {
         each.rule for each in RULES.values() if not each.rule.is_trellis
     }
     checked = {(each.spec.rule, each.spec.problem.direction) for each in specs_of_every_form()}

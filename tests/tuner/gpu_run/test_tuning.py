@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from codegen.device import cpu
 from codegen.kernels.build import operator_digest
 from codegen.schedules.schedule import Schedule
@@ -14,7 +16,7 @@ from trellis_ops.specs.workload import NamedSpec
 from tuner.gpu_run import tuning
 from tuner.gpu_run.ledger import Entry, Ledger
 from tuner.gpu_run.plan import GpuRun
-from tuner.gpu_run.tuning import strategy_of, tune_all
+from tuner.gpu_run.tuning import LEAST_SECONDS, strategy_of, tune_all
 from tuner.offline import candidates
 from tuner.space.legal import legal_schedules
 from tuner.workers.compile_queue import CompileQueue, Job
@@ -56,10 +58,22 @@ def test_what_was_prefetched_for_a_spec_is_withdrawn_when_that_is_tuned(tmp_path
     assert left > 0
 
 
-def test_what_was_prefetched_is_withdrawn_when_the_time_is_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "tune", tuned)
-    run = gpu_run(tmp_path, seconds=0.0)
-    assert not list(tune_all(run))
+@pytest.mark.parametrize(("first", "share"), [(4.0, 2.0), (1.2, 1.0)])
+def test_a_spec_has_the_time_of_a_search_or_is_left_with_what_was_prefetched_for_it(
+    first, share, tmp_path, monkeypatch
+):
+    budgets = []
+
+    def tune(run: GpuRun, named: NamedSpec, session, strategy) -> Entry:
+        budgets.append(session.budget.seconds)
+        return tuned(run, named, session, strategy)
+
+    left = iter([first, first, 0.9])
+    monkeypatch.setattr(GpuRun, "left_for", lambda run, stage: LEAST_SECONDS * next(left, 0.0))
+    monkeypatch.setattr(tuning, "tune", tune)
+    run = gpu_run(tmp_path)
+    assert [each.name for each in tune_all(run)] == ["update"]
+    assert budgets == [LEAST_SECONDS * share]
     assert run.workers.queue.waiting() == 0
 
 

@@ -32,6 +32,14 @@ COMPILE_LONG = ("chunk_gated_delta_rule", "chunk_gsa")
 _FLA = "fla.ops"
 
 
+def is_of_rules(spec: Spec) -> bool:
+    """Whether it is of an operator of any rule, on states that are given and returned.
+
+    A step on states in a pool has a layout that flash-linear-attention has not.
+    """
+    return spec.problem.operator in FAMILY_OPERATORS and spec.problem.operator != POOL_OPERATOR
+
+
 def rivals_of(spec: Spec, device: Device, ready: Collection[str]) -> tuple[dict[str, Timed], dict[str, str]]:
     """Calls by name, and why those that are left out are.
 
@@ -48,7 +56,7 @@ def rivals_of(spec: Spec, device: Device, ready: Collection[str]) -> tuple[dict[
         calls = {"softmax attention (SDPA)": _softmax(spec, where)}
     left_out = {}
     names = compiled_long(spec)
-    if _is_of_rules(spec) and not names:
+    if is_of_rules(spec) and not names:
         left_out["flash-linear-attention"] = "it has no kernel of this rule, or none for one token"
     for name in names:
         if name not in ready:
@@ -63,7 +71,7 @@ def rivals_of(spec: Spec, device: Device, ready: Collection[str]) -> tuple[dict[
 
 def compiled_long(spec: Spec) -> tuple[str, ...]:
     """The rivals of a spec that try tens to hundreds of configurations when they are first called."""
-    if _is_of_rules(spec):
+    if is_of_rules(spec):
         return names_of(spec)
     is_step = spec.problem.operator in MOVES_STATES or spec.problem.layer is not None
     return () if is_step else COMPILE_LONG
@@ -71,16 +79,11 @@ def compiled_long(spec: Spec) -> tuple[str, ...]:
 
 def fla_call(name: str, spec: Spec, device: Device) -> Timed:
     """One of `compiled_long`. Raises ImportError or AttributeError where flash-linear-attention does not have it."""
-    if _is_of_rules(spec):
+    if is_of_rules(spec):
         return rule_rival(name, spec, device)
     where = torch_device(device)
     function = getattr(importlib.import_module(f"{_FLA}.{name.removeprefix('chunk_')}"), name)
     return (_gated_delta if name == "chunk_gated_delta_rule" else _gated_slots)(function, spec, where)
-
-
-def _is_of_rules(spec: Spec) -> bool:
-    """A step on states in a pool has a layout that flash-linear-attention has not."""
-    return spec.problem.operator in FAMILY_OPERATORS and spec.problem.operator != POOL_OPERATOR
 
 
 def _decode(spec: Spec, where: torch.device) -> dict[str, Timed]:
