@@ -227,6 +227,9 @@ class TrellisForCausalLM(TrellisPreTrainedModel, TrellisGeneration, GenerationMi
         """Logits `[B, vocab_size]` after one more token `[B]`, moving `state` in place, as `generate` takes a token."""
         cache = TrellisCache.after(self.config, state, 0)
         logits: Tensor = self(tokens[:, None], cache=cache).logits
+        assert cache.state is not None
+        # Another one where blocks are read one by one, or as modules.
+        state.layers, state.place = cache.state.layers, cache.state.place
         return logits[:, 0]
 
     def forward(

@@ -88,6 +88,15 @@ def test_the_tensors_of_a_cache_are_held_from_token_to_token(hf: Any) -> None:
     assert held is not None and cache.state.held is held
 
 
+def test_a_step_moves_its_state_where_hidden_states_are_asked_for_too(hf: Any) -> None:
+    model = copy.deepcopy(hf)
+    model.config.output_hidden_states = True
+    state, other = model.first_state(3), hf.first_state(3)
+    for each in STEPS:
+        assert relative_error(model.step(each, state), hf.step(each, other)) < 1e-5
+    assert state.place == other.place != 0
+
+
 def test_what_was_given_is_left_as_it_was(hf: Any) -> None:
     embeds = torch.randn(1, 2, 32)
     before, cache = embeds.clone(), TrellisCache(hf.config)
