@@ -167,6 +167,42 @@ def test_a_fork_waits_while_another_thread_compiles_but_not_for_ever():
 
 
 @linux
+def test_a_fork_that_waited_goes_before_what_another_thread_does_next():
+    run("""
+    from codegen.interruption import unforked
+    held, wait, went_on = threading.Event(), threading.Event(), []
+    def work():
+        with unforked.unforked():
+            with unforked.unforked():
+                held.set()
+            wait.wait(0.5)
+        went_on.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    held.wait()
+    assert in_a_child(lambda: 1 / 0 if went_on else check()) == 0
+    thread.join()
+    assert went_on == [True]
+    """)
+
+
+@linux
+def test_a_fork_in_the_middle_of_work_does_not_wait_for_another_that_waits_for_that_work():
+    run("""
+    from codegen.interruption import unforked
+    unforked._LONGEST_WAIT_SECONDS = 300.0
+    other = threading.Thread(target=lambda: in_a_child(lambda: None))
+    with unforked.unforked():
+        other.start()
+        time.sleep(0.3)
+        assert in_a_child(check) == 0
+    other.join(60)
+    assert not other.is_alive()
+    """)
+
+
+@linux
 def test_workers_of_a_data_loader_call_the_operator():
     run("""
     class Read(torch.utils.data.Dataset):
