@@ -144,7 +144,7 @@ class TrellisModel(TrellisPreTrainedModel):
         for index, group in enumerate(groups):
             own = state
             if every and state is not None:
-                own = TrellisState((state.layers[index],), state.place, state.rule)
+                own = TrellisState((state.layers[index],), state.place, state.rule, state.period)
             x, after = read(group, self.kind, x, own, mask, packed, return_state=return_state, fused=fused)
             outputs.append(x)
             layers += [] if after is None else after.layers

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from codegen.errors import GradientError, ShapeError
-from trellis_ops.errors import StateError
 from trellis_ops.lm.block import Block
 from trellis_ops.lm.config import TrellisConfig
 from trellis_ops.lm.sequences import Layout, Rows
@@ -41,7 +40,7 @@ class StateKind:
 
     def state(self, layers: Sequence[AnyLayerState], place: Place) -> TrellisState:
         """A state of this kind."""
-        state = TrellisState(tuple(layers), place, self.rule)
+        state = TrellisState(tuple(layers), place, self.rule, self.period)
         state.fits = self
         return state
 
@@ -66,10 +65,6 @@ class StateKind:
             types = {name: None if name == "tail" else state_dtype(like.dtype) for name in shapes}
             wanted.append({name: Wanted(shape, types[name], like.device) for name, shape in shapes.items()})
         check_state(state, wanted, batch, self.period, self.rule)
-        made = state.fits
-        if isinstance(made, StateKind) and made.period != self.period:
-            # Chunks of another length leave tensors of the same shapes.
-            raise StateError(found=f"chunks of {made.period} tokens", expected=f"chunks of {self.period}")
         state.fits = self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -50,12 +51,14 @@ def broken(change: Callable[[LayerState], None]) -> TrellisState:
         (lambda: make_model(num_slots=9).first_state(2), ShapeError, "S_k"),
         (lambda: make_model(layers=3).first_state(2), SizeError, "layers in state=3"),
         (lambda: make_model(chunk_size=8).first_state(2), StateError, "chunks of 8 tokens, .* chunks of 16"),
+        (lambda: make_model(chunk_size=8).first_state(2).to("cpu"), StateError, "chunks of 8 tokens"),
+        (lambda: copy.deepcopy(make_model(chunk_size=8).first_state(2)), StateError, "chunks of 8 tokens"),
         (lambda: make_model(decode="exact").first_state(2), ShapeError, "start_k has shape None"),
         (lambda: make_model(conv_width=3).first_state(2), ShapeError, "tail"),
         (lambda: replace(make_model().first_state(2), place=16), SizeError, "place=16.*0 to 15"),
         (lambda: broken(lambda layer: setattr(layer, "S_v", layer.S_v.double())), DtypeError, r"\[1\].S_v.*float64"),
     ],
-    ids=["batch", "slots", "layers", "chunk_size", "decode", "conv_width", "position", "dtype"],
+    ids=["batch", "slots", "layers", "chunk_size", "moved", "copied", "decode", "conv_width", "position", "dtype"],
 )
 def test_a_state_that_does_not_fit_is_refused(
     state: Callable[[], TrellisState], error: type[TrellisError], part: str

@@ -32,6 +32,7 @@ class TrellisState:
         layers: one `LayerState` per layer, or one `RuleLayerState` in a model of another rule.
         place: `positions` in short, see `Place`; given as either.
         rule: the key of the rule whose memories these are; "" if that is not known.
+        period: tokens after which its positions begin again at 0; 0 if that is not known.
         fits: the `StateKind` that has checked this state, so that a step does not do it again.
         held: the tensors as the kernels of the last step took them, likewise.
 
@@ -47,6 +48,7 @@ class TrellisState:
     layers: tuple[AnyLayerState, ...]
     place: Place
     rule: str = ""
+    period: int = 0
     fits: object = field(default=None, init=False, repr=False, compare=False)
     held: object = field(default=None, init=False, repr=False, compare=False)
 
@@ -143,11 +145,13 @@ class TrellisState:
             require_state(state, rule=states[0].rule)
             like = [_like(layer, state.batch) for layer in states[0].layers]
             check_layers([layer.tensors() for layer in state.layers], like)
+            _require_period(state, states[0].period)
         layers = []
         for parts in zip(*(state.layers for state in states), strict=True):
             named = [part.tensors() for part in parts]
             layers.append(parts[0].with_tensors({name: torch.cat([each[name] for each in named]) for name in named[0]}))
-        return TrellisState(tuple(layers), torch.cat([state.positions for state in states]), states[0].rule)
+        positions = torch.cat([state.positions for state in states])
+        return TrellisState(tuple(layers), positions, states[0].rule, states[0].period)
 
     def begins(self) -> bool | Tensor:
         """Which rows' next token is the first of a chunk: all, none, or a mask `[B]` on the device of the layers."""
@@ -162,7 +166,7 @@ class TrellisState:
         self.place = moved(self.place, tokens, period)
 
     def _each(self, function: Callable[[Tensor], Tensor], place: Place) -> TrellisState:
-        made = TrellisState(tuple(layer.each(function) for layer in self.layers), place, self.rule)
+        made = TrellisState(tuple(layer.each(function) for layer in self.layers), place, self.rule, self.period)
         made.fits = self.fits
         return made
 
@@ -176,7 +180,7 @@ class TrellisState:
 
     def __getstate__(self) -> dict[str, Any]:
         # Who has checked it, and for which kernels it is held, is not data of the state.
-        return {"layers": self.layers, "place": self.place, "rule": self.rule}
+        return {"layers": self.layers, "place": self.place, "rule": self.rule, "period": self.period}
 
 
 torch.serialization.add_safe_globals([LayerState, RuleLayerState, TrellisState])
@@ -216,6 +220,7 @@ def check_state(
     """
     require_state(state, rule)
     check_layers([layer.tensors() for layer in state.layers], wanted)
+    _require_period(state, period)
     if not isinstance(state.place, Tensor):
         whole_number("state.place", state.place, period - 1, " in this model", least=0)
         return
@@ -224,6 +229,12 @@ def check_state(
     outside = state.place[(state.place < 0) | (state.place >= period)]
     if len(outside):
         raise SizeError(name="state.positions", value=int(outside[0]), expected=f"0 to {period - 1} in this model")
+
+
+def _require_period(state: TrellisState, period: int) -> None:
+    if period and state.period and state.period != period:
+        # Chunks of another length leave tensors of the same shapes.
+        raise StateError(found=f"chunks of {state.period} tokens", expected=f"chunks of {period}")
 
 
 def _are_layers(layers: Iterable[object]) -> bool:

@@ -131,6 +131,11 @@ def test_what_is_made_of_a_state_shares_no_memory_with_it() -> None:
         (lambda state: TrellisState.concatenate([state, make_model(layers=1).first_state(1)]), SizeError, "layers"),
         (lambda state: TrellisState.concatenate([state, make_model(num_slots=9).first_state(1)]), ShapeError, "S_k"),
         (
+            lambda state: TrellisState.concatenate([state, make_model(chunk_size=8).first_state(1)]),
+            StateError,
+            "chunks of 8 tokens",
+        ),
+        (
             lambda state: TrellisState.concatenate([state, make_model().double().first_state(1)]),
             DtypeError,
             r"\[0\].S_k has dtype torch.float64",
