@@ -46,8 +46,9 @@ def _study(options: argparse.Namespace, cells: Sequence[Cell], command: str) -> 
     ledger = Ledger(options.folder / f"{options.study}.jsonl")
     if options.times:
         time_again(ledger.results(), ledger, _show_time)
-        return
-    ended = not cells or study(cells, ledger, options.text, _show, options.minutes, options.workers)
+        ended = True
+    else:
+        ended = not cells or study(cells, ledger, options.text, _show, options.minutes, options.workers)
     known = set(cells)
     results = [each for each in ledger.results() if each.cell in known]
     if results:
@@ -83,7 +84,7 @@ _TEXT_BATCH = 8
 
 def _command(words: Sequence[str]) -> str:
     """What makes the results again: what was given, without the options that only say when and beside what."""
-    kept = list(words)
+    kept = [word for word in words if word != "--times"]
     for name in ("--minutes", "--workers"):
         if name in kept:
             del kept[kept.index(name) : kept.index(name) + 2]
@@ -166,14 +167,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("study", nargs="?", choices=_GRIDS, default="pairs", help=f"{texts} (default: pairs)")
     parser.add_argument("--folder", type=Path, required=True, help="where results, tables and pictures go")
     workers = "models trained at once (default: one for each core); 0 trains them in this process"
-    parser.add_argument("--minutes", type=at_least_zero, help="begin no model after so many")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--minutes", type=at_least_zero, help="begin no model after so many")
     parser.add_argument("--workers", type=count(0, MOST_THREADS), help=workers)
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="ablation, rules: text to learn as well")
     changes = "ablation: leave out what changes more settings of the defaults than so many (default: leave out nothing)"
     parser.add_argument("--changes", type=count(0, 100), metavar="N", help=changes)
     parser.add_argument("--page", type=Path, help="the Markdown file to write (default: in the folder)")
     times = "train nothing: take the time of a token of every model that has one again, one after another, and keep it"
-    parser.add_argument("--times", action="store_true", help=times)
+    either.add_argument("--times", action="store_true", help=times)
     axes = parser.add_argument_group("what varies", "Several values each; all combinations are trained.")
     for name, how in _AXES.items():
         axes.add_argument(f"--{name.replace('_', '-')}", nargs="+", **how)

@@ -77,6 +77,14 @@ def test_a_study_of_rules_is_one_table_and_goes_on(tmp_path: Path, capsys: pytes
     page = (tmp_path / "rules.md").read_text()
     assert "from 8 results of 8" in page and page.count("| gated_deltanet | ") == 1
     assert (tmp_path / "rules.csv").read_text().count("\n") == 1 + 4 * 2 + 4
+    (tmp_path / "rules.md").unlink()
+    main([*command, "--times"])
+    page = (tmp_path / "rules.md").read_text()
+    assert "from 4 results of 4" in page and "--times" not in page
+    assert len(Ledger(tmp_path / "rules.jsonl").results()) == 8
+    with pytest.raises(SystemExit):
+        main([*command, "--times", "--minutes", "1"])
+    assert "--minutes: not allowed with argument --times" in capsys.readouterr().err
 
 
 def test_a_rule_that_there_is_not_is_named(tmp_path: Path) -> None:
