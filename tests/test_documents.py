@@ -8,12 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from codegen.tables.arguments import arguments_table, tensors_table
 from codegen.tables.rules import field_table, named_table
+from tests.support.imported import Imported, imported
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "templates/README.md", "tuning_db/winners/README.md")
@@ -212,21 +214,20 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
+@pytest.fixture(scope="module")
+def python() -> Iterator[Imported]:
+    with imported() as process:
+        yield process
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_example_runs(document: str, tmp_path: Path) -> None:
+def test_every_example_runs(document: str, python: Imported, tmp_path: Path) -> None:
     blocks = [each for each in python_blocks(TEXTS[document]) if not FILE.match(each)]
     assert blocks or document != "README.md"
     if not blocks:
         return
     environment = {**os.environ, "TRELLIS_OPS_TUNING_DB": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", "\n".join(blocks)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python.run(["-c", "\n".join(blocks)], ROOT, environment)
     assert done.returncode == 0, done.stderr
     assert PRINTED[document] in done.stdout
 
@@ -234,41 +235,57 @@ def test_every_example_runs(document: str, tmp_path: Path) -> None:
 WRITTEN = 5
 """Texts that the commands of docs/using.md write."""
 
-SMALLER = {"tuner tune": "--budget 1s", "trellis_ops.lm.demo": "--steps 2"}
-"""What stands behind a command here, so that it takes seconds in the place of minutes."""
+SMALLER = {
+    "tuner tune ": "tuner tune --budget 1s --cores 1 ",
+    "tokens=4096, heads=8": "tokens=256, heads=1",
+    "train_mine.py mine 20 ": "train_mine.py mine 2 ",
+    "--steps 20 --batch 4": "--steps 2 --batch 4",
+    "--steps 150 ": "--steps 2 --batch 2 --length 64 --new-bytes 20 ",
+}
+"""What stands here in the place of a part of a command, so that it takes seconds in the place of minutes."""
 
 
-def test_the_commands_of_using_run_in_order(tmp_path: Path) -> None:
+def test_the_commands_of_using_run_in_order(python: Imported, tmp_path: Path) -> None:
     blocks = re.findall(r"^```bash\n(.*?)^```$", TEXTS["docs/using.md"], re.DOTALL | re.MULTILINE)
     # What pip installs is for tests/test_packaging.py.
     lines = [line for block in blocks for line in block.splitlines() if not line.startswith("pip install ")]
     assert sum("trellis_ops.generate" in line for line in lines) == WRITTEN
-    for command, options in SMALLER.items():
-        (place,) = (index for index, line in enumerate(lines) if f"python -m {command} " in line)
-        lines[place] += f" {options}"
+    for part, smaller in SMALLER.items():
+        (place,) = (index for index, line in enumerate(lines) if part in line)
+        lines[place] = lines[place].replace(part, smaller)
     for block in python_blocks(TEXTS["docs/using.md"]):
         if named := FILE.match(block):
             (tmp_path / named[1]).write_text(block)
     for name in ("README.md", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -W ignore "$@"\n')
-    python.chmod(0o755)
     own = {
         "TRELLIS_OPS_TUNING_DB": str(tmp_path / "records"),
         "TRELLIS_OPS_STORAGE": f"sqlite:///{tmp_path}/studies.db",
     }
-    environment = {**os.environ, **own, "PYTHONPATH": str(ROOT), "PATH": f"{python.parent}:{os.environ['PATH']}"}
-    script = "\n".join(["set -e", *lines])
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "In the beginning" in done.stdout and "The state" in done.stdout
-    assert done.stderr.count("tokens per second, one at a time") == WRITTEN
-    known = [int(each.replace(",", "")) for each in re.findall(r"store: ([\d,]+) of", done.stderr)]
-    assert known[0] == 0 < known[1], done.stderr
-    assert "Tuned here" in done.stdout and [*(tmp_path / "records").glob("*.json")]
-    assert "held out, after 2 steps" in done.stdout
+    environment = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
+    done = [run_line(python, line, tmp_path, environment) for line in lines]
+    printed, told = ("".join(getattr(each, name) for each in done) for name in ("stdout", "stderr"))
+    assert "In the beginning" in printed and "The state" in printed
+    assert told.count("tokens per second, one at a time") == WRITTEN
+    known = [int(each.replace(",", "")) for each in re.findall(r"store: ([\d,]+) of", told)]
+    assert known[0] == 0 < known[1], told
+    assert "Tuned here" in printed and [*(tmp_path / "records").glob("*.json")]
+    assert "held out, after 2 steps" in printed
+
+
+def run_line(
+    python: Imported, line: str, folder: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """What a shell does with `python ARGUMENTS < FILE  # a comment`, where it succeeds."""
+    program, *words = shlex.split(line, comments=True)
+    assert program in ("python", ".venv/bin/python")
+    stdin = None
+    if "<" in words:
+        *words, _, name = words
+        stdin = folder / name
+    done = python.run(words, folder, environment, stdin)
+    assert done.returncode == 0, f"{line}\n{done.stderr}"
+    return done
 
 
 @pytest.mark.parametrize(
