@@ -41,15 +41,23 @@ TRELLIS_OPS: Cases = {
     },
     "tests/trellis_ops/hf/test_folders.py": {
         "test_every_rule_is_saved_loaded_and_generates": (
+            "abc",
             "comba",
             "deltanet",
+            "gated_deltanet",
             "gdn2",
             "gla",
+            "gsa",
+            "infini",
+            "kda",
             "lattice",
             "linear",
             "memora",
+            "mesanet",
             "moneta",
             "oja",
+            "omeganet",
+            "rwkv7",
         ),
     },
     "tests/trellis_ops/hf/test_training.py": {
