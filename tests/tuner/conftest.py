@@ -78,14 +78,21 @@ def progress() -> Iterator[SearchProgress]:
 
 
 @pytest.fixture
-def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def templates(tmp_path: Path) -> Iterator[Path]:
     """A copy of the templates that a test may break; what is compiled from it is forgotten afterwards."""
     copy = tmp_path / "templates"
     shutil.copytree(render.TEMPLATES, copy)
-    _forget()
-    monkeypatch.setattr(render, "TEMPLATES", copy)
-    yield copy
-    monkeypatch.undo()
+    with rendered_from(copy):
+        yield copy
+
+
+@contextlib.contextmanager
+def rendered_from(folder: Path) -> Iterator[None]:
+    """Kernels of the templates in `folder`, none of which was made before or is found afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(render, "TEMPLATES", folder)
+        _forget()
+        yield
     _forget()
 
 

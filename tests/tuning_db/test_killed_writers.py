@@ -14,7 +14,7 @@ from tests.tuning_db.examples import record
 from tuning_db import Store
 
 ROOT = Path(__file__).parents[2]
-WRITERS, KILLS, PATIENCE_SECONDS = 8, 24, 120
+WRITERS, KILLS, PATIENCE_SECONDS = 5, 10, 120
 
 KILL_AT_EVERY_LINE = """
 import os, signal, sys
@@ -89,7 +89,7 @@ for number in range(10**6):
 """
 
 
-def test_eight_writers_of_which_one_after_another_is_killed_lose_nothing_they_were_told_is_kept(tmp_path: Path) -> None:
+def test_five_writers_of_which_one_after_another_is_killed_lose_nothing_they_were_told_is_kept(tmp_path: Path) -> None:
     chance = random.Random(0)
     said = {number: tmp_path / f"said by {number}" for number in range(KILLS)}
 

@@ -13,7 +13,7 @@ from tests.tuning_db.examples import ASKED, record
 from tuning_db import DatabaseBusyError, Store, writing
 
 ROOT = Path(__file__).parents[2]
-WRITERS, RECORDS = 8, 12
+WRITERS, RECORDS = 5, 12
 
 
 def _write(folder: str, writer: int, barrier: object) -> None:

@@ -37,12 +37,12 @@ def test_the_default_sampler_keeps_to_what_is_allowed_and_beats_chance(spaces):
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", pytest.param("gp", marks=NEEDS_SCIPY)])
 def test_a_replay_is_repeatable_and_finds_the_only_good_point(sampler):
-    points = tuple({"a": a, "b": b} for a in range(4) for b in range(4))
+    points = tuple({"a": a, "b": b} for a in range(3) for b in range(3))
     space = RecordedSpace("small", points, tuple(1.0 + (p["a"] - 1) ** 2 + (p["b"] - 2) ** 2 for p in points))
     (one,), (two,) = (replay([space], [sampler], 3, lambda done: None) for _ in range(2))
     assert one == two
     assert len(one.trials) == 3
-    assert all(1 <= count <= 16 for count in one.trials)
+    assert all(1 <= count <= 9 for count in one.trials)
 
 
 def test_random_search_needs_what_it_must():

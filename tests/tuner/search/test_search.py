@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +11,11 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from codegen import render
 from codegen.device import cpu
 from codegen.kernels.build import operator_digest
 from codegen.spec import Problem, Spec, bucket
-from tests.tuner.conftest import STEP, TRAIN, UPDATE
+from tests.tuner.conftest import STEP, TRAIN, UPDATE, rendered_from
 from trellis_ops import forget
 from trellis_ops.calls.arguments import Request
 from trellis_ops.dispatch import resolve
@@ -23,6 +26,7 @@ from tuner.search.search import Status
 from tuner.search.study import search_study
 from tuner.search.tune import tune
 from tuner.space.space import space_of
+from tuner.workers.pool import Workers
 from tuner.workers.worker import Result
 from tuning_db import Outcome, Record, utc_now
 
@@ -112,26 +116,51 @@ def test_interruption_releases_the_running_trial(session, monkeypatch):
     assert settings_of(searched) == [searched.space.default.settings()]
 
 
-def break_step(templates: Path, kind: str, key: str) -> None:
-    """Break the step kernel of the one schedule with this key."""
+IDLE = replace(STEP, problem=replace(STEP.problem, dim_v=6))
+"""The spec whose default does nothing."""
 
-    def only(broken: str, right: str) -> str:
-        return f"{{{{ {broken} if schedule.key() == '{key}' else {right} }}}}"
 
-    path = templates / "tvm" / "memory_step.py.j2"
-    text = path.read_text()
-    if kind == "one sign wrong":
-        text, count = re.subn(r"- U\[", only("'+'", "'-'") + " U[", text)
-        assert count >= 1, "the write to the state is no longer written as '- U['; break another sign"
-    else:
-        text, count = re.subn(r"\{\{ programs \}\}", only("'T.serial(0)'", "programs"), text)
-        assert count >= 1, "the loop over programs is no longer {{ programs }}; make the kernel idle elsewhere"
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Templates with one fault for each test: a sign of STEP's second schedule, IDLE's default, and UPDATE's syntax."""
+    folder = tmp_path_factory.mktemp("broken") / "templates"
+    shutil.copytree(render.TEMPLATES, folder)
+
+    def only(spec: Spec, key: str, broken: str, right: str) -> str:
+        at_fault = f"schedule.key() == '{key}' and problem.dim_v == {spec.problem.dim_v}"
+        return f"{{{{ {broken} if {at_fault} else {right} }}}}"
+
+    path, update = folder / "tvm" / "memory_step.py.j2", folder / "tvm" / "memory_update.py.j2"
+    text, count = re.subn(r"- U\[", only(STEP, bad_step(), "'+'", "'-'") + " U[", path.read_text())
+    assert count >= 1, "the write to the state is no longer written as '- U['; break another sign"
+    idle = space_of(IDLE, "tvm", cpu()).default.key()
+    text, count = re.subn(r"\{\{ programs \}\}", only(IDLE, idle, "'T.serial(0)'", "programs"), text)
+    assert count >= 1, "the loop over programs is no longer {{ programs }}; make the kernel idle elsewhere"
     path.write_text(text)
+    update.write_text(update.read_text() + "{% if %}")
+    return folder
 
 
-def test_a_broken_candidate_is_recorded_and_cannot_win(session, templates, progress):
-    bad = list(space_of(STEP, "tvm", cpu()).schedules.values())[1]
-    break_step(templates, "one sign wrong", bad.key())
+def bad_step() -> str:
+    return list(space_of(STEP, "tvm", cpu()).schedules)[1]
+
+
+@pytest.fixture(scope="module")
+def workers_of_broken() -> Iterator[Workers]:
+    """Processes of their own, as those of other templates are replaced, and each takes seconds to start."""
+    with Workers(compilers=1) as started:
+        yield started
+
+
+@pytest.fixture
+def at_fault(session, broken, workers_of_broken):
+    """A session that makes kernels of the broken templates."""
+    with rendered_from(broken):
+        yield replace(session, workers=workers_of_broken)
+
+
+def test_a_broken_candidate_is_recorded_and_cannot_win(at_fault, progress):
+    session, bad = at_fault, space_of(STEP, "tvm", cpu()).schedules[bad_step()]
     remember(session, STEP, bad.settings(), "digest")
     tuned = tune(NamedSpec("step", STEP), session, progress)
     trials = run(session).tried
@@ -144,10 +173,9 @@ def test_a_broken_candidate_is_recorded_and_cannot_win(session, templates, progr
     assert tuned.failures == {Outcome.wrong_answer: 1}
 
 
-def test_a_default_that_is_wrong_is_replaced_and_that_is_said(session, templates, progress):
-    default = space_of(STEP, "tvm", cpu()).default
-    break_step(templates, "does nothing", default.key())
-    tuned = tune(NamedSpec("step", STEP), session, progress)
+def test_a_default_that_is_wrong_is_replaced_and_that_is_said(at_fault, progress):
+    default = space_of(IDLE, "tvm", cpu()).default
+    tuned = tune(NamedSpec("step", IDLE), at_fault, progress)
     assert tuned.winner != default.key()
     assert tuned.record.default_seconds is None
     assert "the default schedule was not right" in tuned.record.reason
@@ -161,12 +189,10 @@ def test_a_run_whose_only_worker_was_killed_measures_its_default_in_the_finals(s
     assert tuned.record.default_seconds == tuned.record.seconds > 0
 
 
-def test_a_template_that_does_not_parse_fails_its_spec_with_the_reason(session, templates, progress):
-    path = templates / "tvm" / "memory_step.py.j2"
-    path.write_text(path.read_text() + "{% if %}")
-    with pytest.raises(NothingMeasuredError, match=r"memory_step\.py\.j2"):
-        tune(NamedSpec("step", STEP), replace(session, budget=Budget(trials=2)), progress)
-    assert session.store.records() == ()
+def test_a_template_that_does_not_parse_fails_its_spec_with_the_reason(at_fault, progress):
+    with pytest.raises(NothingMeasuredError, match=r"memory_update\.py\.j2"):
+        tune(NamedSpec("update", UPDATE), replace(at_fault, budget=Budget(trials=2)), progress)
+    assert at_fault.store.records() == ()
 
 
 def test_a_winner_is_committed_with_where_it_comes_from(session, progress):

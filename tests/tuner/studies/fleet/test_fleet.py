@@ -22,7 +22,7 @@ from tuner.studies.studies import open_storage
 from tuner.studies.telling import RELEASED
 
 PROGRAMS = postgresql.programs()
-WORKERS, PATIENCE_SECONDS = 4, 240
+WORKERS, PATIENCE_SECONDS = 3, 240
 
 pytestmark = pytest.mark.skipif(PROGRAMS is None, reason="PostgreSQL is not installed: apt-get install postgresql")
 
@@ -79,35 +79,14 @@ def points_and_fastest() -> tuple[list[dict[str, object]], str]:
     return [schedule.settings() for schedule in schedules], fastest.key()
 
 
-def test_four_workers_that_pretend_to_measure_lose_nothing_when_one_is_killed(url, tmp_path):
-    workers = [start(url, tmp_path / str(number)) for number in range(WORKERS)]
+def test_workers_that_pretend_to_measure_lose_nothing_when_one_is_killed_and_one_declared_dead(url, tmp_path):
+    """What the second says of the trial it had begun comes too late and is dropped; it keeps its search."""
+    killed, stopped, other = (start(url, tmp_path / str(number)) for number in range(WORKERS))
     study = study_of(url)
-    lost = stop_in_mid_trial(workers[0], study)
-    os.kill(workers[0].pid, signal.SIGKILL)
-    workers[0].wait()
-    said = []
-    for worker in workers[1:]:
-        output, errors = worker.communicate(timeout=PATIENCE_SECONDS)
-        assert worker.returncode == 0, errors
-        said.append(output.strip())
-    points, fastest = points_and_fastest()
-    trials = study.get_trials()
-    done = [trial.params for trial in trials if trial.state is TrialState.COMPLETE]
-    assert sorted(map(str, done)) == sorted(map(str, points)), "every point once, and none twice"
-    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
-    assert trials[lost].state is TrialState.FAIL
-    assert RELEASED not in trials[lost].user_attrs
-    assert held_point(trials[lost]) in done, "what the killed worker was at was tried by another"
-    assert said == [fastest] * (WORKERS - 1)
-    owners = {trial.user_attrs["owner"] for trial in trials if trial.state is TrialState.COMPLETE}
-    assert len(owners) >= WORKERS - 1, "all of them worked"
-
-
-def test_a_worker_that_was_declared_dead_drops_its_trial_and_keeps_its_search(url, tmp_path):
-    stopped, other = start(url, tmp_path / "stopped"), start(url, tmp_path / "other")
-    study = study_of(url)
-    lost = stop_in_mid_trial(stopped, study)
-    wait_until(lambda: study.get_trials()[lost].state is TrialState.FAIL, "nobody missed the worker that was stopped")
+    of_stopped, of_killed = (stop_in_mid_trial(each, study) for each in (stopped, killed))
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    wait_until(lambda: study.get_trials()[of_stopped].state is TrialState.FAIL, "nobody missed the one that stopped")
     os.kill(stopped.pid, signal.SIGCONT)
     said = []
     for worker in (stopped, other):
@@ -118,4 +97,10 @@ def test_a_worker_that_was_declared_dead_drops_its_trial_and_keeps_its_search(ur
     assert said == [fastest] * 2
     done = [trial.params for trial in trials if trial.state is TrialState.COMPLETE]
     assert sorted(map(str, done)) == sorted(map(str, points)), "every point once, and none twice"
-    assert trials[lost].state is TrialState.FAIL, "what came too late does not count"
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+    for lost in (of_killed, of_stopped):
+        assert trials[lost].state is TrialState.FAIL, "what came too late does not count"
+        assert held_point(trials[lost]) in done, "what they were at was tried by another"
+    assert RELEASED not in trials[of_killed].user_attrs
+    owners = {trial.user_attrs["owner"] for trial in trials if trial.state is TrialState.COMPLETE}
+    assert len(owners) >= WORKERS - 1, "all of them worked"
