@@ -10,7 +10,6 @@ TRELLIS_OPS: Cases = {
     },
     "tests/trellis_ops/eager/test_backward.py": {
         "test_nearly_equal_slots_lose_no_more_digits_than_their_difference_has": ("1-tvm",),
-        "test_only_inputs_and_states_at_starts_of_chunks_are_kept": ("tvm-16-2",),
         "test_the_kernel_and_the_eager_reverse_pass_agree_on_unusual_chunks": ("2",),
     },
     "tests/trellis_ops/eager/test_eager.py": {
@@ -23,7 +22,24 @@ TRELLIS_OPS: Cases = {
         ),
     },
     "tests/trellis_ops/family/peers/test_peers.py": {
-        "test_a_rule_is_its_peers": ("mesanet-T500-D60-gate1.0",),
+        "test_a_rule_is_its_peers": (
+            "abc-T500-D60-gate1.0",
+            "comba-T500-D60-gate1.0",
+            "delta_product-T500-D60-gate1.0",
+            "deltanet-T500-D60-gate1.0",
+            "gdn2-T500-D60-gate1.0",
+            "iplr-T500-D60-gate1.0",
+            "kda-T500-D60-gate1.0",
+            "linear_normalised-T500-D60-gate1.0",
+            "mesanet-T500-D60-gate1.0",
+            "momentum_delta-T500-D60-gate1.0",
+            "oja-T500-D60-gate1.0",
+            "retention-T500-D60-gate1.0",
+            "rwkv6-T500-D60-gate1.0",
+            "rwkv7-T500-D60-gate1.0",
+            "simple_gla-T500-D60-gate1.0",
+            "ttt_linear-T500-D60-gate1.0",
+        ),
     },
     "tests/trellis_ops/family/test_neighbours.py": {
         "test_gradients": (
@@ -38,6 +54,7 @@ TRELLIS_OPS: Cases = {
             "dtype1-rms_norm",
             "dtype1-swiglu_gate",
         ),
+        "test_what_torch_knows_of_the_operators": ("dtype1",),
     },
     "tests/trellis_ops/hf/test_folders.py": {
         "test_every_rule_is_saved_loaded_and_generates": (
@@ -79,8 +96,11 @@ TRELLIS_OPS: Cases = {
             "ttt_linear",
         ),
     },
+    "tests/trellis_ops/operators/test_compiled_steps.py": {
+        "test_a_compiled_step_of_a_model_decodes_as_the_model_does": ("learned",),
+    },
     "tests/trellis_ops/operators/test_empty_sequences.py": {
-        "test_gradients": ("tvm-4-first_order",),
+        "test_gradients": ("tvm-20-first_order",),
     },
     "tests/trellis_ops/operators/test_user_maps.py": {
         "test_first_order_gradients_of_tvm": ("huber_loss",),
@@ -91,16 +111,17 @@ TRELLIS_OPS: Cases = {
         "test_kernels_of_tvm_whose_chunks_share_a_tile": ALL,
         "test_losses_whose_derivatives_hold_no_z_or_one_number_for_all_slots": (
             "hebbian_loss-1",
-            "hebbian_loss-4",
+            "hebbian_loss-16",
             "of_means-1",
             "of_the_mean-1",
-            "of_the_mean-4",
+            "of_the_mean-16",
         ),
     },
     "tests/trellis_ops/test_memory.py": {
         "test_gradients_agree_with_the_oracle": (
             "bilevel-rule0",
             "first_order-rule1",
+            "first_order-rule2",
             "first_order-rule3",
         ),
         "test_steps_continue_what_attention_computes": (
@@ -115,13 +136,16 @@ TRELLIS_OPS: Cases = {
     "tests/trellis_ops/test_ops.py": {
         "test_attention_agrees_with_the_oracle": (
             "1-token-tvm",
+            "64-head-None",
+            "64-head-eager",
+            "64-head-tvm",
             "7-head-None",
             "7-head-tvm",
         ),
         "test_gradcheck_of_attention_in_float64": ("3",),
         "test_half_precision_inputs_keep_float32_states": (
-            "dtype1-None",
-            "dtype1-tvm",
+            "dtype0-None",
+            "dtype0-tvm",
         ),
         "test_step_agrees_with_the_oracle_and_moves_the_state_in_place": (
             "dtype0-True-tvm",
@@ -129,6 +153,7 @@ TRELLIS_OPS: Cases = {
         ),
         "test_update_then_readouts_equal_attention": (
             "1-None",
+            "1-eager",
             "1-tvm",
         ),
     },

@@ -164,10 +164,10 @@ def test_the_operators_pass_opcheck():
     _, initial, given, _ = call(EVERYTHING)
     leaves = [x.requires_grad_() for x in given.values()]
     offsets = torch.tensor([0, 11])
-    opcheck(family.attention, (leaves, list(initial), None, rule_text(EVERYTHING), 1, "bilevel", True, None))
+    opcheck(family.attention, (leaves, list(initial), None, rule_text(EVERYTHING), 4, "bilevel", True, None))
     alone = [x if x.ndim == 1 else x[:1] for x in leaves]
     # Of packed sequences more states are allocated than are kept: what lies there may differ from run to run.
-    opcheck(family.attention, (alone, [], offsets, rule_text(EVERYTHING), 4, "first_order", False, None))
+    opcheck(family.attention, (alone, [], offsets, rule_text(EVERYTHING), 4, "bilevel", False, None))
     token = [x.detach() if x.ndim == 1 else x[:, 0].detach().clone() for x in leaves]
     opcheck(family.step, (token, [x.clone() for x in initial], [], rule_text(EVERYTHING), None))
 
@@ -183,7 +183,8 @@ def test_torch_compile_sees_one_call():
 
     expected = attend(q, initial)
     (gradient,) = torch.autograd.grad(expected, q)
-    compiled = torch.compile(attend, fullgraph=True)(q, initial)
+    # Inductor leaves squares and sums to torch's own kernels, which saves most of its time.
+    compiled = torch.compile(attend, fullgraph=True, options={"fallback_by_default": True})(q, initial)
     torch.testing.assert_close(compiled, expected)
     torch.testing.assert_close(torch.autograd.grad(compiled, q)[0], gradient)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -20,18 +21,20 @@ from trellis_ops.tokens import Tokens
 FLOAT32 = TOLERANCE[torch.float32]
 RULE = Rule(phi_eps=1e-2)
 SETTINGS = {"phi_eps": 1e-2}
+# Of the kernels' own tests, as is the chunk of 20 tokens below: each kernel is compiled once for both.
+DIMS = (20, 12, 18)
 KERNELS = pytest.mark.parametrize("implementation", ["eager", "tvm", None])
 
 
-def attend(inputs, chunk_size=16, **options):
+def attend(inputs, chunk_size=20, **options):
     options = {"chunk_size": chunk_size, "initial_state": inputs.initial_state, "output_final_state": True} | options
     return trellis_attention(*inputs.args, **SETTINGS, **options)
 
 
 @KERNELS
-@pytest.mark.parametrize(("chunk_size", "step_size"), [(1, "token"), (7, "head"), (16, "token"), (64, "head")])
+@pytest.mark.parametrize(("chunk_size", "step_size"), [(1, "token"), (7, "head"), (20, "token"), (64, "head")])
 def test_attention_agrees_with_the_oracle(implementation, chunk_size, step_size):
-    inputs = make_inputs(2, 37, 3, 20, 12, 18, step_size=step_size)
+    inputs = make_inputs(2, 37, 3, *DIMS, step_size=step_size)
     y, states = attend(inputs, chunk_size, implementation=implementation)
     expected_y, expected_states = reference.attention(
         *inputs.args, rule=RULE, chunk_size=chunk_size, initial_state=inputs.initial_state
@@ -44,10 +47,10 @@ def test_attention_agrees_with_the_oracle(implementation, chunk_size, step_size)
 @KERNELS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_inputs_keep_float32_states(implementation, dtype):
-    inputs = make_inputs(1, 37, 2, 20, 12, 18).to(dtype)
+    inputs = make_inputs(1, 37, 2, *DIMS, step_size="token").to(dtype)
     y, states = attend(inputs, implementation=implementation)
     expected_y, expected_states = reference.attention(
-        *inputs.args, rule=RULE, chunk_size=16, initial_state=inputs.initial_state
+        *inputs.args, rule=RULE, chunk_size=20, initial_state=inputs.initial_state
     )
     assert y.dtype == dtype
     assert {s.dtype for s in states} == {torch.float32}
@@ -58,10 +61,10 @@ def test_half_precision_inputs_keep_float32_states(implementation, dtype):
 
 @KERNELS
 def test_no_initial_state_is_a_zero_state_and_final_states_are_only_returned_when_asked(implementation):
-    inputs = make_inputs(1, 20, 2, 8, 8, 8)
-    y, nothing = trellis_attention(*inputs.args, **SETTINGS, implementation=implementation)
+    inputs = make_inputs(1, 21, 2, *DIMS)
+    y, nothing = trellis_attention(*inputs.args, **SETTINGS, chunk_size=20, implementation=implementation)
     zeros = tuple(torch.zeros_like(s) for s in inputs.initial_state)
-    same, states = attend(inputs, 64, initial_state=zeros, implementation=implementation)
+    same, states = attend(inputs, initial_state=zeros, implementation=implementation)
     assert nothing is None
     assert states is not None
     assert torch.equal(y, same)
@@ -69,7 +72,7 @@ def test_no_initial_state_is_a_zero_state_and_final_states_are_only_returned_whe
 
 @KERNELS
 def test_the_initial_state_is_not_overwritten(implementation):
-    inputs = make_inputs(1, 20, 2, 8, 8, 8)
+    inputs = make_inputs(1, 21, 2, *DIMS)
     before = tuple(s.clone() for s in inputs.initial_state)
     attend(inputs, implementation=implementation)
     assert all(torch.equal(a, b) for a, b in zip(before, inputs.initial_state, strict=True))
@@ -79,12 +82,12 @@ def test_the_initial_state_is_not_overwritten(implementation):
 @pytest.mark.parametrize("index_type", [torch.int32, torch.int64])
 def test_packed_sequences_equal_the_sequences_one_by_one(implementation, index_type):
     lengths = [5, 1, 33, 16]
-    inputs = make_inputs(1, sum(lengths), 2, 12, 20, 9, sequences=len(lengths))
+    inputs = make_inputs(1, sum(lengths), 2, *DIMS, sequences=len(lengths))
     offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=index_type)
-    y, states = attend(inputs, 8, cu_seqlens=offsets, implementation=implementation)
+    y, states = attend(inputs, cu_seqlens=offsets, implementation=implementation)
     for n, (start, end) in enumerate(itertools.pairwise(offsets)):
         alone = inputs.tokens(start, end, tuple(s[n : n + 1] for s in inputs.initial_state))
-        y_n, states_n = attend(alone, 8, implementation=implementation)
+        y_n, states_n = attend(alone, implementation=implementation)
         assert_close(y[:, start:end], y_n.double(), 2e-6)
         for together, single in zip(states, states_n, strict=True):
             assert_close(together[n : n + 1], single.double(), 2e-6)
@@ -92,14 +95,14 @@ def test_packed_sequences_equal_the_sequences_one_by_one(implementation, index_t
 
 @KERNELS
 def test_strided_and_expanded_tensors(implementation):
-    inputs = make_inputs(2, 33, 2, 12, 12, 8)
+    inputs, options = make_inputs(2, 33, 2, *DIMS), {"chunk_size": 20, "implementation": implementation}
     strided = inputs.map(lambda x: x if x.dim() == 1 else x.transpose(0, 1).contiguous().transpose(0, 1))
     packed = torch.cat([strided.q, strided.k], dim=-1)
     q, k = packed.chunk(2, dim=-1)
     v = strided.v[:, :, :1].expand(-1, -1, 2, -1)
     plain = (inputs.q, inputs.k, v.contiguous(), *inputs.args[3:])
-    expected, _ = trellis_attention(*plain, **SETTINGS, implementation=implementation)
-    actual, _ = trellis_attention(q, k, v, *strided.args[3:], **SETTINGS, implementation=implementation)
+    expected, _ = trellis_attention(*plain, **SETTINGS, **options)
+    actual, _ = trellis_attention(q, k, v, *strided.args[3:], **SETTINGS, **options)
     assert not q.is_contiguous() and not v.is_contiguous()
     assert torch.equal(actual, expected)
 
@@ -107,7 +110,7 @@ def test_strided_and_expanded_tensors(implementation):
 @KERNELS
 @pytest.mark.parametrize("chunk_size", [1, 7])
 def test_update_then_readouts_equal_attention(implementation, chunk_size):
-    inputs = make_inputs(2, 37, 3, 20, 12, 18)
+    inputs = make_inputs(2, 37, 3, 20, 20, 18)
     gates = (inputs.log_decay, inputs.step_size)
     settings = {"chunk_size": chunk_size, "implementation": implementation}
     s_k, s_v = inputs.initial_state
@@ -132,7 +135,7 @@ def test_update_then_readouts_equal_attention(implementation, chunk_size):
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_step_agrees_with_the_oracle_and_moves_the_state_in_place(implementation, chunked, dtype):
-    inputs = make_inputs(3, 1, 2, 20, 12, 18).to(dtype)
+    inputs = make_inputs(3, 1, 2, *DIMS).to(dtype)
     state = tuple(s.clone() for s in inputs.initial_state)
     addresses = [s.data_ptr() for s in state]
     gradient_state = tuple(s.flip(-1).contiguous() for s in state) if chunked else None
@@ -165,14 +168,17 @@ def test_step_refuses_gradients():
         trellis_step(*token, inputs.initial_state)
 
 
-@pytest.mark.parametrize(("chunk_size", "outer_gradient"), [(1, "bilevel"), (16, "first_order")])
-def test_gradients_agree_with_those_of_the_oracle(chunk_size, outer_gradient):
-    leaves = make_inputs(2, 13, 2, 6, 5, 4, step_size="token").leaves()
-    exact = make_inputs(2, 13, 2, 6, 5, 4, step_size="token").to(torch.float64).leaves()
-    y, states = attend(leaves, chunk_size, outer_gradient=outer_gradient)
+@pytest.mark.parametrize(
+    ("chunk_size", "link", "step_size", "outer_gradient"),
+    [(1, "identity", "token", "bilevel"), (3, "ln_silu", "head", "first_order")],
+)
+def test_gradients_agree_with_those_of_the_oracle(chunk_size, link, step_size, outer_gradient):
+    inputs = make_inputs(2, 13, 2, *DIMS, step_size=step_size)
+    leaves, exact = inputs.leaves(), inputs.to(torch.float64).leaves()
+    y, states = attend(leaves, chunk_size, link=link, outer_gradient=outer_gradient)
     expected_y, expected_states = reference.attention(
         *exact.args,
-        rule=RULE,
+        rule=dataclasses.replace(RULE, link=link),
         chunk_size=chunk_size,
         initial_state=exact.initial_state,
         outer_gradient=outer_gradient,
@@ -210,7 +216,7 @@ def test_gradcheck_of_update_and_readout_in_float64():
 
 
 def test_only_wanted_gradients_are_computed(monkeypatch):
-    inputs = make_inputs(1, 9, 2, 4, 4, 4)
+    inputs = make_inputs(1, 21, 2, *DIMS)
     q = inputs.q.clone().requires_grad_()
     reverse, seen = CompiledOperator.backward, []
     names = Tokens._fields
@@ -220,7 +226,7 @@ def test_only_wanted_gradients_are_computed(monkeypatch):
         reverse(operator, tensors, sequences, wanted)
 
     monkeypatch.setattr(CompiledOperator, "backward", watched)
-    y, _ = trellis_attention(q, *inputs.args[1:], **SETTINGS, initial_state=inputs.initial_state, implementation="tvm")
+    y, _ = attend(dataclasses.replace(inputs, q=q), implementation="tvm")
     y.sum().backward()
     assert q.grad.isfinite().all() and q.grad.abs().sum() > 0
     of_q, *others = seen
@@ -234,17 +240,17 @@ OPERATORS = torch.ops.trellis_ops
 @pytest.mark.parametrize("implementation", ["eager", "tvm"])
 @pytest.mark.parametrize("with_state", [False, True])
 def test_opcheck_of_attention(implementation, with_state):
-    inputs = make_inputs(1, 5, 2, 4, 3, 3).leaves()
+    inputs = make_inputs(1, 21, 2, *DIMS).leaves()
     state = inputs.initial_state if with_state else (None, None)
-    settings = ("ln_silu", "ln_silu", "identity", 1e-2, 2, "bilevel", implementation)
+    settings = ("ln_silu", "ln_silu", "identity", 1e-2, 20, "bilevel", implementation)
     opcheck(OPERATORS.attention.default, (*inputs.args, *state, None, *settings))
 
 
 @pytest.mark.parametrize("implementation", ["eager", "tvm"])
 def test_opcheck_of_packed_attention(implementation):
-    inputs = make_inputs(1, 5, 2, 4, 3, 3, state=None)
-    offsets = torch.tensor([0, 2, 5])
-    settings = ("silu", "softmax", "l2_silu", 1e-2, 2, "bilevel", implementation)
+    inputs = make_inputs(1, 23, 2, *DIMS, state=None)
+    offsets = torch.tensor([0, 2, 23])
+    settings = ("ln_silu", "ln_silu", "identity", 1e-2, 20, "bilevel", implementation)
     opcheck(OPERATORS.attention.default, (*inputs.args, None, None, offsets, *settings))
 
 
@@ -265,11 +271,11 @@ def test_opcheck_of_the_other_operators(implementation):
 
 @pytest.mark.parametrize("implementation", ["eager", "tvm"])
 def test_compiled_functions_give_the_eager_result(implementation):
-    inputs = make_inputs(1, 9, 2, 4, 4, 3)
+    inputs = make_inputs(1, 21, 2, *DIMS)
 
     def both(*tensors):
         y, states = trellis_attention(
-            *tensors, **SETTINGS, chunk_size=4, output_final_state=True, implementation=implementation
+            *tensors, **SETTINGS, chunk_size=20, output_final_state=True, implementation=implementation
         )
         with torch.no_grad():
             token = [x if x.dim() == 1 else x[:, 0] for x in tensors]
@@ -283,14 +289,15 @@ def test_compiled_functions_give_the_eager_result(implementation):
 
 
 def test_a_compiled_training_step_has_the_eager_gradients():
-    inputs = make_inputs(1, 9, 2, 4, 4, 3)
+    inputs = make_inputs(1, 21, 2, *DIMS)
 
     def loss(q):
-        y, _ = trellis_attention(q, *inputs.args[1:], **SETTINGS, chunk_size=4, initial_state=inputs.initial_state)
+        y, _ = trellis_attention(q, *inputs.args[1:], **SETTINGS, chunk_size=20, initial_state=inputs.initial_state)
         return y.square().sum()
 
     one, other = (inputs.q.clone().requires_grad_() for _ in range(2))
-    torch.compile(loss, fullgraph=True)(one).backward()
+    # Inductor leaves the square and the sum to torch's own kernels, which saves most of its time.
+    torch.compile(loss, fullgraph=True, options={"fallback_by_default": True})(one).backward()
     loss(other).backward()
     assert_close(one.grad, other.grad.double(), 2e-6)
 

@@ -18,10 +18,10 @@ from tests.trellis_ops.test_memory import DELTA
 from tests.trellis_ops.test_memory import call as case_of
 from trellis_ops import memory_attention, memory_readout, memory_update, reference, trellis_attention, trellis_step
 
-SETTINGS = {"phi_eps": 1e-2, "chunk_size": 4}
+SETTINGS = {"phi_eps": 1e-2, "chunk_size": 16}
 FORWARD = pytest.mark.parametrize("name", ["trellis_attention", "packed", "memory_update", "memory_readout"])
-X = make_inputs(2, 6, 2, 4, 4, 3)
-ONE = make_inputs(1, 6, 2, 4, 4, 3)
+X = make_inputs(2, 19, 2, 4, 4, 3)
+ONE = make_inputs(1, 19, 2, 4, 4, 3)
 
 
 def attend(q, implementation=None):
@@ -31,7 +31,7 @@ def attend(q, implementation=None):
 
 
 def attend_packed(q, implementation=None):
-    options = {**SETTINGS, "cu_seqlens": torch.tensor([0, 2, 6]), "implementation": implementation}
+    options = {**SETTINGS, "cu_seqlens": torch.tensor([0, 2, 19]), "implementation": implementation}
     return trellis_attention(q, *ONE.args[1:], **options)[0]
 
 
@@ -106,7 +106,7 @@ def test_forward_mode_is_refused_rather_than_zero(name, implementation):
 
 
 OPERATORS = {
-    "attention": (X.args, lambda *t: torch.ops.trellis_ops.attention(*t, *_NO_STATES, *_MAPS, 4, "bilevel", None)),
+    "attention": (X.args, lambda *t: torch.ops.trellis_ops.attention(*t, *_NO_STATES, *_MAPS, 16, "bilevel", None)),
     "attention_kept": (
         X.args,
         lambda *t: torch.ops.trellis_ops.attention_kept(*t, *_NO_STATES, *_MAPS, 16, "bilevel", "tvm"),

@@ -112,7 +112,7 @@ FLAT = [
 ]
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("chunk", [1, 16])
 @pytest.mark.parametrize("loss", FLAT, ids=attrgetter("name"))
 def test_losses_whose_derivatives_hold_no_z_or_one_number_for_all_slots(loss: Map, chunk: int) -> None:
     formulas = {
@@ -121,10 +121,10 @@ def test_losses_whose_derivatives_hold_no_z_or_one_number_for_all_slots(loss: Ma
         "of_means": lambda z, a: -z * _mean(a),
     }
     reference.define_loss(loss.name, lambda z, a, epsilon: formulas[loss.name](z, a))
-    x = make_inputs(1, 11, 2, 6, 5, 7, dtype=torch.float64, step_size="token", state="random").leaves()
+    x = make_inputs(1, 18, 2, 6, 5, 7, dtype=torch.float64, step_size="token", state="random").leaves()
     options = {"rule": Rule(loss, link="identity", step_size="token"), "chunk_size": chunk, "outer_gradient": "bilevel"}
     check_eager(x, options)
-    check(Case(chunk=chunk, lengths=(11,), heads=1, rule=options["rule"]))
+    check(Case(chunk=chunk, lengths=(18,), heads=1, rule=options["rule"]))
 
 
 def _mean(x: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ def _squared_mean(z: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
 
 def test_operators_take_a_map_and_its_text() -> None:
     x = make_inputs(1, 20, 2, 8, 8, 6).leaves()
-    options = {"chunk_size": 4, "initial_state": x.initial_state, "output_final_state": True}
+    options = {"chunk_size": 16, "initial_state": x.initial_state, "output_final_state": True}
     y, state = trellis_attention(*x.args, phi=HUBER, link=GELU, **options)
     again, _ = trellis_attention(*x.args, phi=str(HUBER), link=GELU.key, **options)
     by_name, _ = trellis_attention(*x.args, phi="huber_loss", link="gelu_tanh", implementation="eager", **options)

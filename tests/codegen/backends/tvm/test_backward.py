@@ -94,6 +94,10 @@ def test_sizes_and_types(dim_k, dim_v, slots, dtype):
     check(Case(chunk=40, lengths=(70,), dtype=dtype, rule=Rule("silu", phi_eps=1e-2), **sizes))
 
 
+def test_bfloat16():
+    check(Case(dtype="bfloat16"))
+
+
 @pytest.mark.parametrize("phi", ["ln_silu", "softmax"])
 def test_tiles_that_span_chunks_of_one_token(phi):
     check(Case(chunk=1, heads=1, rule=Rule(phi, link="identity", phi_eps=1e-2, step_size="token")))

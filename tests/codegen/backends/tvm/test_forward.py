@@ -60,6 +60,9 @@ def tiled(variant: str, tile: int) -> With:
         ("softmax", "pair", 33, 5, 17),
         ("silu", "split", 1, 1, 1),
         ("l2_silu", "split", 80, 96, 48),
+        ("ln_silu", "fused", 20, 12, 18),
+        ("softmax", "pair", 20, 12, 18),
+        ("l2_silu", "split", 20, 12, 18),
     ],
 )
 def test_every_write_map_and_size(phi, variant, dim_k, dim_v, slots):
@@ -117,12 +120,12 @@ def test_tiles_that_span_chunks(chunk, tile, variant, phi):
 
 
 def test_strong_forgetting_in_tiles_that_span_chunks():
-    for chunk in (3, 8):
-        case = Case(chunk=chunk, lengths=(67,))
+    for chunk, phi in ((3, "ln_silu"), (8, "identity")):
+        case = Case(chunk=chunk, lengths=(67,), rule=Rule(phi, phi_eps=1e-2, step_size="token"))
         inputs = case.inputs()
         inputs.log_decay[:, ::3] = float("-inf")
         inputs.log_decay[:, 1::3] = -40.0
-        check_attention(tiled("fused", 32), case, inputs)
+        check_attention(tiled("fused", 16), case, inputs)
 
 
 @pytest.mark.parametrize(("width", "accumulators"), [(4, 4), (8, 12), (16, 4), (16, 12)])

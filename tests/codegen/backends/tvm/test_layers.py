@@ -74,9 +74,9 @@ def test_narrow_weights_are_multiplied_by_vectors_of_every_width(weights, narrow
 
 
 def test_whole_numbers_lose_less_than_sums_of_float32():
-    """At the sizes of 125M parameters, one row."""
-    layer = Layer(768, 2048, weights="int8")
-    spec = Spec(LN_SILU, Problem("block_step", tokens=1, heads=12, layer=layer))
+    """Of products as deep as those of a small model, one row."""
+    layer = Layer(512, 1024, weights="int8")
+    spec = Spec(LN_SILU, Problem("block_step", **SIZES, layer=layer))
     schedule = default("tvm", spec, cpu())
     narrow = replace(schedule, tile_tokens=4, vector_width=4)
     whole, in_float32 = (check(build(spec, each, cpu()), spec).errors["x"] for each in (schedule, narrow))

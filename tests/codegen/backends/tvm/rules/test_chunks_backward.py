@@ -19,7 +19,7 @@ from trellis_ops.eager.recurrence import attention
 WIDTH = cpu().vector_bits // 32
 SCHEDULE = TvmSchedule("chunks_backward", WIDTH, WIDTH, 8, threads=2, checkpoint_spacing=2 * WIDTH)
 WITH_BACKWARD = ("linear", "fixed", "gla", "deltanet", "gated_deltanet", "comba", "kda", "rwkv7", "erase_post")
-LONG = Sizes(tokens=4 * WIDTH + 5)
+LONG = Sizes(tokens=2 * WIDTH + 5)
 
 
 def cotangents(given: Named, first: Named) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +93,7 @@ def test_all_gradients_of_a_batch(name: str) -> None:
     require_close(chunked(rule, *call, *ends), walked(rule, *call, *ends), 1e-4)
 
 
-@pytest.mark.parametrize("name", ["gla", "gated_deltanet"])
+@pytest.mark.parametrize("name", ["gla", "gated_deltanet", "kda"])
 def test_packed_sequences_that_are_empty_or_end_inside_a_segment(name: str) -> None:
     rule, offsets = RULES[name], torch.tensor([0, 0, 17, 17, 62, 63, 98])
     call = inputs(rule, Sizes(batch=1, tokens=98), sequences=6)
@@ -150,7 +150,7 @@ def test_gates_that_keep_little_have_all_digits_of_their_gradient(name: str) -> 
     require_close(chunked(rule, given, first, *ends), walked(rule, given, first, *ends), 3e-6)
 
 
-@pytest.mark.parametrize("name", ["linear", "kda"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "kda"])
 def test_a_head_that_is_not_finite_stays_alone(name: str) -> None:
     rule = RULES[name]
     given, first = inputs(rule, LONG)

@@ -20,7 +20,7 @@ OF_ROUNDING = 30.0
 
 
 @drawn(rule=rules(), chunk=st.sampled_from((1, 4)), outer=st.sampled_from(("bilevel", "first_order")))
-@examples(8)
+@examples(4)
 def test_a_random_rule(rule, chunk, outer):
     case = Case(rule, 1 if rule.decay_first else chunk, batch=2, tokens=9, heads=2, dim_k=6, dim_v=5, slots=4)
     exact = _run(case, "oracle", torch.float64, outer)

@@ -107,8 +107,9 @@ def test_threads(threads):
     check_attention(with_settings(threads=threads), Run(case("trellis", batch=3, heads=3)))
 
 
-def test_whole_vectors():
-    check_attention(compiled, Run(case("two_passes", dim_k=32, dim_v=16, slots=16), "backward"))
+@pytest.mark.parametrize("name", ["two_passes", "momentum"])
+def test_whole_vectors(name):
+    check_attention(compiled, Run(case(name, dim_k=32, dim_v=16, slots=16), "backward"))
 
 
 @pytest.mark.parametrize("name", ["trellis", "gated_delta"])
