@@ -43,6 +43,8 @@ TRELLIS_OPS: Cases = {
     },
     "tests/trellis_ops/family/test_neighbours.py": {
         "test_gradients": (
+            "log_decay-inf-kda-70-no padding",
+            "log_decay-nan-kda-70-no padding",
             "v-nan-kda-70-no padding",
             "v-nan-titans-20-no padding",
         ),
