@@ -103,13 +103,13 @@ for thread in threads:
     thread.start()
 drawn = random.Random(SEED)
 results = []
-for number in range(20):
+for number in range(8):
     time.sleep(drawn.uniform(0.0, 0.1))
     results.append(in_a_child(call_on_two if number % 2 else steps[3].check))
 stop.set()
 for thread in threads:
     thread.join()
-assert results == [0] * 20, results
+assert results == [0] * 8, results
 assert failed == [], failed
 steps[3].check()
 """

@@ -17,7 +17,9 @@ TRITON: Cases = {
     "tests/codegen/backends/triton/test_descriptors.py": {
         "test_tiles_are_copied_by_the_tensor_memory_accelerator": (
             "memory_readout-readout-copies3-{'num_stages': 3, 'tile_rows': 32}",
+            "memory_readout-readout-copies3-{}",
             "memory_readout_transposed-readout-copies4-{}",
+            "memory_update-update-copies2-{'num_stages': 3, 'tile_rows': 32}",
             "memory_update-update-copies2-{}",
             "trellis_attention-fused-copies0-{'num_stages': 3, 'tile_rows': 32}",
             "trellis_attention-split-copies1-{}",

@@ -8,8 +8,10 @@ TVM_CUDA: Cases = {
     "tests/codegen/backends/tvm_cuda/test_compiled.py": {
         "test_defaults_fit_a_multiprocessor_and_do_not_spill": (
             "memory_readout-bfloat16",
+            "memory_readout-float32",
             "memory_readout_transposed-float32",
             "memory_update-bfloat16",
+            "memory_update-float32",
             "trellis_attention-float32",
             "trellis_step-bfloat16",
             "trellis_step_chunked-float32",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trellis_ops.lm.train.commands import SMALL, TEXT, finish, start
+from tests.trellis_ops.lm.train.commands import SMALL, TEXT, start
 from trellis_ops.lm.train.cli import main
 from trellis_ops.lm.train.curve import Curve, Row, read
 from trellis_ops.lm.train.loop import Trainer
@@ -61,7 +61,9 @@ def rows_in(curve: Path) -> int:
     return len(read(curve)) if curve.exists() else 0
 
 
-def test_a_killed_run_has_the_curve_of_one_that_was_not(text: Path, tmp_path: Path) -> None:
+def test_a_killed_run_has_the_curve_of_one_that_was_not(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start([str(text), "--folder", str(killed), *RUN])
     while rows_in(killed / "curve.csv") < 10 and process.poll() is None:
@@ -71,8 +73,8 @@ def test_a_killed_run_has_the_curve_of_one_that_was_not(text: Path, tmp_path: Pa
     assert process.returncode == -signal.SIGKILL
     step = checkpoints.load(killed / "checkpoint.safetensors").step
     assert 8 <= step < 48
-    printed = finish(start([str(text), "--folder", str(killed), *RUN]))
-    assert f"going on after step {step} of 48" in printed
+    main([str(text), "--folder", str(killed), *RUN])
+    assert f"going on after step {step} of 48" in capsys.readouterr().out
     main([str(text), "--folder", str(whole), *RUN])
     assert_same_run(killed, whole)
     assert read(whole / "curve.csv")[-1].held_out is not None
