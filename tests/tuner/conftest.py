@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,17 +34,25 @@ FINAL_SECONDS = 0.2
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tests keep compiled kernels, so that each is compiled once."""
-    return tmp_path_factory.mktemp("kernels")
+    """Where the tests of a run keep compiled kernels, so that each is compiled once."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "kernels"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: Path) -> None:
     """No test sees, or changes, what its user has; studies and records are its own."""
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "kernels").symlink_to(kernels)
-    monkeypatch.setenv("TRELLIS_OPS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRELLIS_OPS_TUNING_DB", str(tmp_path / "tuning_db"))
+    keep_in(tmp_path, kernels, monkeypatch)
+
+
+def keep_in(folder: Path, kernels: Path, patch: pytest.MonkeyPatch) -> None:
+    """Have all that is kept lie in `folder`, but for what is in `kernels`."""
+    (folder / "cache").mkdir()
+    (folder / "cache" / "kernels").symlink_to(kernels)
+    patch.setenv("TRELLIS_OPS_CACHE", str(folder / "cache"))
+    patch.setenv("TRELLIS_OPS_TUNING_DB", str(folder / "tuning_db"))
 
 
 @pytest.fixture
@@ -66,8 +75,13 @@ def shared_workers(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def session(tmp_path: Path, store: Store, workers: Workers) -> StudySession:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+def session(tmp_path: Path, workers: Workers) -> StudySession:
+    return session_in(tmp_path, workers)
+
+
+def session_in(folder: Path, workers: Workers) -> StudySession:
+    store = Store(folder / "tuning_db", folder / "shipped")
+    storage = open_storage(f"sqlite:///{folder / 'studies.db'}")
     return StudySession(cpu(), "tvm", store, Budget(trials=3), workers, final_seconds=FINAL_SECONDS, storage=storage)
 
 

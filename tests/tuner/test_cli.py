@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -8,14 +9,16 @@ import pytest
 import torch
 
 from codegen.device import cpu
-from tests.tuner.conftest import STEP
+from tests.tuner.conftest import FINAL_SECONDS, STEP
 from trellis_ops import explain, forget, memory_attention
 from tuner.cli import main
 from tuner.duration import duration
 from tuner.experiments import slots
 from tuner.search.progress import describe
 from tuner.search.search import Status
+from tuner.search.study import StudySession
 from tuner.studies.studies import default_url, open_storage, unusable
+from tuner.workers.pool import Workers
 from tuning_db import Outcome, Store, default_store
 
 STEP_TEXT = "step: operator=trellis_step, tokens=1, heads=2, dim=8, slots=8, chunk=1"
@@ -96,8 +99,10 @@ def test_what_no_gpu_has_a_kernel_of_tvm_for_is_refused_by_its_variant(tmp_path:
     assert "mine: it cannot be exported: for CUDA there are TVM templates of" in capsys.readouterr().err
 
 
-def test_one_spec_that_fails_does_not_end_the_run(templates, capsys):
+def test_one_spec_that_fails_does_not_end_the_run(templates, monkeypatch, capsys):
     (templates / "tvm" / "memory_update.py.j2").write_text("{{ missing.name }}")
+    monkeypatch.setattr("tuner.cli.Workers", functools.partial(Workers, compilers=1))
+    monkeypatch.setattr("tuner.cli.StudySession", functools.partial(StudySession, final_seconds=FINAL_SECONDS))
     specs = ["--spec", BROKEN_TEXT, "--spec", STEP_TEXT]
     assert main(["tune", *specs, "--budget", "1", "--no-slots", "--no-offline"]) == 1
     said = capsys.readouterr().out

@@ -17,6 +17,8 @@ from tuner.experiments.quality import PAIRS, recall
 from tuner.search.progress import SlotStatus
 from tuner.space.pareto import front_of, knee_of
 from tuner.space.space import space_of
+from tuner.workers.compile_queue import Job
+from tuner.workers.worker import Result
 from tuning_db import FrontRow, Outcome, Record, utc_now
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*nothing is tuned for this device")
@@ -135,9 +137,9 @@ def test_no_rule_recalls_what_was_not_written(monkeypatch, name):
     assert recall(16, 16, dim=16, rule=NAMED[name].rule) < 0.15
 
 
-def test_a_study_in_which_nothing_compiles_recommends_nothing(session, templates, small_study):
-    for path in (templates / "tvm").glob("*.py.j2"):
-        path.write_text("{{ missing.name }}")
+def test_a_study_in_which_nothing_compiles_recommends_nothing(session, monkeypatch, small_study):
+    failed = Result(Outcome.compile_error, "'missing' is undefined")
+    monkeypatch.setattr(session.workers, "submit", lambda candidate: Job(candidate, failed))
     with pytest.raises(NothingMeasuredError, match="'missing' is undefined"):
         slots.recommend(session, Budget(trials=100), lambda status: None)
     assert session.store.recommendation(cpu().key()) is None

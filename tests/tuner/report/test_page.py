@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from codegen.device import cpu
-from tests.tuner.conftest import STEP, UPDATE
+from tests.tuner.conftest import STEP, UPDATE, keep_in, session_in
 from tests.tuning_db.examples import recommendation, record
 from trellis_ops.specs.workload import NamedSpec
 from tuner.cli import main
@@ -19,10 +20,13 @@ from tuner.duration import duration
 from tuner.records.history import histories
 from tuner.report.page import render_page
 from tuner.report.why import why_lines
+from tuner.search.progress import SearchProgress
+from tuner.search.study import StudySession
 from tuner.search.tune import tune
 from tuner.space.sampler import distributions_of
 from tuner.space.space import space_of
 from tuner.studies.studies import default_url, open_storage
+from tuner.workers.pool import Workers
 from tuning_db import default_store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -42,11 +46,15 @@ DRAWN = (
 OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
-@pytest.fixture
-def page(session, progress, tmp_path: Path) -> Path:
-    """The page of two real winners, of a failure that is made up, and of a made-up front."""
-    for name, spec in (("step", STEP), ("update", UPDATE)):
-        tune(NamedSpec(name, spec), session, progress)
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, workers: Workers, kernels: Path) -> StudySession:
+    """Two real winners, a failure that is made up, and a made-up front."""
+    folder = tmp_path_factory.mktemp("tuned")
+    session = session_in(folder, workers)
+    with pytest.MonkeyPatch.context() as patch, SearchProgress(Console(quiet=True)) as progress:
+        keep_in(folder, kernels, patch)
+        for name, spec in (("step", STEP), ("update", UPDATE)):
+            tune(NamedSpec(name, spec), session, progress)
     session.store.recommend(recommendation(device=cpu().key()))
     (history,) = (each for each in histories(session.store, session.storage, None) if each.record.spec == UPDATE.key())
     space = space_of(UPDATE, "tvm", cpu())
@@ -54,8 +62,13 @@ def page(session, progress, tmp_path: Path) -> Path:
     failed = history.study.ask(distributions_of(space))
     failed.set_user_attr("outcome", "wrong_answer")
     history.study.tell(failed, state=TrialState.PRUNED)
+    return session
+
+
+@pytest.fixture
+def page(tuned: StudySession, tmp_path: Path) -> Path:
     path = tmp_path / "report.html"
-    path.write_text(render_page(session.store, session.storage, None), encoding="utf-8")
+    path.write_text(render_page(tuned.store, tuned.storage, None), encoding="utf-8")
     return path
 
 
@@ -84,10 +97,10 @@ def open_at(width: int, page: Path, browser) -> None:
     assert browser.get_log("browser") == []
 
 
-def test_the_page_says_in_a_browser_what_the_database_says(page, browser, session):
+def test_the_page_says_in_a_browser_what_the_database_says(page, browser, tuned):
     for width in WIDTHS:
         open_at(width, page, browser)
-        require_what_is_known(browser, session)
+        require_what_is_known(browser, tuned)
 
 
 def require_what_is_known(browser, session) -> None:

@@ -12,6 +12,7 @@ from codegen.kernels.build import build
 from codegen.rule import MAPS, Rule
 from codegen.schedules.registry import default
 from codegen.spec import OPERATORS, Problem, Spec
+from tests.tuner.conftest import TRAIN
 from tests.tuner.verify.tampering import compiled, names_of, tampered
 from tuner.verify.check import (
     SEED,
@@ -70,12 +71,11 @@ def test_right_kernels_pass(operator):
     assert all(0 <= error <= TOLERANCE["float32"] for error in checked.errors.values())
 
 
-@pytest.mark.parametrize(
-    ("direction", "chunk", "step_size"),
-    [("backward", 4, "head"), ("backward_first_order", 4, "token")],
-)
-def test_right_gradients_pass(direction, chunk, step_size):
-    spec = small("trellis_attention", direction=direction, chunk=chunk, step_size=step_size)
+FIRST_ORDER = small("trellis_attention", direction="backward_first_order", step_size="token")
+
+
+@pytest.mark.parametrize("spec", [TRAIN, FIRST_ORDER], ids=["backward", "backward_first_order"])
+def test_right_gradients_pass(spec):
     checked = check(compiled(spec), spec)
     assert checked.outcome is Outcome.ok, checked.reason
     names = ("q", "k", "v", "target", "log_decay", "step_size", "S_k", "S_v")
@@ -84,18 +84,14 @@ def test_right_gradients_pass(direction, chunk, step_size):
 
 
 def test_a_wrong_gradient_is_wrong_though_every_output_is_right():
-    spec = small("trellis_attention", direction="backward")
-    checked = check(tampered(spec, lambda arguments: arguments["dk"].mul_(1.001), launch=1), spec)
+    checked = check(tampered(TRAIN, lambda arguments: arguments["dk"].mul_(1.001), launch=1), TRAIN)
     assert checked.outcome is Outcome.wrong_answer
     assert checked.reason.startswith("dk: relative error")
 
 
-def test_gradients_of_the_first_order_are_not_those_of_the_second():
-    bilevel, first_order = (
-        small("trellis_attention", direction=direction, step_size="token")
-        for direction in ("backward", "backward_first_order")
-    )
-    checked = check(compiled(first_order), bilevel)
+def test_gradients_of_the_second_order_are_not_those_of_the_first():
+    first_order = replace(TRAIN, problem=replace(TRAIN.problem, direction="backward_first_order"))
+    checked = check(compiled(TRAIN), first_order)
     assert checked.outcome is Outcome.wrong_answer
     assert checked.errors["y"] <= TOLERANCE["float32"] < checked.errors["dk"]
 
