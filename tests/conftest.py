@@ -4,6 +4,10 @@ import gc
 import os
 from collections.abc import Iterator
 
+# Read when torch loads its OpenMP runtime. Its idle threads spin after each parallel region, and two workers of pytest
+# on two cores have four of them: half as much processor time again as the tests need.
+os.environ.setdefault("GOMP_SPINCOUNT", "200")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

@@ -50,8 +50,7 @@ class Imported:
 def imported() -> Iterator[Imported]:
     """The process, for as long as it is needed."""
     command = [sys.executable, "-W", "ignore", "-m", __name__]
-    # OpenMP reads it when torch is imported, which is before a program that trains could set it.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GOMP_SPINCOUNT": "200"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
