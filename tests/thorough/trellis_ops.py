@@ -105,7 +105,7 @@ TRELLIS_OPS: Cases = {
         "test_gradients": ("tvm-20-first_order",),
     },
     "tests/trellis_ops/operators/test_user_maps.py": {
-        "test_first_order_gradients_of_tvm": ("huber_loss",),
+        "test_first_order_gradients_of_tvm": ALL,
         "test_kernels_of_tvm": (
             "gelu_tanh",
             "huber_loss",

@@ -20,6 +20,7 @@ TVM: Cases = {
         ),
         "test_half_precision": (
             "kda-dtype0-0.02",
+            "kda-dtype1-0.002",
             "linear-dtype1-0.002",
         ),
         "test_packed_sequences_that_are_empty_or_end_inside_a_tile": ("linear",),
@@ -34,6 +35,7 @@ TVM: Cases = {
         ),
         "test_widths_that_fill_no_vector": (
             "deltanet-1-1",
+            "deltanet-100-5",
             "deltanet-3-70",
             "gla-1-1",
             "gla-100-5",
