@@ -101,7 +101,7 @@ def test_an_operator_is_named_and_others_run_on_the_best_that_is_known(ran):
 
 def test_the_gradient_runs_on_one_of_a_backward(ran):
     problem = dataclasses.replace(SPEC.problem, direction="backward")
-    forced = dataclasses.replace(default("tvm", Spec(RULE, problem), cpu()), threads=1)
+    forced = dataclasses.replace(default("tvm", Spec(RULE, problem), cpu()), checkpoint_spacing=4, tile_tokens=16)
     inputs = make_inputs(*SIZES).map(lambda x: x.requires_grad_())
     with with_schedule(forced):
         attend(inputs).sum().backward()
