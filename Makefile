@@ -35,7 +35,7 @@ train: .venv/installed-train
 
 # Run the tests, those that need Triton's interpreter, which is chosen when Triton is imported, and an older transformers.
 test: .venv/installed-test $(older_transformers)/installed
-	@echo 'Testing, in three runs: 20 to 45 minutes on two cores.'
+	@echo 'Testing, in three runs: 15 to 40 minutes on two cores.'
 	@status=0; \
 	$(undisturbed) $(VENV)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=$$?; \
 	$(undisturbed) TRITON_INTERPRET=1 $(VENV)/python -m pytest tests/interpreted -n 2 $(ARGS) || status=$$?; \

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
 from codegen.device import cpu
@@ -52,13 +54,25 @@ def study_of(url: str) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def stop_in_mid_trial(worker: subprocess.Popen[str], study: optuna.Study) -> int:
+def some_may_take_a_trial(url: str, study: optuna.Study) -> bool:
+    """Whether nobody stands still with the lock of those that take trials, for which the others would wait."""
+    engine = open_storage(url).engine
+    key = zlib.crc32(study.study_name.encode())
+    for _ in range(20):
+        with engine.connect() as connection:
+            if connection.execute(sqlalchemy.text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": key}).scalar():
+                return True
+        time.sleep(0.02)
+    return False
+
+
+def stop_in_mid_trial(worker: subprocess.Popen[str], study: optuna.Study, url: str) -> int:
     """Stop `worker` while it runs a trial, which cannot end meanwhile; the trial's number."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         os.kill(worker.pid, signal.SIGSTOP)
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            if f"|{worker.pid}|" in trial.user_attrs.get("owner", ""):
+            if f"|{worker.pid}|" in trial.user_attrs.get("owner", "") and some_may_take_a_trial(url, study):
                 return trial.number
         os.kill(worker.pid, signal.SIGCONT)
         time.sleep(0.02)
@@ -83,7 +97,7 @@ def test_workers_that_pretend_to_measure_lose_nothing_when_one_is_killed_and_one
     """What the second says of the trial it had begun comes too late and is dropped; it keeps its search."""
     killed, stopped, other = (start(url, tmp_path / str(number)) for number in range(WORKERS))
     study = study_of(url)
-    of_stopped, of_killed = (stop_in_mid_trial(each, study) for each in (stopped, killed))
+    of_stopped, of_killed = (stop_in_mid_trial(each, study, url) for each in (stopped, killed))
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     wait_until(lambda: study.get_trials()[of_stopped].state is TrialState.FAIL, "nobody missed the one that stopped")
